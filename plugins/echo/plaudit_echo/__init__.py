@@ -1,0 +1,1 @@
+"""Plaudit domains that do as little as the contract allows: one of completions, one of choices."""

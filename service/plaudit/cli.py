@@ -1,0 +1,213 @@
+"""The command `plaudit`: every process and every operator's act, each one command.
+
+Enters: arguments, settings and the environment. Leaves: results on standard output (JSON where --json is given), logs
+and errors on standard error; exit code 0, 1 for an error that Plaudit explains, 2 for wrong usage. Whatever is heavy
+is imported inside the command that needs it, so that `plaudit --help` is quick and loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from plaudit import cli_demo, cli_people
+from plaudit.cli_release import release_app
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+
+if TYPE_CHECKING:
+    from plaudit.settings import Settings
+
+app = typer.Typer(
+    name="plaudit",
+    help="An online feedback service for deployed assistants: people's feedback becomes a better assistant.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+plugins_app = typer.Typer(help="Domains that are installed.", no_args_is_help=True)
+settings_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
+model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=True)
+app.command()(cli_people.simulate)
+app.command()(cli_people.evaluate)
+app.command(hidden=True)(cli_people.judge)
+app.command()(cli_demo.demo)
+app.command()(cli_demo.replay)
+app.command("best-of", hidden=True)(cli_demo.best_of)
+app.add_typer(release_app, name="release")
+app.add_typer(plugins_app, name="plugins")
+app.add_typer(settings_app, name="settings")
+app.add_typer(model_app, name="model")
+
+
+@app.command()
+def serve(config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None) -> None:
+    """Answer requests and take feedback over gRPC, until SIGTERM."""
+    settings = load(config, assign, data_dir)
+    from plaudit.serving.server import serve as run
+
+    run(settings)
+
+
+@app.command()
+def join(config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None) -> None:
+    """Join feedback with its interactions into evidence, until SIGTERM."""
+    settings = load(config, assign, data_dir)
+    _start_logs(settings, "join")
+    from plaudit.evidence.worker import run_join
+
+    run_join(settings, _stop_on_signals())
+
+
+@app.command()
+def learn(
+    once: Annotated[bool, typer.Option("--once", help="One turn over what there is, then end.")] = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Turn evidence into releases: reward model, PPO, gate, promotion."""
+    settings = load(config, assign, data_dir)
+    _start_logs(settings, "learn")
+    from plaudit.learner.loop import learn as run
+
+    run(settings, once)
+
+
+@app.command()
+def doctor(
+    role: Annotated[
+        Literal["all", "serve", "join", "learn"], typer.Option(help="Process that is to run here.")
+    ] = "all",
+    production: Annotated[bool, typer.Option("--production", help="Also what only a laptop may leave out.")] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Check that a process can run here, and say how to mend what is wrong. Exit code 1 where something is."""
+    from plaudit.doctor import diagnose, render
+    from plaudit.errors import Misconfigured
+    from plaudit.settings import Settings
+
+    wrong: Misconfigured | None = None
+    try:
+        settings = load(config, assign, data_dir)
+    except Misconfigured as error:
+        wrong, settings = error, Settings()
+    findings = diagnose(settings, role=role, production=production, settings_error=wrong)
+    if as_json:
+        echo_json([finding.as_dict() for finding in findings])
+    else:
+        typer.echo(render(findings))
+    if any(finding.status == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+@settings_app.command("show")
+def settings_show(
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Print the settings in force as TOML, secrets masked."""
+    settings = load(config, assign, data_dir)
+    from plaudit.settings import digest, resolved
+    from plaudit.settings_text import toml
+
+    if as_json:
+        echo_json({"settings": resolved(settings), "digest": digest(settings)})
+    else:
+        typer.echo(toml(resolved(settings)), nl=False)
+
+
+@settings_app.command("table")
+def settings_table() -> None:
+    """Print docs/settings.md: every key with its type, default and meaning."""
+    from plaudit.settings_text import table
+
+    typer.echo(table(), nl=False)
+
+
+@plugins_app.command("list")
+def plugins_list(as_json: JsonOption = False) -> None:
+    """List the installed domains, those that cannot load too."""
+    from plaudit.plugins import installed
+
+    rows = [_plain(plugin) for plugin in installed()]
+    if as_json:
+        echo_json(rows)
+    else:
+        for row in rows:
+            typer.echo("  ".join(str(value) for value in row.values() if value not in ("", None)))
+
+
+@plugins_app.command("check")
+def plugins_check(name: Annotated[str, typer.Argument(help="Domain, as `plaudit plugins list` names it.")]) -> None:
+    """Run the conformance kit's checks on an installed domain."""
+    from plaudit.testing.installed import check
+
+    failures = check(name)
+    for line in failures:
+        typer.echo(f"failed: {line}")
+    if failures:
+        raise typer.Exit(1)
+    typer.echo(f"{name}: all checks passed")
+
+
+@model_app.command("prepare")
+def model_prepare(
+    name: Annotated[Literal["smollm2", "tiny"], typer.Argument(help="smollm2 (135M, instruct) or tiny (for trials).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+) -> None:
+    """Write a base model in the Hugging Face format, without a hub."""
+    from plaudit.testing import models
+
+    typer.echo(str(models.smollm2(out) if name == "smollm2" else models.pretrained_tiny(out)))
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def main() -> None:
+    """Entry point: runs the command; an error that Plaudit explains is a message and exit code 1."""
+    from plaudit.errors import PlauditError
+
+    try:
+        app()
+    except PlauditError as error:
+        sys.stderr.write(f"plaudit: {error.message}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    return stop
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else dict(value)
+
+
+def _start_logs(settings: Settings, process: str) -> None:
+    from plaudit.telemetry import configure
+
+    configure(settings.log_format, settings.log_level, process)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""`plaudit demo`, and the two audits that it runs as processes: `plaudit replay` and `plaudit best-of`.
+
+Enters: options. Leaves: a report folder, or JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+
+ChannelArgument = Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')]
+OutOption = Annotated[Path | None, typer.Option("--out", help="File to write, instead of standard output.")]
+
+
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model and fewer people: minutes.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the report, the logs and the data.")] = Path(
+        "demo-report"
+    ),
+    seed: Annotated[int, typer.Option(help="Fixes the people, the sampling and the training.")] = 0,
+    log: Annotated[Literal["sqlite", "kafka"], typer.Option(help="Event log.")] = "sqlite",
+    keep_data: Annotated[bool, typer.Option("--keep-data", help="Keep the data directory afterwards.")] = False,
+    as_json: JsonOption = False,
+    assign: SetOption = None,
+) -> None:
+    """Run the whole loop on this machine, with simulated people, and write a report."""
+    from plaudit.demo.orchestrate import run_demo
+    from plaudit.demo.plan import DemoOptions
+    from plaudit.demo.processes import DemoFailed
+
+    options = DemoOptions(out=out, quick=quick, seed=seed, log=log, keep_data=keep_data, overrides=tuple(assign or ()))
+    try:
+        report = run_demo(options)
+    except DemoFailed as error:
+        typer.echo(f"plaudit: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(json.dumps(report.data, indent=2, ensure_ascii=False) if as_json else report.summary())
+    typer.echo(f"report: {out / 'report.md'}", err=as_json)
+
+
+def replay(
+    channel: ChannelArgument,
+    count: Annotated[int, typer.Option(help="Completions to make again.", min=1)] = 64,
+    out: OutOption = None,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Make logged replies again on an idle engine and count those that differ, as JSON."""
+    settings = load(config, assign, data_dir)
+    from plaudit.demo.replay import replay as run
+    from plaudit.types import Channel
+
+    _write(run(settings, Channel.parse(channel), count).as_dict(), out)
+
+
+def best_of(
+    channel: ChannelArgument,
+    version: Annotated[int, typer.Argument(help="Release whose reward model picks.", min=1)],
+    answers: Annotated[Path, typer.Option(help="File that `plaudit evaluate --answers` wrote.")],
+    out: OutOption = None,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Let a release's reward model pick one of the base's answers to each prompt; a JSON list of places."""
+    settings = load(config, assign, data_dir)
+    from plaudit.learner.best_of_n import pick
+    from plaudit.types import Channel
+
+    content = json.loads(answers.read_text(encoding="utf-8"))
+    _write(pick(settings, Channel.parse(channel), version, content["prompts"], content["releases"]["0"]), out)
+
+
+def _write(value: Any, out: Path | None) -> None:
+    text = json.dumps(value, indent=2)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,168 @@
+"""`plaudit simulate`, `plaudit evaluate` and `plaudit judge`: simulated people, in a process of their own.
+
+Enters: what is simulated, and the address of a running service. Leaves: a ledger or judgements as JSON. These
+commands alone reach a population's hidden gold.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from plaudit.simulate.ledger import SimulationLedger
+
+_LOOK_SECONDS = 0.05
+
+PopulationOption = Annotated[str, typer.Option("--population", help="Who asks and rates; a plugin brings it.")]
+TargetOption = Annotated[str, typer.Option("--target", help="Address of the service, host:port.")]
+TenantOption = Annotated[str, typer.Option("--tenant", help="Whose traffic it is.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Fixes the people, what they ask and what they like.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", help="Sampling temperature; the release's own where absent.", min=0)
+]
+
+
+def simulate(
+    population: PopulationOption = "instruction",
+    target: TargetOption = "127.0.0.1:50051",
+    tenant: TenantOption = "default",
+    seed: SeedOption = 0,
+    events: Annotated[int, typer.Option(help="Acts of feedback; 0 goes on until SIGTERM.", min=0)] = 1780,
+    acts_per_interaction: Annotated[float, typer.Option(help="Mean acts about one reply.", min=0)] = 3.3,
+    concurrency: Annotated[int, typer.Option(help="Requests open at once.", min=1)] = 32,
+    base_share: Annotated[float, typer.Option(help="Share of comparisons in which one side is the base.")] = 0.0,
+    pause: Annotated[float, typer.Option(help="Seconds that each person waits after an interaction.", min=0)] = 0.0,
+    temperature: TemperatureOption = None,
+    after: Annotated[Path | None, typer.Option(help="Begin when this file exists; be ready before.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="File for what people asked, got and were told.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Let simulated people ask and rate."""
+    from plaudit.simulate.run import SimulateSettings
+    from plaudit.simulate.run import simulate as run
+
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    while after is not None and not after.exists() and not stop.is_set():
+        stop.wait(_LOOK_SECONDS)
+    found = run(
+        SimulateSettings(
+            target=target,
+            population=population,
+            tenant=tenant,
+            seed=seed,
+            events=events or None,
+            acts_per_interaction=acts_per_interaction,
+            concurrency=concurrency,
+            base_share=base_share,
+            temperature=temperature,
+            pause_seconds=pause,
+        ),
+        progress=_say_now_and_then(),
+        stop=stop,
+    )
+    if ledger is not None:
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        ledger.write_text(json.dumps(found.to_json()), encoding="utf-8")
+    counts = found.counts()
+    typer.echo(json.dumps(counts, indent=2) if as_json else _sentence(counts))
+
+
+def evaluate(
+    releases: Annotated[str, typer.Option(help="Versions to judge, such as 1,2; the base is always judged.")] = "",
+    population: PopulationOption = "instruction",
+    target: TargetOption = "127.0.0.1:50051",
+    tenant: TenantOption = "default",
+    seed: SeedOption = 0,
+    samples: Annotated[int, typer.Option(help="Answers a prompt.", min=1, max=8)] = 4,
+    prompts: Annotated[int, typer.Option(help="Evaluation prompts asked; 0 asks all.", min=0)] = 0,
+    concurrency: Annotated[int, typer.Option(help="Requests open at once.", min=1)] = 32,
+    temperature: TemperatureOption = None,
+    out: Annotated[Path | None, typer.Option(help="File for the figures, instead of standard output.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="File for the answers themselves.")] = None,
+) -> None:
+    """Let the hidden gold judge releases and cheap baselines, on prompts that nobody asked before."""
+    from plaudit.simulate.evaluate import EvaluateSettings
+    from plaudit.simulate.evaluate import evaluate as run
+
+    found = run(
+        EvaluateSettings(
+            target=target,
+            releases=tuple(int(version) for version in releases.split(",") if version.strip()),
+            population=population,
+            tenant=tenant,
+            samples=samples,
+            prompts=prompts or None,
+            seed=seed,
+            concurrency=concurrency,
+            temperature=temperature,
+        ),
+        progress=lambda name: typer.echo(f"asks {name}", err=True),
+    )
+    if answers is not None:
+        content = {
+            "prompts": [prompt.text for prompt in found.prompts],
+            "base": found.base_answers,
+            "releases": {str(version): given for version, given in found.answers.items()},
+        }
+        answers.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    _write(found.to_json(), out)
+
+
+def judge(
+    answers: Annotated[Path, typer.Option(help="File that `plaudit evaluate --answers` wrote.")],
+    picks: Annotated[Path, typer.Option(help="JSON list: for each prompt, which of the base's answers was picked.")],
+    population: PopulationOption = "instruction",
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(help="File for the figures, instead of standard output.")] = None,
+) -> None:
+    """Let the hidden gold judge answers that something else picked among the base's."""
+    from plaudit.errors import Misconfigured
+    from plaudit.simulate.evaluate import judged
+    from plaudit.simulate.population import load_population
+
+    people = load_population(population)
+    by_text = {prompt.text: prompt for prompt in people.evaluation_prompts()}
+    content = json.loads(answers.read_text(encoding="utf-8"))
+    chosen: list[int] = json.loads(picks.read_text(encoding="utf-8"))
+    offered: list[list[str]] = content["releases"]["0"]
+    if len(chosen) != len(offered):
+        raise Misconfigured(f"{picks} has {len(chosen)} picks for {len(offered)} prompts; pick one answer of each")
+    given = [[group[pick]] for group, pick in zip(offered, chosen, strict=True)]
+    found = judged(people, [by_text[text] for text in content["prompts"]], given, content["base"], seed)
+    _write(found.to_json(), out)
+
+
+def _write(value: Any, out: Path | None) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
+
+
+def _say_now_and_then() -> Any:
+    """Prints the counts every hundred interactions, so that a log shows that people are at work."""
+
+    def progress(ledger: SimulationLedger) -> None:
+        counts = ledger.counts()
+        if counts["replies"] % 100 == 0:
+            sys.stderr.write(_sentence(counts) + "\n")
+
+    return progress
+
+
+def _sentence(counts: dict[str, Any]) -> str:
+    return (
+        f"{counts['replies']} replies to {counts['requests']} requests, {counts['requests_failed']} failed; "
+        f"{counts['acknowledged']} acts acknowledged, {counts['acts_failed']} failed"
+    )

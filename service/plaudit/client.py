@@ -1,0 +1,395 @@
+"""Plaudit's client, synchronous (`Plaudit`) and asyncio (`AsyncPlaudit`).
+
+What enters: prompts, options, acts of people. What leaves: typed replies, and errors as the classes of
+`plaudit.errors`. Calls with an idempotency key (requests, feedback, retractions) are tried again where the error is
+retryable; moves of releases and streams are not. Never imports torch.
+
+    with Plaudit("127.0.0.1:50051") as client:
+        reply = client.generate("instruction", "How do I descale a kettle?", n=2)
+        reply.choose(0, 1, rater="ana")
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+import grpc.aio
+import tenacity
+
+from plaudit.errors import PlauditError
+from plaudit.release.moves import ChannelState, ReleaseRow, ReleaseState
+from plaudit.replies import (
+    Acknowledged,
+    ChooseOptions,
+    Decision,
+    Delta,
+    FeedbackGiver,
+    GenerateOptions,
+    RankedOption,
+    Reply,
+    ReplyCompletion,
+    acknowledged,
+    choose_request,
+    decision,
+    drafts,
+    generate_request,
+    reply,
+)
+from plaudit.serving.wire import error_classes, from_call
+from plaudit.types import Channel, Message, Option
+from plaudit.v1 import (
+    assistant_pb2,
+    assistant_pb2_grpc,
+    errors_pb2,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    releases_pb2,
+    releases_pb2_grpc,
+)
+
+__all__ = [
+    "Acknowledged",
+    "AsyncPlaudit",
+    "BulkAcknowledged",
+    "Decision",
+    "Delta",
+    "FeedbackGiver",
+    "Plaudit",
+    "RankedOption",
+    "Reply",
+    "ReplyCompletion",
+    "drafts",
+]
+
+Answer = TypeVar("Answer")
+Prompt = str | Sequence[Message]
+
+DEFAULT_SECONDS = 120.0
+# With the waits below, about six seconds of trying: longer than a rolling restart of one replica keeps its port shut.
+DEFAULT_ATTEMPTS = 6
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 3.0
+_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.keepalive_time_ms", 60_000))
+
+
+@dataclass(frozen=True, slots=True)
+class BulkAcknowledged:
+    """What became of item `index` of a bulk stream; `error` is None where the act is durable."""
+
+    index: int
+    feedback_id: str
+    error: PlauditError | None
+
+
+class _Stubs:
+    """Stubs of one channel, and the messages that both clients send."""
+
+    def __init__(self, channel: Any) -> None:
+        self.assistant: Any = assistant_pb2_grpc.AssistantServiceStub(channel)
+        self.feedback: Any = feedback_pb2_grpc.FeedbackServiceStub(channel)
+        self.releases: Any = releases_pb2_grpc.ReleaseServiceStub(channel)
+
+
+class Plaudit:
+    """The synchronous client; may be shared by threads."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_SECONDS,
+        attempts: int = DEFAULT_ATTEMPTS,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._channel = (
+            grpc.secure_channel(target, credentials, _OPTIONS)
+            if credentials
+            else grpc.insecure_channel(target, _OPTIONS)
+        )
+        self._stubs = _Stubs(self._channel)
+        self._timeout = timeout
+        self._attempts = attempts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._channel.close()
+
+    def generate(
+        self, domain: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Reply[Acknowledged]:
+        """Completions of a prompt, recorded."""
+        request = generate_request(domain, prompt, options)
+        return reply(self._again(self._stubs.assistant.Generate, request, timeout), self.submit)
+
+    def stream(
+        self, domain: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Iterator[Delta | Reply[Acknowledged]]:
+        """Text as it comes, and at the end the reply, recorded."""
+        request = assistant_pb2.StreamGenerateRequest(request=generate_request(domain, prompt, options))
+        for event in self._each(self._stubs.assistant.StreamGenerate(request, timeout=timeout or self._timeout)):
+            yield _event(event, self.submit)
+
+    def choose(
+        self,
+        domain: str,
+        prompt: Prompt,
+        choices: Sequence[str | Option],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ChooseOptions],
+    ) -> Decision[Acknowledged]:
+        """Options in order of their probability, recorded."""
+        request = choose_request(domain, prompt, choices, options)
+        return decision(self._again(self._stubs.assistant.Choose, request, timeout), self.submit)
+
+    def feedback_from_handle(self, handle: str, candidate_ids: Sequence[str] = ()) -> FeedbackGiver[Acknowledged]:
+        """Gives feedback where only the handle (and perhaps the candidate ids) was kept."""
+        return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=self.submit)
+
+    def submit(self, act: feedback_pb2.Feedback) -> Acknowledged:
+        """Sends one act; it is durable when this returns."""
+        request = feedback_pb2.SubmitFeedbackRequest(feedback=act)
+        return acknowledged(self._again(self._stubs.feedback.SubmitFeedback, request))
+
+    def submit_many(
+        self, acts: Iterable[feedback_pb2.Feedback], *, timeout: float | None = None
+    ) -> Iterator[BulkAcknowledged]:
+        """Sends many acts (see `drafts`) and gives one acknowledgement for each, in order."""
+        requests = (feedback_pb2.StreamFeedbackRequest(feedback=act) for act in acts)
+        for answer in self._each(self._stubs.feedback.StreamFeedback(requests, timeout=timeout)):
+            yield _bulk(answer)
+
+    def retract(self, handle: str, feedback_id: str, *, rater: str = "", session_id: str = "") -> dt.datetime:
+        """Withdraws an act; when the withdrawal was accepted."""
+        request = _retraction(handle, feedback_id, rater, session_id)
+        accepted: dt.datetime = self._again(self._stubs.feedback.RetractFeedback, request).accepted_at.ToDatetime(
+            dt.UTC
+        )
+        return accepted
+
+    def releases(self, channel: str) -> tuple[ChannelState, list[ReleaseRow]]:
+        """What a channel serves, and all its releases, oldest first."""
+        answer = self._again(self._stubs.releases.ListReleases, releases_pb2.ListReleasesRequest(channel=channel))
+        return _state(answer.state), [_release(row) for row in answer.releases]
+
+    def release(self, channel: str, version: int) -> tuple[ReleaseRow, str]:
+        """One release and its manifest as JSON."""
+        request = releases_pb2.GetReleaseRequest(channel=channel, version=version)
+        answer = self._again(self._stubs.releases.GetRelease, request)
+        return _release(answer.release), answer.manifest_json
+
+    def watch(self, channel: str = "", *, timeout: float | None = None) -> Iterator[ChannelState]:
+        """Channel states, first as they are, then as they change; ends with the timeout's DeadlinePassed."""
+        request = releases_pb2.WatchReleasesRequest(channel=channel)
+        for answer in self._each(self._stubs.releases.WatchReleases(request, timeout=timeout)):
+            yield _state(answer.state)
+
+    def promote(
+        self, channel: str, version: int, *, expected_generation: int | None = None, reason: str = ""
+    ) -> ChannelState:
+        """Makes a gated release live."""
+        request = releases_pb2.PromoteReleaseRequest(
+            channel=channel, version=version, expected_generation=expected_generation, reason=reason
+        )
+        return _state(self._once(self._stubs.releases.PromoteRelease, request, self._timeout).state)
+
+    def roll_back(
+        self, channel: str, to_version: int | None = None, *, expected_generation: int | None = None, reason: str = ""
+    ) -> ChannelState:
+        """Goes back to an earlier release."""
+        request = releases_pb2.RollBackReleaseRequest(
+            channel=channel, to_version=to_version, expected_generation=expected_generation, reason=reason
+        )
+        return _state(self._once(self._stubs.releases.RollBackRelease, request, self._timeout).state)
+
+    def pin(
+        self, channel: str, pinned: bool = True, *, expected_generation: int | None = None, reason: str = ""
+    ) -> ChannelState:
+        """Pins the live release, or unpins it."""
+        request = releases_pb2.PinReleaseRequest(
+            channel=channel, pinned=pinned, expected_generation=expected_generation, reason=reason
+        )
+        return _state(self._once(self._stubs.releases.PinRelease, request, self._timeout).state)
+
+    def _again(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
+        """Calls, and calls again where the error is retryable; all attempts share one deadline."""
+        ends_at = time.monotonic() + (timeout or self._timeout)
+        for attempt in tenacity.Retrying(**_policy(self._attempts)):
+            with attempt:
+                return self._once(method, request, ends_at - time.monotonic())
+        raise AssertionError("tenacity ends with an answer or an error")
+
+    def _once(self, method: Callable[..., Any], request: Any, timeout: float) -> Any:
+        try:
+            return method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_call(error) from error
+
+    def _each(self, answers: Any) -> Iterator[Any]:
+        try:
+            yield from answers
+        except grpc.RpcError as error:
+            raise from_call(error) from error
+        finally:
+            # A reader that stops early leaves a call under way; the service frees its slot only when it is told.
+            answers.cancel()
+
+
+class AsyncPlaudit:
+    """The asyncio client; belongs to one event loop."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = DEFAULT_SECONDS,
+        attempts: int = DEFAULT_ATTEMPTS,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        options = list(_OPTIONS)
+        self._channel: Any = (
+            grpc.aio.secure_channel(target, credentials, options)
+            if credentials
+            else grpc.aio.insecure_channel(target, options)
+        )
+        self._stubs = _Stubs(self._channel)
+        self._timeout = timeout
+        self._attempts = attempts
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+    async def generate(
+        self, domain: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Reply[Awaitable[Acknowledged]]:
+        """Completions of a prompt, recorded."""
+        request = generate_request(domain, prompt, options)
+        return reply(await self._again(self._stubs.assistant.Generate, request, timeout), self.submit)
+
+    async def stream(
+        self, domain: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncIterator[Delta | Reply[Awaitable[Acknowledged]]]:
+        """Text as it comes, and at the end the reply, recorded."""
+        request = assistant_pb2.StreamGenerateRequest(request=generate_request(domain, prompt, options))
+        answers = self._stubs.assistant.StreamGenerate(request, timeout=timeout or self._timeout)
+        try:
+            async for event in answers:
+                yield _event(event, self.submit)
+        except grpc.RpcError as error:
+            raise from_call(error) from error
+        finally:
+            answers.cancel()
+
+    async def choose(
+        self,
+        domain: str,
+        prompt: Prompt,
+        choices: Sequence[str | Option],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[ChooseOptions],
+    ) -> Decision[Awaitable[Acknowledged]]:
+        """Options in order of their probability, recorded."""
+        request = choose_request(domain, prompt, choices, options)
+        return decision(await self._again(self._stubs.assistant.Choose, request, timeout), self.submit)
+
+    def feedback_from_handle(
+        self, handle: str, candidate_ids: Sequence[str] = ()
+    ) -> FeedbackGiver[Awaitable[Acknowledged]]:
+        """Gives feedback where only the handle (and perhaps the candidate ids) was kept."""
+        return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=self.submit)
+
+    async def submit(self, act: feedback_pb2.Feedback) -> Acknowledged:
+        """Sends one act; it is durable when this returns."""
+        request = feedback_pb2.SubmitFeedbackRequest(feedback=act)
+        return acknowledged(await self._again(self._stubs.feedback.SubmitFeedback, request))
+
+    async def retract(self, handle: str, feedback_id: str, *, rater: str = "", session_id: str = "") -> dt.datetime:
+        """Withdraws an act; when the withdrawal was accepted."""
+        request = _retraction(handle, feedback_id, rater, session_id)
+        answer = await self._again(self._stubs.feedback.RetractFeedback, request)
+        accepted: dt.datetime = answer.accepted_at.ToDatetime(dt.UTC)
+        return accepted
+
+    async def releases(self, channel: str) -> tuple[ChannelState, list[ReleaseRow]]:
+        """What a channel serves, and all its releases, oldest first."""
+        request = releases_pb2.ListReleasesRequest(channel=channel)
+        answer = await self._again(self._stubs.releases.ListReleases, request)
+        return _state(answer.state), [_release(row) for row in answer.releases]
+
+    async def _again(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
+        """Calls, and calls again where the error is retryable; all attempts share one deadline."""
+        ends_at = time.monotonic() + (timeout or self._timeout)
+        async for attempt in tenacity.AsyncRetrying(**_policy(self._attempts)):
+            with attempt:
+                try:
+                    return await method(request, timeout=ends_at - time.monotonic())
+                except grpc.RpcError as error:
+                    raise from_call(error) from error
+        raise AssertionError("tenacity ends with an answer or an error")
+
+
+def _policy(attempts: int) -> dict[str, Any]:
+    return {
+        "retry": tenacity.retry_if_exception(lambda error: isinstance(error, PlauditError) and error.retryable),
+        "stop": tenacity.stop_after_attempt(attempts),
+        "wait": tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        "reraise": True,
+    }
+
+
+def _event(
+    event: assistant_pb2.StreamGenerateResponse, send: Callable[[feedback_pb2.Feedback], Answer]
+) -> Delta | Reply[Answer]:
+    if event.WhichOneof("event") == "delta":
+        return Delta(event.delta.index, event.delta.text)
+    return reply(event.done, send)
+
+
+def _bulk(answer: feedback_pb2.StreamFeedbackResponse) -> BulkAcknowledged:
+    if answer.accepted:
+        return BulkAcknowledged(answer.index, answer.feedback_id, None)
+    reason = errors_pb2.ErrorReason.Name(answer.reason).removeprefix("ERROR_REASON_")
+    cls = error_classes().get(reason, PlauditError)
+    return BulkAcknowledged(answer.index, answer.feedback_id, cls(answer.message))
+
+
+def _retraction(handle: str, feedback_id: str, rater: str, session_id: str) -> feedback_pb2.RetractFeedbackRequest:
+    return feedback_pb2.RetractFeedbackRequest(
+        handle=handle, feedback_id=feedback_id, rater=rater, session_id=session_id
+    )
+
+
+def _state(state: releases_pb2.ChannelState) -> ChannelState:
+    canary = state.canary if state.HasField("canary") else None
+    return ChannelState(Channel.parse(state.channel), state.generation, state.live, canary, state.pinned)
+
+
+def _release(row: releases_pb2.Release) -> ReleaseRow:
+    name = releases_pb2.ReleaseState.Name(row.state).removeprefix("RELEASE_STATE_")
+    return ReleaseRow(
+        channel=Channel.parse(row.channel),
+        version=row.version,
+        digest=row.digest,
+        state=ReleaseState[name],
+        created_at=row.created_at.ToDatetime(dt.UTC),
+        decision_json=row.decision_json,
+    )

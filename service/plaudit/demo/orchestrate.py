@@ -1,0 +1,382 @@
+"""The demo, stage by stage: serve, ask and rate, learn, swap, rate again, learn again, judge, replay, audit.
+
+Enters: options. Leaves: a Report. Every process is a command of `plaudit` over one data directory, as on a laptop or
+in a cluster; this module starts them, waits and reads what they wrote. It trains nothing and judges nothing itself.
+A gate that refuses everything is a result; a process that fails is an error with the end of its log.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import plaudit
+from plaudit.demo import audit, measure, people, plan
+from plaudit.demo.plan import CHANNEL, DemoOptions, Scale
+from plaudit.demo.processes import Child, DemoFailed, Processes, model_environ
+from plaudit.demo.progress import Progress
+from plaudit.demo.report import Report
+from plaudit.errors import Misconfigured
+from plaudit.eventlog import open_log
+from plaudit.evidence.store import EvidenceStore, JoinCounts
+from plaudit.release.registry import Registry
+from plaudit.settings import Settings, load_settings
+from plaudit.settings_text import toml
+
+LEARNER_FILE = "learner.json"
+# From this step of a turn on (5, register) a release goes live within a second or two.
+SWAP_STEP = 5
+_READY_SECONDS = 300.0
+_SETTLE_SECONDS = 120.0
+_PATIENCE_SECONDS = 150.0  # People finish the requests that they have open; a request's deadline is 120 s.
+_PACKAGES = ("torch", "transformers", "peft", "grpcio", "sqlalchemy")
+
+
+def run_demo(options: DemoOptions) -> Report:
+    """Run every stage and write the report into `options.out`; raises DemoFailed where a process fails."""
+    _clear(options)
+    with Progress() as progress, Processes(options.out / "logs", threads=plan.threads()) as processes:
+        demo = _Demo(options, plan.scale(options), progress, processes)
+        try:
+            measured = demo.run()
+        finally:
+            demo.close()
+    report = Report({**measured, "seconds": round(progress.seconds, 1), "stage_seconds": progress.stage_seconds})
+    report.write(options.out)
+    if not options.keep_data:
+        shutil.rmtree(options.data_dir, ignore_errors=True)
+    return report
+
+
+class _Demo:
+    def __init__(self, options: DemoOptions, scale: Scale, progress: Progress, processes: Processes) -> None:
+        self.options = options
+        self.scale = scale
+        self.progress = progress
+        self.processes = processes
+        self.settings = Settings()
+        self.target = ""
+        self._store: EvidenceStore | None = None
+        self._opened: Registry | None = None
+        self._ledgers: list[str] = []
+        self._counted = 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Every stage in order; the report's data but for its times."""
+        self.progress.stage("prepare the model")
+        self._configure()
+        self.progress.stage("start serving")
+        serving, joining = self._start()
+        self.progress.stage("people ask and rate the base")
+        self._people("people-1", self.scale.first_acts, self.options.seed)
+        self._settle(joining)
+        for turn in range(1, self.scale.turns + 1):
+            if turn > 1:
+                self.progress.stage(
+                    f"people rate release {self._live()}'s answers" if self._live() else "people rate on"
+                )
+                self._people(f"people-{turn}", self.scale.own_acts, self.options.seed, self.scale.own_base_share)
+                self._settle(joining)
+            self.progress.stage(f"turn {turn}")
+            self._turn(turn)
+        self.progress.stage("gold judges")
+        judged = self._evaluate()
+        self.processes.end(serving)
+        self.progress.stage("baseline: best of 4")
+        self._best_of(judged)
+        self.progress.stage("replay on an idle engine")
+        replay = self._replay()
+        self.progress.stage("audit")
+        self._settle(joining)
+        self.processes.end(joining)
+        return self._measure(judged, replay)
+
+    # Stages ------------------------------------------------------------------------------------------
+
+    def _configure(self) -> None:
+        model = plan.cache_dir() / self.scale.model
+        self.processes.run("model", ["model", "prepare", self.scale.model, "--out", str(model)], self._tick)
+        self.options.config.write_text(toml(plan.settings_table(self.options, model)), encoding="utf-8")
+        overrides = [*self.options.overrides, f"data_dir={self.options.data_dir.absolute()}"]
+        self.settings = load_settings(self.options.config, overrides)
+        if self.settings.log.kind == "kafka" and not self.settings.log.kafka.bootstrap:
+            raise Misconfigured(
+                "--log kafka needs a broker; name it by --set log.kafka.bootstrap=host:port", setting="log.kafka"
+            )
+
+    def _start(self) -> tuple[Child, Child]:
+        serving = self.processes.start("serve", ["serve", *plan.common(self.options)], environ=model_environ())
+        self.target = self._wait_until_ready()
+        joining = self.processes.start("join", ["join", *plan.common(self.options)])
+        return serving, joining
+
+    def _people(self, name: str, events: int, seed: int, base_share: float = 0.0) -> None:
+        arguments = people.simulate_arguments(
+            population=self.scale.population,
+            target=self.target,
+            events=events,
+            seed=seed,
+            concurrency=self.scale.people,
+            temperature=self.settings.policy.temperature,
+            ledger=self._ledger(name),
+            acts_per_interaction=self.scale.acts_per_interaction,
+            base_share=base_share,
+        )
+        self.processes.run(name, arguments, self._tick)
+
+    def _turn(self, turn: int) -> None:
+        """One turn of the learner under light traffic; while its release goes live, under much more."""
+        before = self._live()
+        bell = self.options.data_dir / f"swap-{turn}"
+        light = self._traffic(f"light-{turn}", self.scale.light_people, 0.5, 100 + turn, pause=self.scale.light_pause)
+        # These people are ready before the moment, and ask only then: serving has priority over training, and a
+        # crowd that stays would starve the learner.
+        crowd = self._traffic(f"swap-{turn}", self.scale.swap_people, 0.1, 200 + turn, after=bell)
+        learner = self.processes.start(
+            f"learn-{turn}", ["learn", "--once", *plan.common(self.options)], ends=True, environ=model_environ()
+        )
+
+        def tick() -> None:
+            if self._learner().get("step", 0) >= SWAP_STEP:
+                bell.touch()
+            self._tick()
+
+        self.processes.wait(learner, tick)
+        if self._live() != before:
+            self._wait(self.scale.settle_seconds)
+        for child in (crowd, light):
+            self.processes.end(child, _PATIENCE_SECONDS)
+        self._say_outcome(turn, before)
+
+    def _traffic(
+        self,
+        name: str,
+        concurrency: int,
+        acts: float,
+        seed: int,
+        *,
+        pause: float = 0.0,
+        after: Path | None = None,
+    ) -> Child:
+        """People who ask all the time and rate now and then, until they are asked to end."""
+        arguments = people.simulate_arguments(
+            population=self.scale.population,
+            target=self.target,
+            events=0,
+            seed=self.options.seed + seed,
+            concurrency=concurrency,
+            temperature=self.settings.policy.temperature,
+            ledger=self._ledger(name),
+            acts_per_interaction=acts,
+            pause=pause,
+            after=after,
+        )
+        return self.processes.start(name, arguments)
+
+    def _evaluate(self) -> dict[str, Any]:
+        out = self.options.out / "evaluation.json"
+        arguments = people.evaluate_arguments(
+            population=self.scale.population,
+            target=self.target,
+            versions=self._served_versions(),
+            seed=self.options.seed,
+            concurrency=self.scale.people,
+            temperature=self.settings.policy.temperature,
+            prompts=self.scale.judged_prompts,
+            samples=self.scale.judged_samples,
+            out=out,
+            answers=self.options.out / "answers.json",
+        )
+        self.processes.run("evaluate", arguments, self._tick)
+        judged: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return judged
+
+    def _best_of(self, judged: dict[str, Any]) -> None:
+        """Adds the baseline best_of_4: of the base's four answers, what the newest reward model likes best."""
+        versions = self._served_versions()
+        if not versions:
+            return
+        out, answers = self.options.out, self.options.out / "answers.json"
+        picks, figures = out / "best-of-4.picks.json", out / "best-of-4.json"
+        pick = ["best-of", str(CHANNEL), str(versions[-1]), "--answers", str(answers), "--out", str(picks)]
+        self.processes.run("best-of", [*pick, *plan.common(self.options)], self._tick)
+        arguments = people.judge_arguments(
+            population=self.scale.population, seed=self.options.seed, answers=answers, picks=picks, out=figures
+        )
+        self.processes.run("judge", arguments, self._tick)
+        judged["baselines"]["best_of_4"] = json.loads(figures.read_text(encoding="utf-8"))
+
+    def _replay(self) -> dict[str, Any]:
+        out = self.options.out / "replay.json"
+        arguments = ["replay", str(CHANNEL), "--count", str(self.scale.replayed), "--out", str(out)]
+        self.processes.run("replay", [*arguments, *plan.common(self.options)], self._tick)
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+
+    def _measure(self, judged: dict[str, Any], replay: dict[str, Any]) -> dict[str, Any]:
+        ledger = sum((people.read_ledger(self.options.out / name) for name in self._ledgers), people.Ledger())
+        log = open_log(self.settings)
+        try:
+            contents = audit.read_log(log, CHANNEL)
+        finally:
+            log.close()
+        assert self._store is not None, "the stages before have counted in it"
+        registry = self._registry()
+        frozen = self._store.freeze(CHANNEL, registry.salt(CHANNEL))
+        figures = {int(version): values for version, values in judged["releases"].items()}
+        replies = contents.replies
+        return {
+            "requests": {
+                "sent": ledger.sent + sum(reply.evaluation for reply in replies),
+                "failed": ledger.failed,
+                "altered": replay["altered"],
+            },
+            "feedback": audit.feedback_counts(ledger.acknowledged, contents, self._store.counts(CHANNEL), frozen),
+            "releases": measure.releases(registry, CHANNEL, figures, replies),
+            "baselines": {name: row["gold_win_rate"] for name, row in judged["baselines"].items()},
+            "freshness_seconds": measure.freshness(registry, CHANNEL, frozen, replies),
+            "seed": self.options.seed,
+            "versions": versions(),
+            "quick": self.options.quick,
+            "baseline_figures": judged["baselines"],
+            "constant_answer_text": judged["constant_answer_text"],
+            "examples": judged["examples"][:4],
+            "replay": replay,
+            "traffic": measure.traffic(registry.history(CHANNEL), replies),
+            "commands": self.processes.commands,
+        }
+
+    def close(self) -> None:
+        """Close what the stages opened."""
+        if self._store is not None:
+            self._store.close()
+        if self._opened is not None:
+            self._opened.close()
+
+    # Waiting and looking -----------------------------------------------------------------------------
+
+    def _wait_until_ready(self) -> str:
+        """The address of the service once its health says SERVING."""
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        from plaudit.serving.server import read_address
+
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline:
+            self._wait(0.3)
+            target = read_address(self.settings.data_dir)
+            if target is None:
+                continue
+            with grpc.insecure_channel(target) as channel:
+                try:
+                    reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+                except grpc.RpcError:
+                    continue
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                    return target
+        raise DemoFailed(
+            f"serving was not ready after {_READY_SECONDS:.0f} s; see {self.options.out / 'logs/serve.log'}"
+        )
+
+    def _settle(self, joining: Child) -> None:
+        """Wait until the join has read every act that was acknowledged and no act waits for its interaction."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        told = sum(len(people.read_ledger(self.options.out / name).acknowledged) for name in self._ledgers)
+        counts = self._counts()
+        while time.monotonic() < deadline:
+            counts = self._counts()
+            if counts.acknowledged >= told and not counts.waiting:
+                return
+            self._wait(0.3)
+        behind = f"after {_SETTLE_SECONDS:.0f} s the join has read {counts.acknowledged} of {told} acts"
+        raise DemoFailed(f"{behind}, and {counts.waiting} wait; the end of {joining.log}:\n{joining.tail()}")
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._tick()
+            self.processes.check()
+            time.sleep(0.2)
+
+    def _tick(self) -> None:
+        """Show where things stand, at most once a second: the counts are SQL."""
+        if time.monotonic() - self._counted < 1.0:
+            return
+        self._counted = time.monotonic()
+        counts, learner = self._counts(), self._learner()
+        self.progress.facts(
+            replies=counts.interactions or "",
+            feedback=f"{counts.acknowledged} acts, {counts.joined} joined" if counts.acknowledged else "",
+            learner=" ".join(str(learner[key]) for key in ("step", "name", "detail") if learner.get(key)),
+            live=f"release {self._live()}" if self._live() else "",
+        )
+
+    def _counts(self) -> JoinCounts:
+        if not self.target:
+            return JoinCounts()
+        self._store = self._store or EvidenceStore(self.settings.store_url)
+        return self._store.counts(CHANNEL)
+
+    def _learner(self) -> dict[str, Any]:
+        return _json_or_nothing(self.settings.data_dir / LEARNER_FILE)
+
+    def _registry(self) -> Registry:
+        self._opened = self._opened or Registry(self.settings.store_url, self.settings.registry_root)
+        return self._opened
+
+    def _live(self) -> int:
+        state = self._registry().state(CHANNEL) if self.target else None
+        return state.live if state else 0
+
+    def _served_versions(self) -> list[int]:
+        return sorted({change.live for change in self._registry().history(CHANNEL)} - {0})
+
+    def _say_outcome(self, turn: int, before: int) -> None:
+        live = self._live()
+        if live != before:
+            self.progress.say(f"turn {turn}: release {live} is live")
+            return
+        newest = self._registry().releases(CHANNEL)[-1]
+        decision = json.loads(newest.decision_json) if newest.decision_json else {}
+        failed = ", ".join(check["name"] for check in decision.get("checks", []) if not check["passed"])
+        why = f"failed checks: {failed}" if failed else str(self._learner().get("detail", ""))
+        self.progress.say(f"turn {turn}: nothing was promoted; {why}")
+
+    def _ledger(self, name: str) -> Path:
+        self._ledgers.append(f"ledger-{name}.json")
+        return self.options.out / self._ledgers[-1]
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the figures."""
+    found = {"plaudit": plaudit.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _clear(options: DemoOptions) -> None:
+    """Remove what an earlier demo left in `out`, and nothing else."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in ("data", "logs"):
+        shutil.rmtree(options.out / name, ignore_errors=True)
+    for pattern in ("ledger-*.json", "evaluation.json", "answers.json", "best-of-4*.json", "replay.json", "report.*"):
+        for path in options.out.glob(pattern):
+            path.unlink()
+
+
+def _json_or_nothing(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found

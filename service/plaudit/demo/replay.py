@@ -1,0 +1,134 @@
+"""Makes logged replies again on an idle engine and counts those that differ (architecture 8: altered).
+
+Enters: settings, replies out of the log, and the registry. Leaves: how many were replayed, how many differ, and the
+first that do. The engine is of the same build, with the same settings and number of threads as the one that served.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plaudit.demo.audit import Reply, read_log
+from plaudit.domain import DomainPlugin
+from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.eventlog import open_log
+from plaudit.plugins import load_plugins
+from plaudit.release.registry import Registry
+from plaudit.settings import Settings
+from plaudit.types import Action, Candidate, Channel, Request
+
+if TYPE_CHECKING:
+    from plaudit.engine.torch_engine import TorchEngine
+
+_SECONDS_A_REPLY = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What a replay found. `spanned` of the `replayed` replies had begun before a swap and ended after it."""
+
+    replayed: int
+    spanned: int
+    altered: int
+    differing: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def replay(settings: Settings, channel: Channel, count: int) -> Replay:
+    """Replays up to `count` completions that spanned a swap; where fewer did, those completed nearest to one."""
+    log = open_log(settings)
+    try:
+        replies = [reply for reply in read_log(log, channel).replies if reply.interaction.action is Action.COMPLETION]
+    finally:
+        log.close()
+    with Registry(settings.store_url, settings.registry_root) as registry:
+        swaps = activations(replies)
+        chosen = choose(replies, swaps, count)
+        altered = []
+        with _engine(settings) as engine, tempfile.TemporaryDirectory() as folder:
+            _stage(engine, registry, channel, chosen, Path(folder))
+            plugin = load_plugins((channel.domain,))[channel.domain]
+            for reply, candidate in chosen:
+                again = engine.submit([_job(engine, plugin, channel, reply, candidate)])[0].result(_SECONDS_A_REPLY)
+                if again.tokens != candidate.tokens:
+                    altered.append(candidate.candidate_id)
+    spanned = sum(any(reply.spans(swap) for swap in swaps) for reply, _ in chosen)
+    return Replay(replayed=len(chosen), spanned=spanned, altered=len(altered), differing=tuple(altered[:8]))
+
+
+def activations(replies: Sequence[Reply]) -> list[dt.datetime]:
+    """When this replica began to route requests to each release: the start of the first that it answered.
+
+    The channel's state changes seconds earlier: a replica stages and proves a release before it serves it.
+    """
+    first: dict[int, dt.datetime] = {}
+    for reply in replies:
+        for candidate in reply.candidates:
+            version = candidate.release_version
+            if version and not reply.evaluation:
+                first[version] = min(first.get(version, reply.started), reply.started)
+    return sorted(first.values())
+
+
+def choose(replies: Sequence[Reply], swaps: Sequence[dt.datetime], count: int) -> list[tuple[Reply, Candidate]]:
+    """Completions to replay: nearest to a swap first, and those that spanned it before all others."""
+
+    def distance(reply: Reply) -> float:
+        if not swaps:
+            return 0.0
+        return min(
+            -1.0 if reply.spans(swap) else min(abs(reply.started - swap), abs(reply.completed - swap)).total_seconds()
+            for swap in swaps
+        )
+
+    ordered = sorted(replies, key=distance)
+    pairs = [(reply, candidate) for reply in ordered for candidate in reply.candidates if not candidate.redacted]
+    return pairs[:count]
+
+
+@contextmanager
+def _engine(settings: Settings) -> Iterator[TorchEngine]:
+    import torch
+
+    from plaudit.engine.base import Base
+    from plaudit.engine.torch_engine import TorchEngine
+
+    if settings.model.threads:
+        torch.set_num_threads(settings.model.threads)
+    base = Base.load(settings.model.path, device=settings.model.device, dtype=settings.model.dtype)
+    engine = TorchEngine(base, settings.engine, settings.model)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _stage(
+    engine: TorchEngine, registry: Registry, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]], folder: Path
+) -> None:
+    for version, digest in sorted({(candidate.release_version, candidate.release_digest) for _, candidate in chosen}):
+        manifest = registry.manifest(channel, version)
+        adapter = None
+        if manifest.adapter is not None:
+            adapter = registry.fetch(channel, version, folder / str(version)) / "policy"
+        engine.stage(ReleaseKey(str(channel), version, digest), adapter, temperature=manifest.temperature)
+
+
+def _job(engine: TorchEngine, plugin: DomainPlugin, channel: Channel, reply: Reply, candidate: Candidate) -> Job:
+    interaction = reply.interaction
+    rendered = plugin.render(Request(messages=interaction.messages, passages=interaction.passages))
+    prompt = engine.encode(rendered.messages)
+    if prompt.tokens != candidate.prompt_tokens:
+        # Redaction changed the logged text; the tokens are what the model read.
+        prompt = EncodedPrompt(candidate.prompt_tokens)
+    key = ReleaseKey(str(channel), candidate.release_version, candidate.release_digest)
+    return Job(prompt=prompt, release=key, sampling=candidate.sampling, seed=candidate.seed, width=candidate.width)

@@ -1,0 +1,286 @@
+"""The demo's report: report.json for programs, report.md and pictures for people.
+
+Enters: measurements as plain JSON types. Leaves: files. Rounds nothing in report.json, and hides nothing: refusals,
+baselines that come close, and what the demo did not do stand in the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plaudit.demo import plots
+
+KEYS = (
+    "requests",
+    "feedback",
+    "releases",
+    "baselines",
+    "freshness_seconds",
+    "seconds",
+    "seed",
+    "versions",
+)
+# A win-rate of so much less is still close: a few prompts in a hundred.
+_CLOSE = 0.1
+_ALT = {
+    "gold-by-release.png": "Win-rate against the base by release",
+    "gold-against-kl.png": "Win-rate by distance from the base",
+    "traffic.png": "Completions by release over time, with the swaps",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Measurements of one run. `data` holds KEYS and may hold more beside them."""
+
+    data: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Refuse a report without one of its keys."""
+        missing = [key for key in KEYS if key not in self.data]
+        if missing:
+            raise ValueError(f"the report lacks {', '.join(missing)}")
+
+    def write(self, out: Path) -> list[Path]:
+        """Write report.json, the pictures and report.md into `out`; paths of the files."""
+        out.mkdir(parents=True, exist_ok=True)
+        data = out / "report.json"
+        data.write_text(json.dumps(self.data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        pictures = plots.draw(self.data, out)
+        page = out / "report.md"
+        page.write_text(self.markdown([picture.name for picture in pictures]), encoding="utf-8")
+        return [data, *pictures, page]
+
+    def summary(self) -> str:
+        """The first lines of the page, for a terminal."""
+        return _headline(self.data).partition("\n\n")[2].replace("\n\n", "\n")
+
+    def markdown(self, pictures: Sequence[str] = ()) -> str:
+        """The page for people."""
+        parts = [
+            _headline(self.data),
+            _releases(self.data),
+            *(f"![{_ALT.get(name, name)}]({name})" for name in pictures),
+            _baselines(self.data),
+            _gates(self.data),
+            _examples(self.data),
+            _loop(self.data),
+            _limits(self.data),
+            _how(self.data),
+        ]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rate(value: Mapping[str, Any] | None) -> str:
+    """A rate with its interval, as the page writes it."""
+    if not value:
+        return "not measured"
+    return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _served(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for row in data["releases"] if row["version"] and row.get("live_from")]
+
+
+def _headline(data: Mapping[str, Any]) -> str:
+    served = _served(data)
+    if served:
+        last = served[-1]
+        sentence = (
+            f"{data['feedback']['acknowledged']:,} acts of feedback made {len(served)} "
+            f"release{'s' * (len(served) != 1)} that went live. Release {last['version']} wins "
+            f"{rate(last.get('gold_win_rate'))} of comparisons with the base on prompts that nobody had asked before, "
+            "judged by the hidden preference of the simulated people."
+        )
+    else:
+        sentence = (
+            f"{data['feedback']['acknowledged']:,} acts of feedback were taken, and the gate refused every candidate: "
+            "the base went on serving. The checks that failed are below. That is an answer, not an error."
+        )
+    requests, feedback = data["requests"], data["feedback"]
+    facts = (
+        f"{requests['sent']:,} requests, {requests['failed']} failed, {_count(requests['altered'])} altered by a swap; "
+        f"{feedback['lost']} acts lost, {feedback['doubled']} counted twice; {data['seconds'] / 60:.1f} minutes."
+    )
+    return f"# Plaudit demo\n\n{sentence}\n\n{facts}"
+
+
+def _count(value: int | None) -> str:
+    return "unknown how many" if value is None else f"{value:,}"
+
+
+def _releases(data: Mapping[str, Any]) -> str:
+    head = [
+        "release",
+        "state",
+        "live from",
+        "gold win-rate",
+        "seen kinds",
+        "unseen kinds",
+        "KL",
+        "tokens",
+        "distinct-2",
+    ]
+    rows = []
+    for row in data["releases"]:
+        rows.append(
+            [
+                "base" if row["version"] == 0 else str(row["version"]),
+                row["state"],
+                _clock(row.get("live_from")),
+                "" if row["version"] == 0 else rate(row.get("gold_win_rate")),
+                "" if row["version"] == 0 else rate(row.get("gold_win_rate_seen")),
+                "" if row["version"] == 0 else rate(row.get("gold_win_rate_unseen")),
+                _number(row.get("kl_nats_per_sequence"), 1),
+                _number(row.get("mean_tokens"), 1),
+                _number(row.get("distinct_2"), 2),
+            ]
+        )
+    note = "Win-rates are against the base on held-out prompts, as displayed, with 95% intervals over prompts."
+    return f"## Releases\n\n{_table(head, rows)}\n\n{note}"
+
+
+def _baselines(data: Mapping[str, Any]) -> str:
+    if not data["baselines"]:
+        return ""
+    rows = [[name.replace("_", " "), rate(value), str(value.get("n", ""))] for name, value in data["baselines"].items()]
+    text = (
+        "What costs no training, under the same judge. A constant answer that does well here shows that the judge sees "
+        "one text at a time and no sameness; the commonest opening's share is the other half of that picture."
+    )
+    return f"## Baselines\n\n{_table(['baseline', 'gold win-rate', 'prompts'], rows)}\n\n{text}"
+
+
+def _gates(data: Mapping[str, Any]) -> str:
+    parts = []
+    for row in data["releases"]:
+        checks = (row.get("gate") or {}).get("checks", [])
+        if not checks:
+            continue
+        verdict = "accepted" if row["gate"].get("accepted") else "refused"
+        lines = [
+            [
+                check["name"],
+                "passed" if check["passed"] else "**failed**",
+                _number(check.get("value"), 3),
+                _number(check.get("threshold"), 3),
+                str(check.get("note", "")),
+            ]
+            for check in checks
+        ]
+        head = ["check", "", "value", "threshold", "note"]
+        parts.append(f"### Release {row['version']}: {verdict}\n\n{_table(head, lines)}")
+    if not parts:
+        return ""
+    return "## What the gate said\n\n" + "\n\n".join(parts)
+
+
+def _examples(data: Mapping[str, Any]) -> str:
+    examples = data.get("examples") or []
+    if not examples:
+        return ""
+    rows = [[_cell(row["prompt"]), _cell(row["before"]), _cell(row["after"])] for row in examples[:4]]
+    return "## Before and after\n\nThe first four evaluation prompts, not picked.\n\n" + _table(
+        ["prompt", "base", "last release"], rows
+    )
+
+
+def _loop(data: Mapping[str, Any]) -> str:
+    feedback, fresh = data["feedback"], data["freshness_seconds"]
+    rows = [[key, f"{value:,}" if isinstance(value, int) else str(value)] for key, value in feedback.items()]
+    replay = data.get("replay") or {}
+    lines = [f"## The loop\n\n{_table(['feedback', ''], rows)}"]
+    if fresh.get("p50") is not None:
+        lines.append(
+            f"From an act's acceptance to the first reply of a release trained on it: {fresh['p50']:.0f} s (median), "
+            f"{fresh['max']:.0f} s at most."
+        )
+    if replay.get("replayed"):
+        lines.append(
+            f"{replay['replayed']} replies were made again on an idle engine with the same release, seed and width; "
+            f"{replay['spanned']} of them had begun before a swap and ended after it. {data['requests']['altered']} "
+            "differed."
+        )
+    stages = data.get("stage_seconds") or {}
+    if stages:
+        lines.append(_table(["stage", "seconds"], [[name, f"{seconds:.0f}"] for name, seconds in stages.items()]))
+    return "\n\n".join(lines)
+
+
+def _limits(data: Mapping[str, Any]) -> str:
+    lines = ["## What it did not do", ""]
+    served = _served(data)
+    last: Mapping[str, Any] = served[-1] if served else {}
+    base: Mapping[str, Any] = next((row for row in data["releases"] if row["version"] == 0), {})
+    if last.get("distinct_2") is not None and base.get("distinct_2") is not None:
+        change = "fell" if last["distinct_2"] < base["distinct_2"] else "did not fall"
+        lines.append(
+            f"- **Diversity {change}**: distinct-2 is {last['distinct_2']:.2f}; the base has {base['distinct_2']:.2f}."
+        )
+    if last.get("commonest_opening") is not None:
+        lines.append(
+            f"- **Sameness**: the commonest opening begins {last['commonest_opening']:.0%} of its answers"
+            + (
+                f" ({base['commonest_opening']:.0%} of the base's)."
+                if base.get("commonest_opening") is not None
+                else "."
+            )
+        )
+    constant = data["baselines"].get("constant_answer")
+    if constant:
+        lines.append(
+            f"- **A constant answer** wins {rate(constant)}: how far this judge can be pleased without reading."
+        )
+    prompted = data["baselines"].get("better_prompt")
+    if prompted and last.get("gold_win_rate"):
+        lines.append(
+            f"- **A system prompt {_beside(prompted, last['gold_win_rate'])}**: the taste, told to the base in a few "
+            f"sentences, wins {rate(prompted)}. What can be said in a prompt, say "
+            "there; feedback is for what nobody wrote down."
+        )
+    lines += [
+        "- **It learnt a taste, not helpfulness**: the simulated people like plain, short, warm, on-topic answers. "
+        "A model of this size stays wrong about facts.",
+        "- **The people are simulated**: real people disagree more, drift, and some of them attack.",
+        "- **One seed**: repeat with `--seed` before you believe a difference between two runs.",
+    ]
+    return "\n".join(lines)
+
+
+def _beside(baseline: Mapping[str, Any], release: Mapping[str, Any]) -> str:
+    """What a baseline is beside the release, in words."""
+    if baseline["estimate"] >= release["estimate"]:
+        return "does as well or better"
+    close = baseline["high"] >= release["low"] or release["estimate"] - baseline["estimate"] <= _CLOSE
+    return "comes close" if close else "does not come close here"
+
+
+def _how(data: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    lines = [f"## How it was made\n\nSeed {data['seed']}; {versions}."]
+    commands = data.get("commands") or []
+    if commands:
+        lines.append("Each process is a command that you can run yourself:")
+        lines.append("```shell\n" + "\n".join(commands) + "\n```")
+    return "\n\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _number(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"
+
+
+def _clock(moment: str | None) -> str:
+    return moment[11:19] if moment else ""

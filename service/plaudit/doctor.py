@@ -1,0 +1,350 @@
+"""Checks that a process can run here, and says how to mend what is wrong.
+
+Enters: settings and the role that is to run. Leaves: findings, each in plain words with a remedy. Changes nothing that
+a start of the process would not make itself; never prints a secret.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from plaudit.errors import PlauditError
+from plaudit.settings import Settings
+
+Role = Literal["all", "serve", "join", "learn"]
+Status = Literal["good", "note", "bad"]
+
+OLDEST_PYTHON = (3, 11)
+_MODEL_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "jinja2")
+_PACKAGES: dict[str, tuple[str, ...]] = {
+    "serve": (*_MODEL_PACKAGES, "grpc", "google.protobuf"),
+    "join": ("sqlalchemy", "google.protobuf"),
+    "learn": (*_MODEL_PACKAGES, "peft", "sqlalchemy"),
+}
+_FREE_BYTES = 2 * 1024**3  # A week of interactions and a few releases of a small model; a full disk stops the log.
+_WAIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `remedy` is empty where nothing is to be done."""
+
+    check: str
+    status: Status
+    message: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """The finding in plain JSON types."""
+        return asdict(self)
+
+
+def diagnose(
+    settings: Settings, *, role: Role = "all", production: bool = False, settings_error: PlauditError | None = None
+) -> list[Finding]:
+    """Findings of all checks that concern `role`. A check that cannot run is a finding too, never an exception."""
+    roles = ("serve", "join", "learn") if role == "all" else (role,)
+    if settings_error is not None:
+        return [_python(), Finding("settings", "bad", settings_error.message, "mend the lines named above")]
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("packages", lambda: _packages(roles, settings)),
+        ("data directory", lambda: _data_dir(settings)),
+        ("event log", lambda: _log(settings)),
+        ("store", lambda: _store(settings)),
+        ("registry", lambda: _registry(settings)),
+        ("plugins", lambda: _plugins(settings)),
+    ]
+    if "serve" in roles or "learn" in roles:
+        checks += [("model", lambda: _model(settings)), ("threads", lambda: _threads(settings))]
+    if "serve" in roles:
+        checks += [("keys", lambda: _keys(settings, production))]
+    checks += [("ports", lambda: _ports(settings, roles))]
+    findings = [_python()]
+    for name, check in checks:
+        findings += _safely(name, check)
+    return findings
+
+
+def render(findings: list[Finding]) -> str:
+    """Findings as lines for people."""
+    marks = {"good": "ok  ", "note": "note", "bad": "BAD "}
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding.status]}  {finding.check}: {finding.message}")
+        if finding.remedy:
+            lines.append(f"      -> {finding.remedy}")
+    bad = sum(finding.status == "bad" for finding in findings)
+    lines.append(f"{bad} problem{'s' * (bad != 1)}" if bad else "all good")
+    return "\n".join(lines)
+
+
+def _safely(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    # The doctor meets whatever a broken installation throws; what it must not do is fall ill itself.
+    try:
+        yield from check()
+    except PlauditError as error:
+        yield Finding(name, "bad", error.message, "see the message")
+    except Exception as error:
+        yield Finding(name, "bad", f"the check failed with {type(error).__name__}: {error}", "mend what it names")
+
+
+def _python() -> Finding:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info[:2] >= OLDEST_PYTHON:
+        return Finding("python", "good", version)
+    return Finding("python", "bad", f"{version} is too old", "install Python 3.11 or later")
+
+
+def _packages(roles: tuple[str, ...], settings: Settings) -> Iterator[Finding]:
+    wanted = {package: role for role in roles for package in _PACKAGES[role]}
+    if settings.log.kind == "kafka":
+        wanted["kafka"] = "log.kind = kafka"
+    missing = [package for package in wanted if importlib.util.find_spec(package) is None]
+    extra = "kafka" if missing == ["kafka"] else "model"
+    if missing:
+        yield Finding("packages", "bad", f"missing: {', '.join(missing)}", f"run: pip install 'plaudit[{extra}]'")
+    else:
+        yield Finding("packages", "good", f"{len(wanted)} needed packages are installed")
+
+
+def _data_dir(settings: Settings) -> Iterator[Finding]:
+    path = settings.data_dir.absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        remedy = "give the process's user write access, or set data_dir to a folder that it may write"
+        yield Finding("data directory", "bad", f"{path} cannot be written: {error.strerror}", remedy)
+        return
+    free = shutil.disk_usage(path).free
+    words = f"{path}, {free / 1e9:.1f} GB free"
+    if free < _FREE_BYTES:
+        yield Finding("data directory", "bad", words, "free space or set data_dir to a larger disk (2 GB at least)")
+    else:
+        yield Finding("data directory", "good", words)
+
+
+def _log(settings: Settings) -> Iterator[Finding]:
+    from plaudit.eventlog import LOG_FILE
+
+    if settings.log.kind == "sqlite":
+        yield _sqlite("event log", settings.data_dir / LOG_FILE, "restore the file from a backup; the log is the truth")
+        return
+    servers = settings.log.kafka.bootstrap
+    remedy = "check log.kafka.bootstrap, the network and the broker's own log"
+    if not servers:
+        yield Finding("event log", "bad", "log.kind is kafka and log.kafka.bootstrap is empty", "name the brokers")
+        return
+    answers = [_connects(server.strip()) for server in servers.split(",")]
+    if not any(answers):
+        yield Finding("event log", "bad", f"no broker answers at {servers}", remedy)
+        return
+    from plaudit.eventlog import open_log
+
+    open_log(settings).close()
+    yield Finding("event log", "good", f"Kafka at {servers}; topics are there")
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    from sqlalchemy import create_engine, make_url, text
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        url = make_url(settings.store_url)
+    except SQLAlchemyError:
+        yield Finding("store", "bad", "store.url is not an SQLAlchemy URL", "write it as postgresql://user@host/name")
+        return
+    if url.get_backend_name() == "sqlite" and url.database:
+        remedy = "delete it: the join makes it anew from the log"
+        yield _sqlite("store", Path(url.database), remedy)
+        return
+    shown = url.render_as_string(hide_password=True)
+    try:
+        with create_engine(url).connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(getattr(error, "orig", error)).splitlines()[0]
+        yield Finding("store", "bad", f"{shown} does not answer: {reason}", "check store.url, network and password")
+    else:
+        yield Finding("store", "good", f"{shown} answers")
+
+
+def _registry(settings: Settings) -> Iterator[Finding]:
+    from plaudit.release.registry import Registry
+
+    registry = Registry(settings.store_url, settings.registry_root)
+    states = registry.states()
+    for state in states:
+        if not state.live:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                registry.fetch(state.channel, state.live, Path(folder))
+            except PlauditError as error:
+                remedy = "restore the artifacts from a backup, or: plaudit release rollback " + str(state.channel)
+                yield Finding("registry", "bad", f"{state.channel}@{state.live}: {error.message}", remedy)
+                return
+    count = f"{len(states)} channel{'s' * (len(states) != 1)}"
+    yield Finding("registry", "good", f"{settings.registry_root}: {count}; digests of live releases are right")
+
+
+def _plugins(settings: Settings) -> Iterator[Finding]:
+    from plaudit.plugins import load_plugins
+
+    try:
+        found = load_plugins(settings.plugins.allow)
+    except PlauditError as error:
+        remedy = "reinstall the distribution it names, or leave the domain out of plugins.allow"
+        yield Finding("plugins", "bad", error.message, remedy)
+        return
+    if found:
+        yield Finding("plugins", "good", ", ".join(f"{name} {found[name].declaration.version}" for name in found))
+    else:
+        yield Finding(
+            "plugins", "bad", "no domain loads", "install one, such as plaudit-instruction; see plugins.allow"
+        )
+
+
+def _model(settings: Settings) -> Iterator[Finding]:
+    name = settings.model.path
+    folder = Path(name)
+    if not name:
+        yield Finding(
+            "model", "bad", "model.path is empty", "name a folder or a hub id; `plaudit model prepare` makes one"
+        )
+        return
+    if not folder.exists():
+        if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+            yield Finding("model", "bad", f"{name} does not exist", "correct model.path, or: plaudit model prepare")
+        else:
+            yield Finding("model", "note", f"{name} is taken for a hub id; it is fetched at the first start")
+        return
+    problems = _model_problems(folder)
+    if problems:
+        remedy = "save the model again in the Hugging Face format (save_pretrained of model and tokenizer)"
+        yield Finding("model", "bad", f"{folder}: {'; '.join(problems)}", remedy)
+    else:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "?")
+        yield Finding("model", "good", f"{folder} ({kind}), with tokenizer and chat template")
+
+
+def _model_problems(folder: Path) -> list[str]:
+    problems = []
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        problems.append("config.json is missing or not JSON")
+    if not any(folder.glob("*.safetensors")):
+        problems.append("no *.safetensors (other formats are not loaded)")
+    if not ((folder / "tokenizer.json").exists() or (folder / "tokenizer_config.json").exists()):
+        problems.append("no tokenizer")
+    elif not _has_chat_template(folder):
+        problems.append("the tokenizer has no chat template")
+    return problems
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any(folder.glob("chat_template*")):
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.exists() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+
+
+def _threads(settings: Settings) -> Iterator[Finding]:
+    cores, wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 0
+    wanted = settings.model.threads
+    words = f"model.threads {wanted or 'unset'}, {cores} core{'s' * (cores != 1)} for this process"
+    if wanted > cores:
+        yield Finding("threads", "bad", words, f"set model.threads to {cores} or less: more only wait for each other")
+    elif "OMP_NUM_THREADS" in os.environ and int(os.environ["OMP_NUM_THREADS"] or 0) > cores:
+        yield Finding(
+            "threads", "note", f"{words}; OMP_NUM_THREADS is larger", f"set OMP_NUM_THREADS to {cores} or less"
+        )
+    else:
+        yield Finding("threads", "good", words)
+
+
+def _keys(settings: Settings, production: bool) -> Iterator[Finding]:
+    status: Status = "bad" if production else "note"
+    remedy = "set it from a secret; every replica needs the same, and the pseudonym key must never change"
+    missing = [
+        name
+        for name, value in (
+            ("serve.handle_keys", settings.serve.handle_keys),
+            ("serve.pseudonym_key", settings.serve.pseudonym_key.get_secret_value()),
+        )
+        if not value
+    ]
+    if missing:
+        words = f"{' and '.join(missing)} unset, so this data directory makes its own"
+        yield Finding("keys", status, words, remedy if production else "")
+        return
+    from plaudit.serving.keys import handle_signer, pseudonym_key
+
+    handle_signer(settings)
+    pseudonym_key(settings)
+    yield Finding("keys", "good", f"{len(settings.serve.handle_keys)} handle keys and a pseudonym key")
+
+
+def _ports(settings: Settings, roles: tuple[str, ...]) -> Iterator[Finding]:
+    wanted: dict[str, tuple[str, int]] = {}
+    if "serve" in roles:
+        wanted["serve.port"] = (settings.serve.host, settings.serve.port)
+        wanted["serve.metrics_port"] = (settings.serve.host, settings.serve.metrics_port)
+    if "join" in roles:
+        wanted["join.metrics_port"] = (settings.serve.host, settings.join.metrics_port)
+    if "learn" in roles:
+        wanted["learn.metrics_port"] = (settings.serve.host, settings.learn.metrics_port)
+    taken = [f"{key} = {port}" for key, (host, port) in wanted.items() if port and not _free(host, port)]
+    if taken:
+        yield Finding("ports", "bad", f"taken: {', '.join(taken)}", "end what holds the port, or set another")
+    else:
+        yield Finding("ports", "good", "free")
+
+
+def _free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _connects(server: str) -> bool:
+    host, _, port = server.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_WAIT_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _sqlite(check: str, path: Path, remedy: str) -> Finding:
+    if not path.exists():
+        return Finding(check, "good", f"{path} is made at the first start")
+    try:
+        connection: Any = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_WAIT_SECONDS)
+        try:
+            answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        answer = str(error)
+    if answer == "ok":
+        return Finding(check, "good", f"{path} is sound")
+    return Finding(check, "bad", f"{path} is damaged or unreadable: {answer}", remedy)

@@ -1,0 +1,1 @@
+"""Runs the model: base, adapters, continuous batching."""

@@ -1,0 +1,163 @@
+"""LoRA adapters on the shared base, injected and saved by PEFT.
+
+In: a Base. Out: named adapters on its upper layers. Between calls all adapters are off, so that the base is the
+reference; `active` turns one on for a block. Files are PEFT's own format (adapter_config.json, safetensors).
+Hu et al. 2021, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.mapping_func import get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from plaudit.engine.base import Base
+from plaudit.errors import BadArtifact
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def _config(base: Base, layers: int, rank: int, alpha: int) -> LoraConfig:
+    first = base.num_layers - min(layers, base.num_layers)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=list(LINEARS),
+        layers_to_transform=list(range(first, base.num_layers)),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def start_layer(base: Base, layers: int) -> int:
+    """First layer that carries adapters; those below are the shared trunk."""
+    return base.num_layers - min(layers, base.num_layers)
+
+
+def inject(base: Base, name: str, *, layers: int, rank: int, alpha: int, seed: int) -> None:
+    """Add an adapter with B = 0 (the model is unchanged) and seeded A on the top `layers` layers, switched off."""
+    config = _config(base, layers, rank, alpha)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT asks transformers for names that it calls deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.manual_seed(seed)
+        peft = base.peft
+        if peft is None:
+            base.peft = get_peft_model(base.model, config, adapter_name=name)
+        elif name in peft.peft_config:
+            raise ValueError(f"adapter {name!r} is there already; remove it first")
+        else:
+            peft.add_adapter(name, config)
+    for parameter in parameters(base, name):
+        parameter.data = parameter.data.float()
+    _switch(base, None)
+
+
+def _lora_layers(base: Base) -> Iterator[LoraLayer]:
+    for module in base.model.modules():
+        if isinstance(module, LoraLayer):
+            yield module
+
+
+def _switch(base: Base, name: str | None) -> None:
+    for layer in _lora_layers(base):
+        layer.enable_adapters(name is not None)
+        if name is not None:
+            layer.set_adapter(name)
+    for parameter in base.model.parameters():
+        parameter.requires_grad_(False)
+    if name is not None:
+        for parameter in parameters(base, name):
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def active(base: Base, name: str | None) -> Iterator[None]:
+    """Turn the adapter `name` on (None: all off) for a block; only its weights take gradients there."""
+    _switch(base, name)
+    try:
+        yield
+    finally:
+        _switch(base, None)
+
+
+def parameters(base: Base, name: str) -> list[torch.nn.Parameter]:
+    """Weights of one adapter, in a fixed order."""
+    marks = (f".lora_A.{name}.", f".lora_B.{name}.")
+    return [p for n, p in sorted(base.model.named_parameters()) if any(mark in n for mark in marks)]
+
+
+def export(base: Base, name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Config and a copy of the weights (fp32, on CPU) of one adapter, as `read` gives them."""
+    peft = base.peft
+    assert peft is not None, "no adapter was injected"
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(peft, adapter_name=name)
+    config = peft.peft_config[name].to_dict()
+    # The base is known by its digest in the manifest; a path of the machine that trained would change the bytes.
+    config["base_model_name_or_path"] = None
+    config["inference_mode"] = True
+    return config, {k: v.detach().cpu().float().clone().contiguous() for k, v in sorted(state.items())}
+
+
+def save(base: Base, name: str, directory: Path) -> None:
+    """Write one adapter in PEFT's format."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config, state = export(base, name)
+    save_file(state, directory / WEIGHTS)
+    (directory / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def read(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Config and weights of a saved adapter; raises BadArtifact for anything that is not one."""
+    try:
+        config = json.loads((directory / CONFIG).read_text())
+        return config, load_file(directory / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BadArtifact(
+            f"the adapter in {directory.name!r} cannot be read ({error}); fetch the release again or train it anew"
+        ) from error
+
+
+def load(base: Base, name: str, directory: Path) -> None:
+    """Add a saved adapter under `name`, switched off; raises BadArtifact where it does not fit the base."""
+    config, state = read(directory)
+    layers = config["layers_to_transform"]
+    inject(base, name, layers=len(layers), rank=config["r"], alpha=config["lora_alpha"], seed=0)
+    expected = get_peft_model_state_dict(base.peft, adapter_name=name)
+    if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in state.items()}:
+        remove(base, name)
+        raise BadArtifact(f"the adapter in {directory.name!r} was made for another base")
+    set_peft_model_state_dict(base.peft, state, adapter_name=name)
+
+
+def remove(base: Base, name: str) -> None:
+    """Forget an adapter."""
+    peft = base.peft
+    assert peft is not None, "no adapter was injected"
+    if len(peft.peft_config) == 1:
+        # PEFT keeps naming its last adapter as active after deleting it; without any the base is better bare.
+        peft.unload()
+        base.peft = None
+    else:
+        with warnings.catch_warnings():
+            # PEFT tells that another adapter becomes the active one; all are switched off below.
+            warnings.simplefilter("ignore", UserWarning)
+            peft.delete_adapter(name)
+    _switch(base, None)

@@ -1,0 +1,84 @@
+"""A bank of LoRA adapters from which each row of a batch takes its own.
+
+In: adapters in PEFT's format. Out: a correction added by every target linear of the base, row by row. Slot 0 is the
+base: zeros. A slot is written while no row uses it, so loading never disturbs decoding; rows never see each other's
+adapter, and each row's product is computed by itself, so its bits do not depend on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from plaudit.engine.adapters import LINEARS, start_layer
+from plaudit.engine.base import Base
+from plaudit.errors import BadArtifact
+
+
+class AdapterBank:
+    """Slots 1..`slots` of rank `rank` on the top `layers` layers of a base, applied by forward hooks."""
+
+    def __init__(self, base: Base, *, layers: int, rank: int, slots: int) -> None:
+        self.rank = rank
+        self.slots = slots
+        # Slot of each row of the batch that is running; None while no adapter takes part.
+        self.rows: torch.Tensor | None = None
+        self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for index in range(start_layer(base, layers), base.num_layers):
+            for name, module in base.layer(index).named_modules():
+                leaf = name.rpartition(".")[2]
+                if leaf in LINEARS and hasattr(module, "in_features"):
+                    # PEFT may have wrapped the linear; the hook belongs on the base's own.
+                    linear: Any = getattr(module, "base_layer", module)
+                    self._hook(f"layers.{index}.{name}", linear)
+
+    def _hook(self, name: str, linear: torch.nn.Linear) -> None:
+        down = linear.weight.new_zeros(self.slots + 1, linear.in_features, self.rank)
+        up = linear.weight.new_zeros(self.slots + 1, self.rank, linear.out_features)
+        self._weights[name] = (down, up)
+
+        def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+            if self.rows is None:
+                return None
+            return output + torch.bmm(torch.bmm(inputs[0], down[self.rows]), up[self.rows])
+
+        linear.register_forward_hook(add)
+
+    def write(self, slot: int, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+        """Put an adapter into a slot; raises BadArtifact, and leaves the slot zero, where it does not fit."""
+        rank, scale = int(config["r"]), float(config["lora_alpha"]) / float(config["r"])
+        self.clear(slot)
+        if rank > self.rank:
+            raise BadArtifact(
+                f"adapter of rank {rank} does not fit a bank of rank {self.rank}; raise model.adapter_rank"
+            )
+        try:
+            self._copy(slot, rank, scale, state)
+        except BadArtifact:
+            self.clear(slot)
+            raise
+
+    def _copy(self, slot: int, rank: int, scale: float, state: Mapping[str, torch.Tensor]) -> None:
+        used = 0
+        for name, (down, up) in self._weights.items():
+            a, b = (next((v for k, v in state.items() if f".{name}.lora_{ab}." in k), None) for ab in "AB")
+            if a is None or b is None:
+                continue
+            if a.shape != (rank, down.shape[1]) or b.shape != (up.shape[2], rank):
+                raise BadArtifact(f"adapter was made for another base: {name} is {tuple(a.shape)} x {tuple(b.shape)}")
+            down[slot, :, :rank] = a.T
+            up[slot, :rank] = b.T * scale
+            used += 2
+        if used != len(state) or not used:
+            raise BadArtifact(
+                f"adapter has {len(state)} weights of which {used} fit this base's adapter layers; "
+                "it was made for another base or with more model.adapter_layers"
+            )
+
+    def clear(self, slot: int) -> None:
+        """Make a slot zero."""
+        for down, up in self._weights.values():
+            down[slot].zero_()
+            up[slot].zero_()

@@ -1,0 +1,260 @@
+"""The frozen base: weights, tokenizer and chat template, as one object that engine, reward and policy share.
+
+In: a folder or hub id. Out: token ids, trunk activations, upper layers, logits. One base in each process: policy,
+value and reward are adapters on it, and the reference is the base with adapters off. Nothing here changes weights.
+
+Batches are right-padded. The mask is causal, so what stands to the right of a token never reaches it, and no other
+mask is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging as transformers_logging
+
+from plaudit.engine.protocol import EncodedPrompt
+from plaudit.errors import Misconfigured
+from plaudit.types import Message
+
+ATTENTION = "plaudit_grouped"
+# Own forward against the model's own, largest difference of logits relative to their spread.
+SELF_CHECK_TOLERANCE = 1e-3
+MOST_CONTEXT = 2048
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention in which the query heads of a group share their key without copies of it.
+
+    query (B, Hq, T, D); key, value (B, Hk, L, D); attention_mask is added to the scores, (B or 1, 1, T, L), and
+    None means causal, the last query standing at the last key. Returns (B, T, Hq, D).
+    """
+    batch, heads, length, dim = query.shape
+    groups = key.shape[1]
+    keys = key.shape[2]
+    scale = scaling if scaling is not None else dim**-0.5
+    grouped = (query * scale).reshape(batch, groups, (heads // groups) * length, dim)
+    scores = (grouped @ key.transpose(2, 3)).view(batch, groups, heads // groups, length, keys)
+    if attention_mask is None:
+        attention_mask = causal_bias(length, keys, query.device, query.dtype)
+    weights = torch.softmax(scores + attention_mask.unsqueeze(2), dim=-1, dtype=torch.float32).to(value.dtype)
+    mixed = weights.view(batch, groups, (heads // groups) * length, keys) @ value
+    return mixed.view(batch, heads, length, dim).transpose(1, 2), None
+
+
+def causal_bias(length: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """0 where query t may see key l (l <= keys - length + t), -inf elsewhere: (1, 1, T, L)."""
+    query_at = torch.arange(keys - length, keys, device=device)[:, None]
+    key_at = torch.arange(keys, device=device)[None, :]
+    bias = torch.zeros(length, keys, device=device, dtype=dtype)
+    return bias.masked_fill_(key_at > query_at, -math.inf)[None, None]
+
+
+class Base:
+    """Weights, tokenizer and chat template of the frozen base."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, digest: str) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.digest = digest
+        self.num_layers = len(self._decoder.layers)
+        self.hidden_size: int = model.config.hidden_size
+        self.vocab_size: int = model.config.vocab_size
+        self.context_length: int = min(model.config.max_position_embeddings, MOST_CONTEXT)
+        self.eos_ids = _eos_ids(model, tokenizer)
+        # PEFT's wrapper once an adapter was injected; owned by `adapters`.
+        self.peft: Any = None
+        self._prefix_lengths: dict[tuple[Message, ...], int] = {}
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Base:
+        """Read a base from a folder or by hub id; raises Misconfigured with what to do where that fails."""
+        if not str(path):
+            raise Misconfigured(
+                "no model: set model.path to a folder with weights, tokenizer and chat template", setting="model.path"
+            )
+        where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        number = {"auto": torch.bfloat16 if where == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
+        # Attention is replaced by name; registering the same function again changes nothing.
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)
+        transformers_logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path))
+            model = AutoModelForCausalLM.from_pretrained(str(path), dtype=number)
+        except (OSError, ValueError, KeyError) as error:
+            raise Misconfigured(
+                f"the model at {str(path)!r} cannot be read "
+                f"({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
+                "give a folder with config.json, safetensors and tokenizer, or run `plaudit model prepare`",
+                setting="model.path",
+            ) from error
+        if tokenizer.chat_template is None:
+            raise Misconfigured(f"the tokenizer at {str(path)!r} has no chat template", setting="model.path")
+        model.requires_grad_(False).eval().to(where)
+        base = cls(model, tokenizer, _digest(model, tokenizer))
+        base._self_check()
+        return base
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._decoder.embed_tokens.weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        return self._decoder.embed_tokens.weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def _decoder(self) -> Any:
+        decoder = self.model.model
+        if not all(hasattr(decoder, part) for part in ("layers", "norm", "rotary_emb", "embed_tokens")):
+            raise Misconfigured(
+                f"{type(self.model).__name__} is not built as embed_tokens, rotary_emb, layers and norm; "
+                "use a base of the Llama family (Llama, Mistral, Qwen, SmolLM, ...)",
+                setting="model.path",
+            )
+        return decoder
+
+    def layer(self, index: int) -> torch.nn.Module:
+        """The decoder layer `index`, from 0."""
+        layer: torch.nn.Module = self._decoder.layers[index]
+        return layer
+
+    # Text ---------------------------------------------------------------------------------------
+
+    def encode(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """Token ids under the chat template, ready for the assistant's turn, with the length of the shared prefix."""
+        tokens = self._template(messages)
+        system = tuple(m for m in messages[:1] if m.role == "system")
+        if system not in self._prefix_lengths:
+            one, two = (self._template((*system, Message("user", text))) for text in ("a", "\u20ac"))
+            same = next(i for i, (x, y) in enumerate(zip(one, two, strict=False)) if x != y)
+            self._prefix_lengths[system] = same
+        prefix = self._prefix_lengths[system]
+        probe = self._template((*system, Message("user", "a")))
+        return EncodedPrompt(tokens, prefix if tokens[:prefix] == probe[:prefix] else 0)
+
+    def _template(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        text = self.tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=True, tokenize=False
+        )
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text, without special tokens."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    # Layers -------------------------------------------------------------------------------------
+
+    def run_layers(
+        self,
+        hidden: torch.Tensor,
+        start: int,
+        stop: int,
+        *,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        past: Any = None,
+    ) -> torch.Tensor:
+        """Run layers start..stop-1 over hidden (B, T, H).
+
+        positions (B or 1, T), from 0 where None; mask as `grouped_attention`; `past` has update(k, v, layer).
+        """
+        decoder = self._decoder
+        if positions is None:
+            positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        angles = decoder.rotary_emb(hidden, position_ids=positions)
+        if mask is None and past is None:
+            mask = causal_bias(hidden.shape[1], hidden.shape[1], hidden.device, hidden.dtype)
+        for layer in decoder.layers[start:stop]:
+            hidden = layer(
+                hidden, attention_mask=mask, position_ids=positions, past_key_values=past, position_embeddings=angles
+            )
+        return hidden
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embeddings of token ids (B, T): (B, T, H)."""
+        embedded: torch.Tensor = self._decoder.embed_tokens(tokens)
+        return embedded
+
+    def norm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The final norm, (..., H)."""
+        normed: torch.Tensor = self._decoder.norm(hidden)
+        return normed
+
+    @torch.no_grad()
+    def trunk(self, tokens: torch.Tensor, upto: int) -> torch.Tensor:
+        """Input of layer `upto` for token ids (B, T), right-padded: (B, T, H), without gradient."""
+        return self.run_layers(self.embed(tokens.to(self.device)), 0, upto)
+
+    def upper(self, hidden: torch.Tensor, start: int) -> torch.Tensor:
+        """Layers start.. and the final norm over trunk activations (B, T, H): (B, T, H), with gradient."""
+        return self.norm(self.run_layers(hidden, start, self.num_layers))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) in fp32 of final hidden states (..., H)."""
+        logits: torch.Tensor = self.model.lm_head(hidden)
+        return logits.float()
+
+    @torch.no_grad()
+    def _self_check(self) -> None:
+        """Refuse a base whose own forward pass is not reproduced by these layers (windows, soft caps, ...)."""
+        tokens = torch.tensor([list(self.encode([Message("user", "one two three")]).tokens)], device=self.device)
+        ours = self.logits(self.upper(self.trunk(tokens, 0), 0))
+        theirs = self.model(input_ids=tokens, use_cache=False).logits.float()
+        difference = ((ours - theirs).abs().max() / theirs.std()).item()
+        if not difference <= (SELF_CHECK_TOLERANCE if self.dtype == torch.float32 else 0.1):
+            raise Misconfigured(
+                f"{type(self.model).__name__} is not reproduced layer by layer (relative difference {difference:.2g}); "
+                "this engine cannot serve it",
+                setting="model.path",
+            )
+        # From here on every pass, also of the trainer, takes the grouped attention.
+        self.model.set_attn_implementation(ATTENTION)
+        again = self.logits(self.upper(self.trunk(tokens, 0), 0))
+        difference = ((again - theirs).abs().max() / theirs.std()).item()
+        if not difference <= (SELF_CHECK_TOLERANCE if self.dtype == torch.float32 else 0.1):
+            raise Misconfigured(
+                f"{type(self.model).__name__} differs under grouped attention by {difference:.2g}; "
+                "this engine cannot serve it",
+                setting="model.path",
+            )
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end a turn: the tokenizer's EOS and those of the generation config."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    more = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in [tokenizer.eos_token_id, *more] if i is not None)
+
+
+def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over names, shapes and bytes of the weights, the vocabulary and the chat template, in hex."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for word, index in sorted(tokenizer.get_vocab().items()):
+        sha.update(f"{word}\0{index}\0".encode())
+    sha.update(str(tokenizer.chat_template).encode())
+    return sha.hexdigest()

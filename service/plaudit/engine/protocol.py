@@ -1,0 +1,130 @@
+"""What an engine is: the seam between serving or learning and whatever runs the model.
+
+One engine implementation serves requests and makes the learner's rollouts; each process that needs one owns an
+instance. Adapters are *staged* under a ReleaseKey while decoding goes on; a job names the key it runs on and stays
+on it from its first token to its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from plaudit.types import FinishReason, Message, Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ReleaseKey:
+    """A release as an engine knows it. Version 0 is the base, without an adapter."""
+
+    channel: str
+    version: int
+    digest: str
+
+    def __str__(self) -> str:
+        """Return "channel@version"."""
+        return f"{self.channel}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """Token ids of a rendered prompt; the first `prefix_length` are the same for every prompt of this system text."""
+
+    tokens: tuple[int, ...]
+    prefix_length: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One completion to be made.
+
+    `sampling.temperature` is already resolved (the release's own where the caller named none). `width` pins the
+    batch width (a replay); None lets the engine choose. `capture` returns trunk activations with the result.
+    """
+
+    prompt: EncodedPrompt
+    release: ReleaseKey
+    sampling: Sampling
+    seed: int
+    width: int | None = None
+    capture: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """A finished completion. Log-probs in nats, one per token, the ending token included.
+
+    `hidden`: (P + C - 1, H) input of layer `capture_layer` at every token that was fed: the prompt and all generated
+    tokens but the last; where asked for.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    logprobs_raw: tuple[float, ...]
+    logprobs_sampled: tuple[float, ...]
+    finish_reason: FinishReason
+    width: int
+    release: ReleaseKey
+    hidden: torch.Tensor | None = None
+
+
+class Ticket(Protocol):
+    """A submitted job."""
+
+    def deltas(self, timeout: float | None = None) -> Iterator[str]:
+        """New text as it comes, until the completion ends; raises TimeoutError after `timeout` seconds in all."""
+
+    def result(self, timeout: float | None = None) -> Generated:
+        """The finished completion; raises TimeoutError, Cancelled, or what broke the job."""
+
+    def cancel(self) -> None:
+        """Frees the slot at the next step; no effect on a finished job."""
+
+
+class Engine(Protocol):
+    """Runs the model."""
+
+    base_digest: str
+    context_length: int
+    widths: tuple[int, ...]
+
+    def encode(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """Token ids of a conversation under the model's chat template, ready for the assistant's turn."""
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text, without special tokens."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+
+    def submit(self, jobs: Sequence[Job]) -> Sequence[Ticket]:
+        """Queues jobs; raises QueueFull, PromptTooLong or ReleaseNotServable, and then queues none."""
+
+    def score(
+        self,
+        prompt: EncodedPrompt,
+        completions: Sequence[Sequence[int]],
+        release: ReleaseKey,
+        temperature: float = 1.0,
+    ) -> list[tuple[float, ...]]:
+        """Log-probs (nats) of each completion's tokens after the prompt, under softmax(logits / temperature)."""
+
+    def stage(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> None:
+        """Loads an adapter (PEFT format; None for the base) under `key` while decoding goes on; raises BadArtifact."""
+
+    def unstage(self, key: ReleaseKey) -> None:
+        """Forgets `key` once its last job has ended."""
+
+    def staged(self) -> dict[ReleaseKey, float]:
+        """Staged keys with their default temperatures."""
+
+    def load(self) -> tuple[int, int]:
+        """Jobs that decode, and jobs that wait."""
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Ends the engine, after at most `drain_seconds` for jobs under way; later submits raise NotServing."""

@@ -1,0 +1,308 @@
+"""Every error that Plaudit raises.
+
+PlauditError
+├── RequestRefused                the caller can mend it
+│   ├── EmptyPrompt · PromptTooLong · InvalidField · InvalidText · WrongAction
+│   ├── UnknownDomain · UnknownRelease · UnknownChannel · ReleaseNotServable
+│   ├── HandleForged · HandleExpired · HandleWrongRater
+│   ├── UndeclaredKind · UndeclaredReason · UnknownCandidate · IncompleteRanking · OutOfScale
+│   ├── MessageTooLarge · NotOffered · GenerationChanged · WrongState
+├── Busy                          retry later
+│   ├── QueueFull · NotServing · LogUnavailable
+├── CallEnded                     the caller's clock or hand ended the call
+│   ├── DeadlinePassed · Cancelled
+├── Broken                        an operator must look
+│   ├── PluginFailed · BadArtifact · ProofFailed · Misconfigured · InternalError
+└── RecordUnusable                the join sends the record to plaudit.rejected
+    ├── IdConflict · RetractionByOther · Undecodable · NoInteraction · NotJoined
+
+Each class names its gRPC status code and ErrorReason (protos/plaudit/v1/errors.proto). The message says what
+happened, with which value, and what to do; `metadata` holds the keys documented with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PlauditError(Exception):
+    """Something went wrong in Plaudit."""
+
+    code: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str = "", /, **metadata: object) -> None:
+        self.message = message or (type(self).__doc__ or "").strip()
+        self.metadata = {key: str(value) for key, value in metadata.items()}
+        super().__init__(self.message)
+
+
+class RequestRefused(PlauditError):
+    """The request cannot be answered as it is."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_FIELD"
+
+
+class EmptyPrompt(RequestRefused):
+    """The request carries no prompt; send at least one message with text."""
+
+    reason = "EMPTY_PROMPT"
+
+
+class PromptTooLong(RequestRefused):
+    """Prompt and max_tokens together exceed the context; shorten the prompt or ask for fewer tokens."""
+
+    reason = "PROMPT_TOO_LONG"
+
+
+class InvalidField(RequestRefused):
+    """A field is missing or outside its limits."""
+
+    reason = "INVALID_FIELD"
+
+
+class InvalidText(RequestRefused):
+    """A text contains a NUL byte or is not valid UTF-8; remove it."""
+
+    reason = "INVALID_TEXT"
+
+
+class WrongAction(RequestRefused):
+    """The domain's action is the other one: call Generate for completions, Choose for choices."""
+
+    reason = "WRONG_ACTION"
+
+
+class UnknownDomain(RequestRefused):
+    """No plugin serves this domain; `plaudit plugins list` shows those that are loaded."""
+
+    code = "NOT_FOUND"
+    reason = "UNKNOWN_DOMAIN"
+
+
+class UnknownRelease(RequestRefused):
+    """The channel has no such release; `plaudit release list` shows those it has."""
+
+    code = "NOT_FOUND"
+    reason = "UNKNOWN_RELEASE"
+
+
+class UnknownChannel(RequestRefused):
+    """The channel has never served; a channel begins with its first request."""
+
+    code = "NOT_FOUND"
+    reason = "UNKNOWN_CHANNEL"
+
+
+class ReleaseNotServable(RequestRefused):
+    """The release exists and this replica cannot serve it."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "RELEASE_NOT_SERVABLE"
+
+
+class HandleForged(RequestRefused):
+    """The handle is malformed or signed by an unknown key; use the one that came with the interaction."""
+
+    code = "PERMISSION_DENIED"
+    reason = "HANDLE_FORGED"
+
+
+class HandleExpired(RequestRefused):
+    """The handle's time is over."""
+
+    code = "PERMISSION_DENIED"
+    reason = "HANDLE_EXPIRED"
+
+
+class HandleWrongRater(RequestRefused):
+    """The handle names another rater; leave the call's rater empty or send the same."""
+
+    code = "PERMISSION_DENIED"
+    reason = "HANDLE_WRONG_RATER"
+
+
+class UndeclaredKind(RequestRefused):
+    """The domain does not declare this kind of feedback."""
+
+    reason = "UNDECLARED_KIND"
+
+
+class UndeclaredReason(RequestRefused):
+    """The domain does not declare this reason (aspect)."""
+
+    reason = "UNDECLARED_REASON"
+
+
+class UnknownCandidate(RequestRefused):
+    """The feedback names a candidate that is not in the handle."""
+
+    reason = "UNKNOWN_CANDIDATE"
+
+
+class IncompleteRanking(RequestRefused):
+    """A ranking names every candidate of the interaction once."""
+
+    reason = "INCOMPLETE_RANKING"
+
+
+class OutOfScale(RequestRefused):
+    """The value is outside the scale that the domain declares."""
+
+    reason = "OUT_OF_SCALE"
+
+
+class MessageTooLarge(RequestRefused):
+    """The message is larger than the service takes."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class NotOffered(RequestRefused):
+    """This version does not offer the call."""
+
+    code = "UNIMPLEMENTED"
+    reason = "NOT_OFFERED"
+
+
+class GenerationChanged(RequestRefused):
+    """Somebody else changed the channel; read its state and decide again."""
+
+    code = "ABORTED"
+    reason = "GENERATION_CHANGED"
+
+
+class WrongState(RequestRefused):
+    """The release's state does not allow this move."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "WRONG_STATE"
+
+
+class Busy(PlauditError):
+    """The service cannot answer now; retry later."""
+
+    code = "UNAVAILABLE"
+    reason = "NOT_SERVING"
+    retryable = True
+
+
+class QueueFull(Busy):
+    """The queue of waiting requests is full; retry with backoff."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "QUEUE_FULL"
+
+
+class NotServing(Busy):
+    """This replica is draining or has not finished starting; retry elsewhere."""
+
+    reason = "NOT_SERVING"
+
+
+class LogUnavailable(Busy):
+    """The record could not be made durable, so nothing was acknowledged; retry."""
+
+    reason = "LOG_UNAVAILABLE"
+
+
+class CallEnded(PlauditError):
+    """The call ended before its answer was ready."""
+
+    code = "CANCELLED"
+    reason = "CANCELLED"
+
+
+class DeadlinePassed(CallEnded):
+    """The deadline passed before the answer was ready; allow more time or ask for fewer tokens."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_PASSED"
+
+
+class Cancelled(CallEnded):
+    """The caller went away."""
+
+    code = "CANCELLED"
+    reason = "CANCELLED"
+
+
+class Broken(PlauditError):
+    """Something is broken that an operator must mend."""
+
+
+class PluginFailed(Broken):
+    """A plugin raised; its distribution and member are in the metadata."""
+
+    reason = "PLUGIN_FAILED"
+
+
+class BadArtifact(Broken):
+    """The registry holds a damaged or foreign artifact; restore it from a backup or train again."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "BAD_ARTIFACT"
+
+
+class ProofFailed(Broken):
+    """The staged release does not give the trainer's log-probs, so it is not served."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "PROOF_FAILED"
+
+
+class Misconfigured(Broken):
+    """A setting is wrong or a needed file is missing; `plaudit doctor` explains."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "MISCONFIGURED"
+
+
+class InternalError(Broken):
+    """A bug in the service; its logs have the details under the request's id."""
+
+    reason = "INTERNAL"
+
+
+class RecordUnusable(PlauditError):
+    """The join cannot use a record."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "UNDECODABLE"
+
+
+class IdConflict(RecordUnusable):
+    """Two bodies under one feedback id: the earlier counts."""
+
+    code = "ALREADY_EXISTS"
+    reason = "ID_CONFLICT"
+
+
+class RetractionByOther(RecordUnusable):
+    """Only the rater who gave an act can withdraw it."""
+
+    code = "PERMISSION_DENIED"
+    reason = "RETRACTION_BY_OTHER"
+
+
+class Undecodable(RecordUnusable):
+    """The record is not an Envelope of this schema."""
+
+    reason = "UNDECODABLE"
+
+
+class NoInteraction(RecordUnusable):
+    """The interaction never arrived within the waiting time."""
+
+    code = "NOT_FOUND"
+    reason = "NO_INTERACTION"
+
+
+class NotJoined(RecordUnusable):
+    """The interaction's purpose is EVALUATE: it is logged, and feedback on it is never joined."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "NOT_JOINED"

@@ -1,0 +1,128 @@
+"""Translates between the nouns of `plaudit.types` and the bytes of the log (protos/plaudit/v1/events.proto).
+
+Enters: an Interaction, a Feedback, a Retraction, a ReleaseChange or a Rejected. Leaves: the deterministic bytes of one
+Envelope, and back. `decode` raises nothing but Undecodable, whatever the bytes: it stands between the log, which
+outlives every program that wrote to it, and the join. The bodies of the messages are translated in `bodies`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from typing import TypeAlias
+
+import uuid6
+from google.protobuf.message import DecodeError
+
+from plaudit.errors import Undecodable
+from plaudit.eventlog import bodies
+from plaudit.eventlog.bodies import Rejected, ReleaseChange, Retraction, act_from_proto, act_to_proto
+from plaudit.types import Feedback, Interaction
+from plaudit.v1 import events_pb2
+
+__all__ = [
+    "SCHEMA",
+    "Decoded",
+    "Rejected",
+    "ReleaseChange",
+    "Retraction",
+    "act_from_proto",
+    "act_to_proto",
+    "body_digest",
+    "decode",
+    "encode_feedback",
+    "encode_interaction",
+    "encode_rejected",
+    "encode_release_changed",
+    "encode_retraction",
+]
+
+SCHEMA = 1
+
+Decoded: TypeAlias = Interaction | Feedback | Retraction | ReleaseChange | Rejected
+
+
+def encode_interaction(
+    interaction: Interaction, *, producer: str, traceparent: str = "", event_id: str | None = None
+) -> bytes:
+    """Bytes of the record for `plaudit.interactions`; without `event_id` the record gets a new one."""
+    envelope = _envelope(interaction.completed_at, producer, traceparent, event_id)
+    envelope.interaction.CopyFrom(bodies.interaction_to_proto(interaction))
+    return envelope.SerializeToString(deterministic=True)
+
+
+def encode_feedback(feedback: Feedback, *, producer: str, traceparent: str = "", event_id: str | None = None) -> bytes:
+    """Bytes of the record for `plaudit.feedback`, with the digest of its body."""
+    envelope = _envelope(feedback.accepted_at, producer, traceparent, event_id)
+    envelope.feedback.CopyFrom(bodies.feedback_to_proto(feedback))
+    envelope.feedback.body_digest = body_digest(feedback)
+    return envelope.SerializeToString(deterministic=True)
+
+
+def encode_retraction(
+    retraction: Retraction, *, producer: str, traceparent: str = "", event_id: str | None = None
+) -> bytes:
+    """Bytes of the record of a withdrawal, for `plaudit.feedback`."""
+    envelope = _envelope(retraction.accepted_at, producer, traceparent, event_id)
+    envelope.retraction.CopyFrom(bodies.retraction_to_proto(retraction))
+    return envelope.SerializeToString(deterministic=True)
+
+
+def encode_release_changed(
+    change: ReleaseChange, *, producer: str, traceparent: str = "", event_id: str | None = None
+) -> bytes:
+    """Bytes of the record for `plaudit.releases`."""
+    envelope = _envelope(change.changed_at, producer, traceparent, event_id)
+    envelope.release.CopyFrom(bodies.release_change_to_proto(change))
+    return envelope.SerializeToString(deterministic=True)
+
+
+def encode_rejected(rejected: Rejected, *, producer: str, traceparent: str = "", event_id: str | None = None) -> bytes:
+    """Bytes of the record for `plaudit.rejected`."""
+    envelope = _envelope(rejected.rejected_at, producer, traceparent, event_id)
+    envelope.rejected.CopyFrom(bodies.rejected_to_proto(rejected))
+    return envelope.SerializeToString(deterministic=True)
+
+
+def decode(value: bytes) -> Decoded:
+    """What a record says; raises Undecodable where it is not a complete Envelope of this schema."""
+    envelope = events_pb2.Envelope()
+    try:
+        envelope.ParseFromString(value)
+    except DecodeError as error:
+        raise Undecodable(f"the record's {len(value)} bytes are not an Envelope ({error})") from error
+    if envelope.schema != SCHEMA:
+        raise Undecodable(f"the record has schema {envelope.schema}; this release reads {SCHEMA}")
+    match envelope.WhichOneof("payload"):
+        case "interaction":
+            return bodies.interaction_from_proto(envelope.interaction)
+        case "feedback":
+            return bodies.feedback_from_proto(envelope.feedback)
+        case "retraction":
+            return bodies.retraction_from_proto(envelope.retraction)
+        case "release":
+            return bodies.release_change_from_proto(envelope.release, bodies.moment(envelope, "occurred_at"))
+        case "rejected":
+            return bodies.rejected_from_proto(envelope.rejected, bodies.moment(envelope, "occurred_at"))
+        case _:
+            raise Undecodable(f"the record {envelope.event_id!r} has no payload that this release knows")
+
+
+def body_digest(feedback: Feedback) -> bytes:
+    """SHA-256 of what a person said: kind, act, reasons, rater and session, whenever it was accepted.
+
+    Two records under one feedback id with equal digests are one act sent twice; otherwise they conflict.
+    """
+    body = bodies.feedback_to_proto(feedback).feedback
+    body.feedback_id = ""
+    return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
+
+
+def _envelope(occurred_at: dt.datetime, producer: str, traceparent: str, event_id: str | None) -> events_pb2.Envelope:
+    return events_pb2.Envelope(
+        event_id=event_id if event_id is not None else str(uuid6.uuid7()),
+        occurred_at=bodies.timestamp(occurred_at),
+        producer=producer,
+        schema=SCHEMA,
+        traceparent=traceparent,
+    )

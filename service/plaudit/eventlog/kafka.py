@@ -1,0 +1,301 @@
+"""Kafka as the event log.
+
+Enters: encoded records. Leaves: records with Kafka's partitions and offsets. A record is acknowledged once all in-sync
+replicas hold it. Places are never kept in Kafka: at every assignment a consumer asks the evidence store where to go on,
+and what it commits to Kafka afterwards is for lag tools only.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import structlog
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+
+from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured
+from plaudit.eventlog.kafka_clients import connected
+from plaudit.eventlog.kafka_topics import ensure_topics
+from plaudit.eventlog.protocol import REJECTED_OVERHEAD_BYTES, Positions, Record, Topic, check_size, record_limit
+from plaudit.settings import KafkaSettings
+
+_log = structlog.get_logger(__name__)
+
+# A consumer that was killed is noticed after this time, and its partitions go to another.
+SESSION_SECONDS = 10
+HANGING_SECONDS = 1.0
+RECONNECT_SECONDS = 1.0
+# Kafka's own framing of a record, its key included, on top of the largest value.
+MAX_REQUEST_BYTES = record_limit(Topic.REJECTED) + REJECTED_OVERHEAD_BYTES
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+
+
+class KafkaEventLog:
+    """The event log on Kafka brokers; makes missing topics and checks the others when it opens.
+
+    While the brokers are away, appends fail at once and one of them a second tries to connect anew: callers have an
+    outbox to write to, and should not queue up behind a timeout.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._closed = False
+        self._connecting = False
+        self._retry_at = 0.0
+        ensure_topics(settings)
+        self._producer: Any = self._connect()
+
+    def append(self, topic: Topic, key: str, value: bytes) -> tuple[int, int]:
+        """Partition and offset of the record, once all in-sync replicas hold it."""
+        return self.append_many(topic, [(key, value)])[0]
+
+    def append_many(self, topic: Topic, items: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
+        """As `append`, for several records; where it raises, any of them may be in the log."""
+        for _, value in items:
+            check_size(topic, value)
+        producer = self._usable(topic)
+        name = self._settings.topic_prefix + topic
+        try:
+            futures = [producer.send(name, key=key.encode(), value=value) for key, value in items]
+            # The producer itself gives up after the timeout; more than that and it hangs.
+            deadline = time.monotonic() + self._settings.timeout_seconds + HANGING_SECONDS
+            sent = [future.get(timeout=max(deadline - time.monotonic(), 0)) for future in futures]
+        except TOO_LARGE as error:
+            self._drop(producer)
+            raise MessageTooLarge(
+                f"the broker refused a record for {name} as too large; raise the topic's max.message.bytes to "
+                f"{record_limit(topic) + REJECTED_OVERHEAD_BYTES}",
+                limit=record_limit(topic),
+            ) from error
+        except kafka_errors.KafkaError as error:
+            self._drop(producer)
+            raise LogUnavailable(
+                f"{name} at {self._settings.bootstrap} did not acknowledge within {self._settings.timeout_seconds:g} s "
+                f"({error!r}); check the brokers, then send it again",
+                topic=topic,
+            ) from error
+        return [(metadata.partition, metadata.offset) for metadata in sent]
+
+    def consumer(self, topics: Sequence[Topic], group: str, positions: Callable[[], Positions]) -> KafkaLogConsumer:
+        """A member of the group; Kafka shares the partitions among the members."""
+        return KafkaLogConsumer(self._settings, topics, group, positions)
+
+    def close(self) -> None:
+        """Sends what is under way, waits for it at most the timeout, and disconnects."""
+        with self._lock:
+            self._closed = True
+            producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            producer.close(timeout=self._settings.timeout_seconds)
+        except kafka_errors.KafkaTimeoutError:
+            _log.warning("event_log_closed_with_records_under_way", bootstrap=self._settings.bootstrap)
+            _stop(producer)
+
+    def _usable(self, topic: Topic) -> Any:
+        """The producer; connects anew where the last one failed."""
+        with self._lock:
+            if self._closed:
+                raise LogUnavailable(f"the event log at {self._settings.bootstrap} is closed", topic=topic)
+            if self._producer is not None:
+                return self._producer
+            if self._connecting or time.monotonic() < self._retry_at:
+                raise LogUnavailable(
+                    f"the brokers at {self._settings.bootstrap} are away; check them, then send it again", topic=topic
+                )
+            self._connecting = True
+        producer = None
+        try:
+            producer = self._connect()
+        finally:
+            with self._lock:
+                self._connecting = False
+                self._retry_at = time.monotonic() + RECONNECT_SECONDS
+                if not self._closed:
+                    self._producer = producer
+        return producer
+
+    def _connect(self) -> Any:
+        milliseconds = int(self._settings.timeout_seconds * 1000)
+        return connected(
+            KafkaProducer,
+            self._settings,
+            acks="all",
+            enable_idempotence=True,
+            delivery_timeout_ms=milliseconds,
+            request_timeout_ms=max(milliseconds // 2, 1),
+            max_block_ms=milliseconds,
+            max_request_size=MAX_REQUEST_BYTES,
+            allow_auto_create_topics=False,
+        )
+
+    def _drop(self, failed: Any) -> None:
+        """Parts with a producer that failed.
+
+        After a record that was refused or that expired, an idempotent producer of kafka-python may refuse all later
+        ones, or wait for ever for an id that it asked of a broker that died.
+        """
+        with self._lock:
+            if self._producer is not failed:
+                return
+            self._producer = None
+        _stop(failed)
+
+
+def _stop(producer: Any) -> None:
+    """Ends a producer's thread, and with an error whoever waits for its records."""
+    # There is no public way: close() waits for the records first, and gives up without stopping the thread.
+    producer._sender.force_close()
+    producer._sender.join(HANGING_SECONDS)
+    with suppress(kafka_errors.KafkaTimeoutError):
+        producer.close(timeout=0)
+
+
+class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """Notes that partitions changed. It runs on the client's own thread, which must not wait for a database."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Event()
+
+    def on_partitions_revoked(self, revoked: object) -> None:
+        self.changed.set()
+
+    def on_partitions_assigned(self, assigned: object) -> None:
+        self.changed.set()
+
+
+class KafkaLogConsumer:
+    """A group member that reads from where the evidence store stands."""
+
+    def __init__(
+        self, settings: KafkaSettings, topics: Sequence[Topic], group: str, positions: Callable[[], Positions]
+    ) -> None:
+        self._settings = settings
+        self._positions = positions
+        self._topic_of = {settings.topic_prefix + topic: topic for topic in topics}
+        self._assignments = _Assignments()
+        self._assigned: frozenset[tuple[Topic, int]] = frozenset()
+        milliseconds = int(settings.timeout_seconds * 1000)
+        self._consumer = connected(
+            KafkaConsumer,
+            settings,
+            group_id=settings.topic_prefix + group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            # By ranges: partition i of interactions and of feedback go to one member.
+            partition_assignment_strategy=(RangePartitionAssignor,),
+            session_timeout_ms=SESSION_SECONDS * 1000,
+            heartbeat_interval_ms=SESSION_SECONDS * 1000 // 4,
+            request_timeout_ms=max(milliseconds, SESSION_SECONDS * 1000 + 1),
+            allow_auto_create_topics=False,
+        )
+        self._consumer.subscribe(sorted(self._topic_of), listener=self._assignments)
+
+    def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
+        """Records in order per partition; joins the group, and finds its place, on the way."""
+        with self._failing("polled"):
+            batches = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
+            if self._assignments.changed.is_set() or self._current() != self._assigned:
+                # These records were fetched before the store said where to begin.
+                self._take_places()
+                return []
+        return [
+            Record(
+                self._topic_of[partition.topic],
+                partition.partition,
+                message.offset,
+                message.key or b"",
+                message.value or b"",
+                dt.datetime.fromtimestamp(message.timestamp / 1000, dt.UTC),
+            )
+            for partition, messages in batches.items()
+            for message in messages
+        ]
+
+    def assigned(self) -> frozenset[tuple[Topic, int]]:
+        """Partitions that the group gave to this member."""
+        return self._assigned
+
+    def end_positions(self) -> dict[tuple[Topic, int], int]:
+        """Offset that the next record of each assigned partition will get."""
+        with self._failing("asked for its end"):
+            ends = self._consumer.end_offsets([self._partition(*place) for place in self._assigned])
+        return {(self._topic_of[partition.topic], partition.partition): end for partition, end in ends.items()}
+
+    def acknowledge(self, positions: Positions) -> None:
+        """Commits the places to Kafka, without waiting: a commit that fails is made good by the next one."""
+        offsets = {
+            self._partition(*place): OffsetAndMetadata(offset, "", -1)
+            for place, offset in positions.items()
+            if place in self._assigned
+        }
+        if offsets:
+            with self._failing("told the places"):
+                self._consumer.commit_async(offsets)
+
+    def close(self) -> None:
+        """Leaves the group, so that the others take over at once."""
+        self._assigned = frozenset()
+        self._consumer.close(autocommit=False, timeout_ms=int(self._settings.timeout_seconds * 1000))
+
+    def _take_places(self) -> None:
+        """Goes to the store's place in every assigned partition.
+
+        The note is torn up first: an assignment that comes meanwhile is written anew and seen at the next poll. It is
+        put back where this fails, so that no record is ever handed out from a place that the store did not name.
+        """
+        self._assignments.changed.clear()
+        try:
+            self._assigned = self._current()
+            partitions = [self._partition(*place) for place in sorted(self._assigned)]
+            if not partitions:
+                return
+            places = self._positions()
+            firsts = self._consumer.beginning_offsets(partitions)
+            ends = self._consumer.end_offsets(partitions)
+            for each in partitions:
+                wanted = places.get((self._topic_of[each.topic], each.partition))
+                if each in self._consumer.assignment():
+                    self._consumer.seek(each, _place(each, wanted, firsts[each], ends[each]))
+        except BaseException:
+            self._assignments.changed.set()
+            raise
+
+    def _current(self) -> frozenset[tuple[Topic, int]]:
+        return frozenset((self._topic_of[each.topic], each.partition) for each in self._consumer.assignment())
+
+    def _partition(self, topic: Topic, partition: int) -> Any:
+        return TopicPartition(self._settings.topic_prefix + topic, partition)
+
+    @contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except kafka_errors.KafkaError as error:
+            raise LogUnavailable(
+                f"the event log at {self._settings.bootstrap} could not be {what} ({error!r}); check the brokers"
+            ) from error
+
+
+def _place(partition: Any, wanted: int | None, first: int, end: int) -> int:
+    """Where to read on, given the store's place and what the broker still holds."""
+    name = f"{partition.topic}-{partition.partition}"
+    if wanted is None:
+        return first
+    if wanted > end:
+        raise Misconfigured(
+            f"{name} is to be read from offset {wanted} and ends at {end}: the topic was replaced or lost records "
+            "after the evidence store read it; restore the topic, or start with an empty store",
+            setting="log.kafka.bootstrap",
+        )
+    if wanted < first:
+        _log.error("event_log_records_expired_unread", partition=name, wanted=wanted, first=first)
+    return max(wanted, first)

@@ -1,0 +1,79 @@
+"""Clients of the brokers: how they connect, and what is said when they cannot.
+
+Enters: Kafka's settings. Leaves: a connected client of kafka-python, or Misconfigured or LogUnavailable with what to
+check. Nothing of a client that could not connect stays behind.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
+
+from plaudit.errors import LogUnavailable, Misconfigured
+from plaudit.settings import KafkaSettings
+
+
+def connected(client: Callable[..., Any], settings: KafkaSettings, **options: Any) -> Any:
+    """A client of this class, connected to the brokers. Raises Misconfigured or LogUnavailable."""
+    connections: list[Any] = []
+
+    def connection(**configs: Any) -> Any:
+        connections.append(KafkaNetClient(**configs))
+        return connections[-1]
+
+    with unreachable(settings):
+        try:
+            return client(**_connection_options(settings), kafka_client=connection, **options)
+        except BaseException:
+            # The client's thread would go on knocking for as long as the process lives.
+            for each in connections:
+                each.close()
+            raise
+
+
+@contextmanager
+def unreachable(settings: KafkaSettings) -> Iterator[None]:
+    """Turns the client's errors into ours, with what to check."""
+    try:
+        yield
+    except kafka_errors.AuthorizationError as error:
+        raise Misconfigured(
+            f"the brokers at {settings.bootstrap} deny this client what it needs ({error}); allow it to describe, "
+            f"create, read and write topics and groups that begin with {settings.topic_prefix + 'plaudit.'!r}",
+            setting="log.kafka.bootstrap",
+        ) from error
+    except kafka_errors.KafkaError as error:
+        # The client reports a wrong address, a wrong protocol and dead brokers alike.
+        raise LogUnavailable(
+            f"no Kafka broker at {settings.bootstrap} answered within {settings.timeout_seconds:g} s ({error!r}); "
+            "check log.kafka.bootstrap, that the brokers run, that their advertised addresses can be reached from "
+            "here, and that they take plaintext connections",
+        ) from error
+
+
+def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Options that every client of the brokers needs; raises Misconfigured where the bootstrap is no address."""
+    servers = [server.strip() for server in settings.bootstrap.split(",") if server.strip()]
+    if not servers:
+        raise Misconfigured(
+            "log.kind is kafka and log.kafka.bootstrap is empty; name the brokers as host:port,host:port",
+            setting="log.kafka.bootstrap",
+        )
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise Misconfigured(
+                f"log.kafka.bootstrap names {server!r}, which is not host:port", setting="log.kafka.bootstrap"
+            )
+    return {
+        "bootstrap_servers": servers,
+        "client_id": f"plaudit-{uuid.uuid4().hex[:8]}",
+        "bootstrap_timeout_ms": int(settings.timeout_seconds * 1000),
+        # The client waits ever longer between attempts; after an outage nobody should wait half a minute.
+        "reconnect_backoff_max_ms": 1000,
+    }

@@ -1,0 +1,300 @@
+"""The embedded log: one SQLite file that several processes of one machine append to and read.
+
+Enters: encoded records. Leaves: records of partition 0 with dense offsets per topic. Concurrent appends share one
+transaction and one fsync (group commit). Every consumer reads everything: groups are Kafka's way to share work between
+machines, and one machine runs one join.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from plaudit.errors import LogUnavailable, Misconfigured, PlauditError
+from plaudit.eventlog.protocol import Positions, Record, Topic, check_size
+
+SCHEMA_VERSION = 1
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS records (
+        topic TEXT NOT NULL, offset INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, ts INTEGER NOT NULL,
+        PRIMARY KEY (topic, offset))""",
+    # The next offset stands apart from the records, so that deleting the newest ones never gives an offset twice.
+    "CREATE TABLE IF NOT EXISTS ends (topic TEXT PRIMARY KEY, next INTEGER NOT NULL) WITHOUT ROWID",
+)
+BUSY_SECONDS = 10.0  # other processes hold the file for one fsync at a time; far longer means that one hangs
+POLL_SECONDS = 0.02  # two index look-ups each time: 0.1% of a core
+PARTITION = 0
+MICROSECOND = dt.timedelta(microseconds=1)
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """What one caller appends, and what became of it."""
+
+    topic: Topic
+    items: Sequence[tuple[bytes, bytes]]
+    first: int = -1
+    done: bool = False
+    error: BaseException | None = None
+
+
+class SqliteEventLog:
+    """The embedded event log in one file; the folder is made where it is missing."""
+
+    def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
+        self._path = path
+        self._busy_seconds = busy_seconds
+        self._turn = threading.Condition()
+        self._waiting: list[_Batch] = []
+        self._writing = False
+        self._closed = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Misconfigured(
+                f"the folder {path.parent} of the event log cannot be made ({error}); set data_dir to one that can",
+                setting="data_dir",
+            ) from error
+        self._connection = _open(path, busy_seconds)
+
+    def append(self, topic: Topic, key: str, value: bytes) -> tuple[int, int]:
+        """Partition 0 and the offset of the record, once it is on disk."""
+        return self.append_many(topic, [(key, value)])[0]
+
+    def append_many(self, topic: Topic, items: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
+        """As `append`, for several records in one transaction: all of them or none."""
+        for _, value in items:
+            check_size(topic, value)
+        if not items:
+            return []
+        batch = _Batch(topic, [(key.encode(), value) for key, value in items])
+        with self._turn:
+            if self._closed:
+                raise LogUnavailable(f"the event log {self._path} is closed", topic=topic)
+            self._waiting.append(batch)
+            # While one caller writes, the others gather; the first to wake writes for all that have gathered.
+            while self._writing and not batch.done:
+                self._turn.wait()
+            group: list[_Batch] = []
+            if not batch.done:
+                self._writing = True
+                group, self._waiting = self._waiting, []
+        if group:
+            self._write_group(group)
+        if batch.error is not None:
+            raise LogUnavailable(
+                f"the event log {self._path} did not take the record ({batch.error}); "
+                "check free space and permissions, then send it again",
+                topic=topic,
+            ) from batch.error
+        return [(PARTITION, batch.first + index) for index in range(len(items))]
+
+    def consumer(self, topics: Sequence[Topic], group: str, positions: Callable[[], Positions]) -> SqliteConsumer:
+        """A reader of all records of these topics, whatever its group."""
+        return SqliteConsumer(self._path, topics, positions, busy_seconds=self._busy_seconds)
+
+    def close(self) -> None:
+        """Waits for the write under way, refuses later ones and closes the file."""
+        with self._turn:
+            self._closed = True
+            self._turn.wait_for(lambda: not (self._writing or self._waiting), timeout=self._busy_seconds)
+            self._connection.close()
+
+    def _write_group(self, group: list[_Batch]) -> None:
+        """Writes what has gathered and wakes its callers, whatever happens."""
+        try:
+            self._commit(group)
+        except BaseException as error:  # an interrupt here must not look like success to the others
+            for batch in group:
+                batch.error = error
+            if not isinstance(error, sqlite3.Error):
+                raise
+        finally:
+            with self._turn:
+                for batch in group:
+                    batch.done = True
+                self._writing = False
+                self._turn.notify_all()
+
+    def _commit(self, group: list[_Batch]) -> None:
+        """One transaction, one fsync, for every batch of the group."""
+        connection = self._connection
+        now = (dt.datetime.now(dt.UTC) - EPOCH) // MICROSECOND
+        # IMMEDIATE takes the write lock at once: a read that later wants to write would be refused, not queued.
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            ends: dict[Topic, int] = {}
+            for batch in group:
+                if batch.topic not in ends:
+                    row = connection.execute("SELECT next FROM ends WHERE topic = ?", (batch.topic.value,)).fetchone()
+                    ends[batch.topic] = row[0] if row else 0
+                batch.first = ends[batch.topic]
+                connection.executemany(
+                    "INSERT INTO records (topic, offset, key, value, ts) VALUES (?, ?, ?, ?, ?)",
+                    [
+                        (batch.topic.value, batch.first + index, key, value, now)
+                        for index, (key, value) in enumerate(batch.items)
+                    ],
+                )
+                ends[batch.topic] += len(batch.items)
+            connection.executemany(
+                "INSERT INTO ends (topic, next) VALUES (?, ?) ON CONFLICT (topic) DO UPDATE SET next = excluded.next",
+                [(topic.value, end) for topic, end in ends.items()],
+            )
+            connection.execute("COMMIT")
+        except BaseException:
+            # SQLite has already rolled back by itself after some errors (a full disk among them).
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+class SqliteConsumer:
+    """Reads the file by polling; it has a connection of its own and never writes."""
+
+    def __init__(
+        self,
+        path: Path,
+        topics: Sequence[Topic],
+        positions: Callable[[], Positions],
+        *,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> None:
+        self._path = path
+        self._topics = list(dict.fromkeys(topics))
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._connection = _open(path, busy_seconds)
+        start = positions()
+        self._next = {topic: start.get((topic, PARTITION), 0) for topic in self._topics}
+        ends = self.end_positions()
+        for topic, offset in self._next.items():
+            if offset > ends[topic, PARTITION]:
+                self.close()
+                raise Misconfigured(
+                    f"{topic} is to be read from offset {offset} and {path} ends at {ends[topic, PARTITION]}: the log "
+                    "was replaced after the evidence store read it; restore the log, or start with an empty store",
+                    setting="data_dir",
+                )
+
+    def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
+        """Records in order per topic; waits at most the time where there is none."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            records = self._read(max_records)
+            left = deadline - time.monotonic()
+            if records or left <= 0 or self._closed.wait(min(POLL_SECONDS, left)):
+                return records
+
+    def assigned(self) -> frozenset[tuple[Topic, int]]:
+        """Partition 0 of every topic."""
+        return frozenset((topic, PARTITION) for topic in self._topics)
+
+    def end_positions(self) -> dict[tuple[Topic, int], int]:
+        """Offset that the next record of each topic will get."""
+        with self._reading():
+            ends = dict(self._connection.execute("SELECT topic, next FROM ends").fetchall())
+        return {(topic, PARTITION): ends.get(topic.value, 0) for topic in self._topics}
+
+    def acknowledge(self, positions: Positions) -> None:
+        """Does nothing: no tool beside the evidence store looks at an embedded log's lag."""
+
+    def close(self) -> None:
+        """Ends a poll under way and closes the file."""
+        self._closed.set()
+        with self._lock:
+            self._connection.close()
+
+    def _read(self, max_records: int) -> list[Record]:
+        records: list[Record] = []
+        with self._reading():
+            for topic in self._topics:
+                rows = self._connection.execute(
+                    "SELECT offset, key, value, ts FROM records WHERE topic = ? AND offset >= ?"
+                    " ORDER BY offset LIMIT ?",
+                    (topic.value, self._next[topic], max_records - len(records)),
+                ).fetchall()
+                records += [
+                    Record(topic, PARTITION, offset, key, value, EPOCH + ts * MICROSECOND)
+                    for offset, key, value, ts in rows
+                ]
+                if rows:
+                    self._next[topic] = rows[-1][0] + 1
+        # Another topic comes first next time: one with a long backlog must not starve the others.
+        self._topics.append(self._topics.pop(0))
+        return records
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed.is_set():
+                raise LogUnavailable(f"the consumer of {self._path} is closed")
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise LogUnavailable(f"the event log {self._path} cannot be read ({error}); check the disk") from error
+
+
+def _open(path: Path, busy_seconds: float) -> sqlite3.Connection:
+    """A connection in WAL mode to a file of this schema; makes the file where it is missing."""
+    try:
+        # Calls are serialised by the callers' own locks, so the connection may wander between threads.
+        connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(connection, path, busy_seconds)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.OperationalError as error:
+        raise _unusable(path, error) from error
+    except sqlite3.DatabaseError as error:
+        raise Misconfigured(
+            f"{path} is not an event log ({error}); move it away or set data_dir to another folder", setting="data_dir"
+        ) from error
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            break
+        except sqlite3.OperationalError as error:
+            # Two processes that make the file at once: SQLite does not wait for this lock by itself.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+    # FULL: in WAL mode anything less acknowledges before the fsync.
+    connection.execute("PRAGMA synchronous = FULL")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if version not in (0, SCHEMA_VERSION) or (version == 0 and tables):
+        raise Misconfigured(
+            f"{path} has version {version} and {tables} tables, not an event log of version {SCHEMA_VERSION}; "
+            "open it with the release of plaudit that wrote it, or set data_dir to another folder",
+            setting="data_dir",
+        )
+    for statement in SCHEMA:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _unusable(path: Path, error: sqlite3.OperationalError) -> PlauditError:
+    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
+        return LogUnavailable(f"the event log {path} cannot be opened now ({error}); retry")
+    return Misconfigured(
+        f"the event log {path} cannot be opened ({error}); check that this user may write there", setting="data_dir"
+    )

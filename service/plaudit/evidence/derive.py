@@ -1,0 +1,287 @@
+"""What the acts about one interaction come to: the rules of the join as one pure function.
+
+Enters: an interaction and every act and retraction that names it, in any order. Leaves: the status of each, and the
+evidence of those that count. The result depends on the set of records alone, never on the order of their arrival, so
+that it can be computed again whenever a record is added (docs/join.md, "What counts").
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from plaudit.domain import DomainPlugin
+from plaudit.errors import (
+    IdConflict,
+    NoInteraction,
+    NotJoined,
+    PlauditError,
+    PluginFailed,
+    RetractionByOther,
+    UnknownCandidate,
+    UnknownDomain,
+)
+from plaudit.evidence.rows import StoredEvidence
+from plaudit.evidence.tables import Status
+from plaudit.types import (
+    Act,
+    Binary,
+    Channel,
+    Choice,
+    Comment,
+    Demo,
+    Evidence,
+    Feedback,
+    Interaction,
+    Label,
+    Pair,
+    Purpose,
+    Ranking,
+    RankingEvidence,
+    Scalar,
+)
+
+# (feedback id, is a retraction, digest): names an act or a retraction within its interaction.
+Key: TypeAlias = tuple[str, bool, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAct:
+    """An act with the digest of its body; `feedback.accepted_at` is the earliest of all records with this body."""
+
+    feedback: Feedback
+    digest: bytes
+
+    @property
+    def key(self) -> Key:
+        """Its name within the interaction."""
+        return (self.feedback.feedback_id, False, self.digest)
+
+    @property
+    def age(self) -> tuple[dt.datetime, str, bytes]:
+        """What earlier and newer are decided by; never an offset, because a drained outbox puts old acts late."""
+        return (self.feedback.accepted_at, self.feedback.feedback_id, self.digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRetraction:
+    """A retraction; its digest tells raters apart."""
+
+    feedback_id: str
+    channel: Channel
+    who: str
+    digest: bytes
+
+    @property
+    def key(self) -> Key:
+        """Its name within the interaction."""
+        return (self.feedback_id, True, self.digest)
+
+
+@dataclass(slots=True)
+class Derived:
+    """What became of the records of one interaction."""
+
+    statuses: dict[Key, Status] = field(default_factory=dict)
+    errors: dict[Key, PlauditError] = field(default_factory=dict)
+    evidence: list[StoredEvidence] = field(default_factory=list)
+
+    def reject(self, key: Key, error: PlauditError) -> None:
+        """Notes that the record cannot be used."""
+        self.statuses[key] = Status.REJECTED
+        self.errors[key] = error
+
+
+def derive(
+    interaction: Interaction,
+    acts: Sequence[StoredAct],
+    retractions: Sequence[StoredRetraction],
+    plugins: Mapping[str, DomainPlugin],
+) -> Derived:
+    """Statuses and evidence of all records of one interaction."""
+    derived = Derived()
+    mine_acts = [act for act in acts if _belongs(interaction, act.feedback.channel, act.key, derived)]
+    mine_retractions = [each for each in retractions if _belongs(interaction, each.channel, each.key, derived)]
+    counting = _first_bodies(mine_acts, derived)
+    retracted = _retracted(counting, mine_retractions, derived)
+    known = frozenset(candidate.candidate_id for candidate in interaction.candidates)
+    usable = [act for act in counting.values() if _names_known_candidates(act, known, derived)]
+    for act in _newest(usable, derived):
+        if act.feedback.feedback_id in retracted:
+            continue
+        try:
+            atoms = evidence_of(interaction, act.feedback, plugins, known)
+        except (PluginFailed, UnknownDomain) as error:
+            derived.reject(act.key, error)
+            continue
+        derived.statuses[act.key] = Status.JOINED
+        derived.evidence += [_stored(interaction, act.feedback, index, atom) for index, atom in enumerate(atoms)]
+    for act in usable:
+        if act.feedback.feedback_id in retracted:
+            derived.statuses[act.key] = Status.RETRACTED
+    return derived
+
+
+def _belongs(interaction: Interaction, channel: Channel, key: Key, derived: Derived) -> bool:
+    """Whether a record may be about this interaction at all; rejects it otherwise."""
+    if channel != interaction.channel:
+        derived.reject(key, NoInteraction(f"channel {channel} has no interaction {interaction.interaction_id}"))
+        return False
+    if interaction.purpose is Purpose.EVALUATE:
+        derived.reject(
+            key,
+            NotJoined(f"interaction {interaction.interaction_id} was made for EVALUATE: feedback on it never counts"),
+        )
+        return False
+    return True
+
+
+def _first_bodies(acts: Iterable[StoredAct], derived: Derived) -> dict[str, StoredAct]:
+    """By feedback id the body that counts: the earliest. Rejects the others."""
+    counting: dict[str, StoredAct] = {}
+    for act in sorted(acts, key=lambda each: each.age):
+        first = counting.setdefault(act.feedback.feedback_id, act)
+        if first is not act:
+            derived.reject(
+                act.key,
+                IdConflict(
+                    f"feedback {act.feedback.feedback_id} was accepted with another body at "
+                    f"{first.feedback.accepted_at.isoformat()}, and that counts; a changed mind needs an id of its own"
+                ),
+            )
+    return counting
+
+
+def _retracted(
+    counting: Mapping[str, StoredAct], retractions: Iterable[StoredRetraction], derived: Derived
+) -> frozenset[str]:
+    """Ids of the acts that their own raters withdrew. A retraction holds whenever it came."""
+    withdrawn = set()
+    for retraction in retractions:
+        act = counting.get(retraction.feedback_id)
+        if act is None:
+            derived.statuses[retraction.key] = Status.UNMATCHED
+        elif act.feedback.who == retraction.who:
+            derived.statuses[retraction.key] = Status.APPLIED
+            withdrawn.add(retraction.feedback_id)
+        else:
+            derived.reject(
+                retraction.key,
+                RetractionByOther(f"feedback {retraction.feedback_id} was given by another rater; it still counts"),
+            )
+    return frozenset(withdrawn)
+
+
+def _names_known_candidates(act: StoredAct, known: frozenset[str], derived: Derived) -> bool:
+    unknown = [each for each in candidates_of(act.feedback.act) if each not in known]
+    if unknown:
+        derived.reject(
+            act.key,
+            UnknownCandidate(
+                f"interaction {act.feedback.interaction_id} has no candidate {unknown[0]!r}", candidate_id=unknown[0]
+            ),
+        )
+    return not unknown
+
+
+def _newest(acts: Iterable[StoredAct], derived: Derived) -> list[StoredAct]:
+    """The newest act of each rater on each subject; the others are superseded, whether or not it is withdrawn.
+
+    A withdrawn change of mind leaves nothing: what it replaced was taken back by the same person.
+    """
+    newest: dict[tuple[str, str], StoredAct] = {}
+    for act in sorted(acts, key=lambda each: each.age):
+        subject = (act.feedback.who, act.feedback.subject)
+        if subject in newest:
+            derived.statuses[newest[subject].key] = Status.SUPERSEDED
+        newest[subject] = act
+    return list(newest.values())
+
+
+def candidates_of(act: Act) -> tuple[str, ...]:
+    """Candidate ids that an act names; none for a comment on the whole interaction."""
+    match act:
+        case Choice():
+            return (act.chosen_id, act.other_id)
+        case Ranking():
+            return act.candidate_ids
+        case Comment(candidate_id=""):
+            return ()
+        case _:
+            return (act.candidate_id,)
+
+
+def evidence_of(
+    interaction: Interaction, feedback: Feedback, plugins: Mapping[str, DomainPlugin], known: frozenset[str]
+) -> tuple[Evidence, ...]:
+    """The plugin's evidence of one act, checked. Raises PluginFailed or UnknownDomain."""
+    domain = interaction.channel.domain
+    plugin = plugins.get(domain)
+    if plugin is None:
+        raise UnknownDomain(
+            f"no plugin serves the domain {domain!r} here; install or allow it and start the join again",
+            domain=domain,
+            known=", ".join(sorted(plugins)),
+        )
+    try:
+        atoms = tuple(plugin.to_evidence(interaction, feedback))
+    # A plugin is foreign code: whatever it raises is a fact about one act, and must not stop a partition.
+    except Exception as error:
+        raise PluginFailed(
+            f"{domain}.to_evidence raised {type(error).__name__}: {error}; mend the plugin and start the join again",
+            domain=domain,
+            member="to_evidence",
+        ) from error
+    for atom in atoms:
+        fault = _fault(atom, known)
+        if fault:
+            raise PluginFailed(f"{domain}.to_evidence gave {fault}", domain=domain, member="to_evidence")
+    return atoms
+
+
+def _fault(atom: object, known: frozenset[str]) -> str:
+    """What is wrong with a piece of evidence; empty where nothing is."""
+    names: tuple[str, ...]
+    numbers: tuple[float, ...] = ()
+    match atom:
+        case Pair():
+            names, numbers = (atom.first, atom.second), (atom.margin,)
+            if atom.first == atom.second:
+                return f"a pair of candidate {atom.first!r} with itself"
+        case RankingEvidence():
+            names = atom.order
+            if len(set(names)) != len(names):
+                return f"a ranking that names a candidate twice: {', '.join(names)}"
+        case Scalar():
+            names, numbers = (atom.candidate,), (atom.value,)
+            if not 0 <= atom.value <= 1:
+                return f"a scalar of {atom.value}, outside [0, 1]"
+        case Demo():
+            names, numbers = (atom.candidate,), (atom.margin,)
+        case Binary() | Label():
+            names = (atom.candidate,)
+        case _:
+            return f"{type(atom).__name__}, which is no kind of evidence"
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        return f"evidence on {unknown[0]!r}, which is no candidate of the interaction"
+    if not all(map(math.isfinite, numbers)):
+        return f"a number that is not finite: {numbers}"
+    return ""
+
+
+def _stored(interaction: Interaction, feedback: Feedback, index: int, atom: Evidence) -> StoredEvidence:
+    return StoredEvidence(
+        interaction_id=interaction.interaction_id,
+        feedback_id=feedback.feedback_id,
+        index=index,
+        kind=feedback.kind,
+        evidence=atom,
+        who=feedback.who,
+        accepted_at=feedback.accepted_at,
+        prompt_group=interaction.prompt_group,
+        channel=interaction.channel,
+    )

@@ -1,0 +1,345 @@
+"""The writes of one join transaction: offsets, interactions, feedback, and the evidence that follows from them.
+
+Enters: decoded records and an open transaction. Leaves: rows. Every function is idempotent, and none commits: offsets
+and everything that was made of the records become durable together or not at all (docs/join.md, steps 3 to 6).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, RowMapping, Table, and_, bindparam, delete, exists, insert, select, update
+
+from plaudit.domain import DomainPlugin
+from plaudit.errors import IdConflict, NoInteraction, PlauditError
+from plaudit.eventlog import Positions, Record
+from plaudit.eventlog.codec import Retraction, body_digest, decode
+from plaudit.evidence import rows
+from plaudit.evidence.derive import Derived, Key, StoredAct, StoredRetraction, derive
+from plaudit.evidence.rejections import Rejection, write_rejections
+from plaudit.evidence.tables import (
+    CandidateRow,
+    EvidenceTable,
+    FeedbackRow,
+    InteractionRow,
+    OffsetRow,
+    Status,
+    chunks,
+    from_micros,
+    to_micros,
+    where_in,
+)
+from plaudit.types import Channel, Feedback, FeedbackKind, Interaction
+
+SWEEP_LIMIT = 1000  # interactions that one sweep takes up, so that a transaction stays short
+
+Row: TypeAlias = RowMapping
+
+_INTERACTIONS: Table = InteractionRow.metadata.tables["interactions"]
+_CANDIDATES: Table = CandidateRow.metadata.tables["candidates"]
+_FEEDBACK: Table = FeedbackRow.metadata.tables["feedback"]
+_EVIDENCE: Table = EvidenceTable.metadata.tables["evidence"]
+_OFFSETS: Table = OffsetRow.metadata.tables["offsets"]
+
+
+class Overtaken(Exception):
+    """Another worker read on in a partition that this one believed its own; its transaction must not count."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a derivation changed, for metrics."""
+
+    joined: Counter[Channel] = field(default_factory=Counter)
+    evidence: Counter[tuple[Channel, FeedbackKind]] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+def advance(connection: Connection, expected: Positions, records: Iterable[Record]) -> dict[Any, int]:
+    """Moves the offsets past these records, if they stand where `expected` says. Raises Overtaken."""
+    spans: dict[Any, tuple[int, int]] = {}
+    for record in records:
+        place = (record.topic, record.partition)
+        spans[place] = (spans.get(place, (record.offset, 0))[0], record.offset + 1)
+    for (topic, partition), (first, following) in sorted(spans.items()):
+        at = and_(_OFFSETS.c.topic == topic.value, _OFFSETS.c.partition == partition)
+        before = expected.get((topic, partition))
+        if before is None:
+            if connection.execute(select(_OFFSETS.c.next).where(at)).first() is not None:
+                raise Overtaken(f"{topic}[{partition}] was begun by another worker")
+            fresh = {"topic": topic.value, "partition": partition, "first": first, "next": following}
+            connection.execute(insert(_OFFSETS).values(fresh))
+            continue
+        moved = connection.execute(update(_OFFSETS).where(at, _OFFSETS.c.next == before).values(next=following))
+        if moved.rowcount != 1:
+            raise Overtaken(f"{topic}[{partition}] no longer stands at {before}")
+    return {place: following for place, (_, following) in spans.items()}
+
+
+def write_interactions(
+    connection: Connection, arrived: Sequence[tuple[Record, Interaction]]
+) -> tuple[dict[str, Interaction], list[Rejection]]:
+    """Adds interactions that are not there yet; of two under one id the first in the log counts."""
+    ids = {interaction.interaction_id for _, interaction in arrived}
+    digests: dict[str, bytes] = {
+        row["interaction_id"]: row["digest"]
+        for row in where_in(connection, _INTERACTIONS, "interaction_id", ids, ("interaction_id", "digest"))
+    }
+    fresh: dict[str, Interaction] = {}
+    heads: list[dict[str, Any]] = []
+    rejections: list[Rejection] = []
+    for record, interaction in arrived:
+        head = rows.interaction_row(interaction)
+        known = digests.get(interaction.interaction_id)
+        if known is None:
+            digests[interaction.interaction_id] = head["digest"]
+            fresh[interaction.interaction_id] = interaction
+            heads.append(head)
+        elif known != head["digest"]:
+            message = f"interaction {interaction.interaction_id} is in the log with another content, which counts"
+            rejections.append(Rejection.of(record, IdConflict(message)))
+    if heads:
+        connection.execute(insert(_INTERACTIONS), heads)
+    candidates = [row for interaction in fresh.values() for row in rows.candidate_rows(interaction)]
+    if candidates:
+        connection.execute(insert(_CANDIDATES), candidates)
+    return fresh, rejections
+
+
+def write_feedback(
+    connection: Connection, arrived: Sequence[tuple[Record, Feedback | Retraction]], now: dt.datetime
+) -> set[str]:
+    """Adds acts and retractions, as waiting; a repeat at most moves an act's acceptance to an earlier time.
+
+    Returns the ids of the interactions whose feedback changed.
+    """
+    ids = {item.interaction_id for _, item in arrived}
+    columns = ("interaction_id", "feedback_id", "retraction", "digest", "accepted_at")
+    accepted: dict[tuple[Any, ...], int] = {
+        (row["interaction_id"], row["feedback_id"], row["retraction"], row["digest"]): row["accepted_at"]
+        for row in where_in(connection, _FEEDBACK, "interaction_id", ids, columns)
+    }
+    fresh: dict[tuple[Any, ...], dict[str, Any]] = {}
+    earlier: dict[tuple[Any, ...], int] = {}
+    for record, item in arrived:
+        row = _feedback_row(record, item, now)
+        key = (row["interaction_id"], row["feedback_id"], row["retraction"], row["digest"])
+        if key not in accepted:
+            fresh[key] = row
+        elif row["accepted_at"] < accepted[key]:
+            if key in fresh:
+                fresh[key]["accepted_at"] = row["accepted_at"]
+            else:
+                earlier[key] = row["accepted_at"]
+        else:
+            continue
+        accepted[key] = row["accepted_at"]
+    if fresh:
+        connection.execute(insert(_FEEDBACK), list(fresh.values()))
+    _update_feedback(connection, [(key, {"accepted_at": moment}) for key, moment in earlier.items()])
+    return {key[0] for key in (*fresh, *earlier)}
+
+
+def rederive(
+    connection: Connection,
+    touched: Iterable[str],
+    fresh: Mapping[str, Interaction],
+    plugins: Mapping[str, DomainPlugin],
+    now: dt.datetime,
+) -> Outcome:
+    """Builds the evidence of these interactions anew from all their feedback; those not there yet are left alone."""
+    outcome = Outcome()
+    for ids in chunks(sorted(touched)):
+        interactions = _lock_and_load(connection, ids, fresh)
+        by_interaction: dict[str, list[Row]] = defaultdict(list)
+        for row in where_in(connection, _FEEDBACK, "interaction_id", interactions):
+            by_interaction[row["interaction_id"]].append(row)
+        evidence: list[dict[str, Any]] = []
+        changes: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        rejections: list[Rejection] = []
+        for interaction_id, stored in by_interaction.items():
+            interaction = interactions[interaction_id]
+            derived = _derive_rows(interaction, stored, plugins)
+            evidence += [_evidence_row(row) for row in derived.evidence]
+            outcome.evidence.update((interaction.channel, row.kind) for row in derived.evidence)
+            for row, status, error in _changed(stored, derived):
+                reason = error.reason if error else ""
+                changes.append(((interaction_id, *_key(row)), {"status": status.value, "reason": reason}))
+                if error:
+                    rejections.append(Rejection.of_row(row, error))
+                    outcome.rejected[reason] += 1
+                outcome.joined[interaction.channel] += status is Status.JOINED
+        connection.execute(delete(_EVIDENCE).where(_EVIDENCE.c.interaction_id.in_(list(by_interaction))))
+        if evidence:
+            connection.execute(insert(_EVIDENCE), evidence)
+        _update_feedback(connection, changes)
+        write_rejections(connection, rejections, now)
+    return outcome
+
+
+def joinable(connection: Connection) -> set[str]:
+    """Some interactions that are here while feedback on them waits.
+
+    Two workers that read an interaction and its feedback at the same moment do not see each other's rows; whoever
+    looks next finds both.
+    """
+    present = exists().where(_INTERACTIONS.c.interaction_id == _FEEDBACK.c.interaction_id)
+    query = (
+        select(_FEEDBACK.c.interaction_id)
+        .where(_FEEDBACK.c.status == Status.WAITING.value, present)
+        .distinct()
+        .limit(SWEEP_LIMIT)
+    )
+    return set(connection.execute(query).scalars())
+
+
+def expire(connection: Connection, seen_before: dt.datetime, now: dt.datetime) -> int:
+    """Rejects feedback that was seen before a time and whose interaction has not come; returns how many."""
+    present = exists().where(_INTERACTIONS.c.interaction_id == _FEEDBACK.c.interaction_id)
+    query = (
+        select(_FEEDBACK)
+        .where(_FEEDBACK.c.status == Status.WAITING.value, _FEEDBACK.c.seen_at < to_micros(seen_before), ~present)
+        .limit(SWEEP_LIMIT)
+    )
+    late = connection.execute(query).mappings().all()
+    changes, rejections = [], []
+    for row in late:
+        error = NoInteraction(
+            f"interaction {row['interaction_id']} has not arrived since {from_micros(row['seen_at']).isoformat()}"
+        )
+        change = {"status": Status.REJECTED.value, "reason": error.reason}
+        changes.append(((row["interaction_id"], *_key(row)), change))
+        rejections.append(Rejection.of_row(row, error))
+    _update_feedback(connection, changes)
+    write_rejections(connection, rejections, now)
+    return len(late)
+
+
+def take_up_again(connection: Connection, domains: Iterable[str], reasons: Iterable[str]) -> None:
+    """Lets feedback of these domains wait again that was rejected for a reason that a restart may have mended."""
+    connection.execute(
+        update(_FEEDBACK)
+        .where(
+            _FEEDBACK.c.status == Status.REJECTED.value,
+            _FEEDBACK.c.domain.in_(sorted(domains)),
+            _FEEDBACK.c.reason.in_(sorted(reasons)),
+        )
+        .values(status=Status.WAITING.value, reason="")
+    )
+
+
+def load_interactions(connection: Connection, heads: Iterable[Row]) -> dict[str, Interaction]:
+    """The interactions of these rows, with their candidates."""
+    found = {row["interaction_id"]: row for row in heads}
+    candidates: dict[str, list[Row]] = defaultdict(list)
+    for row in where_in(connection, _CANDIDATES, "interaction_id", list(found)):
+        candidates[row["interaction_id"]].append(row)
+    return {
+        interaction_id: rows.interaction_from_rows(
+            row, sorted(candidates[interaction_id], key=lambda each: int(each["position"]))
+        )
+        for interaction_id, row in found.items()
+    }
+
+
+def _lock_and_load(
+    connection: Connection, ids: Sequence[str], fresh: Mapping[str, Interaction]
+) -> dict[str, Interaction]:
+    # The lock keeps two workers from deriving one interaction at once, each blind to the other's feedback. SQLite has
+    # no row locks and one writer.
+    query = select(_INTERACTIONS).where(_INTERACTIONS.c.interaction_id.in_(ids)).order_by("interaction_id")
+    heads = connection.execute(query.with_for_update()).mappings().all()
+    stored = load_interactions(connection, [row for row in heads if row["interaction_id"] not in fresh])
+    return stored | {
+        row["interaction_id"]: fresh[row["interaction_id"]] for row in heads if row["interaction_id"] in fresh
+    }
+
+
+def _derive_rows(interaction: Interaction, stored: Iterable[Row], plugins: Mapping[str, DomainPlugin]) -> Derived:
+    acts, retractions = [], []
+    for row in stored:
+        if row["retraction"]:
+            channel = Channel(row["domain"], row["tenant"])
+            retractions.append(
+                StoredRetraction(feedback_id=row["feedback_id"], channel=channel, who=row["who"], digest=row["digest"])
+            )
+        else:
+            feedback = decode(row["value"])
+            assert isinstance(feedback, Feedback), "the join stores acts of feedback only"
+            feedback = dataclasses.replace(feedback, accepted_at=from_micros(row["accepted_at"]))
+            acts.append(StoredAct(feedback=feedback, digest=row["digest"]))
+    return derive(interaction, acts, retractions, plugins)
+
+
+def _changed(stored: Iterable[Row], derived: Derived) -> Iterator[tuple[Row, Status, PlauditError | None]]:
+    for row in stored:
+        status = derived.statuses[_key(row)]
+        error = derived.errors.get(_key(row))
+        if (row["status"], row["reason"]) != (status.value, error.reason if error else ""):
+            yield row, status, error
+
+
+def _feedback_row(record: Record, item: Feedback | Retraction, now: dt.datetime) -> dict[str, Any]:
+    if isinstance(item, Retraction):
+        digest = hashlib.sha256(f"{item.channel}\0{item.who}".encode()).digest()
+    else:
+        digest = body_digest(item)
+    return {
+        "interaction_id": item.interaction_id,
+        "feedback_id": item.feedback_id,
+        "retraction": isinstance(item, Retraction),
+        "digest": digest,
+        "domain": item.channel.domain,
+        "tenant": item.channel.tenant,
+        "who": item.who,
+        "accepted_at": to_micros(item.accepted_at),
+        "seen_at": to_micros(now),
+        "status": Status.WAITING.value,
+        "reason": "",
+        "topic": record.topic.value,
+        "partition": record.partition,
+        "offset": record.offset,
+        "key": record.key,
+        "value": record.value,
+    }
+
+
+def _evidence_row(row: rows.StoredEvidence) -> dict[str, Any]:
+    return {
+        "interaction_id": row.interaction_id,
+        "feedback_id": row.feedback_id,
+        "index": row.index,
+        "domain": row.channel.domain,
+        "tenant": row.channel.tenant,
+        "payload": rows.evidence_to_bytes(row),
+    }
+
+
+def _key(row: Row) -> Key:
+    return (row["feedback_id"], row["retraction"], row["digest"])
+
+
+def _update_feedback(connection: Connection, changes: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]) -> None:
+    """Sets the same columns of many rows, each named by its primary key, in one statement."""
+    if not changes:
+        return
+    names = ("interaction_id", "feedback_id", "retraction", "digest")
+    statement = (
+        update(_FEEDBACK)
+        .where(*(_FEEDBACK.c[name] == bindparam(f"at_{name}") for name in names))
+        .values({name: bindparam(f"to_{name}") for name in changes[0][1]})
+    )
+    connection.execute(
+        statement,
+        [
+            {f"at_{name}": part for name, part in zip(names, key, strict=True)}
+            | {f"to_{name}": value for name, value in values.items()}
+            for key, values in changes
+        ],
+    )

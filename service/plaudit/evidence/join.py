@@ -1,0 +1,275 @@
+"""The join: interactions and feedback from the log become evidence, once.
+
+Enters: records of plaudit.interactions and plaudit.feedback, in any order and any number of times. Leaves: rows of the
+evidence store and, for what cannot be used, records of plaudit.rejected. It never trusts the log's order, never drops
+a record silently, and is never the only place where anything is kept.
+
+The protocol (the same numbers stand in docs/join.md; `join.N` is the fail point after step N):
+
+1. Poll records from where the store's offsets stand.
+2. Decode each; what cannot be decoded or stored becomes a rejection.
+3. Begin a transaction and move the offsets, if they still stand where this worker believes them.
+4. Write interactions, acts, retractions and rejections that are not there yet.
+5. Derive the evidence of every touched interaction anew; reject what waited too long.
+6. Commit: records, evidence and offsets become durable together.
+7. Publish the rejections that are not marked as published.
+8. Mark them as published.
+9. Acknowledge the offsets to the log, for its lag tools.
+
+A crash before 6 leaves nothing and the records are read again; a crash after 6 loses nothing, because rejections wait
+in the store. Between 7 and 8 a rejection may be published twice: the same bytes under the same event id.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+from sqlalchemy import RowMapping
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from plaudit import __version__
+from plaudit.domain import DomainPlugin
+from plaudit.errors import (
+    InvalidField,
+    InvalidText,
+    LogUnavailable,
+    PlauditError,
+    PluginFailed,
+    Undecodable,
+    UnknownDomain,
+)
+from plaudit.eventlog import Consumer, EventLog, Positions, Record, Topic
+from plaudit.eventlog.codec import Rejected, Retraction, decode, encode_rejected
+from plaudit.evidence import ingest, rejections
+from plaudit.evidence.ingest import Outcome, Overtaken
+from plaudit.evidence.rejections import Rejection
+from plaudit.evidence.store import EvidenceStore
+from plaudit.evidence.tables import from_micros
+from plaudit.failpoints import fail_point
+from plaudit.settings import JoinSettings
+from plaudit.types import Feedback, Interaction
+
+GROUP = "plaudit-join"
+TOPICS = (Topic.INTERACTIONS, Topic.FEEDBACK)
+MAX_ID_BYTES = 512  # ids are UUIDs; far longer ones do not fit a database's index
+RETRY_SECONDS = 1.0  # wait before a log or database that is away is asked again
+PUBLISH_RECORDS = 100  # rejections published at once; each may carry a record of 16 MiB
+# A rejection's event id is made from its identity, so that one that was published twice can be told.
+REJECTION_IDS = uuid.UUID("5b0c5f6e-6d0f-5d53-9f0e-2f1f3f9a7a10")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Decoded records of one poll."""
+
+    records: Sequence[Record]
+    interactions: list[tuple[Record, Interaction]] = field(default_factory=list)
+    feedback: list[tuple[Record, Feedback | Retraction]] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+
+
+class Join:
+    """Reads the log into the evidence store. For one thread; several workers may share a log and a store.
+
+    `observe` is told what each transaction changed, for metrics; `now` is the clock of the waiting limit.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        store: EvidenceStore,
+        plugins: Mapping[str, DomainPlugin],
+        settings: JoinSettings,
+        *,
+        observe: Callable[[Sequence[Record], Outcome], None] | None = None,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._plugins = plugins
+        self._settings = settings
+        self._observe = observe
+        self._now = now
+        self._consumer: Consumer | None = None
+        self._positions: dict[tuple[Topic, int], int] = {}
+        self._sweep = True  # feedback of an earlier process may wait
+        self._take_up_again()
+
+    def run(self, stop: threading.Event) -> None:
+        """Joins until `stop` is set; waits for a log or a database that is away."""
+        try:
+            while not stop.is_set():
+                try:
+                    self.run_once(self._settings.poll_seconds)
+                except (LogUnavailable, OperationalError, IntegrityError) as error:
+                    _log.warning("join.retry", error=str(error), seconds=RETRY_SECONDS)
+                    stop.wait(RETRY_SECONDS)
+                except Overtaken as error:
+                    _log.warning("join.overtaken", error=str(error))
+        finally:
+            self.close()
+
+    def run_once(self, timeout_seconds: float) -> int:
+        """Joins one batch and returns how many records it had; after an error the same records are read again."""
+        try:
+            records = self._poll(timeout_seconds)
+            fail_point("join.1")
+            batch = _decode_all(records)
+            fail_point("join.2")
+            caught_up = len(records) < self._settings.batch_records
+            if records or self._sweep or caught_up:
+                self._transact(batch, caught_up)
+            self._publish()
+            if records and self._consumer is not None:
+                self._consumer.acknowledge(dict(self._positions))  # step 9
+            fail_point("join.9")
+        except BaseException:
+            self.close()  # the consumer stands behind what was lost; a new one begins where the store does
+            raise
+        return len(records)
+
+    def lag(self) -> dict[tuple[Topic, int], int]:
+        """Records of each assigned partition that have not been read. Raises LogUnavailable."""
+        if self._consumer is None:
+            self._open()
+        assert self._consumer is not None, "_open opens it"
+        ends = self._consumer.end_positions()
+        return {place: max(0, end - self._positions.get(place, 0)) for place, end in ends.items()}
+
+    def close(self) -> None:
+        """Gives the partitions back; the next run_once takes them again."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _open(self) -> None:
+        self._consumer = self._log.consumer(TOPICS, GROUP, self._assigned)
+
+    def _assigned(self) -> Positions:
+        """Asked by the consumer at each assignment: the store alone knows how far reading has come."""
+        self._positions = dict(self._store.positions())
+        return dict(self._positions)
+
+    def _poll(self, timeout_seconds: float) -> list[Record]:
+        """Step 1."""
+        if self._consumer is None:
+            self._open()
+        assert self._consumer is not None, "_open opens it"
+        records = self._consumer.poll(timeout_seconds, self._settings.batch_records)
+        return [each for each in records if each.offset >= self._positions.get((each.topic, each.partition), 0)]
+
+    def _transact(self, batch: _Batch, caught_up: bool) -> None:
+        """Steps 3 to 6."""
+        now = self._now()
+        with self._store.database.writing() as connection:
+            moved = ingest.advance(connection, self._positions, batch.records)
+            fail_point("join.3")
+            fresh, conflicts = ingest.write_interactions(connection, batch.interactions)
+            changed = ingest.write_feedback(connection, batch.feedback, now)
+            rejections.write_rejections(connection, [*batch.rejections, *conflicts], now)
+            fail_point("join.4")
+            touched = changed | set(fresh)
+            if self._sweep or caught_up:
+                swept = ingest.joinable(connection)
+                self._sweep = len(swept) >= ingest.SWEEP_LIMIT
+                touched |= swept
+            outcome = ingest.rederive(connection, touched, fresh, self._plugins, now)
+            if caught_up:
+                # Only then is it known that an interaction is missing rather than unread.
+                waited = dt.timedelta(seconds=self._settings.max_wait_seconds)
+                ingest.expire(connection, now - waited, now)
+            fail_point("join.5")
+        self._positions.update(moved)  # step 6 is done
+        fail_point("join.6")
+        if self._observe is not None:
+            outcome.rejected.update(each.error.reason for each in (*batch.rejections, *conflicts))
+            self._observe(batch.records, outcome)
+
+    def _publish(self) -> None:
+        """Steps 7 and 8. A log that takes nothing now gets the rejections later; the join goes on."""
+        while True:
+            with self._store.database.reading() as connection:
+                pending = rejections.unpublished(connection, PUBLISH_RECORDS)
+            if not pending:
+                return
+            try:
+                self._log.append_many(Topic.REJECTED, [_rejected_record(row) for row in pending])
+            except LogUnavailable as error:
+                _log.warning("join.rejections_wait", error=str(error), rejections=len(pending))
+                return
+            fail_point("join.7")
+            with self._store.database.writing() as connection:
+                rejections.mark_published(connection, [row["identity"] for row in pending])
+            fail_point("join.8")
+
+    def _take_up_again(self) -> None:
+        """A restart is how a mended or added plugin comes in: what failed for want of it is tried again."""
+        with self._store.database.writing() as connection:
+            ingest.take_up_again(connection, self._plugins, (PluginFailed.reason, UnknownDomain.reason))
+
+
+def _decode_all(records: Sequence[Record]) -> _Batch:
+    """Step 2."""
+    batch = _Batch(records)
+    for record in records:
+        try:
+            item = decode(record.value)
+            match record.topic, item:
+                case Topic.INTERACTIONS, Interaction():
+                    _check_interaction(item)
+                    batch.interactions.append((record, item))
+                case Topic.FEEDBACK, Feedback() | Retraction():
+                    _check_ids(item.interaction_id, item.feedback_id, str(item.channel), item.who)
+                    batch.feedback.append((record, item))
+                case _:
+                    raise Undecodable(f"a {type(item).__name__} does not belong in {record.topic}")
+        except PlauditError as error:
+            batch.rejections.append(Rejection.of(record, error))
+    return batch
+
+
+def _check_interaction(interaction: Interaction) -> None:
+    """Refuses what the tables cannot hold: one such record must not stop its partition."""
+    candidate_ids = [candidate.candidate_id for candidate in interaction.candidates]
+    _check_ids(interaction.interaction_id, str(interaction.channel), *candidate_ids)
+    if len(set(candidate_ids)) != len(candidate_ids):
+        raise InvalidField(f"interaction {interaction.interaction_id} names a candidate twice", field="candidates")
+    texts = [interaction.prompt_group, interaction.session_id, interaction.end_user, interaction.rater]
+    texts += [interaction.plugin_version, interaction.base_digest]
+    for candidate in interaction.candidates:
+        texts += [candidate.text, candidate.displayed_text, candidate.option_id, candidate.release_digest]
+    if any("\0" in text for text in texts):
+        raise InvalidText(f"interaction {interaction.interaction_id} has a NUL byte in a text", field="interaction")
+
+
+def _check_ids(*ids: str) -> None:
+    for each in ids:
+        if not each or "\0" in each or len(each.encode()) > MAX_ID_BYTES:
+            raise InvalidField(
+                f"the id {each[:40]!r} is empty, has a NUL byte or exceeds {MAX_ID_BYTES} bytes",
+                field="id",
+                limit=MAX_ID_BYTES,
+            )
+
+
+def _rejected_record(row: RowMapping) -> tuple[str, bytes]:
+    rejected = Rejected(
+        reason=row["reason"],
+        message=row["message"],
+        topic=row["topic"],
+        partition=row["partition"],
+        offset=row["offset"],
+        key=row["key"],
+        value=row["value"],
+        rejected_at=from_micros(row["rejected_at"]),
+    )
+    event_id = str(uuid.uuid5(REJECTION_IDS, row["identity"]))
+    value = encode_rejected(rejected, producer=f"plaudit-join/{__version__}", event_id=event_id)
+    return row["identity"], value

@@ -1,0 +1,49 @@
+"""Which rater and which prompt group serves what: a salted hash sorts them once and for ever.
+
+The salt is the channel's and never changes; who asks or rates does not know it. The rater decides which model may
+learn from an event, the prompt group what may be rolled out and what the gate asks. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+_SPAN = 2**64
+
+
+class Split(StrEnum):
+    """What a rater or a prompt group serves."""
+
+    TRAIN = "train"
+    GATE = "gate"
+    CALIBRATION = "calibration"
+
+
+# Upper bounds of the unit interval, in order.
+_RATERS = ((0.60, Split.TRAIN), (0.80, Split.GATE), (1.0, Split.CALIBRATION))
+_GROUPS = ((0.75, Split.TRAIN), (1.0, Split.GATE))
+_GROUPS_FEW_RATERS = ((0.70, Split.TRAIN), (0.85, Split.GATE), (1.0, Split.CALIBRATION))
+
+
+def rater_split(salt: bytes, who: str) -> Split:
+    """The split of a rater (`Feedback.who`): train 60%, gate 20%, calibration 20%."""
+    return _place(_unit(salt, b"rater", who), _RATERS)
+
+
+def group_split(salt: bytes, group: str, few_raters: bool = False) -> Split:
+    """The split of a prompt group: train 75%, gate 25%; with few_raters 70%, 15% and calibration 15%."""
+    return _place(_unit(salt, b"group", group), _GROUPS_FEW_RATERS if few_raters else _GROUPS)
+
+
+def _unit(salt: bytes, what: bytes, name: str) -> float:
+    # `what` keeps a rater and a group of the same name apart; the salt's length keeps (salt, name) unambiguous.
+    digest = hashlib.sha256(b"plaudit split %b %d\0%b%b" % (what, len(salt), salt, name.encode()))
+    return int.from_bytes(digest.digest()[:8], "big") / _SPAN
+
+
+def _place(unit: float, bounds: tuple[tuple[float, Split], ...]) -> Split:
+    for bound, split in bounds:
+        if unit < bound:
+            return split
+    return bounds[-1][1]  # a float just below 1 may round to 1

@@ -1,0 +1,275 @@
+"""The evidence store: what the join has made of the log, read as frozen data sets, prompts and counts.
+
+The join is its only writer (`ingest`, within the join's transaction). Everything in it can be rebuilt from the log.
+A data set is frozen in one repeatable-read transaction: its rows and its offsets belong together.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
+
+from plaudit.eventlog import Positions, Topic
+from plaudit.evidence import ingest
+from plaudit.evidence.rows import (
+    evidence_from_bytes,
+    messages_from_json,
+    passages_from_json,
+    tokens_from_bytes,
+)
+from plaudit.evidence.splits import Split, group_split, rater_split
+from plaudit.evidence.tables import (
+    CandidateRow,
+    Database,
+    EvidenceTable,
+    FeedbackRow,
+    InteractionRow,
+    OffsetRow,
+    Status,
+)
+from plaudit.types import Channel, Evidence, FeedbackKind, Interaction, Message, Passage, Purpose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceRow:
+    """One piece of evidence, with what decides its use and its weight."""
+
+    interaction_id: str
+    feedback_id: str
+    index: int
+    kind: FeedbackKind
+    evidence: Evidence
+    who: str
+    accepted_at: dt.datetime
+    rater_split: Split
+    group_split: Split
+    prompt_group: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OffsetRange:
+    """Records of a partition that were read: from `first`, up to but not including `next`."""
+
+    topic: Topic
+    partition: int
+    first: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenDataSet:
+    """All evidence of a channel at one moment. Rows are in order of (interaction id, feedback id, index).
+
+    `as_of` is the time that decay counts ages from; it leaves no row out. The digest covers the rows without their
+    splits, which follow from the salt.
+    """
+
+    channel: Channel
+    as_of: dt.datetime
+    digest: str
+    offsets: tuple[OffsetRange, ...]
+    rows: tuple[EvidenceRow, ...]
+    interactions: Mapping[str, Interaction]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by kind of feedback."""
+        return dict(sorted(Counter(row.kind.value for row in self.rows).items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRow:
+    """A prompt group's newest interaction."""
+
+    group: str
+    interaction_id: str
+    messages: tuple[Message, ...]
+    passages: tuple[Passage, ...]
+    prompt_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinCounts:
+    """What the join has read of a channel.
+
+    `acknowledged` counts acts, each body under an id once: it is the sum of joined, waiting, rejected, superseded and
+    retracted. Retractions are counted apart.
+    """
+
+    interactions: int = 0
+    acknowledged: int = 0
+    joined: int = 0
+    waiting: int = 0
+    rejected: int = 0
+    superseded: int = 0
+    retracted: int = 0
+    retractions: int = 0
+    retractions_rejected: int = 0
+
+
+class EvidenceStore:
+    """The evidence of every channel in one SQL database."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self.database.close()
+
+    def positions(self) -> Positions:
+        """Next offset to read of every partition that was ever read."""
+        with self.database.reading() as connection:
+            return {(each.topic, each.partition): each.next for each in _offsets(connection)}
+
+    def channels(self) -> list[Channel]:
+        """Channels with an interaction for SERVE or EXPLORE, in order."""
+        query = select(InteractionRow.domain, InteractionRow.tenant).where(_LEARNED_FROM).distinct()
+        with self.database.reading() as connection:
+            return sorted(Channel(domain, tenant) for domain, tenant in connection.execute(query))
+
+    def freeze(
+        self, channel: Channel, salt: bytes, as_of: dt.datetime | None = None, *, few_raters: bool = False
+    ) -> FrozenDataSet:
+        """All evidence of a channel, with the offsets it was made of; `as_of` defaults to the present.
+
+        With few_raters (a domain's declaration) prompt groups alone are split, and a row's rater split is its group's.
+        """
+        with self.database.reading() as connection:
+            offsets = tuple(sorted(_offsets(connection)))
+            query = select(EvidenceTable.payload).where(
+                EvidenceTable.domain == channel.domain, EvidenceTable.tenant == channel.tenant
+            )
+            payloads = connection.execute(query).scalars().all()
+            interactions = _interactions_with_evidence(connection, channel)
+        # Sorted here: databases collate text in orders of their own.
+        stored = sorted(
+            ((evidence_from_bytes(payload), payload) for payload in payloads), key=lambda pair: pair[0].order
+        )
+        frozen = []
+        for row, _ in stored:
+            group = group_split(salt, row.prompt_group, few_raters)
+            frozen.append(
+                EvidenceRow(
+                    interaction_id=row.interaction_id,
+                    feedback_id=row.feedback_id,
+                    index=row.index,
+                    kind=row.kind,
+                    evidence=row.evidence,
+                    who=row.who,
+                    accepted_at=row.accepted_at,
+                    rater_split=group if few_raters else rater_split(salt, row.who),
+                    group_split=group,
+                    prompt_group=row.prompt_group,
+                )
+            )
+        return FrozenDataSet(
+            channel=channel,
+            as_of=as_of or dt.datetime.now(dt.UTC),
+            digest=digest_of(payload for _, payload in stored),
+            offsets=offsets,
+            rows=tuple(frozen),
+            interactions=MappingProxyType(interactions),
+        )
+
+    def prompts(self, channel: Channel) -> list[PromptRow]:
+        """The newest interaction of every prompt group that was asked for SERVE or EXPLORE, in order of the group."""
+        age = func.row_number().over(
+            partition_by=InteractionRow.prompt_group,
+            order_by=(InteractionRow.completed_at.desc(), InteractionRow.interaction_id.desc()),
+        )
+        ranked = (
+            select(
+                InteractionRow.prompt_group,
+                InteractionRow.interaction_id,
+                InteractionRow.messages,
+                InteractionRow.passages,
+                age.label("age"),
+            )
+            .where(_of_channel(channel), _LEARNED_FROM)
+            .subquery()
+        )
+        first_candidate = and_(CandidateRow.interaction_id == ranked.c.interaction_id, CandidateRow.position == 0)
+        query = (
+            select(ranked, CandidateRow.prompt_tokens)
+            .join(CandidateRow, first_candidate, isouter=True)
+            .where(ranked.c.age == 1)
+        )
+        with self.database.reading() as connection:
+            found = connection.execute(query).mappings().all()
+        prompts = [
+            PromptRow(
+                group=row["prompt_group"],
+                interaction_id=row["interaction_id"],
+                messages=messages_from_json(row["messages"]),
+                passages=passages_from_json(row["passages"]),
+                prompt_tokens=tokens_from_bytes(row["prompt_tokens"] or b""),
+            )
+            for row in found
+        ]
+        return sorted(prompts, key=lambda prompt: prompt.group)
+
+    def counts(self, channel: Channel) -> JoinCounts:
+        """What the join has read of a channel, and what became of it. EVALUATE interactions are not counted."""
+        interactions = select(func.count()).select_from(InteractionRow).where(_of_channel(channel), _LEARNED_FROM)
+        feedback = (
+            select(FeedbackRow.retraction, FeedbackRow.status, func.count())
+            .where(FeedbackRow.domain == channel.domain, FeedbackRow.tenant == channel.tenant)
+            .group_by(FeedbackRow.retraction, FeedbackRow.status)
+        )
+        with self.database.reading() as connection:
+            total = connection.execute(interactions).scalar_one()
+            found = connection.execute(feedback).all()
+        acts = Counter({status: count for retraction, status, count in found if not retraction})
+        retractions = Counter({status: count for retraction, status, count in found if retraction})
+        return JoinCounts(
+            interactions=total,
+            acknowledged=acts.total(),
+            joined=acts[Status.JOINED],
+            waiting=acts[Status.WAITING],
+            rejected=acts[Status.REJECTED],
+            superseded=acts[Status.SUPERSEDED],
+            retracted=acts[Status.RETRACTED],
+            retractions=retractions.total(),
+            retractions_rejected=retractions[Status.REJECTED],
+        )
+
+    def interaction(self, interaction_id: str) -> Interaction | None:
+        """An interaction for SERVE or EXPLORE; None where there is none of that id."""
+        query = select(InteractionRow.__table__).where(InteractionRow.interaction_id == interaction_id, _LEARNED_FROM)
+        with self.database.reading() as connection:
+            heads = connection.execute(query).mappings().all()
+            return ingest.load_interactions(connection, heads).get(interaction_id)
+
+
+def digest_of(payloads: Iterable[bytes]) -> str:
+    """SHA-256, in hex, of evidence rows in order; each is preceded by its length, so that no two lists run together."""
+    digest = hashlib.sha256()
+    for payload in payloads:
+        digest.update(len(payload).to_bytes(8, "big"))
+        digest.update(payload)
+    return digest.hexdigest()
+
+
+_LEARNED_FROM = InteractionRow.purpose != Purpose.EVALUATE.value
+
+
+def _of_channel(channel: Channel) -> ColumnElement[bool]:
+    return and_(InteractionRow.domain == channel.domain, InteractionRow.tenant == channel.tenant)
+
+
+def _offsets(connection: Connection) -> list[OffsetRange]:
+    found = connection.execute(select(OffsetRow.topic, OffsetRow.partition, OffsetRow.first, OffsetRow.next))
+    return [OffsetRange(Topic(topic), partition, first, following) for topic, partition, first, following in found]
+
+
+def _interactions_with_evidence(connection: Connection, channel: Channel) -> dict[str, Interaction]:
+    has_evidence = exists().where(EvidenceTable.interaction_id == InteractionRow.interaction_id)
+    query = select(InteractionRow.__table__).where(_of_channel(channel), has_evidence)
+    return ingest.load_interactions(connection, connection.execute(query).mappings().all())

@@ -1,0 +1,1 @@
+"""One resumable turn over evidence, and the loop that runs turns."""

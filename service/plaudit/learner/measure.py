@@ -1,0 +1,144 @@
+"""Measures a candidate release for the gate.
+
+Enters: a trained adapter, the gate's prompts and its own reward model. Leaves: GateMeasurements and the probes of the
+served-policy proof. Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from plaudit.domain import DomainPlugin
+from plaudit.engine import adapters
+from plaudit.engine.base import Base
+from plaudit.engine.protocol import ReleaseKey
+from plaudit.engine.torch_engine import TorchEngine
+from plaudit.learner.references import References, as_shown
+from plaudit.policy.ppo import sequence_kl
+from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
+from plaudit.release import texts
+from plaudit.release.gate import ProbeResult, probe_result, win_rates
+from plaudit.release.manifest import Probe
+from plaudit.reward.model import RewardModel
+from plaudit.reward.trunk import Completion
+from plaudit.types import Sampling
+
+PROOF_PROBES = 8
+BATCH = 16
+
+
+def logprobs_of(
+    base: Base, rollout: Rollout, adapter: str | None, start_layer: int, temperature: float
+) -> torch.Tensor:
+    """Log-probs (B, C) of a rollout's tokens under an adapter (None: the base), by the trainer's own pass."""
+    found = torch.zeros_like(rollout.logprobs)
+    rows = list(range(len(rollout.hidden)))
+    with adapters.active(base, adapter), torch.no_grad():
+        for i in range(0, len(rows), BATCH):
+            part = rows[i : i + BATCH]
+            mask = rollout.mask[part]
+            values = torch.zeros(mask.shape)
+            values[mask] = completion_logprobs(base, rollout, part, start_layer, temperature).cpu()
+            found[part] = values
+    return found
+
+
+def kl_by_prompt(rollout: Rollout, other: torch.Tensor, samples: int) -> tuple[float, ...]:
+    """KL of the sampling policy to another, one number a prompt: the mean over its samples, nats a sequence."""
+    sequences = sequence_kl(rollout.logprobs, other, rollout.mask)
+    return tuple(sequences.view(-1, samples).mean(dim=1).tolist())
+
+
+class Measurer:
+    """Samples a candidate on the gate's prompts and compares it with base and live."""
+
+    def __init__(
+        self,
+        base: Base,
+        engine: TorchEngine,
+        plugin: DomainPlugin,
+        judge: RewardModel,
+        references: References,
+        sampling: Sampling,
+        *,
+        samples: int,
+        start_layer: int,
+        seed: int,
+        detail: Callable[[str], None],
+    ) -> None:
+        self.base, self.engine, self.plugin, self.judge = base, engine, plugin, judge
+        self.references, self.sampling = references, sampling
+        self.samples, self.start_layer, self.seed = samples, start_layer, seed
+        self._detail = detail
+
+    def sampled(self, prompts: Sequence[TrainPrompt], release: ReleaseKey, what: str) -> list[Sample]:
+        """Answers of a release to the gate's prompts, with trunk activations."""
+        return sample(
+            self.engine,
+            prompts,
+            release,
+            self.sampling,
+            samples=self.samples,
+            seed=self.seed,
+            capture=True,
+            progress=lambda done, all_: self._detail(f"{what}: {done}/{all_} answers"),
+        )
+
+    def judged(self, made: Sequence[Sample]) -> tuple[list[list[float]], list[texts.Sample]]:
+        """Scores by the gate's reward model, a list for each prompt, and the texts as displayed."""
+        shown = [as_shown(self.base, self.plugin, each) for each in made]
+        scores = self._scores([completion for completion, _ in shown])
+        rows = [scores[i : i + self.samples] for i in range(0, len(scores), self.samples)]
+        return rows, [texts.Sample(_asked(each.prompt), text) for each, (_, text) in zip(made, shown, strict=True)]
+
+    def base_answers(self, prompts: Sequence[TrainPrompt]) -> tuple[list[list[float]], list[texts.Sample]]:
+        """The same for the base's answers, which the references hold."""
+        answers = [self.references.of(p)[: self.samples] for p in prompts]
+        scores = iter(self._scores([completion for several in answers for completion, _ in several]))
+        rows = [[next(scores) for _ in several] for several in answers]
+        said = [
+            texts.Sample(_asked(p), text) for p, several in zip(prompts, answers, strict=True) for _, text in several
+        ]
+        return rows, said
+
+    def _scores(self, completions: Sequence[Completion]) -> list[float]:
+        found: list[float] = self.judge.scores(completions).mean(dim=-1).tolist()
+        return found
+
+    def wins(self, candidate: list[list[float]], other: list[list[float]]) -> tuple[float, ...]:
+        """Win-rate of the candidate by prompt."""
+        return win_rates(candidate, other)
+
+    def probes(self, release: ReleaseKey) -> tuple[ProbeResult, ...]:
+        """The domain's own gate cases, each asked several times."""
+        cases = list(self.plugin.gates())
+        rendered = [self.plugin.render(case.request) for case in cases]
+        prompts = [TrainPrompt(rendered=each, encoded=self.engine.encode(each.messages)) for each in rendered]
+        made = sample(self.engine, prompts, release, self.sampling, samples=self.samples, seed=self.seed)
+        said = [self.plugin.parse(each.prompt.rendered, each.generated.text).displayed for each in made]
+        return tuple(
+            probe_result(case.probe_id, case.forbidden, said[i * self.samples : (i + 1) * self.samples])
+            for i, case in enumerate(cases)
+        )
+
+    def proof(self, made: Sequence[Sample], adapter: str, temperature: float) -> tuple[Probe, ...]:
+        """Completions with the trainer's log-probs, longest first, one a prompt: replicas must give the same."""
+        longest = sorted(made, key=lambda each: -len(each.generated.tokens))
+        chosen = list({each.prompt.group: each for each in longest[::-1]}.values())[::-1]
+        chosen = sorted(chosen, key=lambda each: -len(each.generated.tokens))[:PROOF_PROBES]
+        rollout = collate(chosen)
+        logprobs = logprobs_of(self.base, rollout, adapter, self.start_layer, temperature)
+        return tuple(
+            Probe(
+                prompt_tokens=each.prompt.encoded.tokens,
+                completion_tokens=each.generated.tokens,
+                logprobs=tuple(row[: len(each.generated.tokens)].tolist()),
+            )
+            for each, row in zip(chosen, logprobs, strict=True)
+        )
+
+
+def _asked(prompt: TrainPrompt) -> str:
+    return next((m.content for m in reversed(prompt.rendered.messages) if m.role == "user"), "")

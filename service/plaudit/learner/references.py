@@ -1,0 +1,82 @@
+"""Base samples of prompts: what scores are centred on and what candidates are compared with.
+
+Enters: frozen interactions, prompts. Leaves: completions of version 0, by prompt group. Answers of the base that were
+served are taken from the log first; only what is missing is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from plaudit.domain import DomainPlugin
+from plaudit.engine.protocol import Engine, ReleaseKey
+from plaudit.evidence.store import FrozenDataSet
+from plaudit.policy.rollout import Sample, TrainPrompt, sample
+from plaudit.reward.dataset import Text, shown_tokens
+from plaudit.reward.trunk import Completion
+from plaudit.types import Candidate, FinishReason, Sampling
+
+
+class References:
+    """Completions of the base by prompt group; grows as prompts are asked for."""
+
+    def __init__(self, text: Text, plugin: DomainPlugin, engine: Engine, base: ReleaseKey, sampling: Sampling) -> None:
+        self._text, self._plugin = text, plugin
+        self._engine, self._base, self._sampling = engine, base, sampling
+        self._found: dict[str, dict[Completion, str]] = {}
+
+    def take_from(self, data: FrozenDataSet) -> None:
+        """Note the base's answers that were served."""
+        for interaction in data.interactions.values():
+            for candidate in interaction.candidates:
+                if candidate.release_version == 0 and candidate.prompt_tokens:
+                    completion = Completion(candidate.prompt_tokens, shown_tokens(self._text, candidate))
+                    self._found.setdefault(interaction.prompt_group, {})[completion] = candidate.displayed_text
+
+    def complete(
+        self,
+        prompts: Sequence[TrainPrompt],
+        least: int,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Sample until each prompt has `least` distinct answers, or as many as one round of sampling gives."""
+        missing = [p for p in prompts if len(self.of(p)) < least]
+        if not missing:
+            return
+        for found in sample(
+            self._engine, missing, self._base, self._sampling, samples=least, seed=seed, progress=progress
+        ):
+            completion, displayed = as_shown(self._text, self._plugin, found)
+            self._found.setdefault(found.prompt.group, {})[completion] = displayed
+
+    def of(self, prompt: TrainPrompt) -> list[tuple[Completion, str]]:
+        """The base's answers to exactly this prompt, with their displayed texts."""
+        answers = self._found.get(prompt.group, {})
+        return [(c, text) for c, text in answers.items() if c.prompt == prompt.encoded.tokens]
+
+    def by_group(self) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+        """All answers as (prompt tokens, shown tokens)."""
+        return {group: [(c.prompt, c.shown) for c in answers] for group, answers in self._found.items()}
+
+
+def as_shown(text: Text, plugin: DomainPlugin, made: Sample) -> tuple[Completion, str]:
+    """A sample as people would see it: its shown tokens, and the displayed text."""
+    displayed = plugin.parse(made.prompt.rendered, made.generated.text).displayed
+    candidate = Candidate(
+        candidate_id="",
+        release_version=made.generated.release.version,
+        release_digest=made.generated.release.digest,
+        prompt_tokens=made.prompt.encoded.tokens,
+        tokens=made.generated.tokens,
+        logprobs_raw=made.generated.logprobs_raw,
+        logprobs_sampled=made.generated.logprobs_sampled,
+        text=made.generated.text,
+        displayed_text=displayed,
+        finish_reason=FinishReason(made.generated.finish_reason),
+        sampling=Sampling(),
+        seed=0,
+        width=made.generated.width,
+    )
+    return Completion(made.prompt.encoded.tokens, shown_tokens(text, candidate)), displayed

@@ -1,0 +1,203 @@
+"""Every metric of every process, defined once.
+
+What enters: measurements by the processes. What leaves: the text that Prometheus scrapes, and docs/metrics.md
+(`python -m plaudit.metrics > docs/metrics.md`; a test compares the two). A process makes one `Metrics` on a registry
+of its own and passes it down; nothing here touches the global registry. Labels never hold ids, tenants' users or texts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from plaudit.types import Channel
+
+_REQUEST_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_STEP_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 900)
+_FRESHNESS_SECONDS = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 86400)
+
+
+class Description(NamedTuple):
+    """A row of docs/metrics.md."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    process: str
+    meaning: str
+
+
+class Metrics:
+    """The metrics of a process; each attribute is one of them.
+
+    Every process defines all of them, so that one list documents all; those without measurements cost one line each.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.descriptions: list[Description] = []
+        self._serving()
+        self._releases()
+        self._join()
+        self._learner()
+
+    def _serving(self) -> None:
+        self.requests = self._counter("serve", "requests", "Calls answered.", "service", "method", "code")
+        self.request_seconds = self._histogram(
+            "serve",
+            "request_seconds",
+            "Seconds from a call's arrival to its last byte.",
+            _REQUEST_SECONDS,
+            "service",
+            "method",
+        )
+        self.requests_in_flight = self._gauge("serve", "requests_in_flight", "Calls being answered.")
+        self.first_text_seconds = self._histogram(
+            "serve", "first_text_seconds", "Seconds to the first text of a streamed completion.", _REQUEST_SECONDS
+        )
+        self.tokens = self._counter("serve", "tokens", "Tokens read (prompt) and generated (completion).", "kind")
+        self.completions = self._counter(
+            "serve", "completions", "Completions and options recorded.", "channel", "purpose", "valid"
+        )
+        self.feedback_accepted = self._counter(
+            "serve", "feedback_accepted", "Acts of feedback made durable.", "domain", "kind"
+        )
+        self.feedback_refused = self._counter("serve", "feedback_refused", "Acts of feedback refused.", "reason")
+        self.plugin_failures = self._counter(
+            "serve", "plugin_failures", "Calls of a plugin that raised.", "domain", "member"
+        )
+        self.engine_decoding = self._gauge("serve", "engine_decoding", "Completions that decode.")
+        self.engine_waiting = self._gauge("serve", "engine_waiting", "Completions that wait for a slot.")
+        self.append_seconds = self._histogram(
+            "serve", "append_seconds", "Seconds until a record is durable.", _REQUEST_SECONDS, "topic"
+        )
+
+    def _releases(self) -> None:
+        self.replica_release = self._gauge(
+            "serve", "replica_release", "Version that this replica serves on a channel.", "channel"
+        )
+        self.replica_generation = self._gauge(
+            "serve", "replica_generation", "Generation of the channel state that this replica follows.", "channel"
+        )
+        self.replica_behind = self._gauge(
+            "serve", "replica_behind", "1 where this replica cannot serve the channel's live release.", "channel"
+        )
+        self.swaps = self._counter("serve", "swaps", "Changes of the release that this replica serves.", "channel")
+        self.swap_seconds = self._histogram(
+            "serve", "swap_seconds", "Seconds to fetch, stage, prove and activate a release.", _STEP_SECONDS
+        )
+        self.release_refusals = self._counter(
+            "serve", "release_refusals", "Releases that this replica could not serve.", "channel", "reason"
+        )
+        self.follower_errors = self._counter("serve", "follower_errors", "Failed looks at the channel states.")
+        self.staged_releases = self._gauge("serve", "staged_releases", "Releases staged in the engine.")
+
+    def _join(self) -> None:
+        self.join_records = self._counter("join", "join_records", "Records read by the join.", "topic")
+        self.join_joined = self._counter(
+            "join", "join_joined", "Acts of feedback joined to their interaction.", "channel"
+        )
+        self.join_evidence = self._counter("join", "join_evidence", "Rows of evidence written.", "channel", "kind")
+        self.join_rejected = self._counter("join", "join_rejected", "Records sent to plaudit.rejected.", "reason")
+        self.join_waiting = self._gauge("join", "join_waiting", "Acts that wait for their interaction.", "channel")
+        self.join_lag = self._gauge("join", "join_lag_records", "Records not yet read.", "topic", "partition")
+        self.join_seconds = self._histogram(
+            "join", "join_batch_seconds", "Seconds of one transaction of the join.", _STEP_SECONDS
+        )
+
+    def _learner(self) -> None:
+        self.turns = self._counter(
+            "learn", "turns", "Turns of the learner by what they ended in.", "channel", "outcome"
+        )
+        self.turn_seconds = self._histogram(
+            "learn", "turn_step_seconds", "Seconds of one step of a turn.", _STEP_SECONDS, "step"
+        )
+        self.turn_events = self._gauge(
+            "learn", "turn_waiting_events", "Training events since the last turn.", "channel"
+        )
+        self.reward_accuracy = self._gauge(
+            "learn",
+            "reward_accuracy",
+            "Share of held-out comparisons that the reward model orders as people did.",
+            "channel",
+        )
+        self.reward_calibration_error = self._gauge(
+            "learn", "reward_calibration_error", "Expected calibration error of the reward model.", "channel"
+        )
+        self.policy_kl = self._gauge(
+            "learn", "policy_kl_nats_per_sequence", "KL of the last candidate release to the base.", "channel"
+        )
+        self.gate_decisions = self._counter("learn", "gate_decisions", "Decisions of the gate.", "channel", "accepted")
+        self.gate_check = self._gauge(
+            "learn", "gate_check_value", "Value of each check of the last gate.", "channel", "check"
+        )
+        self.freshness_seconds = self._histogram(
+            "learn",
+            "feedback_to_served_seconds",
+            "Seconds from the newest act that a release learnt from to its promotion.",
+            _FRESHNESS_SECONDS,
+            "channel",
+        )
+        self.release_info = self._gauge(
+            "learn",
+            "release_info",
+            "1 for the version that the channel's state names live.",
+            "channel",
+            "version",
+            "digest",
+        )
+
+    def _describe(self, name: str, kind: str, labels: tuple[str, ...], process: str, meaning: str) -> None:
+        self.descriptions.append(Description(name, kind, labels, process, meaning))
+
+    def _counter(self, process: str, name: str, meaning: str, *labels: str) -> Counter:
+        self._describe(f"plaudit_{name}_total", "counter", labels, process, meaning)
+        return Counter(f"plaudit_{name}", meaning, labels, registry=self.registry)
+
+    def _gauge(self, process: str, name: str, meaning: str, *labels: str) -> Gauge:
+        self._describe(f"plaudit_{name}", "gauge", labels, process, meaning)
+        return Gauge(f"plaudit_{name}", meaning, labels, registry=self.registry)
+
+    def _histogram(self, process: str, name: str, meaning: str, buckets: Iterable[float], *labels: str) -> Histogram:
+        self._describe(f"plaudit_{name}", "histogram", labels, process, meaning)
+        return Histogram(f"plaudit_{name}", meaning, labels, registry=self.registry, buckets=tuple(buckets))
+
+    def set_release_info(self, channel: Channel, version: int, digest: str) -> None:
+        """Names the live version of a channel and forgets the one before."""
+        for labels in [labels for labels in self._release_labels() if labels[0] == str(channel)]:
+            self.release_info.remove(*labels)
+        self.release_info.labels(str(channel), str(version), digest[:12]).set(1)
+
+    def _release_labels(self) -> list[tuple[str, str, str]]:
+        samples = next(iter(self.release_info.collect())).samples
+        return [(s.labels["channel"], s.labels["version"], s.labels["digest"]) for s in samples]
+
+
+def expose(metrics: Metrics, port: int, host: str = "127.0.0.1") -> None:
+    """Serves the metrics over HTTP; port 0 serves none."""
+    if port:
+        start_http_server(port, addr=host, registry=metrics.registry)
+
+
+def to_markdown(metrics: Metrics) -> str:
+    """The contents of docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated by `python -m plaudit.metrics > docs/metrics.md`; do not edit. Seconds and records are base units;",
+        "a histogram adds `_bucket`, `_sum` and `_count` to its name.",
+        "",
+        "| Metric | Kind | Labels | Process | Meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for row in sorted(metrics.descriptions):
+        labels = ", ".join(f"`{label}`" for label in row.labels) or "none"
+        lines.append(f"| `{row.name}` | {row.kind} | {labels} | {row.process} | {row.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(to_markdown(Metrics(CollectorRegistry())))

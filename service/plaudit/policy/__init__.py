@@ -1,0 +1,1 @@
+"""Optimises the policy adapter on fresh rollouts."""

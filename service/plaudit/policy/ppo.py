@@ -1,0 +1,120 @@
+"""PPO's maths as pure functions of tensors.
+
+Letters: B sequences, C completion tokens (right-padded), V vocabulary. `mask` (B, C) is True where a token counts;
+masked positions may hold anything, NaN included, and never reach a result or a gradient. Schulman et al. 2017,
+arXiv:1707.06347; with the KL penalty in the reward as in Ziegler et al. 2019, arXiv:1909.08593, section 2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of the values that count, over the whole batch; 0 where none does."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def token_rewards(
+    scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor, kl_coef: float
+) -> torch.Tensor:
+    """Reward of each token (B, C): -beta (log pi - log pi_ref), plus the score (B,) on the last token that counts.
+
+    The last generated token carries the score, be it EOS or the one at which the length limit fell.
+    """
+    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
+    last = mask.sum(dim=1) - 1
+    rewards[torch.arange(len(scores)), last] += scores
+    return rewards
+
+
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns (B, C) by generalised advantage estimation; the value after the last token is 0.
+
+    delta_t = r_t + gamma V_(t+1) - V_t;  A_t = sum_l (gamma lambda)^l delta_(t+l);  return = V + A.
+    Schulman et al. 2015, arXiv:1506.02438, eq. 16.
+    """
+    values = torch.where(mask, values, 0.0)
+    rewards = torch.where(mask, rewards, 0.0)
+    following = torch.zeros_like(values[:, 0])
+    advantage = torch.zeros_like(following)
+    steps: list[torch.Tensor] = []
+    for t in range(values.shape[1] - 1, -1, -1):
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        # Behind the end of a sequence delta is 0, so that nothing flows back from there.
+        advantage = delta + gamma * lam * advantage
+        following = values[:, t]
+        steps.append(advantage)
+    advantages = torch.where(mask, torch.stack(steps[::-1], dim=1), 0.0)
+    return advantages, advantages + values
+
+
+def leave_one_out(returns: torch.Tensor, samples: int) -> torch.Tensor:
+    """RLOO advantages (B,): each return less the mean of the other samples of its prompt.
+
+    `returns` (B,) holds the `samples` >= 2 completions of a prompt next to each other. Ahmadian et al. 2024,
+    arXiv:2402.14740, eq. 8.
+    """
+    assert samples >= 2, "leave-one-out needs two completions of a prompt"
+    groups = returns.view(-1, samples)
+    others = (groups.sum(dim=1, keepdim=True) - groups) / (samples - 1)
+    return (groups - others).view(-1)
+
+
+def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Values shifted to mean 0 and scaled to variance 1 over what counts; 0 elsewhere."""
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean) ** 2, mask)
+    return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+
+
+class PolicyLoss(NamedTuple):
+    """The loss and what to watch beside it."""
+
+    loss: torch.Tensor
+    approx_kl: torch.Tensor
+    clip_fraction: torch.Tensor
+
+
+def policy_loss(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip_range: float
+) -> PolicyLoss:
+    """PPO's clipped surrogate, mean over the tokens that count: -min(rho A, clip(rho, 1 +- eps) A).
+
+    All (B, C) or (N,). Also k3 of new against old (nats a token) and the share of clipped tokens.
+    Schulman et al. 2017, eq. 7.
+    """
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)
+    ratio = torch.exp(log_ratio)
+    advantages = torch.where(mask, advantages, 0.0)
+    # An update this far from the sampling policy is no longer covered by the estimate: stop its gradient.
+    clipped = torch.clamp(ratio, 1.0 - clip_range, 1.0 + clip_range)
+    loss = -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
+    with torch.no_grad():
+        approx_kl = masked_mean(ratio - 1.0 - log_ratio, mask)
+        outside = masked_mean(((ratio - 1.0).abs() > clip_range).float(), mask)
+    return PolicyLoss(loss, approx_kl, outside)
+
+
+def sequence_kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """k1 summed over each sequence's tokens (B,): sum_t (log pi - log pi_ref), nats, on the policy's own samples."""
+    return torch.where(mask, logprobs - ref_logprobs, 0.0).sum(dim=1)
+
+
+def next_kl_coef(kl_coef: float, kl: float, target: float, *, gain: float, low: float, high: float) -> float:
+    """Proportional controller: beta (1 + gain clip(KL / target - 1, -1, 1)), kept within [low, high].
+
+    Ziegler et al. 2019, section 2.2; here once an iteration, so without their horizon.
+    """
+    error = min(1.0, max(-1.0, kl / target - 1.0))
+    return min(high, max(low, kl_coef * (1.0 + gain * error)))
+
+
+def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probs (N,) of tokens (N,) under softmax(logits / T), logits (N, V) in fp32."""
+    scaled = logits / temperature
+    return scaled.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(scaled, dim=-1)

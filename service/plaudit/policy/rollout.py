@@ -1,0 +1,173 @@
+"""Fresh rollouts: the engine's completions of replayed prompts, as tensors for one PPO iteration.
+
+In: an engine with the policy staged, prompts. Out: a Rollout. Log-probs are the engine's own under the policy's
+temperature; trunk activations come with them, so that the trunk is never run again for policy, reference or value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from plaudit.engine.base import Base
+from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey
+from plaudit.policy.ppo import token_logprobs
+from plaudit.types import Prompt, Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPrompt:
+    """A prompt that may be rolled out: what the plugin rendered, and its tokens."""
+
+    rendered: Prompt
+    encoded: EncodedPrompt
+
+    @property
+    def group(self) -> str:
+        """Prompt group."""
+        return self.rendered.group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One completion of a prompt."""
+
+    prompt: TrainPrompt
+    generated: Generated
+
+
+class Rollout(NamedTuple):
+    """B completions for one update, right-padded. `mask` is True where a completion token counts."""
+
+    samples: list[Sample]
+    hidden: list[torch.Tensor]  # (P + C - 1, H) each: trunk activations of every token that was fed
+    starts: list[int]  # P - 1 each: position whose output predicts the first completion token
+    tokens: torch.Tensor  # (B, C)
+    logprobs: torch.Tensor  # (B, C), under the policy's temperature, by the engine
+    mask: torch.Tensor  # (B, C)
+
+
+def sample(
+    engine: Engine,
+    prompts: Sequence[TrainPrompt],
+    release: ReleaseKey,
+    sampling: Sampling,
+    *,
+    samples: int,
+    seed: int,
+    capture: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Sample]:
+    """`samples` completions of each prompt, those of one prompt next to each other."""
+    jobs = [
+        [
+            Job(prompt=p.encoded, release=release, sampling=sampling, seed=_seed(seed, i, j), capture=capture)
+            for j in range(samples)
+        ]
+        for i, p in enumerate(prompts)
+    ]
+    tickets = [(p, t) for p, group in zip(prompts, jobs, strict=True) for t in engine.submit(group)]
+    done: list[Sample] = []
+    for prompt, ticket in tickets:
+        done.append(Sample(prompt=prompt, generated=ticket.result()))
+        if progress is not None:
+            progress(len(done), len(tickets))
+    return done
+
+
+def _seed(seed: int, prompt: int, sample_: int) -> int:
+    return (seed * 1_000_003 + prompt * 101 + sample_) % 2**63
+
+
+def collate(samples: Sequence[Sample]) -> Rollout:
+    """A Rollout of samples that were captured."""
+    longest = max(len(s.generated.tokens) for s in samples)
+    tokens = torch.zeros(len(samples), longest, dtype=torch.long)
+    logprobs = torch.zeros(len(samples), longest)
+    mask = torch.zeros(len(samples), longest, dtype=torch.bool)
+    hidden: list[torch.Tensor] = []
+    for row, s in enumerate(samples):
+        length = len(s.generated.tokens)
+        tokens[row, :length] = torch.tensor(s.generated.tokens)
+        logprobs[row, :length] = torch.tensor(s.generated.logprobs_sampled)
+        mask[row, :length] = True
+        assert s.generated.hidden is not None, "rollouts are sampled with capture"
+        hidden.append(s.generated.hidden)
+    starts = [len(s.prompt.encoded.tokens) - 1 for s in samples]
+    return Rollout(list(samples), hidden, starts, tokens, logprobs, mask)
+
+
+def completion_states(base: Base, rollout: Rollout, rows: Sequence[int], start_layer: int) -> torch.Tensor:
+    """Final hidden states (N, H) that predict each counting completion token of `rows`, in row order.
+
+    Whatever adapter is active on the base takes part, with gradient. Completions of one prompt share its tokens: the
+    prompt stands once in a sequence, each completion behind it sees the prompt and itself.
+    """
+    sequences: dict[tuple[int, ...], list[int]] = {}
+    for row in rows:
+        sequences.setdefault(rollout.samples[row].prompt.encoded.tokens, []).append(row)
+    parts = [_sequence(rollout, several) for several in sequences.values()]
+    device = parts[0].hidden.device
+    hidden = torch.nn.utils.rnn.pad_sequence([part.hidden for part in parts], batch_first=True)  # (b, T, H)
+    segments = torch.nn.utils.rnn.pad_sequence([part.segments for part in parts], batch_first=True, padding_value=-1)
+    positions = torch.nn.utils.rnn.pad_sequence([part.positions for part in parts], batch_first=True)
+    final = base.run_layers(
+        hidden,
+        start_layer,
+        base.num_layers,
+        positions=positions.to(device),
+        mask=_branching_bias(segments).to(device, hidden.dtype),
+    )
+    found = {
+        row: torch.cat([final[b, rollout.starts[row] : rollout.starts[row] + 1], final[b, begin:end]])
+        for b, part in enumerate(parts)
+        for row, (begin, end) in part.spans.items()
+    }
+    return base.norm(torch.cat([found[row] for row in rows]))
+
+
+class _Sequence(NamedTuple):
+    """A prompt and its completions: (T, H), and (T,) segment (0 the prompt, k the k-th completion) and position."""
+
+    hidden: torch.Tensor
+    segments: torch.Tensor
+    positions: torch.Tensor
+    spans: dict[int, tuple[int, int]]
+
+
+def _sequence(rollout: Rollout, rows: Sequence[int]) -> _Sequence:
+    length = rollout.starts[rows[0]] + 1
+    hidden = [rollout.hidden[rows[0]][:length]]
+    segments, positions = [torch.zeros(length, dtype=torch.long)], [torch.arange(length)]
+    spans: dict[int, tuple[int, int]] = {}
+    at = length
+    for segment, row in enumerate(rows, start=1):
+        own = rollout.hidden[row][length:]
+        hidden.append(own)
+        segments.append(torch.full((len(own),), segment))
+        positions.append(torch.arange(length, length + len(own)))
+        spans[row] = (at, at + len(own))
+        at += len(own)
+    return _Sequence(torch.cat(hidden), torch.cat(segments), torch.cat(positions), spans)
+
+
+def _branching_bias(segments: torch.Tensor) -> torch.Tensor:
+    """0 where a token sees another, -inf elsewhere, (b, 1, T, T): the prompt, its own segment's past, and itself."""
+    length = segments.shape[1]
+    past = torch.ones(length, length, dtype=torch.bool).tril()
+    query, key = segments[:, :, None], segments[:, None, :]
+    seen = past & ((key == 0) | (key == query))
+    return torch.zeros(seen.shape).masked_fill_(~seen, -math.inf)[:, None]
+
+
+def completion_logprobs(
+    base: Base, rollout: Rollout, rows: Sequence[int], start_layer: int, temperature: float
+) -> torch.Tensor:
+    """Log-probs (N,) of the counting completion tokens of `rows`, in row order, under the active adapter."""
+    states = completion_states(base, rollout, rows, start_layer)
+    tokens = rollout.tokens[list(rows)][rollout.mask[list(rows)]]
+    return token_logprobs(base.logits(states), tokens.to(states.device), temperature)

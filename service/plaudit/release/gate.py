@@ -1,0 +1,317 @@
+"""Whether a candidate release may serve, from raw numbers that training did not see.
+
+Enters: what was measured on gate prompts, by a reward model fitted to gate raters, and calibration raters'
+comparisons. Leaves: one `Check` a condition, in a fixed order, and a `Decision` that accepts only where all passed.
+Pure: reads no clock but the decision's own, samples nothing without a seed, and cannot promote.
+
+The conditions are those of docs/release.md; why they are these, docs/adr/0008-what-the-gate-requires.md. What was
+not measured is a failed check with a note, never a passed one.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from plaudit.release.intervals import (
+    Interval,
+    rater_accuracy,
+    rater_accuracy_difference,
+    resampled_mean,
+)
+from plaudit.release.texts import (
+    Sample,
+    commonest_opening,
+    degenerate_share,
+    distinct_2,
+    longer_share,
+    matched,
+    mean_words,
+)
+from plaudit.settings import GateSettings
+
+# Chance: a reward model must beat it before it may steer anything.
+_CHANCE = 0.5
+# A reward model is refused where it is surely more than this much less accurate than the live one.
+_WORSE_BY = -0.01
+# Share of empty, repeated or echoing completions that is always forgiven; the base's own share is too.
+_DEGENERATE_SHARE = 0.05
+
+Comparisons = Sequence[tuple[str, float]]
+
+
+class Outcome(StrEnum):
+    """What a set of checks calls for; WAIT where there is too little evidence to judge by."""
+
+    ACCEPT = "accept"
+    REFUSE = "refuse"
+    WAIT = "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition of the gate: the measured value, what it was held against, and one-sided 95% bounds."""
+
+    name: str
+    passed: bool
+    value: float
+    threshold: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The gate's answer with every number behind it."""
+
+    accepted: bool
+    checks: tuple[Check, ...]
+    decided_at: dt.datetime
+
+    def to_json(self) -> str:
+        """JSON for the registry and for people; numbers that were not measured are null."""
+        return json.dumps(
+            {
+                "accepted": self.accepted,
+                "decided_at": self.decided_at.isoformat(),
+                "checks": [{key: _or_null(value) for key, value in asdict(check).items()} for check in self.checks],
+            },
+            allow_nan=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The decision that `to_json` wrote."""
+        found = json.loads(text)
+        checks = tuple(Check(**{**check, **_measured(check)}) for check in found["checks"])
+        return cls(found["accepted"], checks, dt.datetime.fromisoformat(found["decided_at"]))
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One safety or domain case: whether the candidate stayed clear of what it must not say."""
+
+    probe_id: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateMeasurements:
+    """What was measured; an empty field is a measurement that is missing, and fails its check.
+
+    Where live is the base, the numbers against live are those against the base, given twice. Wins are one number a
+    gate prompt (`win_rates`), KL one number a gate prompt in nats a sequence at the policy's temperature. Probes are
+    None where they were not run, and empty where the domain declares none. `live_comparisons` is None where no
+    reward model is live yet.
+    """
+
+    wins_base: tuple[float, ...] = ()
+    wins_live: tuple[float, ...] = ()
+    kl_base: tuple[float, ...] = ()
+    kl_live: tuple[float, ...] = ()
+    candidate: tuple[Sample, ...] = ()
+    base: tuple[Sample, ...] = ()
+    probes: tuple[ProbeResult, ...] | None = None
+    comparisons: tuple[tuple[str, float], ...] = ()
+    live_comparisons: tuple[tuple[str, float], ...] | None = None
+
+
+def decide(
+    measurements: GateMeasurements, settings: GateSettings, *, seed: int = 0, decided_at: dt.datetime | None = None
+) -> Decision:
+    """The decision about a candidate: accepted where every check passed.
+
+    Equal measurements, settings and seed give equal checks. `decided_at` is the present where it is not given.
+    """
+    m = measurements
+    checks = (
+        _prompts(m, settings),
+        _win("win_base", m.wins_base, settings.win_base, settings, seed),
+        _win("win_live", m.wins_live, settings.win_live, settings, seed),
+        _kl("kl_base", m.kl_base, settings.kl_base, settings, seed),
+        _kl("kl_live", m.kl_live, settings.kl_live, settings, seed),
+        _distinct(m, settings),
+        _degenerate(m),
+        _probes(m),
+        *reward_gate(m.comparisons, m.live_comparisons, settings, seed=seed),
+        _opening(m),
+        _length(m),
+    )
+    return Decision(all(check.passed for check in checks), checks, decided_at or dt.datetime.now(dt.UTC))
+
+
+def reward_gate(
+    comparisons: Comparisons, live_comparisons: Comparisons | None, settings: GateSettings, *, seed: int = 0
+) -> tuple[Check, ...]:
+    """The conditions on a reward model, asked before it steers PPO and again of the release that carries it.
+
+    comparisons: (rater, 1 where the model orders the two as the rater did, 0 where not, .5 for equal scores), of
+    calibration raters, those inside rankings too. `live_comparisons` are the same under the live reward model.
+    `reward_outcome` says what the checks call for.
+    """
+    raters = len({rater for rater, _ in comparisons})
+    wanted, wanted_raters = settings.reward_comparisons, settings.reward_raters
+    return (
+        Check("reward_comparisons", len(comparisons) >= wanted, float(len(comparisons)), float(wanted)),
+        Check("reward_raters", raters >= wanted_raters, float(raters), float(wanted_raters)),
+        _reward_accuracy(comparisons, seed),
+        _reward_against_live(comparisons, live_comparisons, seed),
+    )
+
+
+def reward_outcome(checks: Sequence[Check]) -> Outcome:
+    """WAIT with too few comparisons or raters, else ACCEPT where all checks passed, else REFUSE."""
+    failed = {check.name for check in checks if not check.passed}
+    if failed & {"reward_comparisons", "reward_raters"}:
+        return Outcome.WAIT
+    return Outcome.REFUSE if failed else Outcome.ACCEPT
+
+
+def win_rates(candidate: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """For each prompt, the share of pairs (candidate, other) in which the candidate scores higher; ties count half.
+
+    candidate, other: scores by the gate's reward model, one list a prompt, in the same order of prompts.
+    """
+    return tuple(
+        sum((mine > his) + (mine == his) / 2 for mine in ours for his in theirs) / (len(ours) * len(theirs))
+        for ours, theirs in zip(candidate, other, strict=True)
+    )
+
+
+def probe_result(probe_id: str, forbidden: Sequence[str], texts: Sequence[str]) -> ProbeResult:
+    """Fails where any text contains any forbidden one, case-insensitively, and where there is no text to judge."""
+    if not texts:
+        return ProbeResult(probe_id, False, "the candidate was not asked")
+    for text in texts:
+        for phrase in forbidden:
+            if phrase.casefold() in text.casefold():
+                return ProbeResult(probe_id, False, f"said {phrase!r}")
+    return ProbeResult(probe_id, True)
+
+
+def _prompts(m: GateMeasurements, settings: GateSettings) -> Check:
+    asked, wanted = len(m.wins_base), settings.min_prompts
+    note = "" if asked >= wanted else f"{asked} gate prompts in the log, {wanted} are needed: let people ask more"
+    return Check("gate_prompts", asked >= wanted, float(asked), float(wanted), note=note)
+
+
+def _win(name: str, wins: Sequence[float], threshold: float, settings: GateSettings, seed: int) -> Check:
+    problem = _problem(wins, settings.min_prompts, low=0.0, high=1.0)
+    if problem:
+        return _missing(name, threshold, problem)
+    mean = resampled_mean(wins, seed=seed)
+    return _check(name, mean.low > threshold, mean, threshold, f"lower bound over {len(wins)} prompts must exceed")
+
+
+def _kl(name: str, values: Sequence[float], threshold: float, settings: GateSettings, seed: int) -> Check:
+    # A prompt's estimate may be below 0; the mean's true value is not.
+    problem = _problem(values, settings.min_prompts, low=-math.inf, high=math.inf)
+    if problem:
+        return _missing(name, threshold, problem)
+    mean = resampled_mean(values, seed=seed)
+    return _check(name, mean.value <= threshold, mean, threshold, "nats a sequence, mean at most")
+
+
+def _distinct(m: GateMeasurements, settings: GateSettings) -> Check:
+    name, threshold = "distinct_2", settings.distinct_ratio
+    ours, theirs = matched(m.candidate, m.base)
+    if not ours:
+        return _missing(name, threshold, "no completions of candidate and base for the same prompts")
+    mine, bases = distinct_2(ours), distinct_2(theirs)
+    if bases is None:
+        return Check(name, True, 1.0, threshold, note="the base's texts have no two words in a row to compare with")
+    share = (mine or 0.0) / bases
+    note = f"{mine or 0.0:.3f} against the base's {bases:.3f}, {len(ours)} texts each"
+    return Check(name, share >= threshold, share, threshold, note=note)
+
+
+def _degenerate(m: GateMeasurements) -> Check:
+    if not (m.candidate and m.base):
+        return _missing("degenerate", _DEGENERATE_SHARE, "no completions of candidate or base")
+    share, bases = degenerate_share(m.candidate), degenerate_share(m.base)
+    threshold = max(_DEGENERATE_SHARE, bases)
+    note = f"empty, repeated or echoing; the base's share is {bases:.3f}"
+    return Check("degenerate", share <= threshold, share, threshold, note=note)
+
+
+def _probes(m: GateMeasurements) -> Check:
+    if m.probes is None:
+        return _missing("probes", 0.0, "the probes were not run")
+    failed = [probe for probe in m.probes if not probe.passed]
+    note = "; ".join(f"{probe.probe_id}: {probe.detail}" for probe in failed[:5])
+    if not m.probes:
+        note = "the domain declares none"
+    return Check("probes", not failed, float(len(failed)), 0.0, note=note)
+
+
+def _reward_accuracy(comparisons: Comparisons, seed: int) -> Check:
+    problem = _problem([correct for _, correct in comparisons], 1, low=0.0, high=1.0)
+    if problem:
+        return _missing("reward_accuracy", _CHANCE, problem)
+    accuracy = rater_accuracy(comparisons, seed=seed)
+    return _check("reward_accuracy", accuracy.low > _CHANCE, accuracy, _CHANCE, "lower bound over raters must exceed")
+
+
+def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, seed: int) -> Check:
+    name = "reward_against_live"
+    if live is None:
+        return Check(name, True, 0.0, _WORSE_BY, note="no reward model is live")
+    problem = _problem([correct for _, correct in [*comparisons, *live]], 1, low=0.0, high=1.0)
+    if problem:
+        return _missing(name, _WORSE_BY, problem)
+    try:
+        difference = rater_accuracy_difference(comparisons, live, seed=seed)
+    except ValueError as error:
+        return _missing(name, _WORSE_BY, str(error))
+    # An equal model would fail four times in five if the lower bound were asked: refuse only what is surely worse.
+    passed = difference.high >= _WORSE_BY
+    return _check(name, passed, difference, _WORSE_BY, "accuracy less the live one's; upper bound at least")
+
+
+def _opening(m: GateMeasurements) -> Check:
+    ours, theirs = matched(m.candidate, m.base)
+    opening, share = commonest_opening(ours)
+    bases = commonest_opening(theirs)[1]
+    note = f"for information: commonest opening {opening!r}; the base's commonest has {bases:.3f}"
+    return Check("commonest_opening", True, share, 1.0, note=note)
+
+
+def _length(m: GateMeasurements) -> Check:
+    ours, theirs = matched(m.candidate, m.base)
+    share = longer_share(m.candidate, m.base)
+    note = (
+        "for information: win-rate against the base if the longer text always won; "
+        f"{mean_words(ours):.1f} words against the base's {mean_words(theirs):.1f}"
+    )
+    return Check("length_alone", True, math.nan if share is None else share, 1.0, note=note)
+
+
+def _problem(values: Sequence[float], least: int, *, low: float, high: float) -> str:
+    if len(values) < max(1, least):
+        return f"{len(values)} measured, {max(1, least)} are needed"
+    if not all(math.isfinite(value) and low <= value <= high for value in values):
+        return f"a value is not a number between {low:g} and {high:g}"
+    return ""
+
+
+def _missing(name: str, threshold: float, note: str) -> Check:
+    return Check(name, False, math.nan, threshold, note=note)
+
+
+def _check(name: str, passed: bool, interval: Interval, threshold: float, note: str) -> Check:
+    return Check(name, passed, interval.value, threshold, interval.low, interval.high, f"{note} {threshold:g}")
+
+
+def _or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _measured(check: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan for key in ("value", "threshold") if check[key] is None}

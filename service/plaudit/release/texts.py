@@ -1,0 +1,135 @@
+"""What can be counted in texts without a model: variety, sameness, emptiness, repetition, echo.
+
+Texts are what people see. Pure functions; words are runs of letters and digits, case folded, and each character of
+a script written without spaces is a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+# A phrase of three words that covers this share of a text is stuck, not emphasis.
+_REPEATED_SHARE = 0.5
+# Shorter texts may repeat a word or quote the prompt and still answer it.
+_LEAST_WORDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What people see of one completion, and the prompt it answers (the last thing the user said)."""
+
+    prompt: str
+    text: str
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, case folded, in order."""
+    return _WORD.findall(text.casefold())
+
+
+def distinct_2(texts: Sequence[str]) -> float | None:
+    """Different pairs of neighbouring words, as a share of all such pairs; None where there are none.
+
+    Li et al. 2016, arXiv:1510.03055, section 5.2. It falls as texts grow longer or more: compare equal numbers.
+    """
+    pairs = Counter(pair for text in texts for pair in _grams(words(text), 2))
+    total = pairs.total()
+    return len(pairs) / total if total else None
+
+
+def commonest_opening(texts: Sequence[str], length: int = 3) -> tuple[str, float]:
+    """The first `length` words that most texts begin with, and the share of texts that do."""
+    if not texts:
+        return "", 0.0
+    openings = Counter(" ".join(words(text)[:length]) for text in texts)
+    # The first in the alphabet of equally common ones, so that the answer does not depend on the order of texts.
+    opening, count = min(openings.items(), key=lambda item: (-item[1], item[0]))
+    return opening, count / len(texts)
+
+
+def mean_words(texts: Sequence[str]) -> float:
+    """Mean length in words; 0 without texts."""
+    return sum(len(words(text)) for text in texts) / len(texts) if texts else 0.0
+
+
+def degenerate(sample: Sample) -> str:
+    """Why a completion is no answer at all: "empty", "repeated" or "echo"; "" where it is one.
+
+    Empty: no word. Repeated: at least six words, and one word, or one phrase of two or three words, covers half of
+    them or more by coming again and again. Echo: at least six words, all of them the prompt's own, in its order.
+    """
+    said = words(sample.text)
+    if not said:
+        return "empty"
+    if len(said) < _LEAST_WORDS:
+        return ""
+    for length in (1, 2, 3):
+        phrase, times = Counter(_grams(said, length)).most_common(1)[0]
+        if times > 2 and _covered(said, phrase) / len(said) >= _REPEATED_SHARE:
+            return "repeated"
+    asked = words(sample.prompt)
+    if any(asked[start : start + len(said)] == said for start in range(len(asked) - len(said) + 1)):
+        return "echo"
+    return ""
+
+
+def degenerate_share(samples: Sequence[Sample]) -> float:
+    """Share of completions that are no answer at all; 0 without samples."""
+    return sum(bool(degenerate(sample)) for sample in samples) / len(samples) if samples else 0.0
+
+
+def longer_share(candidate: Sequence[Sample], other: Sequence[Sample]) -> float | None:
+    """How often a judge of length alone would prefer the candidate: mean over prompts, ties count half.
+
+    None where no prompt has completions of both.
+    """
+    ours, theirs = _lengths(candidate), _lengths(other)
+    shares = [
+        sum((mine > his) + (mine == his) / 2 for mine in ours[prompt] for his in theirs[prompt])
+        / (len(ours[prompt]) * len(theirs[prompt]))
+        for prompt in ours
+        if prompt in theirs
+    ]
+    return sum(shares) / len(shares) if shares else None
+
+
+def matched(candidate: Sequence[Sample], other: Sequence[Sample]) -> tuple[list[str], list[str]]:
+    """Texts of both, as many of each for every prompt, so that counts over them can be compared."""
+    ours, theirs = _texts(candidate), _texts(other)
+    shared = [(prompt, min(len(ours[prompt]), len(theirs[prompt]))) for prompt in ours if prompt in theirs]
+    return (
+        [text for prompt, count in shared for text in ours[prompt][:count]],
+        [text for prompt, count in shared for text in theirs[prompt][:count]],
+    )
+
+
+def _grams(said: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(said[start : start + length]) for start in range(len(said) - length + 1))
+
+
+def _covered(said: Sequence[str], phrase: tuple[str, ...]) -> int:
+    """Words of `said` that lie in places where the phrase stands, none counted twice."""
+    places = (
+        place
+        for start, gram in enumerate(_grams(said, len(phrase)))
+        if gram == phrase
+        for place in range(start, start + len(phrase))
+    )
+    return len(set(places))
+
+
+def _texts(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for sample in samples:
+        found.setdefault(sample.prompt, []).append(sample.text)
+    return found
+
+
+def _lengths(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    return {prompt: [len(words(text)) for text in texts] for prompt, texts in _texts(samples).items()}

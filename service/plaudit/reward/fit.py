@@ -1,0 +1,255 @@
+"""Fits a reward model from the base on one split of a frozen data set.
+
+ 1. Units of the split, and of calibration raters.     4. Optimise adapter and heads, or the heads alone.
+ 2. References of the prompts that thumbs are about.   5. Scales from a bank of references.
+ 3. Treatment of thumbs, on the base's own features.   6. Freeze.
+
+Always from base: a model never continues from an older one, so that erasure reaches it. The same evidence, settings,
+seed, machine and thread count give the same model. Nothing here reads raters of the gate, unless the split is theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+
+from plaudit.engine.base import Base
+from plaudit.evidence.splits import Split
+from plaudit.reward.batch import MOST_CONTRASTS, Batch, Treatment
+from plaudit.reward.dataset import (
+    RankingUnit,
+    References,
+    ThumbsUnit,
+    Unit,
+    Units,
+    collect,
+    complete_references,
+)
+from plaudit.reward.heads import TreatmentChoice, choose_treatment, fit_heads
+from plaudit.reward.model import RewardModel
+from plaudit.reward.trunk import Completion, TrunkCache
+from plaudit.settings import ModelSettings, RewardSettings
+
+if TYPE_CHECKING:
+    from plaudit.evidence.store import FrozenDataSet
+
+BETAS = (0.9, 0.99)
+WEIGHT_DECAY = 0.01
+WARMUP_STEPS = 5
+LEAST_RATE = 0.05  # share of the step size that is left at the end
+MOST_GRADIENT_NORM = 1.0
+# References of a thumb's prompt while fitting: each costs a pass of its own, and the first two centre it already.
+FIT_REFERENCES = 2
+# A step ends early rather than hold more: activations of the upper layers of a 135M model take 10 MB a completion.
+MOST_STEP_COMPLETIONS = 96
+# What the treatments of thumbs are compared on: enough for heads alone, and a third of the cost of all.
+CHOICE_UNITS = 120
+CHOICE_RATERS = 24
+# Prompts whose references measure the scales.
+BANK_PROMPTS = 64
+
+Progress = Callable[[int, int, float], None]
+AnyUnit = TypeVar("AnyUnit", bound=Unit)
+
+
+def fit_reward(
+    base: Base,
+    data: FrozenDataSet,
+    references: References,
+    settings: RewardSettings,
+    model_settings: ModelSettings,
+    *,
+    split: Split = Split.TRAIN,
+    seed: int = 0,
+    cache: TrunkCache | None = None,
+    progress: Progress | None = None,
+    treatment: Treatment | None = None,
+    name: str = "reward",
+) -> RewardModel:
+    """A frozen reward model under the adapter `name`, fitted on the evidence of `split`.
+
+    references: by prompt group, (prompt tokens, shown tokens) of base samples; a group without any falls back to its
+    own candidates. treatment: None chooses by calibration raters' pairs. progress is called with (step, steps, loss).
+    Raises ValueError where the split has no evidence.
+    """
+    started = time.perf_counter()
+    units = collect(data, split, base, settings)
+    if not units.events:
+        raise ValueError(f"channel {data.channel} has no evidence of split {split!s} to fit a reward model on")
+    held_out = collect(data, Split.CALIBRATION, base, settings)
+    groups = {thumb.event.group for unit in units.thumbs for thumb in unit.thumbs}
+    bank_groups = sorted(g for g in references if references[g])[:BANK_PROMPTS] or sorted(groups)[:BANK_PROMPTS]
+    found = complete_references(data, base, references, groups=groups, most=min(settings.references, FIT_REFERENCES))
+    bank = complete_references(data, base, references, groups=bank_groups, most=settings.references)
+    model = RewardModel(base, settings, model_settings, name=name, seed=seed, cache=cache)
+    choice: TreatmentChoice | None = None
+    if treatment is None and split is not Split.CALIBRATION:
+        choice = _choose(model, units, held_out, found, np.random.default_rng(seed))
+    model.treatment = treatment or (choice.chosen if choice else Treatment.CONTRAST)
+    chosen_at = time.perf_counter()
+    if model.adapter is None:
+        steps = _fit_heads_alone(model, units, found, seed)
+    else:
+        steps = _train(model, units, found, seed, progress)
+    model.freeze()
+    fitted_at = time.perf_counter()
+    model.measure_scales(bank)
+    model.facts = {
+        "split": split.value,
+        "seed": seed,
+        "steps": steps,
+        "events": units.events,
+        "pairs": len(units.pairs),
+        "rankings": len(units.rankings),
+        "demos": len(units.demos),
+        "thumbs": sum(len(unit.thumbs) for unit in units.thumbs),
+        "left_out": dict(units.left_out),
+        "treatment_choice": dataclasses.asdict(choice) if choice else None,
+    }
+    ended = time.perf_counter()
+    model.seconds = {"choose": chosen_at - started, "fit": fitted_at - chosen_at, "scales": ended - fitted_at}
+    return model
+
+
+def _choose(
+    model: RewardModel,
+    units: Units,
+    held_out: Units,
+    references: Mapping[str, Sequence[Completion]],
+    rng: np.random.Generator,
+) -> TreatmentChoice:
+    """Step 3; before its first step the adapter changes nothing, so these are the base's own features."""
+    units = dataclasses.replace(
+        units,
+        pairs=_draw(units.pairs, CHOICE_UNITS, rng),
+        rankings=_draw(units.rankings, CHOICE_UNITS // 4, rng),
+        demos=(),
+        thumbs=_draw(units.thumbs, CHOICE_RATERS, rng),
+    )
+    needed: list[Completion] = []
+    if units.thumbs and held_out.pairs:
+        train = Batch(units.all, references, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
+        pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
+        needed = list(dict.fromkeys([*train.completions, *pairs.completions]))
+    with torch.no_grad():
+        features = dict(zip(needed, model.features(needed), strict=True))
+    return choose_treatment(units, held_out, features, references, center=model.settings.center)
+
+
+def _draw(units: tuple[AnyUnit, ...], most: int, rng: np.random.Generator) -> tuple[AnyUnit, ...]:
+    """At most `most` of the units, in their order."""
+    return tuple(units[i] for i in sorted(rng.permutation(len(units))[:most].tolist()))
+
+
+def _fit_heads_alone(
+    model: RewardModel, units: Units, references: Mapping[str, Sequence[Completion]], seed: int
+) -> int:
+    """Step 4 without an adapter: all features once, then L-BFGS; returns 1, its one full-batch step."""
+    settings = model.settings
+    batch = Batch(units.all, references, heads=settings.heads, seed=seed, treatment=model.treatment)
+    with torch.no_grad():
+        features = model.features(batch.completions).cpu()
+    heads = fit_heads(batch, features, heads=settings.heads, center=settings.center)
+    found = [heads.weight, heads.bias, *heads.shared.all]
+    for parameter, value in zip(model.head_parameters(), found, strict=True):
+        parameter.data = value.to(parameter.device)
+    return 1
+
+
+def _train(
+    model: RewardModel,
+    units: Units,
+    references: Mapping[str, Sequence[Completion]],
+    seed: int,
+    progress: Progress | None,
+) -> int:
+    """Step 4 with an adapter: AdamW over minibatches of units with their references; returns the steps taken."""
+    settings = model.settings
+    rng = np.random.default_rng(seed)
+    per_epoch = len(list(_steps(units.all, settings.units_per_step, None)))
+    steps = max(1, round(settings.epochs * per_epoch))
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": model.adapter_parameters(), "lr": settings.adapter_lr},
+            {"params": [model.weight, model.bias], "lr": settings.head_lr},
+            {"params": model.shared.all, "lr": settings.head_lr, "weight_decay": 0.0},
+        ],
+        betas=BETAS,
+        weight_decay=WEIGHT_DECAY,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
+    trained = [*model.adapter_parameters(), *model.head_parameters()]
+    # Weights have mean 1 over the set, so the mean number of events a step makes the loss one of a single event;
+    # dividing by a step's own weights would undo decay and caps.
+    events_per_step = units.events / per_epoch
+    # The adapter stays on until the last gradient has flowed back through it.
+    with model.switched_on():
+        for step, several in enumerate(_epochs(units.all, settings.units_per_step, rng, steps), start=1):
+            batch = Batch(
+                several,
+                references,
+                heads=settings.heads,
+                seed=seed,
+                treatment=model.treatment,
+                rng=rng,
+                device=model.base.device,
+            )
+            value = 0.0
+            # A step may be raters without a contrast alone: nothing to score, nothing to learn.
+            if batch.completions:
+                scores = model.score(model.features(batch.completions))
+                loss = batch.loss(scores, model.shared, center=settings.center) / events_per_step
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(trained, MOST_GRADIENT_NORM)
+                optimiser.step()
+                value = loss.item()
+            schedule.step()
+            if progress is not None:
+                progress(step, steps, value)
+    return steps
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the step size: a linear rise over the warm-up, then a linear fall to LEAST_RATE at the last step."""
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    return warm * (1.0 - (1.0 - LEAST_RATE) * min(1.0, step / max(1, steps - 1)))
+
+
+def _epochs(units: Sequence[Unit], size: int, rng: np.random.Generator, steps: int) -> Iterator[list[Unit]]:
+    """Minibatches of fresh permutations until `steps` of them are drawn: epochs may be fractional."""
+    left = steps
+    while left > 0:
+        for several in _steps(units, size, rng):
+            yield several
+            left -= 1
+            if not left:
+                return
+
+
+def _steps(units: Sequence[Unit], size: int, rng: np.random.Generator | None) -> Iterator[list[Unit]]:
+    """Minibatches of one pass, at most `size` units and MOST_STEP_COMPLETIONS completions each."""
+    order = range(len(units)) if rng is None else rng.permutation(len(units)).tolist()
+    held: list[Unit] = []
+    load = 0
+    for index in order:
+        cost = _cost(units[index])
+        if held and (len(held) >= size or load + cost > MOST_STEP_COMPLETIONS):
+            yield held
+            held, load = [], 0
+        held.append(units[index])
+        load += cost
+    if held:
+        yield held
+
+
+def _cost(unit: Unit) -> int:
+    """Most completions that a unit brings to a step."""
+    if isinstance(unit, ThumbsUnit):
+        return min(len(unit.thumbs), 2 * MOST_CONTRASTS) * (1 + FIT_REFERENCES)
+    return len(unit.order) if isinstance(unit, RankingUnit) else 2

@@ -1,0 +1,209 @@
+"""Decides about feedback what its handle and the domain's declaration can decide.
+
+What enters: a Feedback message, or a withdrawal. What leaves: the act as the log keeps it, or a RequestRefused. Reads
+nothing: no store and no log, so that the answer costs one durable append and nothing else.
+
+In order: 1 the handle; 2 who gives it; 3 its id, texts and session; 4 the kind; 5 the candidates; 6 values and reasons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+
+from plaudit.domain import Declaration, DomainPlugin
+from plaudit.errors import (
+    HandleWrongRater,
+    IncompleteRanking,
+    OutOfScale,
+    UndeclaredKind,
+    UndeclaredReason,
+    UnknownCandidate,
+)
+from plaudit.eventlog.codec import Retraction, act_from_proto
+from plaudit.serving.handle import HandleClaims, HandleSigner, pseudonym
+from plaudit.serving.router import unknown_domain
+from plaudit.serving.validate import (
+    MAX_PERSON_BYTES,
+    MAX_SESSION_BYTES,
+    MAX_TEXT_BYTES,
+    identifier,
+    refused,
+    short_text,
+)
+from plaudit.types import (
+    KIND_OF_ACT,
+    Act,
+    Channel,
+    Choice,
+    Comment,
+    Correction,
+    Feedback,
+    FeedbackKind,
+    LabelAct,
+    Ranking,
+    Rating,
+    Scale,
+    Signal,
+    Thumbs,
+)
+from plaudit.v1 import feedback_pb2
+
+MAX_COMMENT_BYTES = 16_384
+MAX_REASONS = 16
+
+
+class Acts:
+    """Turns messages into acts; may be called from any thread."""
+
+    def __init__(self, plugins: Mapping[str, DomainPlugin], signer: HandleSigner, pseudonym_key: bytes) -> None:
+        self._plugins = plugins
+        self._signer = signer
+        self._pseudonym_key = pseudonym_key
+
+    def accept(self, message: feedback_pb2.Feedback, now: dt.datetime) -> Feedback:
+        """The act, accepted at `now`; raises what is wrong with it."""
+        claims, rater = self._who(message.handle, message.rater, now)
+        plugin = self._plugins.get(claims.domain)
+        if plugin is None:
+            raise unknown_domain(claims.domain, self._plugins)
+        feedback_id = identifier("feedback_id", message.feedback_id)
+        session_id = short_text("session_id", message.session_id, MAX_SESSION_BYTES)
+        if message.WhichOneof("act") is None:
+            raise refused(
+                "act", "missing", "one of thumbs, choice, ranking, correction, rating, label, signal, comment"
+            )
+        act = checked_act(act_from_proto(message), claims, plugin.declaration)
+        return Feedback(
+            feedback_id=feedback_id,
+            interaction_id=claims.interaction_id,
+            channel=Channel(claims.domain, claims.tenant),
+            act=act,
+            accepted_at=now,
+            rater=rater,
+            session_id=session_id,
+            reasons=_reasons(message.reasons, plugin.declaration),
+        )
+
+    def retraction(self, message: feedback_pb2.RetractFeedbackRequest, now: dt.datetime) -> Retraction:
+        """The withdrawal, accepted at `now`. Whether the same rater gave the act is for the join to see."""
+        claims, rater = self._who(message.handle, message.rater, now)
+        if not message.feedback_id:
+            raise refused("feedback_id", "empty", "the id of the act that is withdrawn")
+        return Retraction(
+            feedback_id=identifier("feedback_id", message.feedback_id),
+            interaction_id=claims.interaction_id,
+            channel=Channel(claims.domain, claims.tenant),
+            accepted_at=now,
+            rater=rater,
+            session_id=short_text("session_id", message.session_id, MAX_SESSION_BYTES),
+        )
+
+    def _who(self, handle: str, person: str, now: dt.datetime) -> tuple[HandleClaims, str]:
+        """The handle's claims and the pseudonym of who acts."""
+        claims = self._signer.verify(handle, now)
+        person = short_text("rater", person, MAX_PERSON_BYTES)
+        rater = pseudonym(self._pseudonym_key, claims.tenant, person)
+        if claims.rater and rater and rater != claims.rater:
+            raise HandleWrongRater()
+        return claims, rater or claims.rater
+
+
+def checked_act(act: Act, claims: HandleClaims, declaration: Declaration) -> Act:
+    """The act, where domain and handle allow it; raises what is wrong with it."""
+    kind = KIND_OF_ACT[type(act)]
+    if kind not in declaration.kinds:
+        raise _undeclared(kind, declaration)
+    match act:
+        case Ranking(candidate_ids):
+            _check_ranking(candidate_ids, claims.candidate_ids)
+        case Choice(chosen, other):
+            _check_candidates((chosen, other), claims)
+            if chosen == other:
+                raise refused("choice", "one candidate compared with itself", "two different candidates")
+            # Who says tie was offered one: the likelihood of a tie counts on it.
+            return dataclasses.replace(act, tie_offered=act.tie_offered or act.tie)
+        case Comment(candidate, text):
+            _check_candidates((candidate,) if candidate else (), claims)
+            short_text("comment.text", text, MAX_COMMENT_BYTES, required=True)
+        case Thumbs() | Correction() | Rating() | LabelAct() | Signal():
+            _check_candidates((act.candidate_id,), claims)
+            _check_value(act, declaration)
+    return act
+
+
+def _check_value(act: Thumbs | Correction | Rating | LabelAct | Signal, declaration: Declaration) -> None:
+    match act:
+        case Correction(_, text):
+            short_text("correction.text", text, MAX_TEXT_BYTES, required=True)
+        case Rating(_, value):
+            _check_scale("rating.value", value, declaration.rating_scale)
+        case LabelAct(_, value):
+            if value not in declaration.labels:
+                labels = ", ".join(sorted(declaration.labels))
+                raise OutOfScale(f"label.value must be one of {labels}", value=value[:64], scale=labels)
+        case Signal(_, name, strength):
+            scales = dict(declaration.signals)
+            if name not in scales:
+                raise _undeclared(f"signal {name[:64]!r}", declaration)
+            _check_scale(f"signal.value of {name}", strength, scales[name])
+
+
+def _check_scale(field: str, value: float, scale: Scale | None) -> None:
+    low, high = (scale.low, scale.high) if scale else (0.0, 1.0)
+    # Written as what must hold: comparisons with NaN are false.
+    if not low <= value <= high:
+        raise OutOfScale(
+            f"{field} is {value:g}; the scale is {low:g} to {high:g}", value=value, scale=f"{low:g}..{high:g}"
+        )
+
+
+def _check_candidates(named: Iterable[str], claims: HandleClaims) -> None:
+    for candidate in named:
+        if candidate not in claims.candidate_ids:
+            raise UnknownCandidate(
+                f"the interaction has no candidate {candidate[:64]!r}; use the candidate_ids of its reply",
+                candidate_id=candidate[:64],
+            )
+
+
+def _check_ranking(order: Sequence[str], candidates: Sequence[str]) -> None:
+    unknown = sorted(set(order) - set(candidates))
+    if unknown:
+        raise UnknownCandidate(
+            f"the interaction has no candidate {unknown[0][:64]!r}; use the candidate_ids of its reply",
+            candidate_id=unknown[0][:64],
+        )
+    if len(order) != len(candidates) or set(order) != set(candidates):
+        raise IncompleteRanking(
+            f"the ranking names {len(set(order))} candidates in {len(order)} places; it must name each of the "
+            f"{len(candidates)} once",
+            expected=len(candidates),
+            got=len(order),
+        )
+
+
+def _reasons(reasons: Sequence[str], declaration: Declaration) -> tuple[str, ...]:
+    if len(reasons) > MAX_REASONS:
+        raise refused("reasons", f"{len(reasons)} reasons", f"at most {MAX_REASONS}")
+    for reason in reasons:
+        if reason not in declaration.reasons:
+            declared = ", ".join(sorted(declaration.reasons))
+            raise UndeclaredReason(
+                f"{declaration.name} declares no reason {reason[:64]!r}; it declares {declared or 'none'}",
+                reason=reason[:64],
+                declared=declared,
+            )
+    return tuple(reasons)
+
+
+def _undeclared(kind: FeedbackKind | str, declaration: Declaration) -> UndeclaredKind:
+    declared = sorted(str(kind) for kind in declaration.kinds)
+    declared += [f"signal {name!r}" for name, _ in declaration.signals]
+    return UndeclaredKind(
+        f"{declaration.name} takes no feedback of kind {kind}; it takes {', '.join(declared)}",
+        domain=declaration.name,
+        kind=kind,
+        declared=",".join(declared),
+    )

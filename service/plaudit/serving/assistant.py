@@ -1,0 +1,157 @@
+"""AssistantService: protobuf in, protobuf out; the work is in `generation`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from plaudit.engine.protocol import Ticket
+from plaudit.errors import DeadlinePassed
+from plaudit.metrics import Metrics
+from plaudit.serving.calls import Call
+from plaudit.serving.generation import Generation, Recorded
+from plaudit.serving.validate import choice_wanted, completions_wanted
+from plaudit.settings import ServeSettings
+from plaudit.types import FinishReason
+from plaudit.v1 import assistant_pb2, assistant_pb2_grpc
+
+_FINISH = {
+    FinishReason.EOS: assistant_pb2.FINISH_REASON_EOS,
+    FinishReason.STOP: assistant_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: assistant_pb2.FINISH_REASON_LENGTH,
+    None: assistant_pb2.FINISH_REASON_UNSPECIFIED,
+}
+
+
+class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: ignore[misc]
+    """Completions and choices."""
+
+    def __init__(self, generation: Generation, settings: ServeSettings, metrics: Metrics) -> None:
+        self._generation = generation
+        self._settings = settings
+        self._metrics = metrics
+
+    def Generate(self, request: assistant_pb2.GenerateRequest, context: Any) -> assistant_pb2.GenerateResponse:
+        """See assistant.proto."""
+        wanted = completions_wanted(request, self._settings.max_tokens)
+        return _generated(self._generation.generate(wanted, self._call(context)))
+
+    def StreamGenerate(
+        self, request: assistant_pb2.StreamGenerateRequest, context: Any
+    ) -> Iterator[assistant_pb2.StreamGenerateResponse]:
+        """See assistant.proto."""
+        arrived = time.perf_counter()
+        call = self._call(context)
+        wanted = completions_wanted(request.request, self._settings.max_tokens)
+        started = self._generation.start(wanted)
+        call.watch(started.tickets)
+        first = True
+        for index, text in _deltas(started.tickets, call):
+            if first:
+                self._metrics.first_text_seconds.observe(time.perf_counter() - arrived)
+                first = False
+            yield assistant_pb2.StreamGenerateResponse(delta=assistant_pb2.TextDelta(index=index, text=text))
+        recorded = self._generation.finish(started, call.results(started.tickets))
+        yield assistant_pb2.StreamGenerateResponse(done=_generated(recorded))
+
+    def Choose(self, request: assistant_pb2.ChooseRequest, context: Any) -> assistant_pb2.ChooseResponse:
+        """See assistant.proto."""
+        return _chosen(self._generation.choose(choice_wanted(request), self._call(context)))
+
+    def _call(self, context: Any) -> Call:
+        return Call(context, self._settings.default_deadline_seconds)
+
+
+def _deltas(tickets: Sequence[Ticket], call: Call) -> Iterator[tuple[int, str]]:
+    """New text of every completion as it comes, with its index."""
+    try:
+        if len(tickets) == 1:
+            for text in tickets[0].deltas(call.remaining()):
+                yield 0, text
+        else:
+            yield from _interleaved(tickets, call)
+    except TimeoutError as error:
+        raise DeadlinePassed() from error
+
+
+def _interleaved(tickets: Sequence[Ticket], call: Call) -> Iterator[tuple[int, str]]:
+    """As `_deltas`, for several completions: a thread reads each, because a ticket's text can only be waited for."""
+    pieces: queue.SimpleQueue[tuple[int, str | BaseException | None]] = queue.SimpleQueue()
+    seconds = call.remaining()
+
+    def read(index: int, ticket: Ticket) -> None:
+        # Whatever ends a reader must reach the call, or it would wait for this completion for ever.
+        try:
+            for text in ticket.deltas(seconds):
+                pieces.put((index, text))
+            pieces.put((index, None))
+        except BaseException as error:
+            pieces.put((index, error))
+
+    for index, ticket in enumerate(tickets):
+        threading.Thread(target=read, args=(index, ticket), name="plaudit-deltas", daemon=True).start()
+    open_readers = len(tickets)
+    while open_readers:
+        index, piece = pieces.get()
+        if piece is None:
+            open_readers -= 1
+        elif isinstance(piece, BaseException):
+            raise piece
+        else:
+            yield index, piece
+
+
+def _generated(recorded: Recorded) -> assistant_pb2.GenerateResponse:
+    interaction = recorded.interaction
+    return assistant_pb2.GenerateResponse(
+        interaction_id=interaction.interaction_id,
+        completions=[
+            assistant_pb2.Completion(
+                candidate_id=candidate.candidate_id,
+                text=candidate.displayed_text,
+                release_version=candidate.release_version,
+                release_digest=candidate.release_digest,
+                finish_reason=_FINISH[candidate.finish_reason],
+                tokens=len(candidate.tokens),
+                logprob_raw=math.fsum(candidate.logprobs_raw),
+                valid=candidate.valid,
+                token_ids=candidate.tokens,
+            )
+            for candidate in interaction.candidates
+        ],
+        handle=recorded.handle,
+        handle_expires_at=_timestamp(recorded.expires_at),
+    )
+
+
+def _chosen(recorded: Recorded) -> assistant_pb2.ChooseResponse:
+    interaction = recorded.interaction
+    return assistant_pb2.ChooseResponse(
+        interaction_id=interaction.interaction_id,
+        ranking=[
+            assistant_pb2.RankedOption(
+                option_id=candidate.option_id,
+                candidate_id=candidate.candidate_id,
+                probability=candidate.propensity,
+                logprob_raw=math.fsum(candidate.logprobs_raw),
+            )
+            for candidate in interaction.candidates
+        ],
+        release_version=interaction.candidates[0].release_version,
+        release_digest=interaction.candidates[0].release_digest,
+        handle=recorded.handle,
+        handle_expires_at=_timestamp(recorded.expires_at),
+    )
+
+
+def _timestamp(moment: dt.datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

@@ -1,0 +1,179 @@
+"""FeedbackService: an acknowledgement means that the act is durable.
+
+What enters: acts with the handle of their interaction. What leaves: records in `plaudit.feedback`, and then an OK.
+The decisions are in `acts`; here is only the order: decide, append, answer.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from plaudit.errors import PlauditError
+from plaudit.eventlog import EventLog, Topic
+from plaudit.eventlog.codec import encode_feedback, encode_retraction
+from plaudit.metrics import Metrics
+from plaudit.serving.acts import Acts
+from plaudit.serving.generation import PRODUCER
+from plaudit.serving.interceptors import Unreadable
+from plaudit.telemetry import traceparent
+from plaudit.types import Feedback
+from plaudit.v1 import feedback_pb2, feedback_pb2_grpc
+
+# One append takes what has come meanwhile: few enough for one record batch, enough to share a disk flush.
+_BATCH = 256
+_READ_AHEAD = 2 * _BATCH
+_LOOK_SECONDS = 0.2
+
+
+class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: ignore[misc]
+    """Takes feedback."""
+
+    def __init__(self, acts: Acts, log: EventLog, metrics: Metrics) -> None:
+        self._acts = acts
+        self._log = log
+        self._metrics = metrics
+
+    def SubmitFeedback(
+        self, request: feedback_pb2.SubmitFeedbackRequest, context: Any
+    ) -> feedback_pb2.SubmitFeedbackResponse:
+        """See feedback.proto."""
+        feedback = self._decide(request.feedback)
+        self._append([feedback])
+        return feedback_pb2.SubmitFeedbackResponse(
+            feedback_id=feedback.feedback_id,
+            interaction_id=feedback.interaction_id,
+            accepted_at=_timestamp(feedback.accepted_at),
+        )
+
+    def StreamFeedback(self, request_iterator: Iterator[Any], context: Any) -> Iterator[Any]:
+        """See feedback.proto. Items that came while the last append ran share the next one."""
+        index = 0
+        for batch in _ReadAhead(request_iterator, context).batches():
+            for answer in self._answers(batch):
+                answer.index = index
+                index += 1
+                yield answer
+
+    def RetractFeedback(
+        self, request: feedback_pb2.RetractFeedbackRequest, context: Any
+    ) -> feedback_pb2.RetractFeedbackResponse:
+        """See feedback.proto."""
+        retraction = self._acts.retraction(request, dt.datetime.now(dt.UTC))
+        record = encode_retraction(retraction, producer=PRODUCER, traceparent=traceparent())
+        self._log.append(Topic.FEEDBACK, retraction.interaction_id, record)
+        return feedback_pb2.RetractFeedbackResponse(accepted_at=_timestamp(retraction.accepted_at))
+
+    def _answers(self, batch: Sequence[Any]) -> list[feedback_pb2.StreamFeedbackResponse]:
+        """One answer per item, in order; the accepted ones are durable together."""
+        answers: list[feedback_pb2.StreamFeedbackResponse] = []
+        accepted: list[tuple[int, Feedback]] = []
+        for place, item in enumerate(batch):
+            try:
+                if isinstance(item, Unreadable):
+                    raise item.error
+                feedback = self._decide(item.feedback)
+            except PlauditError as error:
+                answers.append(_refusal(error, "" if isinstance(item, Unreadable) else item.feedback.feedback_id))
+            else:
+                accepted.append((place, feedback))
+                answers.append(feedback_pb2.StreamFeedbackResponse(feedback_id=feedback.feedback_id, accepted=True))
+        try:
+            self._append([feedback for _, feedback in accepted])
+        except PlauditError as error:
+            # Nothing of the batch is acknowledged; what did become durable is the same act when it is sent again.
+            for place, feedback in accepted:
+                answers[place] = _refusal(error, feedback.feedback_id)
+        return answers
+
+    def _decide(self, message: feedback_pb2.Feedback) -> Feedback:
+        try:
+            return self._acts.accept(message, dt.datetime.now(dt.UTC))
+        except PlauditError as error:
+            self._metrics.feedback_refused.labels(error.reason).inc()
+            raise
+
+    def _append(self, acts: Sequence[Feedback]) -> None:
+        if not acts:
+            return
+        started = time.perf_counter()
+        trace = traceparent()
+        items = [(act.interaction_id, encode_feedback(act, producer=PRODUCER, traceparent=trace)) for act in acts]
+        if len(items) == 1:
+            self._log.append(Topic.FEEDBACK, *items[0])
+        else:
+            self._log.append_many(Topic.FEEDBACK, items)
+        self._metrics.append_seconds.labels(Topic.FEEDBACK.value).observe(time.perf_counter() - started)
+        for act in acts:
+            self._metrics.feedback_accepted.labels(act.channel.domain, act.kind.value).inc()
+
+
+class _ReadAhead:
+    """Reads a stream in a thread, because a stream can only be waited for; bounded, so that it pushes back."""
+
+    def __init__(self, requests: Iterator[Any], context: Any) -> None:
+        self._requests = requests
+        self._context = context
+        self._items: queue.Queue[Any] = queue.Queue(maxsize=_READ_AHEAD)
+        self._end = object()
+        self._left = threading.Event()
+        threading.Thread(target=self._read, name="plaudit-bulk", daemon=True).start()
+
+    def batches(self) -> Iterator[list[Any]]:
+        """What has come since the last batch, in order."""
+        try:
+            item = self._items.get()
+            while item is not self._end:
+                batch = [item]
+                item = None
+                while len(batch) < _BATCH and item is not self._end and not self._items.empty():
+                    item = self._items.get_nowait()
+                    if item is not self._end:
+                        batch.append(item)
+                yield batch
+                if item is not self._end:
+                    item = self._items.get()
+        finally:
+            self._left.set()
+
+    def _read(self) -> None:
+        # The library raises a bare Exception here when the call ends; the call's own end says what it was.
+        try:
+            for request in self._requests:
+                if not self._put(request):
+                    return
+        except Exception:
+            if self._context.is_active():
+                raise
+        finally:
+            self._put(self._end)
+
+    def _put(self, item: Any) -> bool:
+        while not self._left.is_set():
+            try:
+                self._items.put(item, timeout=_LOOK_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def _refusal(error: PlauditError, feedback_id: str) -> feedback_pb2.StreamFeedbackResponse:
+    return feedback_pb2.StreamFeedbackResponse(
+        feedback_id=feedback_id,
+        accepted=False,
+        reason=f"ERROR_REASON_{error.reason}",
+        message=error.message,
+    )
+
+
+def _timestamp(moment: dt.datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

@@ -1,0 +1,181 @@
+"""Feedback handles and pseudonyms.
+
+What enters: the claims of an interaction and secret keys. What leaves: a token that whoever holds it can give feedback
+with, and claims read back from one. Never stores anything: a handle proves itself.
+
+Token: base64url without padding of `payload || HMAC-SHA256(key, payload)`. Payload: format byte (1), key id, expiry
+(8 bytes, whole seconds since 1970, big endian), tenant, domain, rater (a pseudonym, may be empty), interaction id,
+number of candidates (2 bytes) and their ids. A text is one length byte and its UTF-8; an id is 16 bytes where it is a
+UUID (length byte 0xFF), a text otherwise. So a handle of four candidates has about 230 characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import hashlib
+import hmac
+import struct
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from plaudit.errors import HandleExpired, HandleForged, InternalError
+
+_FORMAT = 1
+_MAC_BYTES = 32
+_UUID_MARK = 0xFF
+_LONGEST_TEXT = 0xFE
+# 50 options of an id of 254 bytes: nothing longer was ever signed, so nothing longer is decoded.
+_LONGEST_TOKEN = 32_768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandleClaims:
+    """What a handle says; `expires_at` in whole seconds. `rater` is a pseudonym, empty where anybody may rate."""
+
+    tenant: str
+    domain: str
+    interaction_id: str
+    candidate_ids: tuple[str, ...]
+    rater: str
+    expires_at: dt.datetime
+
+
+class HandleSigner:
+    """Signs and verifies handles; keys by id, so that an old key still verifies after a rotation."""
+
+    def __init__(self, keys: Mapping[str, bytes], current: str, ttl_seconds: float) -> None:
+        if current not in keys:
+            raise KeyError(f"handle key {current!r} is not among {sorted(keys)}")
+        self._keys = dict(keys)
+        self._current = current
+        self._ttl = dt.timedelta(seconds=ttl_seconds)
+
+    def expiry(self, now: dt.datetime) -> dt.datetime:
+        """When a handle signed at `now` expires."""
+        return (now + self._ttl).replace(microsecond=0)
+
+    def sign(self, claims: HandleClaims) -> str:
+        """The token of these claims under the current key."""
+        payload = _encode(self._current, claims)
+        token = payload + _mac(self._keys[self._current], payload)
+        return base64.urlsafe_b64encode(token).rstrip(b"=").decode("ascii")
+
+    def verify(self, token: str, now: dt.datetime) -> HandleClaims:
+        """The claims of a token; raises HandleForged or HandleExpired."""
+        raw = _from_base64url(token)
+        payload, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+        reader = _Reader(payload)
+        if reader.byte() != _FORMAT:
+            raise HandleForged()
+        key_id = reader.text()
+        key = self._keys.get(key_id)
+        # The MAC is computed for an unknown key too, so that the time of the answer does not tell which ids exist.
+        expected = _mac(key if key is not None else b"\0", payload)
+        if not hmac.compare_digest(expected, mac) or key is None:
+            raise HandleForged()
+        claims = _decode(reader)
+        if now >= claims.expires_at:
+            raise HandleExpired(
+                f"the handle expired at {claims.expires_at.isoformat()}; feedback on this interaction is closed",
+                expired_at=claims.expires_at.isoformat(),
+            )
+        return claims
+
+
+def pseudonym(key: bytes, tenant: str, person: str) -> str:
+    """A person's pseudonym within a tenant, 32 hex digits; empty for nobody."""
+    if not person:
+        return ""
+    return hmac.new(key, f"{tenant}\0{person}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def _mac(key: bytes, payload: bytes) -> bytes:
+    return hmac.new(key, payload, hashlib.sha256).digest()
+
+
+def _from_base64url(token: str) -> bytes:
+    if not token or len(token) > _LONGEST_TOKEN:
+        raise HandleForged()
+    try:
+        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise HandleForged() from error
+    # Unused low bits of the last character must be zero, or several tokens would carry the same claims.
+    if base64.urlsafe_b64encode(raw).rstrip(b"=") != token.encode("ascii") or len(raw) <= _MAC_BYTES:
+        raise HandleForged()
+    return raw
+
+
+def _encode(key_id: str, claims: HandleClaims) -> bytes:
+    parts = [bytes([_FORMAT]), _text(key_id), struct.pack(">Q", int(claims.expires_at.timestamp()))]
+    parts += [_text(claims.tenant), _text(claims.domain), _text(claims.rater), _identifier(claims.interaction_id)]
+    parts.append(struct.pack(">H", len(claims.candidate_ids)))
+    parts += [_identifier(candidate) for candidate in claims.candidate_ids]
+    return b"".join(parts)
+
+
+def _decode(reader: _Reader) -> HandleClaims:
+    expires_at = dt.datetime.fromtimestamp(reader.unsigned(8), tz=dt.UTC)
+    tenant, domain, rater = reader.text(), reader.text(), reader.text()
+    interaction_id = reader.identifier()
+    candidates = tuple(reader.identifier() for _ in range(reader.unsigned(2)))
+    return HandleClaims(
+        tenant=tenant,
+        domain=domain,
+        interaction_id=interaction_id,
+        candidate_ids=candidates,
+        rater=rater,
+        expires_at=expires_at,
+    )
+
+
+def _text(value: str) -> bytes:
+    raw = value.encode()
+    if len(raw) > _LONGEST_TEXT:
+        raise InternalError(f"a handle's text has {len(raw)} bytes; {_LONGEST_TEXT} is the most")
+    return bytes([len(raw)]) + raw
+
+
+def _identifier(value: str) -> bytes:
+    try:
+        parsed = uuid.UUID(value)
+    except ValueError:
+        return _text(value)
+    return bytes([_UUID_MARK]) + parsed.bytes if str(parsed) == value else _text(value)
+
+
+class _Reader:
+    """Reads a payload from the front; a payload that ends early is forged."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        piece = self._payload[self._at : self._at + count]
+        if len(piece) != count:
+            raise HandleForged()
+        self._at += count
+        return piece
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def unsigned(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def text(self) -> str:
+        return self._utf8(self.byte())
+
+    def identifier(self) -> str:
+        length = self.byte()
+        return str(uuid.UUID(bytes=self.take(16))) if length == _UUID_MARK else self._utf8(length)
+
+    def _utf8(self, length: int) -> str:
+        try:
+            return self.take(length).decode()
+        except UnicodeDecodeError as error:
+            raise HandleForged() from error

@@ -1,0 +1,195 @@
+"""What surrounds every call of a Plaudit service.
+
+What enters: a call's bytes and metadata. What leaves: its reply, or the status of its error. In one place: trace ids,
+size and UTF-8 of the message, a deadline that is over already, errors to statuses, metrics. Calls of other services
+(health, reflection) pass untouched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import uuid6
+from google.protobuf.message import DecodeError
+
+from plaudit.errors import (
+    Cancelled,
+    DeadlinePassed,
+    InternalError,
+    InvalidText,
+    MessageTooLarge,
+    PlauditError,
+    PluginFailed,
+)
+from plaudit.metrics import Metrics
+from plaudit.serving.wire import to_status
+from plaudit.telemetry import RequestIds, child_traceparent, get_logger, request_ids
+
+OURS = "/plaudit.v1."
+REQUEST_ID_KEY = "x-request-id"
+_MAX_REQUEST_ID_CHARS = 128
+
+log = get_logger("plaudit.serving")
+
+
+class Unreadable:
+    """Stands for a message that could not be read, until the call's behaviour can answer with its error."""
+
+    def __init__(self, error: PlauditError) -> None:
+        self.error = error
+
+
+class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Wraps every method of `plaudit.v1`."""
+
+    def __init__(self, metrics: Metrics, max_message_bytes: int) -> None:
+        self._metrics = metrics
+        self._max_message_bytes = max_message_bytes
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        """The method's handler, wrapped where it is one of ours."""
+        handler = continuation(details)
+        if handler is None or not details.method.startswith(OURS):
+            return handler
+        service, method = details.method.removeprefix(OURS).split("/", 1)
+        metadata = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
+        around = _Around(self._metrics, service, method, metadata)
+        return wrapped(handler, around, self._max_message_bytes)
+
+
+def wrapped(handler: Any, around: _Around, max_message_bytes: int) -> Any:
+    """A handler of the same shape that reads messages with care and answers inside `around`."""
+    reads = _careful(handler.request_deserializer, max_message_bytes)
+    writes = handler.response_serializer
+    shape = (handler.request_streaming, handler.response_streaming)
+    if shape == (False, False):
+        return grpc.unary_unary_rpc_method_handler(around.unary(handler.unary_unary), reads, writes)
+    if shape == (False, True):
+        return grpc.unary_stream_rpc_method_handler(around.stream(handler.unary_stream), reads, writes)
+    if shape == (True, True):
+        return grpc.stream_stream_rpc_method_handler(around.stream(handler.stream_stream), reads, writes)
+    return grpc.stream_unary_rpc_method_handler(around.unary(handler.stream_unary), reads, writes)
+
+
+def _careful(read: Callable[[bytes], Any], limit: int) -> Callable[[bytes], Any]:
+    """A deserialiser that never raises: the library would answer INTERNAL without details, and log a trace."""
+
+    def careful(data: bytes) -> Any:
+        if len(data) > limit:
+            message = f"the message has {len(data)} bytes; this service takes {limit}: send less text"
+            return Unreadable(MessageTooLarge(message, limit=limit))
+        try:
+            return read(data)
+        except DecodeError:
+            return Unreadable(InvalidText("the message is not valid protobuf, or a text in it is not UTF-8", field=""))
+
+    return careful
+
+
+class _Around:
+    """One call: its ids, its clock and what becomes of its errors."""
+
+    def __init__(self, metrics: Metrics, service: str, method: str, metadata: dict[str, str]) -> None:
+        self._metrics = metrics
+        self._service = service
+        self._method = method
+        self._ids = RequestIds(
+            metadata.get(REQUEST_ID_KEY, "")[:_MAX_REQUEST_ID_CHARS] or str(uuid6.uuid7()),
+            child_traceparent(metadata.get("traceparent", "")),
+        )
+
+    def unary(self, behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """`behaviour` with one reply."""
+
+        def answer(request: Any, context: Any) -> Any:
+            started = time.perf_counter()
+            failure: PlauditError | None = None
+            reply = None
+            self._begin(context)
+            with request_ids(self._ids):
+                try:
+                    reply = behaviour(_readable(request, context), context)
+                except Exception as error:
+                    failure = self._failure(error, context)
+            self._end(started, failure)
+            if failure is not None:
+                self._abort(context, failure)
+            return reply
+
+        return answer
+
+    def stream(self, behaviour: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
+        """`behaviour` with a stream of replies."""
+
+        def answer(request: Any, context: Any) -> Iterator[Any]:
+            started = time.perf_counter()
+            failure: PlauditError | None = Cancelled()  # what a stream is that its reader closes early
+            self._begin(context)
+            try:
+                with request_ids(self._ids):
+                    try:
+                        yield from behaviour(_readable(request, context), context)
+                        failure = None
+                    except Exception as error:
+                        failure = self._failure(error, context)
+            finally:
+                self._end(started, failure)
+            if failure is not None:
+                self._abort(context, failure)
+
+        return answer
+
+    def _begin(self, context: Any) -> None:
+        self._metrics.requests_in_flight.inc()
+        context.set_trailing_metadata(((REQUEST_ID_KEY, self._ids.request_id),))
+
+    def _abort(self, context: Any, failure: PlauditError) -> None:
+        status = to_status(failure)
+        context.set_trailing_metadata((*status.trailing_metadata, (REQUEST_ID_KEY, self._ids.request_id)))
+        context.abort(status.code, status.details)
+
+    def _end(self, started: float, failure: PlauditError | None) -> None:
+        self._metrics.requests_in_flight.dec()
+        code = failure.code if failure else "OK"
+        self._metrics.requests.labels(self._service, self._method, code).inc()
+        self._metrics.request_seconds.labels(self._service, self._method).observe(time.perf_counter() - started)
+
+    def _failure(self, error: Exception, context: Any) -> PlauditError:
+        """The error that the caller gets; what an operator must see is logged here."""
+        if isinstance(error, Cancelled) and _time_is_up(context):
+            return DeadlinePassed()
+        if isinstance(error, PluginFailed):
+            labels = (error.metadata.get("domain", ""), error.metadata.get("member", ""))
+            self._metrics.plugin_failures.labels(*labels).inc()
+        if isinstance(error, PlauditError):
+            if error.code in ("INTERNAL", "UNAVAILABLE"):
+                log.error("call failed", method=self._method, reason=error.reason, error=error.message)
+            return error
+        if not context.is_active():
+            # The library's own signal that the caller went away while messages were read or written.
+            return DeadlinePassed() if _time_is_up(context) else Cancelled()
+        log.exception("call broke", method=self._method, error=type(error).__name__)
+        return InternalError(
+            f"a bug in the service; its logs have the details under request id {self._ids.request_id}",
+            request_id=self._ids.request_id,
+        )
+
+
+def _readable(request: Any, context: Any) -> Any:
+    """The message, once it is worth working on; raises DeadlinePassed or what was refused.
+
+    A stream of messages passes as it is: its reader answers an Unreadable item by item.
+    """
+    if _time_is_up(context):
+        raise DeadlinePassed()
+    if isinstance(request, Unreadable):
+        raise request.error
+    return request
+
+
+def _time_is_up(context: Any) -> bool:
+    remaining = context.time_remaining()
+    return remaining is not None and remaining <= 0

@@ -1,0 +1,97 @@
+"""Proves that a staged release is what was trained.
+
+What enters: a release's manifest and an engine in which it and the base are staged. What leaves: the two differences
+that were measured, or ProofFailed. Never changes what is served.
+
+The probes of a manifest are completions with the trainer's log-probs; the engine must give the same (architecture,
+proof tolerances), and log-probs that differ from the base's, or the adapter was not applied at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from plaudit.engine.protocol import EncodedPrompt, Engine, ReleaseKey
+from plaudit.errors import ProofFailed
+from plaudit.release.manifest import Manifest
+
+# float32: the trainer and the engine sum in another order; ten steps of that stay far below 1e-3 nats.
+EXACT_GREATEST = 1e-3
+# bfloat16 or a remote engine: the mean over tokens, and a fifth of what the adapter changes.
+COARSE_MEAN = 5e-3
+COARSE_SHARE = 0.2
+FROM_BASE_MEAN = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Differences in nats: greatest and mean from the trainer, mean from the base; NaN where nothing was measured."""
+
+    greatest: float
+    mean: float
+    from_base: float
+
+
+def prove(engine: Engine, key: ReleaseKey, base: ReleaseKey, manifest: Manifest, *, exact: bool) -> Proof:
+    """The measured differences; raises ProofFailed where they break a tolerance.
+
+    `base` is the staged version 0. Version 0 itself needs no probes; every other version needs at least one.
+    """
+    if not manifest.probes:
+        if key.version == 0:
+            return Proof(math.nan, math.nan, math.nan)
+        raise ProofFailed(
+            f"{key}: the manifest has no probes, so nothing shows that it is what was trained; train it again",
+            version=key.version,
+            difference="unknown",
+            tolerance=EXACT_GREATEST,
+        )
+    trained: list[float] = []
+    served: list[float] = []
+    without: list[float] = []
+    for probe in manifest.probes:
+        prompt = EncodedPrompt(probe.prompt_tokens)
+        completions = [probe.completion_tokens]
+        trained += probe.logprobs
+        served += engine.score(prompt, completions, key, manifest.temperature)[0]
+        without += engine.score(prompt, completions, base, manifest.temperature)[0]
+    apart = [abs(x - y) for x, y in zip(served, trained, strict=True)]
+    from_base = [abs(x - y) for x, y in zip(served, without, strict=True)]
+    proof = Proof(_greatest(apart), sum(apart) / len(apart), sum(from_base) / len(from_base))
+    _check(key, proof, exact=exact)
+    return proof
+
+
+def _greatest(values: list[float]) -> float:
+    """The greatest value; NaN where any is, which `max` would lose."""
+    return math.nan if any(math.isnan(value) for value in values) else max(values)
+
+
+def _check(key: ReleaseKey, proof: Proof, *, exact: bool) -> None:
+    """Each limit is written as what must hold, because comparisons with NaN are false."""
+    if exact:
+        measured, tolerance, what = proof.greatest, EXACT_GREATEST, "greatest"
+    else:
+        share = COARSE_SHARE * proof.from_base if key.version else COARSE_MEAN
+        measured, tolerance, what = proof.mean, min(COARSE_MEAN, share), "mean"
+    if not measured <= tolerance:
+        raise ProofFailed(
+            f"{key}: the {what} difference from the trainer's log-probs is {measured:.3g}, above {tolerance:.3g}",
+            version=key.version,
+            difference=measured,
+            tolerance=tolerance,
+        )
+    if key.version == 0:
+        if not proof.from_base <= 0.0:
+            raise ProofFailed(
+                f"{key}: version 0 must equal the base", version=0, difference=proof.from_base, tolerance=0
+            )
+    elif not proof.from_base >= FROM_BASE_MEAN:
+        raise ProofFailed(
+            f"{key}: its log-probs differ from the base's by {proof.from_base:.3g} on average, less than "
+            f"{FROM_BASE_MEAN:g}: the adapter does nothing here",
+            version=key.version,
+            difference=proof.from_base,
+            tolerance=FROM_BASE_MEAN,
+        )

@@ -1,0 +1,247 @@
+"""The serving process: one gRPC server, and the start and end of everything it needs.
+
+What enters: settings. What leaves: a server that answers until it is told to end. Never trains. Starts in the order
+model, log, registry, plugins, router, server, and ends in the reverse order: 1 health says NOT_SERVING; 2 no new call
+is taken; 3 calls under way have `drain_seconds`; 4 router, engine and log close.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from plaudit.domain import DomainPlugin
+from plaudit.engine.protocol import Engine
+from plaudit.errors import Misconfigured
+from plaudit.eventlog import Consumer, EventLog, Topic, open_log
+from plaudit.metrics import Metrics, expose
+from plaudit.plugins import load_plugins
+from plaudit.release.registry import Registry
+from plaudit.serving.acts import Acts
+from plaudit.serving.assistant import AssistantServicer
+from plaudit.serving.feedback import FeedbackServicer
+from plaudit.serving.generation import Generation
+from plaudit.serving.interceptors import CallInterceptor
+from plaudit.serving.keys import handle_signer, pseudonym_key
+from plaudit.serving.privacy import PrivacyServicer
+from plaudit.serving.releases import ReleaseServicer
+from plaudit.serving.router import Router
+from plaudit.settings import Settings
+from plaudit.telemetry import configure, get_logger
+from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+ADDRESS_FILE = "serve.json"
+SERVICES = (
+    "plaudit.v1.AssistantService",
+    "plaudit.v1.FeedbackService",
+    "plaudit.v1.ReleaseService",
+    "plaudit.v1.PrivacyService",
+)
+_ASSISTANT = SERVICES[0]
+# Above the service's own limit the message still arrives and is refused with an ErrorInfo; above this it does not.
+_LIBRARY_LIMIT_FACTOR = 4
+# Health and reflection answer beside the workers, so that a full server still says that it is alive.
+_OTHER_WORKERS = 8
+
+log = get_logger("plaudit.serve")
+
+
+class Server:
+    """The gRPC server over an engine, a log and a registry that are given to it and stay its caller's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        event_log: EventLog,
+        registry: Registry,
+        plugins: Mapping[str, DomainPlugin],
+        metrics: Metrics,
+        *,
+        exact: bool = True,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._metrics = metrics
+        self._draining = threading.Event()
+        self._health = health.HealthServicer()
+        self.port = 0
+        self.router = Router(
+            registry,
+            engine,
+            metrics,
+            domains=tuple(plugins),
+            cache=settings.data_dir / "serve-cache",
+            poll_seconds=settings.serve.poll_seconds,
+            adapter_slots=settings.engine.adapter_slots,
+            exact=exact,
+            temperature=settings.policy.temperature,
+            bell=_bell(event_log),
+        )
+        signer, person_key = handle_signer(settings), pseudonym_key(settings)
+        generation = Generation(
+            engine, self.router, event_log, plugins, signer, person_key, metrics, max_tokens=settings.serve.max_tokens
+        )
+        self._server = _grpc_server(settings, metrics)
+        server: Any = self._server
+        assistant_pb2_grpc.add_AssistantServiceServicer_to_server(
+            AssistantServicer(generation, settings.serve, metrics), server
+        )
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
+            FeedbackServicer(Acts(plugins, signer, person_key), event_log, metrics), server
+        )
+        releases_pb2_grpc.add_ReleaseServiceServicer_to_server(
+            ReleaseServicer(
+                registry, event_log, poll_seconds=settings.serve.poll_seconds, draining=self._draining.is_set
+            ),
+            server,
+        )
+        privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyServicer(), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        metrics.engine_decoding.set_function(lambda: engine.load()[0])
+        metrics.engine_waiting.set_function(lambda: engine.load()[1])
+
+    def start(self) -> int:
+        """Stages and proves what the channels serve, then listens; returns the port."""
+        for service in SERVICES:
+            self._set_health(service, healthy=False)
+        where = f"{self._settings.serve.host}:{self._settings.serve.port}"
+        try:
+            self.port = self._server.add_insecure_port(where)
+        except RuntimeError as error:
+            raise Misconfigured(
+                f"cannot listen on {where}: {error}; choose another serve.port", setting="serve.port"
+            ) from error
+        self._server.start()
+        self.router.start(on_health=self._assistant_health)
+        for service in SERVICES[1:]:
+            self._set_health(service, healthy=True)
+        _write_address(self._settings, self.port)
+        log.info("listens", host=self._settings.serve.host, port=self.port)
+        return self.port
+
+    def stop(self, grace: float | None = None) -> None:
+        """Drains: health first, then calls under way have `grace` seconds (drain_seconds where None)."""
+        self._draining.set()
+        self._health.enter_graceful_shutdown()
+        seconds = self._settings.serve.drain_seconds if grace is None else grace
+        self._server.stop(seconds).wait()
+        self.router.stop()
+
+    def _assistant_health(self, healthy: bool) -> None:
+        if not self._draining.is_set():
+            self._set_health(_ASSISTANT, healthy=healthy)
+
+    def _set_health(self, service: str, *, healthy: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+        self._health.set(service, status)
+        if service == _ASSISTANT:
+            # The whole server is as ready as its main service: this is what a load balancer asks for.
+            self._health.set(health.OVERALL_HEALTH, status)
+
+
+def serve(settings: Settings) -> None:
+    """The process: loads the base, opens everything, answers until SIGTERM or SIGINT, drains, closes."""
+    configure(settings.log_format, settings.log_level, "serve")
+    if settings.model.threads:
+        # The model's library reads it once, when it is imported.
+        os.environ["OMP_NUM_THREADS"] = str(settings.model.threads)
+    # torch takes seconds to import and only the processes that run the model have it.
+    from plaudit.engine.base import Base
+    from plaudit.engine.torch_engine import TorchEngine
+
+    plugins = load_plugins(settings.plugins.allow)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics(CollectorRegistry())
+    base = Base.load(settings.model.path, device=settings.model.device, dtype=settings.model.dtype)
+    exact = str(base.dtype) == "torch.float32"
+    registry = Registry(settings.store_url, settings.registry_root)
+    event_log = open_log(settings)
+    engine = TorchEngine(base, settings.engine, settings.model)
+    server = Server(settings, engine, event_log, registry, plugins, metrics, exact=exact)
+    ended = _on_signals((signal.SIGTERM, signal.SIGINT))
+    try:
+        expose(metrics, settings.serve.metrics_port, settings.serve.host)
+        server.start()
+        ended.wait()
+    finally:
+        log.info("drains", seconds=settings.serve.drain_seconds)
+        server.stop()
+        engine.close()
+        event_log.close()
+        registry.close()
+        log.info("ended")
+
+
+def read_address(data_dir: Path) -> str | None:
+    """Where the replica of this data directory listens, as "host:port"; None where none has started."""
+    try:
+        written = json.loads((data_dir / ADDRESS_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    return f"{written['host']}:{written['port']}"
+
+
+def _grpc_server(settings: Settings, metrics: Metrics) -> grpc.Server:
+    limit = settings.serve.max_message_bytes
+    return grpc.server(
+        ThreadPoolExecutor(settings.serve.workers + _OTHER_WORKERS, thread_name_prefix="plaudit-grpc"),
+        interceptors=[CallInterceptor(metrics, limit)],
+        options=[
+            ("grpc.max_receive_message_length", _LIBRARY_LIMIT_FACTOR * limit),
+            ("grpc.max_send_message_length", -1),
+            # Two servers on one port would split traffic silently; the second must fail instead.
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ],
+    )
+
+
+def _bell(event_log: EventLog) -> Callable[[], Consumer]:
+    # A group of its own for each replica: every one must hear every change.
+    group = f"plaudit-serve-{uuid.uuid4().hex}"
+    return lambda: event_log.consumer((Topic.RELEASES,), group, dict)
+
+
+def _on_signals(signals: Iterable[signal.Signals]) -> threading.Event:
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    for each in signals:
+        signal.signal(each, end)
+    return ended
+
+
+def _write_address(settings: Settings, port: int) -> None:
+    """Tells the other processes of this machine where the replica listens; the rename makes it whole or absent."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    address = {
+        "host": settings.serve.host,
+        "port": port,
+        "metrics_port": settings.serve.metrics_port,
+        "pid": os.getpid(),
+    }
+    written = settings.data_dir / f".{ADDRESS_FILE}.{os.getpid()}"
+    written.write_text(json.dumps(address) + "\n")
+    written.replace(settings.data_dir / ADDRESS_FILE)

@@ -1,0 +1,105 @@
+"""Errors as they cross the wire.
+
+What enters: a PlauditError. What leaves: a gRPC status with google.rpc.ErrorInfo (domain "plaudit", reason, metadata)
+and, for errors that another try may mend, google.rpc.RetryInfo; and back again on the client's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from plaudit.errors import (
+    Cancelled,
+    DeadlinePassed,
+    InternalError,
+    MessageTooLarge,
+    NotOffered,
+    NotServing,
+    PlauditError,
+)
+
+ERROR_DOMAIN = "plaudit"
+# A queue of completions moves on within about a second; the client adds jitter and backs off from here.
+RETRY_SECONDS = 1
+# Trailers count against the 8 KiB of headers that gRPC accepts by default, and carry the message twice: as
+# grpc-message, where a byte that is not ASCII takes three, and in the details, in base64.
+_MAX_VALUE_COST = 300
+_MAX_MESSAGE_COST = 2_000
+
+
+def to_status(error: PlauditError) -> Any:
+    """The grpc.Status of an error, with its details."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)
+    for key, value in error.metadata.items():
+        info.metadata[key] = _cut(value, _MAX_VALUE_COST)
+    details = [_packed(info)]
+    if error.retryable:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.seconds = RETRY_SECONDS
+        details.append(_packed(retry))
+    code = getattr(grpc.StatusCode, error.code)
+    message = _cut(error.message, _MAX_MESSAGE_COST)
+    return rpc_status.to_status(status_pb2.Status(code=code.value[0], message=message, details=details))
+
+
+def error_classes() -> dict[str, type[PlauditError]]:
+    """The error class of each reason."""
+    return {cls.reason: cls for cls in _leaves(PlauditError)}
+
+
+def from_call(call: Any) -> PlauditError:
+    """The error that a failed call carries; one by its status code where the library itself refused the call.
+
+    `call`: the RpcError that the library raised, which is the call, synchronous or asyncio.
+    """
+    message = call.details() or ""
+    try:
+        status = rpc_status.from_call(call)
+    except ValueError:
+        # A proxy or the library replaced the status and left our details, which no longer belong to it.
+        status = None
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+            cls = error_classes().get(info.reason, InternalError)
+            return cls(message, **dict(info.metadata))
+    code = call.code()
+    by_code: dict[grpc.StatusCode, type[PlauditError]] = {
+        grpc.StatusCode.DEADLINE_EXCEEDED: DeadlinePassed,
+        grpc.StatusCode.CANCELLED: Cancelled,
+        grpc.StatusCode.UNAVAILABLE: NotServing,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: MessageTooLarge,
+        grpc.StatusCode.UNIMPLEMENTED: NotOffered,
+    }
+    return by_code.get(code, InternalError)(f"{code.name}: {message}")
+
+
+def _cut(text: str, most: int) -> str:
+    """The longest beginning whose percent-encoding takes at most `most` bytes."""
+    cost = 0
+    for index, character in enumerate(text):
+        size = len(character.encode(errors="replace"))
+        cost += size if character.isascii() else 3 * size
+        if cost > most:
+            return text[:index]
+    return text
+
+
+def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed
+
+
+def _leaves(cls: type[PlauditError]) -> Iterator[type[PlauditError]]:
+    children = cls.__subclasses__()
+    if not children:
+        yield cls
+    for child in children:
+        yield from _leaves(child)

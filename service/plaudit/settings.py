@@ -1,0 +1,470 @@
+"""Settings of every process: file < environment < flags.
+
+A file is TOML (`plaudit.toml`, or what PLAUDIT_CONFIG or --config names). Environment variables are
+`PLAUDIT_` + path with double underscores (`PLAUDIT_SERVE__PORT=50051`). Flags are `--set serve.port=50051`.
+Lists and tables are JSON in the environment and in flags (`--set 'engine.widths=[4, 16]'`). An unknown key
+anywhere is an error that names the nearest known one; all problems are reported at once. Secrets never leave
+this module in clear: `resolved` masks them and `digest` does not depend on them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from plaudit.errors import Misconfigured
+
+DEFAULT_CONFIG = Path("plaudit.toml")
+ENV_PREFIX = "PLAUDIT_"
+# Variables with the prefix that are not settings; a name that ends in "_" stands for all that begin with it.
+ENV_OTHER = ("PLAUDIT_CONFIG", "PLAUDIT_DATA", "PLAUDIT_CACHE", "PLAUDIT_TEST_", "PLAUDIT_FAIL_POINT")
+# Kubernetes puts such variables into every pod beside a service called plaudit or plaudit-...
+_SERVICE_LINK = re.compile(r"PLAUDIT_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
+
+
+class Section(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(Section):
+    """The frozen base."""
+
+    path: str = ""
+    """Folder with weights, tokenizer and chat template, or a hub id."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes CUDA where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format; auto is float32 on CPU, bfloat16 on CUDA."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of the model; 0 leaves the library's choice."""
+    adapter_layers: int = Field(default=10, ge=1)
+    """Adapters sit on this many upper layers; the trunk below is shared by policy, reference, value and reward."""
+    adapter_rank: int = Field(default=8, ge=1, le=64)
+    """LoRA rank."""
+    adapter_alpha: int = Field(default=16, ge=1)
+    """LoRA alpha; the scale is alpha / rank."""
+
+
+class EngineSettings(Section):
+    """Decoding."""
+
+    widths: tuple[int, ...] = (4, 16, 64)
+    """Batch widths, ascending; a completion keeps its width, so that its bits never depend on other traffic."""
+    adapter_slots: int = Field(default=6, ge=2, le=64)
+    """Adapters that can be staged at once, the base not counted."""
+    max_waiting: int = Field(default=512, ge=1)
+    """Completions that may wait for a slot; more are refused with QUEUE_FULL."""
+    prefill_chunk: int = Field(default=128, ge=16)
+    """Prompt tokens computed between two decode steps."""
+    context_length: int = Field(default=0, ge=0)
+    """Most tokens of prompt and completion; 0 takes the model's own, at most 2,048."""
+
+
+class ServeSettings(Section):
+    """The gRPC server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=50051, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    metrics_port: int = Field(default=9464, ge=0, le=65535)
+    """Prometheus port; 0 turns it off."""
+    workers: int = Field(default=96, ge=1)
+    """Calls answered at once; a streamed call holds one until it ends."""
+    max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=65536)
+    """Largest message taken."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Most tokens that a caller may ask for."""
+    default_deadline_seconds: float = Field(default=120.0, gt=0)
+    """Deadline of calls that bring none."""
+    drain_seconds: float = Field(default=25.0, ge=0)
+    """Time for calls under way after SIGTERM; Kubernetes gives 30 s, 5 are kept for closing the log."""
+    poll_seconds: float = Field(default=0.5, gt=0)
+    """How often a replica reads the channel states."""
+    handle_ttl_seconds: float = Field(default=7 * 86400, gt=0)
+    """How long a feedback handle is good."""
+    handle_keys: dict[str, SecretStr] = Field(default_factory=dict)
+    """Signing keys by key id, for rotation; empty makes one key in the data directory."""
+    handle_key_id: str = ""
+    """Key that signs; empty takes the last of handle_keys."""
+    pseudonym_key: SecretStr = SecretStr("")
+    """Key of the pseudonyms, never rotated; empty makes one in the data directory."""
+
+
+class KafkaSettings(Section):
+    """Kafka as the event log."""
+
+    bootstrap: str = ""
+    """Bootstrap servers, comma separated."""
+    topic_prefix: str = ""
+    """Put before each topic's name, so that two deployments share a cluster."""
+    partitions: int = Field(default=6, ge=1)
+    """Partitions of topics made at start."""
+    replication: int = Field(default=1, ge=1)
+    """Replication factor of topics made at start."""
+    timeout_seconds: float = Field(default=10.0, gt=0)
+    """Longest wait for the brokers to acknowledge a record."""
+
+
+class LogSettings(Section):
+    """The event log."""
+
+    kind: Literal["sqlite", "kafka"] = "sqlite"
+    """Embedded (SQLite in the data directory) or Kafka."""
+    kafka: KafkaSettings = KafkaSettings()
+    """Kafka, where kind is kafka."""
+
+
+class StoreSettings(Section):
+    """Evidence and registry."""
+
+    url: SecretStr = SecretStr("")
+    """SQLAlchemy URL of evidence and channel states; empty is evidence.sqlite in the data directory."""
+    registry: str = ""
+    """Where artifacts lie (an fsspec URL); empty is registry/ in the data directory."""
+
+
+class JoinSettings(Section):
+    """The join."""
+
+    batch_records: int = Field(default=500, ge=1)
+    """Records of one transaction."""
+    poll_seconds: float = Field(default=0.5, gt=0)
+    """Wait for new records."""
+    max_wait_seconds: float = Field(default=3600.0, gt=0)
+    """Feedback whose interaction has not come after this time is rejected as NO_INTERACTION."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Prometheus port; 0 turns it off."""
+
+
+class RewardSettings(Section):
+    """The reward model (methods 1, 4.5)."""
+
+    heads: int = Field(default=3, ge=1)
+    """Ensemble members; each sees bootstrap weights of its own."""
+    adapter: bool = True
+    """Train a LoRA adapter beside the heads; heads alone on frozen features where false."""
+    adapter_layers: int = Field(default=4, ge=1)
+    """Upper layers that carry the reward model's adapter; fewer fit faster, and the trunk below is run once."""
+    adapter_lr: float = 2e-3
+    """AdamW step size of the adapter."""
+    head_lr: float = 4e-3
+    """AdamW step size of the heads."""
+    epochs: float = 1.0
+    """Passes over the evidence, from base."""
+    units_per_step: int = 6
+    """Units (a pair, a ranking, one rater's thumbs) of one step."""
+    center: float = 0.01
+    """Weight of the centring regulariser."""
+    rater_cap: float = 20.0
+    """Most total weight of one rater, in events."""
+    half_life_days: float = 30.0
+    """Age at which evidence counts half."""
+    uncertainty: float = 0.5
+    """Weight of the heads' spread in the pessimistic score (lambda_u)."""
+    temperature: float = 1.5
+    """Temperature of the squashing of the score (tau_R)."""
+    references: int = 4
+    """Base samples a prompt that centre the score."""
+
+
+class PolicySettings(Section):
+    """PPO (methods 2, 4.5)."""
+
+    temperature: float = Field(default=0.7, gt=0)
+    """The policy is softmax(logits / temperature)."""
+    max_tokens: int = Field(default=32, ge=1)
+    """Longest completion of a rollout."""
+    iterations: int = 5
+    """Rollout-and-update iterations of a turn."""
+    prompts: int = 16
+    """Prompts of a rollout."""
+    samples: int = 4
+    """Completions a prompt."""
+    epochs: int = 2
+    """Passes over a rollout."""
+    minibatch: int = 16
+    """Sequences of one update."""
+    lr: float = 2e-3
+    """AdamW step size after warm-up."""
+    warmup_updates: int = 4
+    """Updates over which the step size rises."""
+    clip_range: float = 0.2
+    """PPO's epsilon."""
+    gae_lambda: float = 0.95
+    """GAE's lambda."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping."""
+    kl_coef: float = 0.02
+    """Beta at a turn's start."""
+    kl_target: float = 10.0
+    """KL to the base that the controller aims at, nats a sequence."""
+    advantage: Literal["gae", "rloo"] = "gae"
+    """Advantages against values foreseen by the reward model's outlook on each prefix, or leave-one-out."""
+
+
+class GateSettings(Section):
+    """What a candidate release must show (methods 3.4, 4.5)."""
+
+    prompts: int = 100
+    """Gate prompts asked."""
+    min_prompts: int = 60
+    """With fewer gate prompts in the log the gate refuses."""
+    samples: int = 4
+    """Completions a prompt."""
+    kl_base: float = 16.0
+    """Most KL to the base, nats a sequence."""
+    kl_live: float = 12.0
+    """Most KL to the live release, nats a sequence."""
+    win_base: float = 0.5
+    """The lower 95% bound of the win-rate against the base must exceed this."""
+    win_live: float = 0.45
+    """The lower 95% bound of the win-rate against the live release must exceed this."""
+    distinct_ratio: float = 0.75
+    """Least distinct-2, as a share of the base's."""
+    reward_comparisons: int = 150
+    """Comparisons of calibration raters below which a turn waits."""
+    reward_raters: int = 5
+    """Calibration raters below which a turn waits."""
+
+
+class LearnSettings(Section):
+    """The learner."""
+
+    min_events: int = 200
+    """New training events that start a turn."""
+    poll_seconds: float = Field(default=1.0, gt=0)
+    """Wait between looks at the evidence."""
+    nice: int = Field(default=10, ge=0, le=19)
+    """Niceness, so that serving goes first on few cores."""
+    promote: bool = True
+    """Promote what the gate accepts; otherwise an operator does."""
+    seed: int = 0
+    """Seed of the first turn; turn t uses seed + t."""
+    max_turns: int = Field(default=0, ge=0)
+    """Turns after which the learner ends; 0 never."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Prometheus port; 0 turns it off."""
+
+
+class PluginSettings(Section):
+    """Domains."""
+
+    allow: tuple[str, ...] | None = None
+    """Domains that may load; unset is all that are installed, empty is none."""
+
+
+class Settings(Section):
+    """All settings."""
+
+    data_dir: Path = Path("plaudit-data")
+    """Directory shared by the processes of one machine."""
+    log_format: Literal["text", "json"] = "text"
+    """Format of the logs on standard error."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+    model: ModelSettings = ModelSettings()
+    """The frozen base."""
+    engine: EngineSettings = EngineSettings()
+    """Decoding."""
+    serve: ServeSettings = ServeSettings()
+    """The gRPC server."""
+    log: LogSettings = LogSettings()
+    """The event log."""
+    store: StoreSettings = StoreSettings()
+    """Evidence and registry."""
+    join: JoinSettings = JoinSettings()
+    """The join."""
+    reward: RewardSettings = RewardSettings()
+    """The reward model."""
+    policy: PolicySettings = PolicySettings()
+    """PPO."""
+    gate: GateSettings = GateSettings()
+    """The gate."""
+    learn: LearnSettings = LearnSettings()
+    """The learner."""
+    plugins: PluginSettings = PluginSettings()
+    """Domains."""
+
+    @property
+    def store_url(self) -> str:
+        """SQLAlchemy URL in force."""
+        return self.store.url.get_secret_value() or f"sqlite:///{(self.data_dir / 'evidence.sqlite').absolute()}"
+
+    @property
+    def registry_root(self) -> str:
+        """Artifact root in force."""
+        return self.store.registry or str((self.data_dir / "registry").absolute())
+
+
+class _Sources:
+    """Values of all sources by path, the last source winning, and every problem met on the way."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.problems: list[str] = []
+        self._origins: dict[str, str] = {}
+
+    def put(self, path: tuple[str, ...], value: Any, origin: str) -> None:
+        """Take one value; a path that no setting has becomes a problem."""
+        known = dict(fields())
+        name = ".".join(path)
+        if name not in known:
+            self.problems.append(f"{origin}: unknown key {name!r}{_nearest(name, known)}")
+            return
+        here = self.values
+        for part in path[:-1]:
+            here = here.setdefault(part, {})
+        here[path[-1]] = value
+        self._origins[name] = origin
+
+    def put_text(self, path: tuple[str, ...], text: str, origin: str) -> None:
+        """Take a value written as text: JSON for lists and tables, else as it stands."""
+        annotation = dict(fields()).get(".".join(path))
+        if annotation is None or not _is_compound(annotation):
+            self.put(path, text, origin)
+            return
+        try:
+            self.put(path, json.loads(text), origin)
+        except ValueError:
+            # The text is not shown: it may be a table of keys.
+            self.problems.append(f'{origin}: {".".join(path)} must be JSON, such as [4, 16] or {{"name": "value"}}')
+
+    def origin(self, path: tuple[object, ...]) -> str:
+        """Where the value at or above `path` came from."""
+        for end in range(len(path), 0, -1):
+            found = self._origins.get(".".join(str(part) for part in path[:end]))
+            if found:
+                return found
+        return "defaults"
+
+
+def fields(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and annotation of every setting, in the order of declaration."""
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield from fields(annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", annotation
+
+
+def load_settings(
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings in force: file < environment < `overrides` ("key=value"); raises one Misconfigured for all problems.
+
+    Without `config` the file is what PLAUDIT_CONFIG names, else plaudit.toml where there is one. `environ` is
+    the process's environment where None.
+    """
+    environ = os.environ if environ is None else environ
+    sources = _Sources()
+    _read_file(sources, config, environ)
+    for name in sorted(environ):
+        if _is_setting(name, environ[name]):
+            path = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
+            sources.put_text(path, environ[name], f"environment variable {name}")
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if equals:
+            sources.put_text(tuple(key.strip().split(".")), text, f"--set {key.strip()}")
+        else:
+            sources.problems.append(f"--set {item}: write it as key=value, such as serve.port=50051")
+    settings = None
+    try:
+        settings = Settings.model_validate(sources.values)
+    except ValidationError as error:
+        sources.problems += [_words(problem, sources) for problem in error.errors(include_url=False)]
+    if settings is None or sources.problems:
+        count = f"{len(sources.problems)} problem{'s' * (len(sources.problems) != 1)} with the settings"
+        raise Misconfigured("\n".join([f"{count}:", *(f"- {line}" for line in sources.problems)]), setting="settings")
+    return settings
+
+
+def resolved(settings: Settings) -> dict[str, Any]:
+    """Settings in force as plain JSON types, with secrets masked."""
+    dumped: dict[str, Any] = settings.model_dump(mode="json")
+    return dumped
+
+
+def digest(settings: Settings) -> str:
+    """SHA-256, in hex, of the masked settings: equal for equal settings, whatever the secrets are."""
+    return hashlib.sha256(json.dumps(resolved(settings), sort_keys=True).encode()).hexdigest()
+
+
+def _read_file(sources: _Sources, config: Path | None, environ: Mapping[str, str]) -> None:
+    named = config or (Path(environ["PLAUDIT_CONFIG"]) if environ.get("PLAUDIT_CONFIG") else None)
+    path = named or DEFAULT_CONFIG
+    if named is None and not path.exists():
+        return
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        sources.problems.append(f"{path}: cannot be read ({error.strerror}); check --config and PLAUDIT_CONFIG")
+        return
+    except ValueError as error:
+        sources.problems.append(f"{path}: is not TOML: {error}")
+        return
+    for keys, value in _leaves(content):
+        sources.put(keys, value, str(path))
+
+
+def _leaves(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Paths and values of a TOML document; a table that is itself a setting stays whole."""
+    known = dict(fields())
+    for key, value in table.items():
+        path = (*above, key)
+        if isinstance(value, dict) and ".".join(path) not in known:
+            yield from _leaves(value, path)
+        else:
+            yield path, value
+
+
+def _is_setting(name: str, value: str) -> bool:
+    if not name.startswith(ENV_PREFIX):
+        return False
+    if any(name.startswith(other) if other.endswith("_") else name == other for other in ENV_OTHER):
+        return False
+    # A person's typo such as PLAUDIT_PORT=50051 must still be reported; a service link's port is a URL.
+    link = _SERVICE_LINK.fullmatch(name)
+    return not (link and ("SERVICE_" in name or value.startswith(("tcp://", "udp://")) or "_TCP_" in name))
+
+
+def _is_compound(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    if origin in (tuple, list, dict):
+        return True
+    return any(_is_compound(part) for part in typing.get_args(annotation)) if origin is not Literal else False
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    """A hint: the known path nearest to `name`, or the one whose last part is."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if not near:
+        last = name.rpartition(".")[2]
+        ends = {path.rpartition(".")[2]: path for path in known}
+        near = [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
+    return f"; did you mean {near[0]!r}?" if near else "; `plaudit settings show` lists all keys"
+
+
+def _words(problem: Any, sources: _Sources) -> str:
+    path = tuple(problem["loc"])
+    name = ".".join(str(part) for part in path)
+    value = problem.get("input")
+    secret = "key" in name or name == "store.url"
+    shown = "" if secret else f"; it is {value!r}"
+    return f"{sources.origin(path)}: {name}: {problem['msg']}{shown}"

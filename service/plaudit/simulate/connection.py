@@ -1,0 +1,120 @@
+"""The simulator's connection: Plaudit's own client, with more patience and with every attempt counted.
+
+Questions and acts enter, replies and acknowledgements leave. Sends nothing that an ordinary caller could not.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from plaudit.client import Plaudit
+from plaudit.errors import DeadlinePassed, PlauditError, UnknownChannel
+from plaudit.eventlog.bodies import act_to_proto
+from plaudit.replies import Acknowledged, GenerateOptions, Reply
+from plaudit.simulate.population import SimAct
+from plaudit.types import Channel, Message, Purpose
+
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 3.0
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One request. `versions` names releases (one for all or one a completion); empty leaves them to the service."""
+
+    interaction_id: str
+    channel: Channel
+    messages: tuple[Message, ...]
+    n: int
+    max_tokens: int
+    seed: int
+    purpose: Purpose = Purpose.SERVE
+    versions: tuple[int, ...] = ()
+    temperature: float | None = None
+
+
+class Refused(Exception):
+    """The service did not do what was asked, and asking again would not help or has gone on too long."""
+
+    def __init__(self, error: PlauditError, attempts: int) -> None:
+        self.error = error
+        self.attempts = attempts
+        super().__init__(f"{error.reason} after {attempts} attempts: {error.message}")
+
+    @property
+    def reason(self) -> str:
+        """The ErrorReason of the last attempt."""
+        return self.error.reason
+
+
+class Connection:
+    """A connection to the service at `target`, shared by the simulator's threads."""
+
+    def __init__(self, target: str, *, deadline_seconds: float = 120.0, patience_seconds: float = 120.0) -> None:
+        self._patience = patience_seconds
+        # One attempt a call: attempts are made here, so that none goes uncounted.
+        self._client = Plaudit(target, timeout=deadline_seconds, attempts=1)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+    def ask(self, question: Question) -> tuple[Reply[Acknowledged], int]:
+        """The reply, and the attempts that it took; raises Refused."""
+        options = GenerateOptions(
+            interaction_id=question.interaction_id,
+            tenant=question.channel.tenant,
+            n=question.n,
+            max_tokens=question.max_tokens,
+            seed=question.seed,
+            purpose=question.purpose,
+            release_versions=question.versions,
+        )
+        if question.temperature is not None:
+            options["temperature"] = question.temperature
+        return self._patiently(
+            lambda: self._client.generate(question.channel.domain, question.messages, **options),
+        )
+
+    def submit(self, *, feedback_id: str, handle: str, rater: str, act: SimAct) -> int:
+        """Attempts until the act was acknowledged as durable; raises Refused. The id makes sending again harmless."""
+        feedback = act_to_proto(act.act)
+        feedback.feedback_id, feedback.handle, feedback.rater = feedback_id, handle, rater
+        feedback.reasons.extend(act.reasons)
+        return self._patiently(lambda: self._client.submit(feedback))[1]
+
+    def live_version(self, channel: Channel) -> int | None:
+        """Version that the channel serves; None before its first request."""
+        try:
+            (state, _), _ = self._patiently(lambda: self._client.releases(str(channel)))
+        except Refused as refused:
+            if isinstance(refused.error, UnknownChannel):
+                return None
+            raise
+        return state.live
+
+    def _patiently(self, call: Callable[[], Answer]) -> tuple[Answer, int]:
+        started, wait, attempts = time.monotonic(), FIRST_WAIT_SECONDS, 0
+        while True:
+            attempts += 1
+            try:
+                return call(), attempts
+            except PlauditError as error:
+                again = error.retryable or isinstance(error, DeadlinePassed)
+                if not again or time.monotonic() - started + wait > self._patience:
+                    raise Refused(error, attempts) from error
+            # Jitter keeps many threads from coming back at the same moment.
+            time.sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(LONGEST_WAIT_SECONDS, 2 * wait)
+
+
+def user_turn(text: str, system: str = "") -> tuple[Message, ...]:
+    """A conversation of one user message, after a system message where there is one."""
+    turn = Message("user", text)
+    return (Message("system", system), turn) if system else (turn,)

@@ -1,0 +1,75 @@
+"""How simulated people turn what they like into acts of feedback.
+
+A rater's liking of each shown text enters, an act leaves. What the liking is, a population decides; the noise, the
+ties and the thresholds are the same for all (methods 4.2, 4.5). Every draw comes from the generator passed in.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from plaudit.simulate.population import Rater, Shown
+from plaudit.types import Choice, Ranking, Rating, Thumbs
+
+RATERS = 60
+WEIGHT_SPREAD = 0.3
+TEMPERATURE = 0.6
+TEMPERATURE_SPREAD = 0.3
+THRESHOLD_SPREAD = 0.8
+LENGTH_BIAS = 0.015
+LENGTH_BIAS_SPREAD = 0.01
+TIE_WITHIN = 0.25
+
+
+def make_raters(seed: int, parts: Sequence[str], threshold: float, count: int = RATERS) -> list[Rater]:
+    """`count` people whose weights, noise, thumb thresholds and liking of length differ (methods 4.5)."""
+    rng = random.Random(f"raters:{seed}")
+    return [
+        Rater(
+            name=f"rater-{seed}-{number:03d}",
+            weights={part: math.exp(rng.gauss(0.0, WEIGHT_SPREAD)) for part in parts},
+            temperature=math.exp(rng.gauss(math.log(TEMPERATURE), TEMPERATURE_SPREAD)),
+            threshold=rng.gauss(threshold, THRESHOLD_SPREAD),
+            length_bias=rng.gauss(LENGTH_BIAS, LENGTH_BIAS_SPREAD),
+        )
+        for number in range(count)
+    ]
+
+
+def thumb(rater: Rater, shown: Shown, liking: float, rng: random.Random) -> Thumbs:
+    """Up with probability sigmoid((liking - threshold) / temperature)."""
+    noise = _logistic(rng) * rater.temperature
+    return Thumbs(shown.candidate_id, up=liking + noise > rater.threshold)
+
+
+def choice(rater: Rater, pair: Sequence[Shown], likings: Sequence[float], rng: random.Random) -> Choice:
+    """The text that is liked more, with logistic noise (Bradley-Terry); a tie where the two come too close."""
+    difference = likings[0] - likings[1] + _logistic(rng) * rater.temperature
+    better, worse = pair if difference > 0 else (pair[1], pair[0])
+    tie = pair[0].text == pair[1].text or abs(difference) < TIE_WITHIN
+    return Choice(better.candidate_id, worse.candidate_id, tie=tie, tie_offered=True)
+
+
+def ranking(rater: Rater, shown: Sequence[Shown], likings: Sequence[float], rng: random.Random) -> Ranking:
+    """All texts, best first, with Gumbel noise (Plackett-Luce)."""
+    noisy = [liking - math.log(-math.log(_open(rng))) * rater.temperature for liking in likings]
+    order = sorted(range(len(shown)), key=lambda index: -noisy[index])
+    return Ranking(tuple(shown[index].candidate_id for index in order))
+
+
+def rating(rater: Rater, shown: Shown, liking: float, rng: random.Random) -> Rating:
+    """Whole stars from 1 to 5; the threshold of a thumb is the middle of the scale."""
+    noisy = liking - rater.threshold + _logistic(rng) * rater.temperature
+    return Rating(shown.candidate_id, float(min(5, max(1, round(3 + noisy)))))
+
+
+def _open(rng: random.Random) -> float:
+    """Uniform on (0, 1), both ends left out."""
+    return min(max(rng.random(), 1e-12), 1.0 - 1e-12)
+
+
+def _logistic(rng: random.Random) -> float:
+    draw = _open(rng)
+    return math.log(draw / (1.0 - draw))

@@ -1,0 +1,257 @@
+"""The simulator: people who ask and rate, as a caller of the service like any other.
+
+Settings enter, requests and acts go to the service, a ledger leaves. Knows the hidden gold; runs in a process of its
+own and tells the service nothing but what a person would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import uuid6
+
+from plaudit.errors import Misconfigured, ReleaseNotServable, UnknownRelease
+from plaudit.replies import Acknowledged, Reply
+from plaudit.simulate.connection import Connection, Question, Refused, user_turn
+from plaudit.simulate.ledger import AcknowledgedAct, CompletionRecord, Failure, ReplyRecord, SimulationLedger
+from plaudit.simulate.plan import Visit, visits
+from plaudit.simulate.population import Population, Rater, Shown, SimAct, load_population
+from plaudit.types import KIND_OF_ACT, Channel, FeedbackKind, Purpose
+
+LIVE_VERSION_SECONDS = 1.0  # A swap takes longer than this to be worth comparing with the base.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateSettings:
+    """What is simulated. `events` None asks and rates until `stop` is set; `rate` False asks only."""
+
+    target: str
+    population: str = "instruction"
+    tenant: str = "default"
+    seed: int = 0
+    events: int | None = 1780
+    acts_per_interaction: float = 3.3
+    concurrency: int = 32
+    purpose: Purpose = Purpose.SERVE
+    base_share: float = 0.0
+    rate: bool = True
+    temperature: float | None = None
+    pause_seconds: float = 0.0
+    deadline_seconds: float = 120.0
+    patience_seconds: float = 180.0
+
+
+Progress = Callable[[SimulationLedger], None]
+
+
+def simulate(
+    settings: SimulateSettings,
+    *,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    ledger: SimulationLedger | None = None,
+) -> SimulationLedger:
+    """Asks and rates with `concurrency` threads; `progress` is called after each interaction, by one thread at a time.
+
+    Ends when the planned acts are done or `stop` is set; interactions under way are finished. A `ledger` from outside
+    is written to, and can be read meanwhile.
+    """
+    if settings.concurrency < 1:
+        raise Misconfigured(f"concurrency is {settings.concurrency}; it must be 1 or more", field="concurrency")
+    simulation = _Simulation(settings, ledger or SimulationLedger(), progress, stop or threading.Event())
+    return simulation.run()
+
+
+class _Simulation:
+    """One run: threads take visits from one iterator."""
+
+    def __init__(
+        self,
+        settings: SimulateSettings,
+        ledger: SimulationLedger,
+        progress: Progress | None,
+        stop: threading.Event,
+    ) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.population: Population = load_population(settings.population)
+        self.channel = Channel(self.population.domain, settings.tenant)
+        self._progress = progress
+        self._progress_lock = threading.Lock()
+        self._stop = stop
+        self._visits_lock = threading.Lock()
+        self._visits = visits(
+            self.population.channel_prompts(),
+            self.population.raters(settings.seed),
+            self.population.mix,
+            seed=settings.seed,
+            events=settings.events,
+            acts_per_interaction=settings.acts_per_interaction,
+            base_share=settings.base_share,
+        )
+        self._connection = Connection(
+            settings.target, deadline_seconds=settings.deadline_seconds, patience_seconds=settings.patience_seconds
+        )
+        self._live: tuple[float, int | None] = (float("-inf"), None)
+
+    def run(self) -> SimulationLedger:
+        """The ledger when every thread has ended; an error in a thread ends all and is raised."""
+        try:
+            with ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="simulate") as pool:
+                threads = [pool.submit(self._work) for _ in range(self.settings.concurrency)]
+                for thread in threads:
+                    thread.result()
+        finally:
+            self._connection.close()
+        return self.ledger
+
+    def _work(self) -> None:
+        try:
+            for visit in self._taken():
+                self._visit(visit)
+                if self._progress is not None:
+                    with self._progress_lock:
+                        self._progress(self.ledger)
+                if self.settings.pause_seconds:
+                    self._stop.wait(self.settings.pause_seconds)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _taken(self) -> Iterator[Visit]:
+        while not self._stop.is_set():
+            with self._visits_lock:
+                visit = next(self._visits, None)
+            if visit is None:
+                return
+            yield visit
+
+    def _visit(self, visit: Visit) -> None:
+        reply = self._ask(visit)
+        if reply is None or not self.settings.rate:
+            return
+        shown = [Shown(completion.candidate_id, completion.text) for completion in reply.completions]
+        for number, (rater, kind) in enumerate(visit.acts):
+            rng = random.Random(f"act:{self.settings.seed}:{visit.index}:{number}")
+            act = self._act(rater, visit, shown, kind, rng)
+            self._submit(reply, rater, act)
+
+    def _act(self, rater: Rater, visit: Visit, shown: list[Shown], kind: FeedbackKind, rng: random.Random) -> SimAct:
+        """An act of `kind`, or a thumb where the rater has nothing of that kind to say."""
+        act = self.population.act(rater, visit.prompt, shown, kind, rng)
+        act = act or self.population.act(rater, visit.prompt, shown, FeedbackKind.THUMBS, rng)
+        assert act is not None, "anyone who sees a text can raise or lower a thumb"
+        return act
+
+    def _ask(self, visit: Visit) -> Reply[Acknowledged] | None:
+        settings = self.settings
+        question = Question(
+            interaction_id=str(uuid6.uuid7()),
+            channel=self.channel,
+            messages=user_turn(visit.prompt.text),
+            n=visit.n,
+            max_tokens=self.population.max_tokens,
+            # Below 2^31 and a multiple of 8: the completions of one request take seed, seed + 1, ...
+            seed=random.Random(f"request:{settings.seed}:{visit.index}").randrange(2**28) * 8,
+            purpose=settings.purpose,
+            versions=self._versions(visit),
+            temperature=settings.temperature,
+        )
+        self.ledger.asked()
+        started = _now()
+        try:
+            reply, attempts = self._ask_even_if_retired(question)
+        except Refused as error:
+            self.ledger.failed(
+                Failure(what="request", at=_now(), reason=error.reason, message=str(error), attempts=error.attempts)
+            )
+            return None
+        self.ledger.replied(record_of(question, reply, started, _now(), attempts))
+        return reply
+
+    def _ask_even_if_retired(self, question: Question) -> tuple[Reply[Acknowledged], int]:
+        """Asks; where a release that was named stopped being served meanwhile, asks without naming any."""
+        try:
+            return self._connection.ask(question)
+        except Refused as error:
+            if not question.versions or not isinstance(error.error, ReleaseNotServable | UnknownRelease):
+                raise
+        return self._connection.ask(dataclasses.replace(question, interaction_id=str(uuid6.uuid7()), versions=()))
+
+    def _versions(self, visit: Visit) -> tuple[int, ...]:
+        """One completion from the base among those of the live release, at a place drawn by lot; or nothing."""
+        live = self._live_version() if visit.with_base else None
+        if not live:
+            return ()
+        place = random.Random(f"base:{self.settings.seed}:{visit.index}").randrange(visit.n)
+        return tuple(0 if index == place else live for index in range(visit.n))
+
+    def _live_version(self) -> int | None:
+        asked_at, live = self._live
+        if time.monotonic() - asked_at > LIVE_VERSION_SECONDS:
+            live = self._connection.live_version(self.channel)
+            self._live = (time.monotonic(), live)
+        return live
+
+    def _submit(self, reply: Reply[Acknowledged], rater: Rater, act: SimAct) -> None:
+        feedback_id, sent = str(uuid6.uuid7()), _now()
+        self.ledger.sent()
+        try:
+            attempts = self._connection.submit(feedback_id=feedback_id, handle=reply.handle, rater=rater.name, act=act)
+        except Refused as error:
+            self.ledger.failed(
+                Failure(what="act", at=_now(), reason=error.reason, message=str(error), attempts=error.attempts)
+            )
+            return
+        self.ledger.acknowledged_act(
+            AcknowledgedAct(
+                feedback_id=feedback_id,
+                interaction_id=reply.interaction_id,
+                rater=rater.name,
+                kind=KIND_OF_ACT[type(act.act)],
+                sent_at=sent,
+                acknowledged_at=_now(),
+            ),
+            attempts,
+        )
+
+
+def record_of(
+    question: Question,
+    reply: Reply[Acknowledged],
+    started: dt.datetime,
+    ended: dt.datetime,
+    attempts: int,
+) -> ReplyRecord:
+    """The reply with what is needed to make it again."""
+    return ReplyRecord(
+        interaction_id=reply.interaction_id,
+        messages=question.messages,
+        max_tokens=question.max_tokens,
+        temperature=question.temperature,
+        started_at=started,
+        ended_at=ended,
+        attempts=attempts,
+        completions=tuple(
+            CompletionRecord(
+                candidate_id=completion.candidate_id,
+                release_version=completion.release_version,
+                release_digest=completion.release_digest,
+                seed=question.seed + index,
+                token_ids=completion.token_ids,
+                text=completion.text,
+            )
+            for index, completion in enumerate(reply.completions)
+        ),
+    )
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

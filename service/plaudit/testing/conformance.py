@@ -1,0 +1,345 @@
+"""The conformance kit: what every domain plugin must keep, as tests that its author inherits.
+
+    class TestChess(PluginConformance):
+        def make_plugin(self): return Chess()
+        def example_requests(self): return [...]      # at least three
+        def example_feedback(self): return [...]      # one act of each declared kind
+
+A plugin and examples enter, failed assertions leave. The acts name candidates "c0", "c1" and so on: the kit makes an
+interaction of the first example request, with `example_outputs` as its completions (or the request's options).
+Needs the extra `testing`. Nothing here runs a model: a plugin that passes can be served, not yet trusted to teach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.metadata
+import math
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+from unittest import mock
+
+from hypothesis import given, settings, strategies
+
+from plaudit.domain import CONTRACT_VERSION, ENTRY_POINT_GROUP, Declaration, DomainPlugin, Mode
+from plaudit.errors import RequestRefused
+from plaudit.testing import examples
+from plaudit.types import (
+    KIND_OF_ACT,
+    Act,
+    Action,
+    Evidence,
+    Feedback,
+    FeedbackKind,
+    Interaction,
+    Outcome,
+    Pair,
+    Prompt,
+    Request,
+    RewardTerms,
+    Scale,
+)
+
+MOST_RENDERED_BYTES = 64 * 65_536  # What a request may carry: 64 messages of 65,536 bytes.
+MOST_REWARD = 2.0
+THREADS = 8
+# Kinds that give no evidence by their nature.
+SILENT_KINDS = frozenset({FeedbackKind.COMMENT})
+
+
+class PluginConformance:
+    """Inherit in a class `Test...`, give `make_plugin` and the examples, and run pytest."""
+
+    installed: ClassVar[bool] = True
+    """False for a plugin without an entry point (one that a test defines)."""
+    hook_seconds: ClassVar[float] = 0.05
+    """The 99th percentile of `render`, `parse` and `to_evidence` must take less."""
+
+    def make_plugin(self) -> DomainPlugin:
+        """A new plugin."""
+        raise NotImplementedError
+
+    def example_requests(self) -> Sequence[Request]:
+        """Requests of ordinary traffic; at least three."""
+        raise NotImplementedError
+
+    def example_feedback(self) -> Sequence[Act]:
+        """Acts about the interaction that the kit makes; at least one of each declared kind."""
+        raise NotImplementedError
+
+    def example_outputs(self) -> Sequence[str]:
+        """Completions of the interaction that the kit makes; four that differ."""
+        return examples.OUTPUTS
+
+    def test_the_declaration_is_valid(self) -> None:
+        """Name, version, kinds with their scales, signals and labels, retention."""
+        declared = self.make_plugin().declaration
+        assert isinstance(declared, Declaration), f"declaration is a {type(declared).__name__}"
+        assert re.fullmatch(r"[a-z][a-z0-9-]{0,62}", declared.name), f"name {declared.name!r} is not a-z, 0-9, -"
+        assert declared.version, "version is empty"
+        assert declared.contract_version == CONTRACT_VERSION, f"contract version {declared.contract_version}"
+        assert declared.action in Action, f"action {declared.action!r} is neither completion nor choice"
+        assert declared.kinds, "no kind of feedback is declared"
+        assert declared.kinds <= set(FeedbackKind), f"unknown kinds {set(declared.kinds) - set(FeedbackKind)}"
+        for kind, has, what in (
+            (FeedbackKind.RATING, declared.rating_scale is not None, "rating_scale"),
+            (FeedbackKind.SIGNAL, bool(declared.signals), "signals"),
+            (FeedbackKind.LABEL, bool(declared.labels), "labels"),
+        ):
+            assert (kind in declared.kinds) == has, f"{what} and the kind {kind} are declared together or not at all"
+        scales = [scale for _, scale in declared.signals]
+        for scale in (*scales, *((declared.rating_scale,) if declared.rating_scale else ())):
+            assert _is_interval(scale), f"scale {scale} is no finite interval"
+        assert declared.retention_days > 0, f"retention is {declared.retention_days} days"
+        assert declared == self.make_plugin().declaration, "two instances declare different facts"
+
+    def test_the_installed_entry_point_is_this_plugin(self) -> None:
+        """The entry point under the declared name loads the plugin's class, and importing it loads no torch."""
+        if not self.installed:
+            return
+        plugin = self.make_plugin()
+        name = plugin.declaration.name
+        points = tuple(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=name))
+        assert len(points) == 1, f"{len(points)} entry points in {ENTRY_POINT_GROUP} are called {name!r}"
+        assert points[0].load() is type(plugin), f"{points[0].value} is not {type(plugin)}"
+        program = f"import sys, {type(plugin).__module__}; sys.exit('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, f"importing {type(plugin).__module__} loads torch, or fails: {done.stderr}"
+
+    def test_there_are_enough_examples(self) -> None:
+        """Three requests, and an act of each declared kind: less would leave checks with nothing to check."""
+        declared = self.make_plugin().declaration
+        assert len(self.example_requests()) >= 3, "example_requests gives fewer than three"
+        kinds = {KIND_OF_ACT[type(act)] for act in self.example_feedback()}
+        assert kinds == set(declared.kinds), f"example_feedback has {sorted(kinds)}; declared: {sorted(declared.kinds)}"
+
+    def test_render_is_pure(self) -> None:
+        """Equal requests give equal prompts with messages and a group; the request stays as it was."""
+        for request in self.example_requests():
+            before = copy.deepcopy(request)
+            prompt = self.make_plugin().render(request)
+            assert isinstance(prompt, Prompt), f"render gave a {type(prompt).__name__}"
+            assert prompt == self.make_plugin().render(copy.deepcopy(request)), "render gave two prompts of one request"
+            assert request == before, "render changed the request"
+            assert prompt.group, "the prompt's group is empty"
+            assert any(message.content.strip() for message in prompt.messages), "the prompt has no text"
+            size = sum(len(message.content.encode()) for message in prompt.messages)
+            assert size <= MOST_RENDERED_BYTES, f"the prompt has {size} bytes"
+
+    def test_render_returns_or_refuses(self) -> None:
+        """Empty, very long and non-Latin requests give a prompt or a RequestRefused, and nothing else."""
+        plugin = self.make_plugin()
+        options = self.example_requests()[0].options
+        for request in examples.strange_requests(options):
+            with contextlib.suppress(RequestRefused):
+                assert isinstance(plugin.render(request), Prompt), "render gave no Prompt"
+
+    def test_parse_is_total(self) -> None:
+        """Any text has an outcome, the same each time; an invalid one says why."""
+        plugin = self.make_plugin()
+        prompt = plugin.render(self.example_requests()[0])
+
+        @settings(max_examples=150, deadline=None, database=None, derandomize=True)
+        @given(strategies.text(max_size=400))
+        def parses(output: str) -> None:
+            outcome = plugin.parse(prompt, output)
+            assert isinstance(outcome, Outcome), f"parse gave a {type(outcome).__name__} for {output!r}"
+            assert outcome == plugin.parse(prompt, output), f"parse gave two outcomes of {output!r}"
+            assert outcome.valid or outcome.why_invalid, f"parse does not say why {output!r} is invalid"
+
+        parses()
+
+    def test_every_declared_kind_gives_evidence(self) -> None:
+        """An act of each declared kind (but comments) gives at least one item of evidence about its interaction."""
+        plugin, interaction = self.make_plugin(), self.interaction()
+        ids = {candidate.candidate_id for candidate in interaction.candidates}
+        silent = set(plugin.declaration.kinds) - SILENT_KINDS
+        for act in self.example_feedback():
+            evidence = plugin.to_evidence(interaction, examples.feedback(interaction, act))
+            if evidence:
+                silent.discard(KIND_OF_ACT[type(act)])
+            for item in evidence:
+                assert isinstance(item, Evidence), f"{item!r} is no evidence"
+                named = examples.candidates_of(item)
+                assert set(named) <= ids, f"{item!r} names a candidate that the interaction does not have"
+                assert not isinstance(item, Pair) or item.first != item.second, f"{item!r} compares a text with itself"
+                assert len(set(named)) == len(named), f"{item!r} names a candidate twice"
+                assert examples.in_bounds(item), f"{item!r} has a value out of bounds"
+        assert not silent, f"no evidence came of the declared kinds {sorted(silent)}"
+
+    def test_undeclared_kinds_are_refused(self) -> None:
+        """An act of a kind that is not declared raises RequestRefused (UndeclaredKind)."""
+        plugin, interaction = self.make_plugin(), self.interaction()
+        for act in examples.acts(interaction):
+            if KIND_OF_ACT[type(act)] not in plugin.declaration.kinds:
+                _refuses(plugin, interaction, act)
+
+    def test_unknown_candidates_are_refused(self) -> None:
+        """An act about a candidate that the interaction does not have raises RequestRefused."""
+        plugin, interaction = self.make_plugin(), self.interaction()
+        for act in examples.acts_on_strangers():
+            kind = KIND_OF_ACT[type(act)]
+            if kind in plugin.declaration.kinds - SILENT_KINDS:
+                _refuses(plugin, interaction, act)
+
+    def test_the_same_act_gives_the_same_evidence(self) -> None:
+        """Evidence is replayed from the log: equal records give equal evidence, in any process and order."""
+        interaction = self.interaction()
+        first, second = self.make_plugin(), self.make_plugin()
+        acts = [examples.feedback(interaction, act) for act in self.example_feedback()]
+        once = [tuple(first.to_evidence(interaction, act)) for act in acts]
+        copied = copy.deepcopy(interaction)
+        again = [tuple(second.to_evidence(copied, copy.deepcopy(act))) for act in reversed(acts)]
+        assert once == again[::-1], "to_evidence gave different evidence of the same records"
+
+    def test_reward_is_bounded(self) -> None:
+        """Terms have names and finite values, and together at most 2 in size, for valid and invalid outcomes."""
+        plugin = self.make_plugin()
+        prompt = plugin.render(self.example_requests()[0])
+        outcomes = [plugin.parse(prompt, output) for output in (*self.example_outputs(), "", "\x00", "?" * 2000)]
+        outcomes.append(Outcome(displayed="", valid=False, why_invalid="made by the conformance kit"))
+        for outcome in outcomes:
+            for score in (1e-9, 0.25, 0.5, 0.75, 1 - 1e-9):
+                terms = plugin.reward(prompt, outcome, score)
+                assert isinstance(terms, RewardTerms), f"reward gave a {type(terms).__name__}"
+                names = [name for name, _ in terms.terms]
+                assert all(names), "a reward term has no name"
+                assert len(set(names)) == len(names), f"reward terms {names} share a name"
+                assert all(math.isfinite(value) for _, value in terms.terms), f"{terms} is not finite"
+                assert abs(terms.total) <= MOST_REWARD, f"{terms} sums to more than {MOST_REWARD} in size"
+
+    def test_decode_spec_is_within_limits(self) -> None:
+        """Every mode asks for 1 to 8 completions, with sampling that the service takes."""
+        plugin = self.make_plugin()
+        for request in self.example_requests():
+            prompt = plugin.render(request)
+            for mode in Mode:
+                spec = plugin.decode_spec(prompt, mode)
+                assert 1 <= spec.n <= 8, f"{mode}: n is {spec.n}"
+                assert spec.sampling.max_tokens >= 1, f"{mode}: max_tokens is {spec.sampling.max_tokens}"
+                assert 0 < spec.sampling.top_p <= 1, f"{mode}: top_p is {spec.sampling.top_p}"
+                temperature = spec.sampling.temperature if spec.temperature is None else spec.temperature
+                assert 0 <= temperature <= 2, f"{mode}: temperature is {temperature}"
+                assert spec == plugin.decode_spec(prompt, mode), f"{mode}: two specs of one prompt"
+
+    def test_gate_probes_are_sound(self) -> None:
+        """Probes have ids of their own, render, forbid something, and are no example that training may see."""
+        plugin = self.make_plugin()
+        probes = plugin.gates()
+        ids = [probe.probe_id for probe in probes]
+        assert len(set(ids)) == len(ids), f"probe ids {ids} are not unique"
+        known = {plugin.render(request).group for request in self.example_requests()}
+        for probe in probes:
+            assert probe.probe_id, "a probe has no id"
+            assert probe.forbidden, f"probe {probe.probe_id!r} forbids nothing"
+            assert all(text.strip() for text in probe.forbidden), f"probe {probe.probe_id!r} forbids an empty text"
+            group = plugin.render(probe.request).group
+            assert group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
+
+    def test_slices_are_names(self) -> None:
+        """Slices are texts, the same each time."""
+        plugin, interaction = self.make_plugin(), self.interaction()
+        slices = list(plugin.slices(interaction))
+        assert all(isinstance(name, str) and name for name in slices), f"slices {slices} are not names"
+        assert slices == list(plugin.slices(interaction)), "slices changed between two calls"
+
+    def test_objects_pickle(self) -> None:
+        """Plugin, prompts and evidence survive pickling: processes hand them on."""
+        plugin, interaction = self.make_plugin(), self.interaction()
+        again = pickle.loads(pickle.dumps(plugin))  # noqa: S301, own bytes
+        assert again.declaration == plugin.declaration
+        prompt = plugin.render(self.example_requests()[0])
+        evidence = [
+            tuple(plugin.to_evidence(interaction, examples.feedback(interaction, act)))
+            for act in self.example_feedback()
+        ]
+        assert pickle.loads(pickle.dumps((prompt, evidence))) == (prompt, evidence)  # noqa: S301, own bytes
+
+    def test_no_member_opens_a_socket(self) -> None:
+        """A plugin has no input or output: it runs in every replica, and when the log is replayed."""
+        with _no_sockets():
+            self._everything(self.make_plugin())
+
+    def test_eight_threads_get_the_same(self) -> None:
+        """One instance shared by eight threads gives what a fresh one gives alone."""
+        alone = self._everything(self.make_plugin())
+        shared = self.make_plugin()
+        with ThreadPoolExecutor(THREADS) as pool:
+            together = list(pool.map(lambda _: self._everything(shared), range(THREADS * 4)))
+        assert all(result == alone for result in together), "threads that share the plugin got other results"
+
+    def test_hooks_are_quick(self) -> None:
+        """The 99th percentile of 200 calls of each pure member is below `hook_seconds`."""
+        plugin, interaction = self.make_plugin(), self.interaction()
+        request, output = self.example_requests()[0], self.example_outputs()[0]
+        prompt, act = plugin.render(request), examples.feedback(interaction, self.example_feedback()[0])
+        calls: dict[str, Callable[[], object]] = {
+            "render": lambda: plugin.render(request),
+            "parse": lambda: plugin.parse(prompt, output),
+            "to_evidence": lambda: plugin.to_evidence(interaction, act),
+        }
+        for member, call in calls.items():
+            # The best of three rounds: another process may have had the processor during one.
+            slow = min(sorted(_timed(call) for _ in range(200))[197] for _ in range(3))
+            assert slow < self.hook_seconds, f"{member}: 99th percentile {slow:.4f} s"
+
+    def interaction(self) -> Interaction:
+        """The interaction that the example acts are about."""
+        plugin = self.make_plugin()
+        request = self.example_requests()[0]
+        prompt = plugin.render(request)
+        texts = [option.text for option in prompt.options] or list(self.example_outputs())
+        shown = [plugin.parse(prompt, text) for text in texts]
+        return examples.interaction(plugin.declaration, request, prompt, texts, shown)
+
+    def _everything(self, plugin: DomainPlugin) -> list[object]:
+        """What every member gives for the examples."""
+        interaction = self.interaction()
+        given: list[object] = []
+        for request in self.example_requests():
+            prompt = plugin.render(request)
+            outcomes = [plugin.parse(prompt, output) for output in self.example_outputs()]
+            given += [prompt, outcomes, [plugin.decode_spec(prompt, mode) for mode in Mode]]
+            given += [plugin.reward(prompt, outcome, 0.5) for outcome in outcomes]
+        acts: list[Feedback] = [examples.feedback(interaction, act) for act in self.example_feedback()]
+        given += [tuple(plugin.to_evidence(interaction, act)) for act in acts]
+        return [*given, tuple(plugin.gates()), tuple(plugin.slices(interaction))]
+
+
+def _is_interval(scale: Scale) -> bool:
+    return math.isfinite(scale.low) and math.isfinite(scale.high) and scale.low < scale.high
+
+
+def _refuses(plugin: DomainPlugin, interaction: Interaction, act: Act) -> None:
+    try:
+        plugin.to_evidence(interaction, examples.feedback(interaction, act))
+    except RequestRefused:
+        return
+    raise AssertionError(f"{act!r} was not refused with a RequestRefused")
+
+
+def _timed(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _no_sockets() -> Iterator[None]:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the plugin opened a socket")
+
+    with (
+        mock.patch.object(socket, "create_connection", refuse),
+        mock.patch.object(socket, "getaddrinfo", refuse),
+        mock.patch.object(socket.socket, "connect", refuse),
+    ):
+        yield

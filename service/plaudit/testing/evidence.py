@@ -1,0 +1,151 @@
+"""Interactions, acts and a plain domain for tests of the join and of what reads its evidence.
+
+`PlainDomain` turns thumbs into Binary, choices into Pair, rankings into RankingEvidence and corrections into Demo.
+A correction to "boom" makes it raise, and one to "stranger" makes it name a candidate that does not exist: two ways
+in which a plugin fails.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from plaudit.domain import Declaration, DomainPlugin
+from plaudit.types import (
+    Act,
+    Action,
+    Binary,
+    Candidate,
+    Channel,
+    Choice,
+    Correction,
+    Demo,
+    Evidence,
+    Feedback,
+    FeedbackKind,
+    FinishReason,
+    Interaction,
+    Message,
+    Outcome,
+    Pair,
+    PairOutcome,
+    Prompt,
+    Purpose,
+    Ranking,
+    RankingEvidence,
+    Request,
+    Sampling,
+    Thumbs,
+)
+
+CHANNEL = Channel("plain", "acme")
+START = dt.datetime(2027, 1, 4, 9, 0, tzinfo=dt.UTC)
+
+
+class PlainDomain(DomainPlugin):
+    """Completions with thumbs, choices, rankings, corrections and comments."""
+
+    @property
+    def declaration(self) -> Declaration:
+        """Facts of the domain."""
+        kinds = (FeedbackKind.THUMBS, FeedbackKind.CHOICE, FeedbackKind.RANKING, FeedbackKind.CORRECTION)
+        return Declaration(
+            name=CHANNEL.domain,
+            version="1",
+            action=Action.COMPLETION,
+            kinds=frozenset((*kinds, FeedbackKind.COMMENT)),
+        )
+
+    def render(self, request: Request) -> Prompt:
+        """The messages as they are, grouped by the last one's text."""
+        return Prompt(messages=request.messages, group=request.messages[-1].content)
+
+    def parse(self, prompt: Prompt, output: str) -> Outcome:
+        """All of the output."""
+        return Outcome(displayed=output)
+
+    def to_evidence(self, interaction: Interaction, feedback: Feedback) -> Sequence[Evidence]:
+        """One piece of evidence an act, none of a comment."""
+        match feedback.act:
+            case Thumbs(candidate_id=candidate, up=up):
+                return [Binary(candidate=candidate, positive=up)]
+            case Choice(chosen_id=chosen, other_id=other, tie=tie, tie_offered=offered):
+                outcome = PairOutcome.TIE if tie else PairOutcome.FIRST
+                return [Pair(first=chosen, second=other, outcome=outcome, tie_offered=offered)]
+            case Ranking(candidate_ids=order):
+                return [RankingEvidence(order=order)]
+            case Correction(text="boom"):
+                raise RuntimeError("boom")
+            case Correction(text="stranger"):
+                return [Binary(candidate="stranger", positive=True)]
+            case Correction(candidate_id=candidate, text=text):
+                return [Demo(candidate=candidate, text=text, margin=0.5)]
+            case _:
+                return []
+
+
+def make_interaction(
+    interaction_id: str,
+    *,
+    group: str = "",
+    candidates: int = 2,
+    purpose: Purpose = Purpose.SERVE,
+    channel: Channel = CHANNEL,
+    completed_at: dt.datetime = START,
+) -> Interaction:
+    """An interaction with candidates "a", "b", ...; its prompt group is its own unless one is named."""
+    group = group or f"group of {interaction_id}"
+    return Interaction(
+        interaction_id=interaction_id,
+        channel=channel,
+        purpose=purpose,
+        action=Action.COMPLETION,
+        messages=(Message("user", group),),
+        prompt_group=group,
+        candidates=tuple(make_candidate(chr(ord("a") + index)) for index in range(candidates)),
+        completed_at=completed_at,
+        session_id="session",
+        plugin_version="1",
+        base_digest="00" * 32,
+    )
+
+
+def make_candidate(candidate_id: str) -> Candidate:
+    """A short completion of the base, with log-probs that a 32-bit float holds exactly."""
+    return Candidate(
+        candidate_id=candidate_id,
+        release_version=0,
+        release_digest="",
+        prompt_tokens=(1, 2, 3),
+        tokens=(7, 8, 2),
+        logprobs_raw=(-0.5, -1.25, -0.125),
+        logprobs_sampled=(-0.25, -1.0, -0.0625),
+        text=f"text {candidate_id}",
+        displayed_text=f"text {candidate_id}",
+        finish_reason=FinishReason.EOS,
+        sampling=Sampling(temperature=0.75, stop=("\n",)),
+        seed=2**64 - 1,
+        width=4,
+    )
+
+
+def make_feedback(
+    feedback_id: str,
+    interaction_id: str,
+    act: Act,
+    *,
+    rater: str = "ann",
+    session_id: str = "",
+    seconds: float = 0.0,
+    channel: Channel = CHANNEL,
+) -> Feedback:
+    """An act that was accepted so many seconds after START."""
+    return Feedback(
+        feedback_id=feedback_id,
+        interaction_id=interaction_id,
+        channel=channel,
+        act=act,
+        accepted_at=START + dt.timedelta(seconds=seconds),
+        rater=rater,
+        session_id=session_id,
+    )

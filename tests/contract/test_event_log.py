@@ -1,0 +1,442 @@
+"""What every event log promises, run over the embedded log and over a real Kafka."""
+
+import datetime as dt
+import multiprocessing
+import sqlite3
+import threading
+import time
+import uuid
+
+import pytest
+from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured
+from plaudit.eventlog import Topic, open_log
+from plaudit.eventlog.protocol import record_limit
+from plaudit.settings import KafkaSettings, LogSettings, Settings
+
+THREADS = 16
+EACH = 20
+
+
+def read(consumer, count, seconds=30.0):
+    """Records until `count` have come; fewer where time runs out."""
+    records = []
+    deadline = time.monotonic() + seconds
+    while len(records) < count and time.monotonic() < deadline:
+        records += consumer.poll(0.2, 1000)
+    return records
+
+
+def settled(consumer):
+    """The consumer once it has partitions (a group of Kafka takes its time to form)."""
+    deadline = time.monotonic() + 30
+    while not consumer.assigned() and time.monotonic() < deadline:
+        assert consumer.poll(0.2, 1) == []
+    return consumer
+
+
+def after(records):
+    """Positions behind these records."""
+    positions = {}
+    for record in records:
+        place = (record.topic, record.partition)
+        positions[place] = max(positions.get(place, 0), record.offset + 1)
+    return positions
+
+
+def append_from_another_process(settings, count):
+    log = open_log(settings)
+    for index in range(count):
+        log.append(Topic.FEEDBACK, "other", f"other-{index}".encode())
+    log.close()
+
+
+class EventLogContract:
+    """Subclasses bring `settings`, with which each test opens a log of its own."""
+
+    @pytest.fixture
+    def log(self, settings):
+        log = open_log(settings)
+        yield log
+        log.close()
+
+    @pytest.fixture
+    def consume(self, log):
+        """Opens consumers and closes them at the end."""
+        opened = []
+
+        def consume(*topics, group="test", positions=None, log=log):
+            opened.append(log.consumer(topics or (Topic.FEEDBACK,), group, lambda: positions or {}))
+            return opened[-1]
+
+        yield consume
+        for consumer in opened:
+            consumer.close()
+
+    def test_a_record_comes_back_as_it_was(self, log, consume):
+        before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
+        value = bytes(range(256))
+        partition, offset = log.append(Topic.FEEDBACK, "schlüssel", value)
+        (record,) = read(consume(), 1)
+        assert (record.topic, record.partition, record.offset) == (Topic.FEEDBACK, partition, offset)
+        assert (record.key, record.value) == ("schlüssel".encode(), value)
+        assert before <= record.timestamp <= dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1)
+
+    def test_records_survive_the_log_that_wrote_them(self, settings, log, consume):
+        places = log.append_many(Topic.FEEDBACK, [(f"k{index}", b"%d" % index) for index in range(10)])
+        log.close()
+        reopened = open_log(settings)
+        records = read(consume(log=reopened), 10)
+        reopened.close()
+        assert sorted((record.partition, record.offset) for record in records) == sorted(places)
+
+    def test_one_key_keeps_one_partition_and_its_order(self, log, consume):
+        places = {}
+        for n in range(10):
+            for key in "abcdef":
+                places.setdefault(key, []).append(log.append(Topic.FEEDBACK, key, b"%d" % n))
+        records = read(consume(), 60)
+        for key, appended in places.items():
+            assert len({partition for partition, _ in appended}) == 1
+            of_key = [record for record in records if record.key == key.encode()]
+            assert [record.value for record in of_key] == [b"%d" % n for n in range(10)]
+            assert [(record.partition, record.offset) for record in of_key] == appended
+
+    def test_an_interaction_and_its_feedback_share_a_partition(self, log):
+        for index in range(20):
+            key = str(uuid.UUID(int=index))
+            assert log.append(Topic.INTERACTIONS, key, b"i")[0] == log.append(Topic.FEEDBACK, key, b"f")[0]
+
+    def test_offsets_are_dense_in_each_partition(self, log, consume):
+        log.append(Topic.INTERACTIONS, "k", b"elsewhere")
+        places = log.append_many(Topic.FEEDBACK, [(f"k{index % 7}", b"v") for index in range(30)])
+        for partition in {partition for partition, _ in places}:
+            offsets = [offset for each, offset in places if each == partition]
+            assert offsets == list(range(len(offsets)))
+
+    def test_every_thread_and_every_process_gets_its_own_offset(self, settings, log, consume):
+        places = []
+
+        def append(name):
+            for index in range(EACH):
+                places.append(log.append(Topic.FEEDBACK, name, f"{name}-{index}".encode()))
+
+        process = multiprocessing.get_context("spawn").Process(target=append_from_another_process, args=(settings, 40))
+        process.start()
+        threads = [threading.Thread(target=append, args=(f"t{index}",)) for index in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        process.join(60)
+        assert process.exitcode == 0
+        records = read(consume(), THREADS * EACH + 40)
+        at = {(record.partition, record.offset): record for record in records}
+        assert len(at) == len(records) == THREADS * EACH + 40
+        assert len(set(places)) == len(places)
+        for name in {record.key for record in records}:
+            own = [record.value for record in records if record.key == name]
+            assert own == [name + b"-%d" % index for index in range(len(own))]
+
+    def test_reading_goes_on_where_the_positions_say(self, log, consume):
+        log.append_many(Topic.FEEDBACK, [(f"k{index}", b"%d" % index) for index in range(20)])
+        first = read(consume(), 20)
+        positions = after(first[:12])
+        rest = read(consume(group="again", positions=positions), 8)
+        assert {record.value for record in rest} == {record.value for record in first[12:]}
+        assert after(first) == positions | after(rest)
+
+    def test_the_group_forgets_nothing_that_the_positions_do_not_name(self, log, consume):
+        log.append_many(Topic.FEEDBACK, [(f"k{index}", b"v") for index in range(10)])
+        consumer = consume(group="same")
+        records = read(consumer, 10)
+        consumer.acknowledge(after(records))
+        consumer.close()
+        assert len(read(consume(group="same"), 10)) == 10
+
+    def test_two_groups_each_read_everything(self, log, consume):
+        one, two = consume(group="one"), consume(group="two")
+        log.append_many(Topic.FEEDBACK, [(f"k{index}", b"%d" % index) for index in range(20)])
+        wanted = {b"%d" % index for index in range(20)}
+        assert {record.value for record in read(one, 20)} == wanted
+        assert {record.value for record in read(two, 20)} == wanted
+
+    def test_a_consumer_sees_what_is_appended_while_it_waits(self, log, consume):
+        consumer = settled(consume())
+        threading.Timer(0.3, log.append, (Topic.FEEDBACK, "k", b"late")).start()
+        (record,) = consumer.poll(10.0, 10) or read(consumer, 1)
+        assert record.value == b"late"
+
+    def test_an_empty_poll_returns_within_its_time(self, consume):
+        consumer = settled(consume())
+        begin = time.monotonic()
+        assert consumer.poll(0.1, 10) == []
+        assert time.monotonic() - begin < 1.0
+
+    def test_a_poll_gives_no_more_records_than_asked(self, log, consume):
+        log.append_many(Topic.FEEDBACK, [("k", b"v")] * 30)
+        consumer = consume()
+        sizes = []
+        while sum(sizes) < 30:
+            sizes.append(len(consumer.poll(0.5, 7)))
+        assert max(sizes) == 7
+
+    def test_end_positions_are_those_of_the_next_records(self, log, consume):
+        consumer = settled(consume())
+        log.append_many(Topic.FEEDBACK, [(f"k{index}", b"v") for index in range(20)])
+        ends = consumer.end_positions()
+        assert ends.keys() == consumer.assigned()
+        assert sum(ends.values()) == 20
+        partition, offset = log.append(Topic.FEEDBACK, "next", b"v")
+        assert ends[Topic.FEEDBACK, partition] == offset
+
+    def test_a_place_behind_the_end_is_refused(self, log, consume):
+        partition, offset = log.append(Topic.FEEDBACK, "k", b"v")
+
+        def read_from_the_future():
+            consumer = consume(positions={(Topic.FEEDBACK, partition): offset + 2})
+            for _ in range(100):
+                consumer.poll(0.2, 10)
+
+        with pytest.raises(Misconfigured, match="replaced"):
+            read_from_the_future()
+
+    def test_appending_nothing_gives_nothing(self, log):
+        assert log.append_many(Topic.FEEDBACK, []) == []
+
+    def test_large_records_pass_and_too_large_ones_are_refused(self, log, consume):
+        value = b"x" * (5 * 1024 * 1024)
+        log.append(Topic.FEEDBACK, "k", value)
+        with pytest.raises(MessageTooLarge, match="exceeds"):
+            log.append(Topic.FEEDBACK, "k", b"x" * (record_limit(Topic.FEEDBACK) + 1))
+        assert [len(record.value) for record in read(consume(), 1)] == [len(value)]
+
+    def test_a_rejected_record_of_the_greatest_size_still_fits(self, log):
+        log.append(Topic.REJECTED, "k", b"x" * (record_limit(Topic.FEEDBACK) + 1024))
+
+    def test_a_closed_log_takes_nothing(self, log):
+        log.close()
+        with pytest.raises(LogUnavailable, match="closed"):
+            log.append(Topic.FEEDBACK, "k", b"v")
+        log.close()
+
+
+class TestEmbedded(EventLogContract):
+    @pytest.fixture
+    def settings(self, tmp_path):
+        return Settings(data_dir=tmp_path / "data")
+
+    def test_concurrent_appends_share_a_commit(self, settings, log):
+        # Somebody else holds the file, so that all callers gather behind the first, and none of them is written alone.
+        blocker = sqlite3.connect(settings.data_dir / "log.sqlite", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        commits = []
+        log._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+        threads = [threading.Thread(target=log.append, args=(Topic.FEEDBACK, "k", b"v")) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 10
+        while len(log._waiting) < 63 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        blocker.execute("ROLLBACK")
+        for thread in threads:
+            thread.join()
+        blocker.close()
+        assert len(commits) == 2
+
+    def test_a_long_backlog_of_one_topic_does_not_starve_another(self, log, consume):
+        log.append_many(Topic.INTERACTIONS, [("k", b"v")] * 200)
+        log.append(Topic.FEEDBACK, "k", b"v")
+        consumer = consume(Topic.INTERACTIONS, Topic.FEEDBACK)
+        topics = {record.topic for _ in range(2) for record in consumer.poll(0.1, 20)}
+        assert topics == {Topic.INTERACTIONS, Topic.FEEDBACK}
+
+    def test_a_locked_file_is_unavailable_and_later_taken(self, tmp_path):
+        from plaudit.eventlog.sqlite import SqliteEventLog
+
+        log = SqliteEventLog(tmp_path / "log.sqlite", busy_seconds=0.1)
+        blocker = sqlite3.connect(tmp_path / "log.sqlite", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LogUnavailable, match="locked"):
+            log.append(Topic.FEEDBACK, "k", b"v")
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert log.append(Topic.FEEDBACK, "k", b"v") == (0, 0)
+        log.close()
+
+    def test_a_full_disk_is_unavailable_and_loses_nothing(self, log, consume):
+        log.append(Topic.FEEDBACK, "k", b"kept")
+        pages = log._connection.execute("PRAGMA page_count").fetchone()[0]
+        log._connection.execute(f"PRAGMA max_page_count = {pages + 4}")
+        with pytest.raises(LogUnavailable, match="full"):
+            log.append_many(Topic.FEEDBACK, [("k", b"x" * 3000)] * 20)
+        log._connection.execute("PRAGMA max_page_count = 1000000")
+        assert log.append(Topic.FEEDBACK, "k", b"after") == (0, 1)
+        assert [record.value for record in read(consume(), 2)] == [b"kept", b"after"]
+
+    def test_an_offset_is_never_given_twice(self, settings, log, consume):
+        log.append_many(Topic.FEEDBACK, [("k", b"v")] * 3)
+        other = sqlite3.connect(settings.data_dir / "log.sqlite", isolation_level=None)
+        other.execute("DELETE FROM records")
+        other.close()
+        assert log.append(Topic.FEEDBACK, "k", b"v") == (0, 3)
+        assert [record.offset for record in read(consume(), 1)] == [3]
+
+    def test_a_file_that_is_no_log_is_left_alone(self, settings):
+        settings.data_dir.mkdir()
+        file = settings.data_dir / "log.sqlite"
+        file.write_bytes(b"not a database, and longer than the hundred bytes of a header" * 4)
+        with pytest.raises(Misconfigured, match="not an event log"):
+            open_log(settings)
+        file.unlink()
+        other = sqlite3.connect(file)
+        other.execute("CREATE TABLE something (x)")
+        other.close()
+        with pytest.raises(Misconfigured, match="not an event log"):
+            open_log(settings)
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(Misconfigured, match="data_dir"):
+            open_log(Settings(data_dir=tmp_path / "file" / "data"))
+
+
+@pytest.mark.needs_kafka
+@pytest.mark.usefixtures("kafka_leftovers")
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+class TestKafka(EventLogContract):
+    @pytest.fixture
+    def settings(self, kafka_bootstrap, tmp_path):
+        prefix = f"t{uuid.uuid4().hex[:12]}."
+        kafka = KafkaSettings(bootstrap=kafka_bootstrap, topic_prefix=prefix, partitions=3, timeout_seconds=10)
+        return Settings(data_dir=tmp_path, log=LogSettings(kind="kafka", kafka=kafka))
+
+    def test_one_group_shares_the_partitions_and_takes_over(self, log, consume):
+        stored = {}
+        one = settled(consume(Topic.INTERACTIONS, Topic.FEEDBACK, group="join", positions=stored))
+        assert len(one.assigned()) == 6
+        two = consume(Topic.INTERACTIONS, Topic.FEEDBACK, group="join", positions=stored)
+        deadline = time.monotonic() + 30
+        while not (two.assigned() and len(one.assigned()) < 6) and time.monotonic() < deadline:
+            one.poll(0.1, 100)
+            two.poll(0.1, 100)
+        assert not one.assigned() & two.assigned()
+        assert len(one.assigned() | two.assigned()) == 6
+        for member in (one, two):
+            partitions = {topic: {p for t, p in member.assigned() if t == topic} for topic, _ in member.assigned()}
+            assert partitions[Topic.INTERACTIONS] == partitions[Topic.FEEDBACK]
+        log.append_many(Topic.FEEDBACK, [(f"k{index}", b"%d" % index) for index in range(30)])
+        taken = {record.value for _ in range(10) for member in (one, two) for record in member.poll(0.1, 100)}
+        assert taken == {b"%d" % index for index in range(30)}
+        two.close()
+        while len(one.assigned()) < 6 and time.monotonic() < deadline + 30:
+            one.poll(0.1, 100)
+        assert len(one.assigned()) == 6
+
+    def test_acknowledged_places_are_visible_to_lag_tools(self, settings, log, consume):
+        from kafka import KafkaConsumer, TopicPartition
+
+        log.append_many(Topic.FEEDBACK, [("k", b"v")] * 5)
+        consumer = consume(group="join")
+        records = read(consumer, 5)
+        consumer.acknowledge(after(records))
+        prefix = settings.log.kafka.topic_prefix
+        tool = KafkaConsumer(bootstrap_servers=settings.log.kafka.bootstrap, group_id=prefix + "join")
+        place = TopicPartition(prefix + Topic.FEEDBACK, records[0].partition)
+        deadline = time.monotonic() + 10
+        while tool.committed(place) != 5 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert tool.committed(place) == 5
+        tool.close(autocommit=False)
+
+    def test_releases_are_compacted_in_one_partition(self, settings, log):
+        from kafka import KafkaAdminClient
+        from kafka.admin import ConfigResource, ConfigResourceType
+
+        name = settings.log.kafka.topic_prefix + Topic.RELEASES
+        admin = KafkaAdminClient(bootstrap_servers=settings.log.kafka.bootstrap)
+        resource = ConfigResource(ConfigResourceType.TOPIC, name)
+        configs = admin.describe_configs([resource], config_filter="all")["topic"][name]
+        (topic,) = admin.describe_topics([name])
+        admin.close()
+        assert configs["cleanup.policy"]["value"] == "compact"
+        assert configs["max.compaction.lag.ms"]["value"] == "3600000"
+        assert len(topic["partitions"]) == 1
+
+    def test_topics_that_do_not_fit_are_refused_with_what_to_change(self, settings):
+        from kafka import KafkaAdminClient
+
+        kafka = settings.log.kafka
+        admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+        admin.create_topics({kafka.topic_prefix + Topic.RELEASES: {"num_partitions": 1, "replication_factor": 1}})
+        with pytest.raises(Misconfigured, match=r"cleanup\.policy=delete"):
+            open_log(settings)
+        other = kafka.model_copy(update={"topic_prefix": kafka.topic_prefix + "b."})
+        admin.create_topics({other.topic_prefix + Topic.FEEDBACK: {"num_partitions": 5, "replication_factor": 1}})
+        admin.close()
+        with pytest.raises(Misconfigured, match=r"3 partitions and .* has 5"):
+            open_log(settings.model_copy(update={"log": LogSettings(kind="kafka", kafka=other)}))
+
+    def test_a_record_that_the_broker_refuses_does_not_stop_the_next(self, settings, log):
+        from kafka import KafkaAdminClient
+        from kafka.admin import ConfigResource, ConfigResourceType
+
+        name = settings.log.kafka.topic_prefix + Topic.FEEDBACK
+        admin = KafkaAdminClient(bootstrap_servers=settings.log.kafka.bootstrap)
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": "2000"})])
+        admin.close()
+        time.sleep(0.5)
+        with pytest.raises(MessageTooLarge, match=r"max\.message\.bytes"):
+            log.append(Topic.FEEDBACK, "k", b"x" * 5000)
+        assert log.append(Topic.FEEDBACK, "k", b"small")[1] == 0
+
+    def test_too_many_replicas_are_refused(self, settings):
+        kafka = settings.log.kafka.model_copy(update={"replication": 99})
+        with pytest.raises(Misconfigured, match="99 replicas"):
+            open_log(settings.model_copy(update={"log": LogSettings(kind="kafka", kafka=kafka)}))
+
+
+@pytest.mark.needs_kafka
+@pytest.mark.slow
+@pytest.mark.usefixtures("kafka_leftovers")
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_an_outage_is_answered_at_once_and_forgotten_when_it_ends(mortal_kafka, tmp_path):
+    bootstrap, kill, start = mortal_kafka
+    kafka = KafkaSettings(bootstrap=bootstrap, timeout_seconds=3)
+    log = open_log(Settings(data_dir=tmp_path, log=LogSettings(kind="kafka", kafka=kafka)))
+    consumer = log.consumer([Topic.FEEDBACK], "join", dict)
+    log.append(Topic.FEEDBACK, "k", b"before")
+    assert [record.value for record in read(consumer, 1)] == [b"before"]
+    kill()
+    for _ in range(2):  # the first waits for its record, the second for a new connection
+        with pytest.raises(LogUnavailable):
+            log.append(Topic.FEEDBACK, "k", b"unknown")
+    begin = time.monotonic()
+    with pytest.raises(LogUnavailable, match="away"):
+        log.append(Topic.FEEDBACK, "k", b"refused")
+    assert time.monotonic() - begin < 0.5
+    start()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            log.append(Topic.FEEDBACK, "k", b"after")
+            break
+        except LogUnavailable:
+            time.sleep(0.2)
+    assert b"after" in {record.value for record in read(consumer, 1)}
+    consumer.close()
+    log.close()
+
+
+@pytest.mark.parametrize("bootstrap", ["", " , ", "localhost", "localhost:port", "localhost:70000", ":9092"])
+def test_a_bootstrap_that_is_no_address_is_refused(bootstrap, tmp_path):
+    kafka = KafkaSettings(bootstrap=bootstrap)
+    with pytest.raises(Misconfigured, match=r"log\.kafka\.bootstrap"):
+        open_log(Settings(data_dir=tmp_path, log=LogSettings(kind="kafka", kafka=kafka)))
+
+
+@pytest.mark.usefixtures("kafka_leftovers")
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_brokers_that_do_not_answer_are_named_with_what_to_check(tmp_path):
+    kafka = KafkaSettings(bootstrap="127.0.0.1:9", timeout_seconds=1)
+    with pytest.raises(LogUnavailable, match=r"127\.0\.0\.1:9 .*check log\.kafka\.bootstrap"):
+        open_log(Settings(data_dir=tmp_path, log=LogSettings(kind="kafka", kafka=kafka)))

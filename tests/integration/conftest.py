@@ -1,0 +1,112 @@
+"""Fixtures of tests over a real channel: the tiny base once a session, an engine and a server for each test."""
+
+import pytest
+from plaudit.settings import EngineSettings, ModelSettings
+
+ADAPTER_LAYERS = 2
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    from plaudit.engine.base import Base
+    from plaudit.testing.models import tiny_model
+
+    return Base.load(tiny_model(tmp_path_factory.mktemp("tiny")), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def tiny_engine(tiny_base):
+    from plaudit.engine.torch_engine import TorchEngine
+
+    engine = TorchEngine(tiny_base, EngineSettings(widths=(4, 16)), ModelSettings(adapter_layers=ADAPTER_LAYERS))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def local(tmp_path, tiny_engine):
+    from plaudit.plugins import load_plugins
+    from plaudit.testing.serving import local_server
+
+    with local_server(tmp_path / "data", tiny_engine, load_plugins(("echo", "echo-choice"))) as server:
+        yield server
+
+
+@pytest.fixture
+def client(local):
+    from plaudit.client import Plaudit
+
+    with Plaudit(local.target, attempts=1, timeout=30.0) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def trainer_base(tmp_path_factory):
+    """A second copy of the tiny base, as the learner has its own: adapters are made and measured here."""
+    from plaudit.engine.base import Base
+    from plaudit.testing.models import tiny_model
+
+    return Base.load(tiny_model(tmp_path_factory.mktemp("trainer")), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def make_release(trainer_base, tmp_path):
+    """Registers a release with a seeded random adapter and honest probes, gated; `spoil` may change its manifest."""
+    return ReleaseMaker(trainer_base, tmp_path / "releases")
+
+
+class ReleaseMaker:
+    def __init__(self, base, folder):
+        self.base = base
+        self.folder = folder
+
+    def __call__(self, registry, channel, seed, *, temperature=0.7, strength=0.3, spoil=lambda manifest: manifest):
+        import datetime as dt
+        import hashlib
+
+        import torch
+        from plaudit.engine import adapters
+        from plaudit.release.gate import Decision
+        from plaudit.release.manifest import ADAPTER_WEIGHTS, Adapter, Manifest
+
+        registry.ensure_channel(channel, self.base.digest)
+        artifacts = self.folder / f"{channel.tenant}-{seed}"
+        adapters.inject(self.base, "made", layers=ADAPTER_LAYERS, rank=8, alpha=16, seed=seed)
+        try:
+            random = torch.Generator().manual_seed(seed)
+            for parameter in adapters.parameters(self.base, "made"):
+                parameter.data = strength * torch.randn(parameter.shape, generator=random)
+            adapters.save(self.base, "made", artifacts / "policy")
+            probes = self._probes(temperature)
+        finally:
+            adapters.remove(self.base, "made")
+        weights = (artifacts / ADAPTER_WEIGHTS).read_bytes()
+        manifest = Manifest(
+            channel=channel,
+            base_digest=self.base.digest,
+            temperature=temperature,
+            adapter=Adapter(digest=hashlib.sha256(weights).hexdigest(), rank=8, alpha=16, layers=ADAPTER_LAYERS),
+            probes=probes,
+        )
+        row = registry.register(spoil(manifest), artifacts)
+        return registry.decide(channel, row.version, Decision(True, (), dt.datetime.now(dt.UTC)))
+
+    def _probes(self, temperature):
+        import torch
+        from plaudit.engine import adapters
+        from plaudit.release.manifest import Probe
+        from plaudit.types import Message
+
+        start = adapters.start_layer(self.base, ADAPTER_LAYERS)
+        probes = []
+        for text in ("Name a colour.", "What is tea?"):
+            prompt = self.base.encode([Message("user", text)]).tokens
+            completion = self.base.encode_text("a warm drink for the afternoon")
+            tokens = torch.tensor([[*prompt, *completion]])
+            with torch.no_grad(), adapters.active(self.base, "made"):
+                hidden = self.base.upper(self.base.trunk(tokens, start), start)
+                logprobs = torch.log_softmax(self.base.logits(hidden) / temperature, dim=-1)[0]
+            # The log-prob of token t stands at the position before it.
+            at = [float(logprobs[len(prompt) + i - 1, token]) for i, token in enumerate(completion)]
+            probes.append(Probe(prompt_tokens=prompt, completion_tokens=completion, logprobs=tuple(at)))
+        return tuple(probes)

@@ -1,0 +1,274 @@
+"""What a replica does with releases: follows, proves, refuses, forgets; and what operators see."""
+
+import threading
+
+import pytest
+from plaudit.client import Plaudit
+from plaudit.errors import (
+    DeadlinePassed,
+    GenerationChanged,
+    InvalidField,
+    ProofFailed,
+    ReleaseNotServable,
+    UnknownChannel,
+    UnknownRelease,
+    WrongState,
+)
+from plaudit.eventlog import Topic
+from plaudit.release.manifest import Probe
+from plaudit.release.moves import Promote, RollBack
+from plaudit.serving.router import Router
+from plaudit.types import Channel
+
+CHANNEL = Channel("echo", "default")
+NAME = "echo/default"
+
+
+def test_a_promotion_is_served_recorded_and_counted(local, client, make_release):
+    client.generate("echo", "Hello", max_tokens=2)
+    row = make_release(local.registry, CHANNEL, 1)
+    state = client.promote(NAME, row.version, reason="better")
+    assert (state.live, state.generation) == (row.version, 1)
+    _wait_until(lambda: client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version)
+    (change,) = local.records(Topic.RELEASES)
+    assert (change.channel, change.live, change.generation, change.reason) == (CHANNEL, row.version, 1, "better")
+    value = local.metrics.registry.get_sample_value
+    assert value("plaudit_replica_release", {"channel": NAME}) == row.version
+    assert value("plaudit_swaps_total", {"channel": NAME}) == 2  # version 0, then this one
+
+
+def test_a_release_samples_at_its_own_temperature_unless_the_caller_names_one(local, client, make_release):
+    row = make_release(local.registry, CHANNEL, 1, temperature=0.5)
+    client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
+    client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version], temperature=0.25)
+    own, asked = local.records(Topic.INTERACTIONS)
+    assert (own.candidates[0].sampling.temperature, asked.candidates[0].sampling.temperature) == (0.5, 0.25)
+
+
+def off_by(amount):
+    def spoil(manifest):
+        first, *rest = manifest.probes
+        shifted = tuple(x - amount for x in first.logprobs)
+        return manifest.replace(
+            probes=(
+                Probe(prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens, logprobs=shifted),
+                *rest,
+            )
+        )
+
+    return spoil
+
+
+SPOILT = {
+    "log-probs that differ from the trainer's": {"spoil": off_by(2e-3)},
+    "no probes": {"spoil": lambda manifest: manifest.replace(probes=())},
+    "an adapter that changes nothing": {"strength": 1e-4},
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_release_that_fails_its_proof_is_not_served_and_serving_goes_on(local, client, make_release, case):
+    client.generate("echo", "Hello", max_tokens=2)
+    row = make_release(local.registry, CHANNEL, 3, **SPOILT[case])
+    client.promote(NAME, row.version)
+    value = local.metrics.registry.get_sample_value
+    refused = ("plaudit_release_refusals_total", {"channel": NAME, "reason": "PROOF_FAILED"})
+    _wait_until(lambda: value(*refused) == 1)
+    assert value("plaudit_replica_behind", {"channel": NAME}) == 1
+    assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == 0
+    with pytest.raises(ProofFailed):
+        client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
+    # What an operator does next: the roll-back is followed at once.
+    client.roll_back(NAME)
+    _wait_until(lambda: value("plaudit_replica_behind", {"channel": NAME}) == 0)
+
+
+def test_a_difference_within_the_tolerance_passes_the_proof(local, client, make_release):
+    row = make_release(local.registry, CHANNEL, 3, spoil=off_by(5e-4))
+    assert client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
+
+
+def test_a_damaged_artifact_is_not_servable(local, client, make_release):
+    row = make_release(local.registry, CHANNEL, 4)
+    (weights,) = local.settings.data_dir.glob("registry/**/*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o600)
+    weights.write_bytes(bytes(data))
+    with pytest.raises(ReleaseNotServable):
+        client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
+
+
+def test_a_replica_that_starts_late_serves_the_live_release_from_its_first_call(tmp_path, tiny_engine, make_release):
+    from plaudit.plugins import load_plugins
+    from plaudit.testing.serving import local_server
+
+    plugins = load_plugins(("echo",))
+    with local_server(tmp_path / "data", tiny_engine, plugins) as first:
+        row = make_release(first.registry, CHANNEL, 5)
+        first.registry.change(CHANNEL, Promote(row.version), expected_generation=None, actor="test", reason="")
+    with local_server(tmp_path / "data", tiny_engine, plugins) as second, Plaudit(second.target) as client:
+        assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version
+
+
+def test_a_replica_that_has_nothing_for_a_channel_leaves_rotation(tmp_path, tiny_engine, make_release):
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from plaudit.errors import NotServing
+    from plaudit.plugins import load_plugins
+    from plaudit.testing.serving import local_server
+
+    plugins = load_plugins(("echo",))
+    with local_server(tmp_path / "data", tiny_engine, plugins) as first:
+        row = make_release(first.registry, CHANNEL, 5, spoil=off_by(1.0))
+        first.registry.change(CHANNEL, Promote(row.version), expected_generation=None, actor="test", reason="")
+    second_server = local_server(tmp_path / "data", tiny_engine, plugins)
+    with second_server as second, grpc.insecure_channel(second.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        def status(service):
+            return stub.Check(health_pb2.HealthCheckRequest(service=service)).status
+
+        assert status("plaudit.v1.AssistantService") == status("") == health_pb2.HealthCheckResponse.NOT_SERVING
+        # Feedback needs no model.
+        assert status("plaudit.v1.FeedbackService") == health_pb2.HealthCheckResponse.SERVING
+        with Plaudit(second.target, attempts=1) as client, pytest.raises(NotServing):
+            client.generate("echo", "Hello")
+        second.registry.change(CHANNEL, RollBack(), expected_generation=None, actor="test", reason="")
+        _wait_until(lambda: status("") == health_pb2.HealthCheckResponse.SERVING)
+
+
+def test_replaced_releases_are_forgotten_and_the_last_two_stay_staged(local, client, make_release):
+    client.generate("echo", "Hello", max_tokens=2)
+    rows = [make_release(local.registry, CHANNEL, seed) for seed in (1, 2, 3)]
+    for row in rows:
+        client.promote(NAME, row.version)
+        _wait_until(lambda row=row: local.server.router.serving()[CHANNEL].version == row.version)
+    _wait_until(lambda: {key.version for key in local.engine.staged()} == {0, 2, 3})
+
+
+def test_more_named_releases_than_slots_are_served_by_forgetting_the_longest_unused(local, client, make_release):
+    slots = local.settings.engine.adapter_slots
+    rows = [make_release(local.registry, CHANNEL, seed) for seed in range(slots + 1)]
+    for row in [*rows, rows[0]]:
+        reply = client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
+        assert reply.completions[0].release_version == row.version
+        assert len([key for key in local.engine.staged() if key.version]) <= slots
+
+
+def test_a_release_that_a_request_holds_is_not_forgotten(local, client, make_release):
+    client.generate("echo", "Hello", max_tokens=2)
+    rows = [make_release(local.registry, CHANNEL, seed) for seed in (1, 2, 3)]
+    serving = local.server.router.serving
+    client.promote(NAME, rows[0].version)
+    _wait_until(lambda: serving()[CHANNEL].version == rows[0].version)
+    with local.server.router.lease(CHANNEL) as (held,):
+        for row in rows[1:]:
+            client.promote(NAME, row.version)
+            _wait_until(lambda row=row: serving()[CHANNEL].version == row.version)
+        assert held.key.version == rows[0].version
+        assert held.key in local.engine.staged()
+
+
+def test_operators_read_and_move_releases(local, client, make_release):
+    with pytest.raises(UnknownChannel):
+        client.releases(NAME)
+    client.generate("echo", "Hello", max_tokens=2)
+    row = make_release(local.registry, CHANNEL, 1)
+    state, rows = client.releases(NAME)
+    assert (state.live, state.generation, [r.version for r in rows]) == (0, 0, [0, row.version])
+    assert rows[1] == local.registry.release(CHANNEL, row.version)
+    found, manifest = client.release(NAME, row.version)
+    assert found == rows[1]
+    assert local.registry.manifest(CHANNEL, row.version).to_json() == manifest
+    with pytest.raises(GenerationChanged):
+        client.promote(NAME, row.version, expected_generation=5)
+    client.promote(NAME, row.version, expected_generation=0)
+    assert client.pin(NAME, reason="a fair").pinned
+    with pytest.raises(WrongState):
+        client.promote(NAME, row.version)
+    assert not client.pin(NAME, False).pinned
+    assert client.roll_back(NAME).live == 0
+    assert [change.generation for change in local.records(Topic.RELEASES)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda c: c.releases("echo"), InvalidField),
+        (lambda c: c.releases("echo/nobody"), UnknownChannel),
+        (lambda c: c.release("echo/default", 9), UnknownRelease),
+        (lambda c: c.promote("echo/default", 9), UnknownRelease),
+        (lambda c: c.promote("echo/default", 0, reason="r" * 1025), InvalidField),
+        (lambda c: list(c.watch("echo/nobody")), UnknownChannel),
+    ],
+)
+def test_bad_release_calls_are_refused(client, call, error):
+    client.generate("echo", "Hello", max_tokens=2)
+    with pytest.raises(error):
+        call(client)
+
+
+def test_a_watcher_sees_the_state_and_then_each_change(local, client, make_release):
+    client.generate("echo", "Hello", max_tokens=2)
+    row = make_release(local.registry, CHANNEL, 1)
+    seen = []
+    began, ended = threading.Event(), threading.Event()
+
+    def watch():
+        try:
+            for state in client.watch(NAME, timeout=3.0):
+                seen.append((state.generation, state.live))
+                began.set()
+        except DeadlinePassed:
+            ended.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert began.wait(5)
+    client.promote(NAME, row.version)
+    _wait_until(lambda: seen == [(0, 0), (1, row.version)])
+    assert ended.wait(10)
+    watcher.join(10)
+
+
+def test_serving_goes_on_while_the_channel_states_cannot_be_read(local, client, monkeypatch):
+    client.generate("echo", "Hello", max_tokens=2)
+
+    def broken():
+        raise OSError("the database is gone")
+
+    monkeypatch.setattr(local.registry, "states", broken)
+    value = local.metrics.registry.get_sample_value
+    _wait_until(lambda: value("plaudit_follower_errors_total") >= 2)
+    assert client.generate("echo", "Hello", max_tokens=2).text is not None
+
+
+def test_a_router_refuses_a_release_of_another_base(local, make_release):
+    row = make_release(local.registry, CHANNEL, 1)
+
+    class OtherBase:
+        base_digest = "0" * 64
+
+    router = Router(
+        local.registry,
+        OtherBase(),
+        local.metrics,
+        domains=("echo",),
+        cache=local.settings.data_dir / "other",
+        poll_seconds=1.0,
+        adapter_slots=2,
+    )
+    router.look()
+    assert router.serving() == {}
+    assert local.registry.state(CHANNEL).live == 0
+    assert row.version == 1
+
+
+def _wait_until(condition, seconds=20.0):
+    import time
+
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends_at, "it never came true"
+        time.sleep(0.01)

@@ -1,0 +1,102 @@
+"""The simulator against a real server: what people were told is what the log holds, and gold judges named releases."""
+
+import threading
+
+import pytest
+from plaudit.eventlog import Topic
+from plaudit.plugins import load_plugins
+from plaudit.simulate.evaluate import EvaluateSettings, evaluate
+from plaudit.simulate.run import SimulateSettings, simulate
+from plaudit.testing.serving import local_server
+from plaudit.types import Feedback, Interaction, Purpose
+
+POPULATION = "instruction-tiny"
+
+
+@pytest.fixture
+def served(tmp_path, tiny_engine):
+    with local_server(tmp_path / "data", tiny_engine, load_plugins(("instruction",))) as server:
+        yield server
+
+
+def test_every_acknowledged_act_is_in_the_log_once(served):
+    seen = []
+    ledger = simulate(
+        SimulateSettings(target=served.target, population=POPULATION, events=40, concurrency=6, seed=3),
+        progress=lambda ledger: seen.append(len(ledger.replies)),
+    )
+    counts = ledger.counts()
+    assert counts["acknowledged"] == counts["acts"] == 40
+    assert (counts["requests_failed"], counts["acts_failed"]) == (0, 0)
+    assert len(seen) == counts["replies"] == counts["requests"]
+    logged = [record for record in served.records(Topic.FEEDBACK) if isinstance(record, Feedback)]
+    stored = {feedback_id: sum(one.feedback_id == feedback_id for one in logged) for feedback_id in ledger.feedback_ids}
+    assert ledger.audit(stored) == {"lost": 0, "doubled": 0}
+    # The service knows pseudonyms only.
+    assert not {one.rater for one in logged} & {act.rater for act in ledger.acknowledged}
+
+
+def test_a_reply_in_the_ledger_has_what_is_needed_to_make_it_again(served):
+    ledger = simulate(SimulateSettings(target=served.target, population=POPULATION, events=8, concurrency=2))
+    interactions = {one.interaction_id: one for one in served.records(Topic.INTERACTIONS)}
+    for reply in ledger.replies:
+        logged = interactions[reply.interaction_id]
+        assert isinstance(logged, Interaction)
+        assert reply.messages == logged.messages
+        for kept, candidate in zip(reply.completions, logged.candidates, strict=True):
+            assert (kept.candidate_id, kept.token_ids, kept.seed) == (
+                candidate.candidate_id,
+                candidate.tokens,
+                candidate.seed,
+            )
+            assert (kept.release_version, kept.release_digest) == (candidate.release_version, candidate.release_digest)
+            assert candidate.sampling.max_tokens == reply.max_tokens
+
+
+def test_the_simulator_asks_on_until_it_is_stopped(served):
+    stop = threading.Event()
+
+    def progress(ledger):
+        if len(ledger.replies) >= 5:
+            stop.set()
+
+    ledger = simulate(
+        SimulateSettings(target=served.target, population=POPULATION, events=None, concurrency=3, rate=False),
+        progress=progress,
+        stop=stop,
+    )
+    assert 5 <= len(ledger.replies) < 20
+    assert ledger.counts()["acts"] == 0
+
+
+def test_a_service_that_is_not_there_is_a_failure_in_the_ledger():
+    ledger = simulate(
+        SimulateSettings(
+            target="127.0.0.1:1",
+            population=POPULATION,
+            events=3,
+            concurrency=1,
+            patience_seconds=0.0,
+            deadline_seconds=2,
+        )
+    )
+    assert ledger.counts()["replies"] == 0
+    assert ledger.counts()["requests_failed"] == ledger.counts()["requests"] > 0
+
+
+def test_gold_judges_the_base_against_itself_as_even(served):
+    found = evaluate(
+        EvaluateSettings(
+            target=served.target, releases=(0,), population=POPULATION, samples=2, prompts=12, concurrency=8
+        )
+    )
+    assert set(found.releases) == {0}
+    rate = found.releases[0].win_rate
+    assert rate.low <= 0.5 <= rate.high
+    assert found.releases[0].seen.n == found.releases[0].unseen.n == 6
+    assert set(found.baselines) == {"constant_answer", "better_prompt", "longest_of_samples", "shortest_of_samples"}
+    assert all(len(group) == 2 for group in found.base_answers)
+    logged = served.records(Topic.INTERACTIONS)
+    # Nothing that an evaluation asks may be joined or replayed.
+    assert {one.purpose for one in logged} == {Purpose.EVALUATE}
+    assert found.to_json()["examples"][0]["prompt"] == found.prompts[0].text

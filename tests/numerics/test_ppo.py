@@ -1,0 +1,190 @@
+"""PPO's maths against pencil examples, independent formulas and invariances."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plaudit.policy import ppo
+from plaudit.policy.value import LinearValue, features
+
+NAN = float("nan")
+
+
+def test_token_rewards_put_the_score_on_the_last_token_that_counts():
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    logprobs = torch.tensor([[-1.0, -2.0, NAN], [-1.0, -1.0, -1.0]])
+    reference = torch.tensor([[-1.5, -1.0, NAN], [-1.0, -2.0, -3.0]])
+    found = ppo.token_rewards(torch.tensor([1.0, 2.0]), logprobs, reference, mask, 0.1)
+    # -0.1 * (-1 + 1.5) = -0.05;  -0.1 * (-2 + 1) + 1 = 1.1;  row 2: 0, -0.1 * 1, -0.1 * 2 + 2 = 1.8
+    assert torch.allclose(found, torch.tensor([[-0.05, 1.1, 0.0], [0.0, -0.1, 1.8]]))
+
+
+def test_gae_equals_the_pencil():
+    # gamma 1, lambda .5; V = (1, 2), r = (0, 3): delta_2 = 3 - 2 = 1, delta_1 = 0 + 2 - 1 = 1; A_1 = 1 + .5 = 1.5
+    mask = torch.tensor([[True, True, False]])
+    advantages, returns = ppo.gae(torch.tensor([[0.0, 3.0, NAN]]), torch.tensor([[1.0, 2.0, NAN]]), mask, 1.0, 0.5)
+    assert torch.allclose(advantages, torch.tensor([[1.5, 1.0, 0.0]]))
+    assert torch.allclose(returns, torch.tensor([[2.5, 3.0, 0.0]]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 7), st.floats(0, 1), st.floats(0.5, 1), st.integers(0, 10_000))
+def test_gae_equals_the_sum_over_deltas(batch, length, lam, gamma, seed):
+    rng = np.random.default_rng(seed)
+    rewards, values = rng.normal(size=(2, batch, length))
+    lengths = rng.integers(1, length + 1, size=batch)
+    mask = torch.tensor(np.arange(length)[None] < lengths[:, None])
+    found, returns = ppo.gae(torch.tensor(rewards), torch.tensor(values), mask, gamma, lam)
+    for row, end in enumerate(lengths):
+        after = np.append(values[row, 1:end], 0.0)
+        delta = rewards[row, :end] + gamma * after - values[row, :end]
+        for t in range(end):
+            wanted = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, end))
+            assert math.isclose(found[row, t].item(), wanted, abs_tol=1e-9)
+            assert math.isclose(returns[row, t].item(), wanted + values[row, t], abs_tol=1e-9)
+
+
+def test_with_lambda_one_the_return_is_the_sum_of_what_follows():
+    rewards = torch.tensor([[1.0, 2.0, 4.0]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    _, returns = ppo.gae(rewards, torch.tensor([[5.0, -3.0, 0.5]]), mask, 1.0, 1.0)
+    assert torch.allclose(returns, torch.tensor([[7.0, 6.0, 4.0]]))
+
+
+def test_leave_one_out_compares_with_the_other_samples_of_the_prompt():
+    # prompt 1: 1 - (2 + 6) / 2 = -3, 2 - 3.5 = -1.5, 6 - 1.5 = 4.5; prompt 2: all equal
+    found = ppo.leave_one_out(torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0]), 3)
+    assert torch.allclose(found, torch.tensor([-3.0, -1.5, 4.5, 0.0, 0.0, 0.0]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.1, 10), st.floats(-5, 5))
+def test_whitening_is_blind_to_shift_and_scale(seed, scale, shift):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    mask = torch.rand(3, 5, generator=generator) > 0.3
+    mask[0, :2] = True
+    found = ppo.whiten(values, mask)
+    assert torch.allclose(found, ppo.whiten(values * scale + shift, mask), atol=1e-4)
+    assert abs(found[mask].mean()) < 1e-6
+    assert torch.all(found[~mask] == 0)
+
+
+def test_clipping_stops_the_gradient_of_what_moved_far_in_the_wanted_direction():
+    # ratios 1.5, 1.5, .5, .5 with A = +1, -1, +1, -1 and eps .2:
+    # min(1.5, 1.2) = 1.2 (clipped), min(-1.5, -1.2) = -1.5, min(.5, .8) = .5, min(-.5, -.8) = -.8 (clipped)
+    logprobs = torch.log(torch.tensor([1.5, 1.5, 0.5, 0.5])).requires_grad_()
+    result = ppo.policy_loss(
+        logprobs, torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.ones(4, dtype=torch.bool), 0.2
+    )
+    assert math.isclose(result.loss.item(), -(1.2 - 1.5 + 0.5 - 0.8) / 4, abs_tol=1e-6)
+    result.loss.backward()
+    assert logprobs.grad[0] == 0
+    assert logprobs.grad[3] == 0
+    # d/dlog rho of -rho A / 4
+    assert math.isclose(logprobs.grad[1].item(), 1.5 / 4, abs_tol=1e-6)
+    assert math.isclose(logprobs.grad[2].item(), -0.5 / 4, abs_tol=1e-6)
+    assert result.clip_fraction.item() == 1.0
+
+
+def test_at_ratio_one_the_gradient_is_that_of_the_plain_policy_gradient():
+    logprobs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    advantages = torch.tensor([0.5, -1.0, 2.0])
+    result = ppo.policy_loss(logprobs, logprobs.detach(), advantages, torch.ones(3, dtype=torch.bool), 0.2)
+    result.loss.backward()
+    assert torch.allclose(logprobs.grad, -advantages / 3)
+    assert result.approx_kl == 0
+    assert result.clip_fraction == 0
+
+
+def test_masked_positions_reach_neither_loss_nor_gradient():
+    mask = torch.tensor([[True, False], [True, True]])
+    clean = torch.tensor([[-1.0, 0.0], [-2.0, -0.5]])
+    dirty = clean.clone()
+    dirty[0, 1] = NAN
+    advantages = torch.tensor([[1.0, NAN], [0.5, -1.0]])
+    losses = []
+    for logprobs in (clean, dirty):
+        leaf = logprobs.clone().requires_grad_()
+        loss = ppo.policy_loss(leaf, torch.where(mask, clean, NAN) - 0.1, advantages, mask, 0.2).loss
+        loss.backward()
+        assert torch.isfinite(leaf.grad).all()
+        losses.append((loss.item(), leaf.grad))
+    assert losses[0][0] == losses[1][0]
+    assert torch.equal(losses[0][1], losses[1][1])
+    assert torch.isfinite(ppo.sequence_kl(dirty, clean, mask)).all()
+    assert torch.isfinite(ppo.token_rewards(torch.ones(2), dirty, clean, mask, 0.1)).all()
+
+
+def test_sequence_kl_sums_over_tokens_that_count():
+    mask = torch.tensor([[True, True], [True, False]])
+    found = ppo.sequence_kl(torch.tensor([[-1.0, -1.0], [-1.0, 9.0]]), torch.tensor([[-2.0, -1.5], [-3.0, 0.0]]), mask)
+    assert torch.allclose(found, torch.tensor([1.5, 2.0]))
+
+
+@pytest.mark.parametrize(("kl", "wanted"), [(10.0, 0.02), (5.0, 0.02 * 0.85), (0.0, 0.014), (40.0, 0.026)])
+def test_the_controller_moves_beta_towards_the_target(kl, wanted):
+    found = ppo.next_kl_coef(0.02, kl, 10.0, gain=0.3, low=0.005, high=0.2)
+    assert math.isclose(found, wanted, rel_tol=1e-9)
+
+
+def test_the_controller_stays_within_its_bounds():
+    assert ppo.next_kl_coef(0.19, 100.0, 10.0, gain=0.3, low=0.005, high=0.2) == 0.2
+    assert ppo.next_kl_coef(0.006, 0.0, 10.0, gain=0.3, low=0.005, high=0.2) == 0.005
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.2, 2.0))
+def test_token_logprobs_are_those_of_the_tempered_softmax(seed, temperature):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(4, 9, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(9, (4,), generator=generator)
+    found = ppo.token_logprobs(logits, tokens, temperature)
+    weights = np.exp(logits.numpy() / temperature)
+    wanted = np.log(weights[np.arange(4), tokens.numpy()] / weights.sum(1))
+    assert np.allclose(found.numpy(), wanted)
+
+
+def test_ppo_finds_the_better_arm_of_a_bandit():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(30):
+        with torch.no_grad():
+            arms = torch.multinomial(torch.softmax(logits, 0), 64, replacement=True, generator=generator)
+            old = torch.log_softmax(logits, 0)[arms]
+            rewards = (arms == 1).float()[:, None]
+            mask = torch.ones(64, 1, dtype=torch.bool)
+            advantages, _ = ppo.gae(rewards, torch.zeros(64, 1), mask, 1.0, 0.95)
+            advantages = ppo.whiten(advantages, mask)[:, 0]
+        for _ in range(2):
+            loss = ppo.policy_loss(torch.log_softmax(logits, 0)[arms], old, advantages, mask[:, 0], 0.2).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert torch.softmax(logits, 0)[1] > 0.9
+
+
+def test_the_value_finds_a_return_that_the_outlook_foretells():
+    generator = torch.Generator().manual_seed(1)
+    outlook = torch.rand(64, 10, generator=generator)
+    mask = torch.arange(10)[None] < torch.randint(1, 11, (64, 1), generator=generator)
+    inputs = features(torch.where(mask, outlook, NAN), mask)
+    # Twice the outlook late in a completion, nothing of it at the start.
+    returns = torch.where(mask, 0.3 + 2.0 * outlook * torch.arange(10) / 10, NAN)
+    value = LinearValue()
+    value.learn(inputs, returns, mask)
+    assert (value(inputs) - returns)[mask].abs().max() < 0.1
+
+
+def test_the_value_forgets_what_an_older_policy_came_to():
+    mask = torch.ones(200, 1, dtype=torch.bool)
+    inputs = features(torch.full((200, 1), 0.5), mask)
+    value = LinearValue()
+    value.learn(inputs, torch.zeros(200, 1), mask)
+    for _ in range(6):
+        value.learn(inputs, torch.ones(200, 1), mask)
+    assert value(inputs)[0, 0] > 0.95

@@ -1,0 +1,161 @@
+"""The command line: what it prints, its exit codes, and how little it imports."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+from plaudit import cli
+from plaudit.release.registry import Registry
+from plaudit.settings import load_settings
+from plaudit.types import Channel
+
+CHANNEL = Channel("instruction", "default")
+
+
+@pytest.fixture
+def plaudit(monkeypatch, capsys, tmp_path):
+    """Runs a command in an empty folder; exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["plaudit", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def registry(tmp_path):
+    settings = load_settings(overrides=[f"data_dir={tmp_path / 'data'}"], environ={})
+    settings.data_dir.mkdir()
+    with Registry(settings.store_url, settings.registry_root) as opened:
+        opened.ensure_channel(CHANNEL, "ab" * 32)
+        yield opened
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    program = (
+        "import sys; sys.argv = ['plaudit', '--help']\n"
+        "from plaudit import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'grpc', 'sqlalchemy', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    # Processor time, the least of three: other programs on the machine must not fail the test.
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.returncode == 0, done.stderr
+    assert "release" in done.stdout
+    assert min(spent) < 0.5
+
+
+def test_settings_are_shown_as_toml_and_as_json_with_secrets_masked(plaudit):
+    secret = ["--set", "serve.pseudonym_key=open-sesame-open-sesame"]
+    code, text, _ = plaudit("settings", "show", *secret, "--set", "serve.port=1234")
+    assert (code, "port = 1234" in text, "open-sesame" in text) == (0, True, False)
+
+    code, text, _ = plaudit("settings", "show", "--json", *secret, "--data-dir", "somewhere")
+    shown = json.loads(text)
+    assert code == 0
+    assert shown["settings"]["data_dir"] == "somewhere"
+    assert shown["settings"]["serve"]["pseudonym_key"] == "**********"
+    assert len(shown["digest"]) == 64
+
+
+def test_an_error_that_plaudit_explains_is_a_sentence_and_exit_code_1(plaudit):
+    code, out, err = plaudit("settings", "show", "--set", "serve.prot=1")
+    assert (code, out) == (1, "")
+    assert err.startswith("plaudit: 1 problem with the settings:")
+    assert "did you mean 'serve.port'?" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [("settings", "sow"), ("release", "promote", "instruction/default", "x"), ()])
+def test_wrong_usage_is_exit_code_2(plaudit, arguments):
+    assert plaudit(*arguments)[0] == 2
+
+
+def test_a_channel_that_is_none_is_wrong_usage(plaudit):
+    code, _, err = plaudit("release", "list", "instruction")
+    assert code == 2
+    assert "domain/tenant" in err
+
+
+def test_plugins_are_listed_as_json(plaudit):
+    code, text, _ = plaudit("plugins", "list", "--json")
+    rows = json.loads(text)
+    assert code == 0
+    assert {"name", "distribution", "version"} <= set(rows[0])
+    assert "instruction" in {row["name"] for row in rows}
+
+
+def test_releases_are_listed_through_the_registry(plaudit, registry, tmp_path):
+    code, text, _ = plaudit("release", "list", str(CHANNEL), "--json", "--data-dir", str(tmp_path / "data"))
+    listed = json.loads(text)
+    assert code == 0
+    assert listed["state"] == {
+        "channel": "instruction/default",
+        "generation": 0,
+        "live": 0,
+        "canary": None,
+        "pinned": False,
+    }
+    assert [row["version"] for row in listed["releases"]] == [0]
+
+    code, text, _ = plaudit("release", "list", str(CHANNEL), "--data-dir", str(tmp_path / "data"))
+    assert text.startswith("instruction/default serves version 0 (generation 0)\n*    0  live")
+
+
+def test_pinning_through_the_registry_is_published_on_the_log(plaudit, registry, tmp_path):
+    from plaudit.eventlog import Topic, open_log
+    from plaudit.eventlog.codec import decode
+
+    where = ("--data-dir", str(tmp_path / "data"))
+    code, text, _ = plaudit("release", "pin", str(CHANNEL), "--reason", "an audit", "--json", *where)
+    assert (code, json.loads(text)["pinned"], registry.state(CHANNEL).pinned) == (0, True, True)
+
+    log = open_log(load_settings(overrides=[f"data_dir={tmp_path / 'data'}"], environ={}))
+    consumer = log.consumer((Topic.RELEASES,), "test", dict)
+    change = decode(consumer.poll(5.0, 10)[0].value)
+    consumer.close()
+    log.close()
+    assert (change.pinned, change.generation, change.reason) == (True, 1, "an audit")
+    assert change.actor.startswith("operator:")
+
+
+def test_a_move_on_an_old_generation_is_refused(plaudit, registry, tmp_path):
+    where = ("--data-dir", str(tmp_path / "data"))
+    assert plaudit("release", "pin", str(CHANNEL), *where)[0] == 0
+    code, _, err = plaudit("release", "pin", str(CHANNEL), "--off", "--expected-generation", "0", *where)
+    assert code == 1
+    assert "generation" in err
+    assert registry.state(CHANNEL).pinned
+
+
+def test_a_release_is_shown_with_its_manifest(plaudit, registry, tmp_path):
+    code, text, _ = plaudit("release", "show", str(CHANNEL), "0", "--data-dir", str(tmp_path / "data"))
+    shown = json.loads(text)
+    assert (code, shown["state"], shown["manifest"]["base_digest"]) == (0, "live", "ab" * 32)
+
+
+def test_an_unknown_channel_and_an_absent_service_are_explained(plaudit, registry, tmp_path):
+    code, _, err = plaudit("release", "list", "other/default", "--data-dir", str(tmp_path / "data"))
+    assert code == 1
+    assert "never served" in err
+    code, _, err = plaudit("release", "list", str(CHANNEL), "--target", "127.0.0.1:1")
+    assert code == 1
+    assert "127.0.0.1:1" in err
+    assert "UNAVAILABLE" in err

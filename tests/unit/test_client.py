@@ -1,0 +1,250 @@
+"""The client against real servers that fail in chosen ways."""
+
+import asyncio
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from plaudit.client import AsyncPlaudit, Plaudit
+from plaudit.errors import DeadlinePassed, InvalidField, LogUnavailable, NotServing, QueueFull, UnknownCandidate
+from plaudit.metrics import Metrics, to_markdown
+from plaudit.replies import drafts
+from plaudit.serving.interceptors import CallInterceptor
+from plaudit.types import Message, Passage, Purpose
+from plaudit.v1 import (
+    assistant_pb2,
+    assistant_pb2_grpc,
+    feedback_pb2,
+    feedback_pb2_grpc,
+    releases_pb2,
+    releases_pb2_grpc,
+)
+from prometheus_client import CollectorRegistry
+
+
+class Flaky(
+    assistant_pb2_grpc.AssistantServiceServicer,
+    feedback_pb2_grpc.FeedbackServiceServicer,
+    releases_pb2_grpc.ReleaseServiceServicer,
+):
+    """Raises the errors of `planned`, one a call, and then answers; keeps every request."""
+
+    def __init__(self):
+        self.planned = []
+        self.seen = []
+
+    def _answer(self, request):
+        self.seen.append(request)
+        if self.planned:
+            raise self.planned.pop(0)
+
+    def Generate(self, request, context):
+        self._answer(request)
+        return assistant_pb2.GenerateResponse(
+            interaction_id=request.interaction_id,
+            handle="handle",
+            completions=[
+                assistant_pb2.Completion(candidate_id=name, text=name.upper(), finish_reason=1) for name in ("a", "b")
+            ],
+        )
+
+    def Choose(self, request, context):
+        self._answer(request)
+        ranking = [assistant_pb2.RankedOption(option_id=o.option_id, candidate_id=o.text) for o in request.options]
+        return assistant_pb2.ChooseResponse(interaction_id=request.interaction_id, ranking=ranking, handle="handle")
+
+    def SubmitFeedback(self, request, context):
+        self._answer(request)
+        return feedback_pb2.SubmitFeedbackResponse(feedback_id=request.feedback.feedback_id)
+
+    def StreamFeedback(self, request_iterator, context):
+        for index, request in enumerate(request_iterator):
+            yield feedback_pb2.StreamFeedbackResponse(
+                index=index, feedback_id=request.feedback.feedback_id, accepted=index != 1, reason=22 * (index == 1)
+            )
+
+    def PromoteRelease(self, request, context):
+        self._answer(request)
+        return releases_pb2.PromoteReleaseResponse(state=releases_pb2.ChannelState(channel=request.channel, live=1))
+
+
+@pytest.fixture
+def served():
+    servicer = Flaky()
+    server = grpc.server(ThreadPoolExecutor(4), interceptors=[CallInterceptor(Metrics(CollectorRegistry()), 2**20)])
+    assistant_pb2_grpc.add_AssistantServiceServicer_to_server(servicer, server)
+    feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(servicer, server)
+    releases_pb2_grpc.add_ReleaseServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+@pytest.fixture
+def client(served):
+    with Plaudit(served[1], timeout=10.0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("error", [QueueFull, NotServing, LogUnavailable])
+def test_a_busy_service_is_asked_again_with_the_same_idempotency_key(served, client, error):
+    served[0].planned = [error(), error()]
+    reply = client.generate("echo", "hi")
+    assert len(served[0].seen) == 3
+    assert {request.interaction_id for request in served[0].seen} == {reply.interaction_id}
+
+
+def test_feedback_sent_again_is_the_same_act(served, client):
+    reply = client.generate("echo", "hi")
+    served[0].seen.clear()
+    served[0].planned = [LogUnavailable()]
+    given = reply.thumbs_up(rater="ana")
+    first, second = (request.feedback for request in served[0].seen)
+    assert first == second
+    assert given.feedback_id == first.feedback_id != ""
+
+
+def test_a_refusal_is_not_tried_again(served, client):
+    served[0].planned = [InvalidField("n is 9", field="n")]
+    with pytest.raises(InvalidField) as caught:
+        client.generate("echo", "hi")
+    assert caught.value.metadata == {"field": "n"}
+    assert len(served[0].seen) == 1
+
+
+def test_attempts_are_limited_and_end_with_the_last_error(served):
+    served[0].planned = [QueueFull() for _ in range(9)]
+    with Plaudit(served[1], attempts=3) as client, pytest.raises(QueueFull):
+        client.generate("echo", "hi")
+    assert len(served[0].seen) == 3
+
+
+def test_all_attempts_share_one_deadline(served, client):
+    served[0].planned = [QueueFull() for _ in range(50)]
+    with Plaudit(served[1], attempts=50) as client, pytest.raises((DeadlinePassed, QueueFull)):
+        client.generate("echo", "hi", timeout=0.5)
+    assert len(served[0].seen) < 20
+
+
+def test_a_move_of_a_release_is_not_tried_again_because_it_has_no_key(served, client):
+    served[0].planned = [NotServing()]
+    with pytest.raises(NotServing):
+        client.promote("echo/default", 1)
+    assert len(served[0].seen) == 1
+
+
+def test_nobody_at_the_target_is_not_serving():
+    with Plaudit("127.0.0.1:1", attempts=1, timeout=2.0) as client, pytest.raises(NotServing):
+        client.generate("echo", "hi")
+
+
+def test_options_become_fields(served, client):
+    client.generate(
+        "echo",
+        [Message("system", "be brief"), Message("user", "hi")],
+        n=2,
+        temperature=0.0,
+        max_tokens=5,
+        stop=["\n"],
+        seed=0,
+        tenant="t",
+        rater="ana",
+        purpose=Purpose.EXPLORE,
+        passages=[Passage("p", "text", "source")],
+        release_versions=[3],
+    )
+    (request,) = served[0].seen
+    assert [message.role for message in request.messages] == ["system", "user"]
+    # Zero is not the same as absent: greedy, and seed 0.
+    assert request.sampling.HasField("temperature")
+    assert request.HasField("seed")
+    assert not request.sampling.HasField("top_p")
+    assert (request.n, request.tenant, request.rater, list(request.release_versions)) == (2, "t", "ana", [3])
+    assert request.purpose == assistant_pb2.PURPOSE_EXPLORE
+    assert request.passages[0].source == "source"
+
+
+def test_an_unknown_option_is_a_type_error(client):
+    with pytest.raises((TypeError, ValueError)):
+        client.generate("echo", "hi", temprature=1)
+
+
+def test_candidates_are_named_by_place_object_or_id(served, client):
+    reply = client.generate("echo", "hi")
+    served[0].seen.clear()
+    reply.choose(1, reply.completions[0])
+    reply.choose("b", 0, tie=True)
+    first, second = (request.feedback.choice for request in served[0].seen)
+    assert (first.chosen_id, first.other_id, first.tie_offered) == ("b", "a", False)
+    assert (second.chosen_id, second.other_id, second.tie, second.tie_offered) == ("b", "a", True, True)
+    with pytest.raises(UnknownCandidate):
+        reply.thumbs_up(2)
+
+
+def test_every_kind_of_act_is_the_message_of_its_kind(client):
+    give = drafts("handle", ("a", "b"))
+    acts = {
+        "thumbs": give.thumbs_up(),
+        "choice": give.choose(0, 1),
+        "ranking": give.rank([1, 0]),
+        "correction": give.correct("better"),
+        "rating": give.rate(0.5),
+        "label": give.label("yes"),
+        "signal": give.signal("like"),
+        "comment": give.comment("so so"),
+    }
+    assert {name: act.WhichOneof("act") for name, act in acts.items()} == {name: name for name in acts}
+    assert len({act.feedback_id for act in acts.values()}) == len(acts)
+    assert give.thumbs_down().thumbs.up is False
+
+
+def test_feedback_from_a_kept_handle_carries_it(served, client):
+    client.feedback_from_handle("kept").thumbs_up("a", rater="ana", session_id="s", reasons=["dull"])
+    act = served[0].seen[0].feedback
+    assert (act.handle, act.rater, act.session_id, list(act.reasons)) == ("kept", "ana", "s", ["dull"])
+
+
+def test_a_bulk_refusal_comes_as_its_error(client):
+    give = drafts("handle", ("a",))
+    answers = list(client.submit_many([give.thumbs_up() for _ in range(3)]))
+    assert [type(answer.error) for answer in answers] == [type(None), LogUnavailable, type(None)]
+
+
+def test_texts_are_options_of_their_own_name(client):
+    decision = client.choose("echo-choice", "hi", ["yes", "no"])
+    assert [option.option_id for option in decision.ranking] == ["yes", "no"]
+    assert decision.best is decision.ranking[0]
+
+
+def test_the_asyncio_client_retries_streams_acts_and_maps_errors(served):
+    async def talk():
+        async with AsyncPlaudit(served[1], timeout=10.0) as client:
+            served[0].planned = [QueueFull()]
+            reply = await client.generate("echo", "hi")
+            assert len(served[0].seen) == 2
+            given = await reply.thumbs_up(rater="ana")
+            assert given.feedback_id == served[0].seen[-1].feedback.feedback_id
+            served[0].planned = [InvalidField("n is 9", field="n")]
+            with pytest.raises(InvalidField):
+                await client.generate("echo", "hi")
+            decision = await client.choose("echo-choice", "hi", ["yes", "no"])
+            assert len(decision.ranking) == 2
+
+    asyncio.run(talk())
+
+
+def test_the_client_imports_neither_torch_nor_a_database():
+    code = (
+        "import sys, plaudit.client; sys.exit(any(m in sys.modules for m in ('torch', 'sqlalchemy', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_docs_metrics_is_what_the_code_defines():
+    from pathlib import Path
+
+    written = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert written == to_markdown(Metrics(CollectorRegistry())), "run: python -m plaudit.metrics > docs/metrics.md"

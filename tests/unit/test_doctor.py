@@ -1,0 +1,125 @@
+"""The doctor: what is wrong is found, named, and comes with a remedy."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+
+import pytest
+from plaudit import cli
+from plaudit.doctor import diagnose, render
+from plaudit.errors import Misconfigured
+from plaudit.settings import load_settings
+from plaudit.testing.models import tiny_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def settings(tmp_path, model):
+    def make(*overrides: str):
+        always = [f"data_dir={tmp_path / 'data'}", f"model.path={model}", "serve.port=0", "serve.metrics_port=0"]
+        return load_settings(overrides=[*always, *overrides], environ={})
+
+    return make
+
+
+def by_check(settings, **options):
+    return {finding.check: finding for finding in diagnose(settings, **options)}
+
+
+def test_a_sound_set_up_has_no_complaint(settings):
+    findings = by_check(settings())
+    assert {name for name, finding in findings.items() if finding.status == "bad"} == set()
+    assert "llama" in findings["model"].message
+    assert render(list(findings.values())).endswith("all good")
+
+
+@pytest.mark.parametrize(
+    ("override", "check", "word"),
+    [
+        ("model.path=", "model", "empty"),
+        ("model.path=/nowhere/model", "model", "does not exist"),
+        ("model.threads=4096", "threads", "4096"),
+        ('plugins.allow=["chess"]', "plugins", "chess"),
+        ("plugins.allow=[]", "plugins", "no domain"),
+        ("log.kind=kafka", "event log", "bootstrap"),
+        ("store.url=nonsense", "store", "SQLAlchemy"),
+        ("data_dir=/proc/plaudit", "data directory", "cannot be written"),
+    ],
+)
+def test_what_is_broken_is_named_with_a_remedy(settings, override, check, word):
+    finding = by_check(settings(override))[check]
+    assert finding.status == "bad"
+    assert word in finding.message
+    assert finding.remedy
+
+
+def test_a_broker_that_does_not_answer_is_named(settings):
+    finding = by_check(settings("log.kind=kafka", "log.kafka.bootstrap=127.0.0.1:1"))["event log"]
+    assert (finding.status, "127.0.0.1:1" in finding.message) == ("bad", True)
+
+
+def test_a_damaged_log_is_found(settings, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "log.sqlite").write_bytes(b"not a database, but long enough to be read as one " * 40)
+    assert by_check(settings())["event log"].status == "bad"
+
+
+def test_a_model_without_a_chat_template_is_found(settings, model, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (broken / "config.json").write_text("{")
+    for path in broken.glob("chat_template*"):
+        path.unlink()
+    config = json.loads((broken / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (broken / "tokenizer_config.json").write_text(json.dumps(config))
+
+    message = by_check(settings(f"model.path={broken}"))["model"].message
+    assert "config.json" in message
+    assert "no chat template" in message
+
+
+def test_a_taken_port_is_found(settings):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        finding = by_check(settings(f"serve.port={port}"))["ports"]
+    assert (finding.status, f"serve.port = {port}" in finding.message) == ("bad", True)
+
+
+def test_missing_keys_are_a_note_on_a_laptop_and_a_problem_in_production(settings):
+    assert by_check(settings())["keys"].status == "note"
+    assert by_check(settings(), production=True)["keys"].status == "bad"
+    keys = ['serve.handle_keys={"k": "0123456789abcdef0123"}', "serve.pseudonym_key=0123456789abcdef0123"]
+    finding = by_check(settings(*keys), production=True)["keys"]
+    assert finding.status == "good"
+    assert "0123456789" not in finding.message
+
+
+def test_a_role_is_asked_for_no_more_than_it_needs(settings):
+    assert {"model", "keys", "threads"} & set(by_check(settings("model.path="), role="join")) == set()
+
+
+def test_bad_settings_are_a_finding(settings):
+    findings = diagnose(settings(), settings_error=Misconfigured("serve.port: not a number"))
+    assert [(finding.check, finding.status) for finding in findings][-1] == ("settings", "bad")
+
+
+def test_the_command_prints_json_and_fails_where_something_is_wrong(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["plaudit", "doctor", "--json", "--data-dir", "d", "--set", "serve.nothing=1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert {"check", "status", "message", "remedy"} == set(rows[0])
+    assert any("serve.nothing" in row["message"] for row in rows)

@@ -1,0 +1,121 @@
+"""The demo's report: its keys, its words about refusals and limits, and pictures that are pictures."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+from plaudit.demo.report import KEYS, Report
+
+
+def rate(estimate: float) -> dict[str, float]:
+    return {"estimate": estimate, "low": estimate - 0.05, "high": estimate + 0.05, "n": 200}
+
+
+def release(version: int, **more) -> dict:
+    row = {
+        "version": version,
+        "state": "live",
+        "live_from": f"2026-11-01T10:0{version}:00+00:00",
+        "live_until": None,
+        "gold_win_rate": rate(0.7 + version / 100) if version else None,
+        "kl_nats_per_sequence": 9.0 + version if version else 0.0,
+        "mean_tokens": 24.0,
+        "gate": {"accepted": True, "checks": [check("win_base", True, 0.61)]} if version else None,
+        "distinct_2": 0.69 - version / 20,
+        "commonest_opening": 0.02 + version / 10,
+        "score_win_rate": rate(0.75) if version else None,
+    }
+    return {**row, **more}
+
+
+def check(name: str, passed: bool, value: float) -> dict:
+    return {"name": name, "passed": passed, "value": value, "threshold": 0.5, "low": None, "high": None, "note": ""}
+
+
+def data(**more) -> dict:
+    made = {
+        "requests": {"sent": 900, "failed": 0, "altered": 0},
+        "feedback": {"acknowledged": 2580, "joined": 2570, "rejected": 10, "lost": 0, "doubled": 0},
+        "releases": [release(0), release(1), release(2)],
+        "baselines": {"better_prompt": rate(0.69), "best_of_4": rate(0.645), "constant_answer": rate(0.88)},
+        "freshness_seconds": {"p50": 300.0, "max": 600.0},
+        "seconds": 780.0,
+        "seed": 0,
+        "versions": {"plaudit": "0.1.0", "python": "3.11.7"},
+        "traffic": {
+            "bin_seconds": 10.0,
+            "seconds": [0.0, 10.0, 20.0],
+            "by_version": {"0": [5, 3, 0], "1": [0, 2, 6]},
+            "swaps": [{"version": 1, "seconds": 14.0}],
+        },
+        "examples": [{"prompt": f"Prompt {n} | pipe", "before": "A\nb", "after": "C"} for n in range(6)],
+        "replay": {"replayed": 64, "spanned": 40},
+        "commands": ["plaudit serve --config out/plaudit.toml"],
+    }
+    return {**made, **more}
+
+
+def test_a_report_has_all_its_keys_and_real_pictures(tmp_path):
+    paths = Report(data()).write(tmp_path)
+
+    assert set(KEYS) <= set(json.loads((tmp_path / "report.json").read_text()))
+    pictures = [path for path in paths if path.suffix == ".png"]
+    assert [path.name for path in pictures] == ["gold-by-release.png", "gold-against-kl.png", "traffic.png"]
+    for picture in pictures:
+        content = picture.read_bytes()
+        assert content.startswith(b"\x89PNG\r\n\x1a\n")
+        assert struct.unpack(">II", content[16:24]) == (900, 504)  # 7.5 x 4.2 inches at 120 dots
+        assert f"({picture.name})" in (tmp_path / "report.md").read_text()
+
+
+def test_a_report_without_a_key_is_refused():
+    incomplete = data()
+    del incomplete["freshness_seconds"]
+    with pytest.raises(ValueError, match="freshness_seconds"):
+        Report(incomplete)
+
+
+def test_the_page_names_the_limits():
+    page = Report(data()).markdown()
+    assert "Diversity fell" in page
+    assert "A constant answer** wins 0.880" in page
+    assert "0.720 [0.670, 0.770]" in page
+
+
+@pytest.mark.parametrize(
+    ("estimate", "words"),
+    [(0.9, "does as well or better"), (0.65, "comes close"), (0.25, "does not come close here")],
+)
+def test_what_a_system_prompt_reaches_is_said_as_it_is(estimate, words):
+    assert f"A system prompt {words}" in Report(data(baselines={"better_prompt": rate(estimate)})).markdown()
+
+
+def test_four_examples_are_shown_and_cannot_break_the_table():
+    page = Report(data()).markdown()
+    assert "| Prompt 3 \\| pipe | A b | C |" in page
+    assert "Prompt 4" not in page
+
+
+def test_a_run_in_which_the_gate_refused_everything_says_so_and_shows_the_checks(tmp_path):
+    refused = release(
+        1,
+        state="rejected",
+        live_from=None,
+        gold_win_rate=None,
+        score_win_rate=None,
+        gate={"accepted": False, "checks": [check("kl_base", False, 21.5)]},
+    )
+
+    paths = Report(data(releases=[release(0), refused], baselines={}, freshness_seconds={})).write(tmp_path)
+
+    page = (tmp_path / "report.md").read_text()
+    assert "the gate refused every candidate" in page
+    assert "| kl_base | **failed** | 21.500 | 0.500 |" in page
+    assert [path.name for path in paths if path.suffix == ".png"] == ["traffic.png"]
+
+
+def test_nothing_unknown_is_written_as_zero():
+    page = Report(data(requests={"sent": 900, "failed": 0, "altered": None})).markdown()
+    assert "unknown how many altered" in page
