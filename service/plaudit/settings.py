@@ -156,11 +156,13 @@ class RewardSettings(Section):
     """Ensemble members; each sees bootstrap weights of its own."""
     adapter: bool = True
     """Train a LoRA adapter beside the heads; heads alone on frozen features where false."""
+    layer: int = Field(default=0, ge=0)
+    """Heads read what comes out of this layer (counted from 1); 0 is two thirds of the way up."""
     adapter_layers: int = Field(default=4, ge=1)
-    """Upper layers that carry the reward model's adapter; fewer fit faster, and the trunk below is run once."""
+    """Layers below the one that is read that carry the adapter; fewer fit faster, and the trunk below is run once."""
     adapter_lr: float = 2e-3
     """AdamW step size of the adapter."""
-    head_lr: float = 4e-3
+    head_lr: float = 1e-3
     """AdamW step size of the heads."""
     epochs: float = 1.0
     """Passes over the evidence, from base."""
@@ -189,15 +191,15 @@ class PolicySettings(Section):
     """Longest completion of a rollout."""
     iterations: int = 5
     """Rollout-and-update iterations of a turn."""
-    prompts: int = 16
+    prompts: int = 32
     """Prompts of a rollout."""
     samples: int = 4
     """Completions a prompt."""
-    epochs: int = 2
+    epochs: int = 1
     """Passes over a rollout."""
     minibatch: int = 16
     """Sequences of one update."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """AdamW step size after warm-up."""
     warmup_updates: int = 4
     """Updates over which the step size rises."""

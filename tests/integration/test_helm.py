@@ -255,8 +255,11 @@ def test_installs_upgrades_and_rolls_back_under_the_restricted_profile(cluster):
         return done.stdout
 
     def release(*args):
-        done = helm(*args, "--namespace", namespace, "--wait", "--timeout", "90s", env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = helm(*args, "--namespace", namespace, "--wait", "--timeout", "240s", env=environment)
+        if done.returncode:
+            # What helm says names the workloads alone; why they wait stands here.
+            seen = [kubectl("get", "nodes,pods,persistentvolumeclaims", "-o", "wide"), kubectl("get", "events")]
+            pytest.fail("\n".join([done.stdout, done.stderr, *seen]))
 
     def serving():
         return json.loads(kubectl("get", "deployment", "plaudit-serving", "-o", "json"))

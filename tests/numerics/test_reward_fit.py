@@ -27,8 +27,8 @@ from plaudit.reward.dataset import (
     shown_tokens,
 )
 from plaudit.reward.fit import fit_reward
-from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion, TrunkCache, pack
+from plaudit.reward.model import RewardModel, trunk_cache
+from plaudit.reward.trunk import Completion, pack
 from plaudit.settings import ModelSettings, RewardSettings
 from plaudit.testing.models import tiny_model
 from plaudit.types import (
@@ -57,8 +57,9 @@ WORDS = [
     *("plain", "short", "help", "list", "three", "how", "what", "the"),
 ]
 LIKED = "tea"
-SETTINGS = RewardSettings(epochs=1.5, units_per_step=6, heads=3)
-MODEL = ModelSettings(adapter_layers=2)
+SETTINGS = RewardSettings(epochs=1.5, units_per_step=6, heads=3, adapter_layers=2)
+MODEL = ModelSettings()
+READ = 3  # Two thirds of the tiny base's four layers, where heads read by default.
 SPLITS = (Split.TRAIN, Split.TRAIN, Split.TRAIN, Split.GATE, Split.CALIBRATION)
 
 
@@ -293,13 +294,12 @@ def test_only_reward_parameters_take_gradient(base: Base, data: FrozenDataSet):
 
 def test_switched_off_the_adapter_is_the_base(fitted: RewardModel, base: Base):
     tokens = torch.tensor([[*base.encode_text("tea for you")]])
-    start = fitted.start
     with torch.no_grad():
-        off = base.upper(base.trunk(tokens, start), start)
+        off = base.upper(base.trunk(tokens, 0), 0)
         with adapters.active(base, None):
-            again = base.upper(base.trunk(tokens, start), start)
+            again = base.upper(base.trunk(tokens, 0), 0)
         with fitted.switched_on():
-            on = base.upper(base.trunk(tokens, start), start)
+            on = base.upper(base.trunk(tokens, 0), 0)
     assert torch.equal(off, again)
     assert (on - off).abs().max() > 1e-3
 
@@ -312,12 +312,12 @@ def test_packed_states_equal_those_of_each_completion_alone(fitted: RewardModel,
     completions += [Completion(base.encode([Message("user", "cup")]).tokens, base.encode_text("how"))]
     completions += [Completion(completions[0].prompt, ())]
     assert len(pack(completions)) == 2, "two prompts: rows of one pass share the system text"
-    packed = fitted.features(completions, TrunkCache(base, fitted.start))
+    packed = fitted.features(completions, trunk_cache(base, SETTINGS))
     end = base.tokenizer.eos_token_id
     for completion, feature in zip(completions, packed, strict=True):
         tokens = torch.tensor([[*completion.prompt, *completion.shown, end]])
         with torch.no_grad(), fitted.switched_on():
-            state = base.upper(base.trunk(tokens, 0), 0)[0, len(completion.prompt) :]
+            state = base.trunk(tokens, READ)[0, len(completion.prompt) :]
         mean = (state[:-1] if completion.shown else state).mean(0)
         width = (base.hidden_size,)
         alone = torch.cat([torch.layer_norm(state[-1], width), torch.layer_norm(mean, width)])
@@ -327,8 +327,8 @@ def test_packed_states_equal_those_of_each_completion_alone(fitted: RewardModel,
 def test_seeded_trunk_activations_serve_as_well_as_computed_ones(fitted: RewardModel, base: Base):
     completion = judged(base)[0]
     tokens = torch.tensor([[*completion.prompt, *completion.shown, base.tokenizer.eos_token_id]])
-    cache = TrunkCache(base, fitted.start)
-    cache.put(completion, base.trunk(tokens, fitted.start)[0])
+    cache = trunk_cache(base, SETTINGS)
+    cache.put(completion, base.trunk(tokens, cache.start)[0])
     torch.testing.assert_close(fitted.scores([completion], cache), fitted.scores([completion]), atol=1e-4, rtol=1e-4)
 
 
@@ -374,7 +374,7 @@ def test_a_saved_model_gives_equal_scores(fitted: RewardModel, base: Base, tmp_p
     completions = judged(base)
     references = [completions[:4]] * len(completions)
     # A cache of its own each: trunk bits depend on what shared a pass.
-    caches = [TrunkCache(base, fitted.start), TrunkCache(base, fitted.start)]
+    caches = [trunk_cache(base, SETTINGS), trunk_cache(base, SETTINGS)]
     one, two = (m.scores(completions, cache) for m, cache in zip((loaded, fitted), caches, strict=True))
     assert torch.equal(one, two)
     one, two = (m.judge(completions, references, cache) for m, cache in zip((loaded, fitted), caches, strict=True))

@@ -29,14 +29,13 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def _config(base: Base, layers: int, rank: int, alpha: int) -> LoraConfig:
-    first = base.num_layers - min(layers, base.num_layers)
+def _config(layers: range, rank: int, alpha: int) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules=list(LINEARS),
-        layers_to_transform=list(range(first, base.num_layers)),
+        layers_to_transform=list(layers),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -47,9 +46,13 @@ def start_layer(base: Base, layers: int) -> int:
     return base.num_layers - min(layers, base.num_layers)
 
 
-def inject(base: Base, name: str, *, layers: int, rank: int, alpha: int, seed: int) -> None:
-    """Add an adapter with B = 0 (the model is unchanged) and seeded A on the top `layers` layers, switched off."""
-    config = _config(base, layers, rank, alpha)
+def inject(base: Base, name: str, *, layers: int, rank: int, alpha: int, seed: int, stop: int | None = None) -> None:
+    """Add an adapter with B = 0 (the model is unchanged) and seeded A, switched off.
+
+    It sits on the `layers` layers below layer `stop`; None is the top.
+    """
+    end = base.num_layers if stop is None else stop
+    config = _config(range(max(0, end - layers), end), rank, alpha)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT asks transformers for names that it calls deprecated.
         warnings.simplefilter("ignore", FutureWarning)
@@ -139,7 +142,8 @@ def load(base: Base, name: str, directory: Path) -> None:
     """Add a saved adapter under `name`, switched off; raises BadArtifact where it does not fit the base."""
     config, state = read(directory)
     layers = config["layers_to_transform"]
-    inject(base, name, layers=len(layers), rank=config["r"], alpha=config["lora_alpha"], seed=0)
+    rank, alpha = config["r"], config["lora_alpha"]
+    inject(base, name, layers=len(layers), rank=rank, alpha=alpha, seed=0, stop=max(layers) + 1)
     expected = get_peft_model_state_dict(base.peft, adapter_name=name)
     if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in state.items()}:
         remove(base, name)

@@ -121,6 +121,12 @@ class Base:
         return self._decoder.embed_tokens.weight.dtype  # type: ignore[no-any-return]
 
     @property
+    def plain_head(self) -> bool:
+        """Whether logits are one product in fp32 on the CPU, which may be written into memory that is there."""
+        on_cpu = self.device.type == "cpu" and self.dtype == torch.float32
+        return on_cpu and getattr(self.model.lm_head, "bias", None) is None
+
+    @property
     def _decoder(self) -> Any:
         decoder = self.model.model
         if not all(hasattr(decoder, part) for part in ("layers", "norm", "rotary_emb", "embed_tokens")):
@@ -211,8 +217,10 @@ class Base:
         """Layers start.. and the final norm over trunk activations (B, T, H): (B, T, H), with gradient."""
         return self.norm(self.run_layers(hidden, start, self.num_layers))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (..., V) in fp32 of final hidden states (..., H)."""
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (..., V) in fp32 of final hidden states (..., H), for (N, H) in fp32 written into `out` (N, V)."""
+        if out is not None:
+            return torch.mm(hidden, self.model.lm_head.weight.T, out=out)
         logits: torch.Tensor = self.model.lm_head(hidden)
         return logits.float()
 

@@ -51,10 +51,10 @@ def extend(base: Base, bank: AdapterBank, prefix: Prefix, tokens: list[int], slo
     ids = torch.tensor([tokens], device=base.device)
     positions = torch.arange(prefix.length, prefix.length + len(tokens), device=base.device)[None]
     mask = causal_bias(len(tokens), prefix.length + len(tokens), base.device, base.dtype)
-    bank.rows = torch.tensor([slot], device=base.device) if slot else None
+    bank.use(torch.tensor([slot], device=base.device) if slot else None)
     hidden = base.run_layers(base.embed(ids), 0, capture_layer, positions=positions, mask=mask, past=prefix)
     base.run_layers(hidden, capture_layer, base.num_layers, positions=positions, mask=mask, past=prefix)
-    bank.rows = None
+    bank.use(None)
     prefix.hidden = hidden[0] if prefix.hidden is None else torch.cat([prefix.hidden, hidden[0]])
     prefix.length += len(tokens)
 
@@ -111,11 +111,11 @@ def extend_together(
     mask = torch.zeros(width, chunk, past.span, device=base.device, dtype=base.dtype)
     mask.masked_fill_(torch.arange(past.span, device=base.device)[None, None] > positions[:, :, None], -math.inf)
     mask = mask[:, None]
-    bank.rows = torch.tensor([*slots, *[0] * idle], device=base.device) if any(slots) else None
+    bank.use(torch.tensor([*slots, *[0] * idle], device=base.device) if any(slots) else None)
     embedded = base.embed(ids.to(base.device))
     hidden = base.run_layers(embedded, 0, capture_layer, positions=positions, mask=mask, past=past)
     base.run_layers(hidden, capture_layer, base.num_layers, positions=positions, mask=mask, past=past)
-    bank.rows = None
+    bank.use(None)
     for row, (prefix, tokens) in enumerate(zip(prefixes, chunks, strict=True)):
         length = prefix.length + len(tokens)
         # Behind the chunk's last token stand keys and values of its padding.
@@ -143,10 +143,10 @@ def branch_logits(base: Base, bank: AdapterBank, prefix: Prefix, ids: torch.Tens
     width, length = ids.shape
     positions = torch.arange(prefix.length, prefix.length + length, device=base.device)[None]
     mask = causal_bias(length, prefix.length + length, base.device, base.dtype)
-    bank.rows = torch.full((width,), slot, device=base.device) if slot else None
+    bank.use(torch.full((width,), slot, device=base.device) if slot else None)
     past = _Branches(prefix, width)
     hidden = base.run_layers(base.embed(ids), 0, base.num_layers, positions=positions, mask=mask, past=past)
-    bank.rows = None
+    bank.use(None)
     return base.logits(base.norm(hidden))
 
 
@@ -163,6 +163,9 @@ class Lane:
         self._values: list[torch.Tensor] = []
         self._capacity = 0
         self._all_rows = torch.arange(width, device=base.device)
+        # Written anew at each step: from the allocator so large a block comes as fresh pages, which the system has to
+        # clear, and on a small model that is a quarter of a step.
+        self._logits = torch.zeros(width, base.vocab_size) if base.plain_head else None
         self._tokens = torch.zeros(width, dtype=torch.long, device=base.device)
         self._positions = torch.zeros(width, dtype=torch.long, device=base.device)
         self._slots = torch.zeros(width, dtype=torch.long, device=base.device)
@@ -216,7 +219,7 @@ class Lane:
             self._keys, self._values, self._capacity = [], [], 0
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the next token of every row; returns logits (W, V) and trunk activations (W, H)."""
+        """Run the next token of every row: logits (W, V), good until the next step, and trunk activations (W, H)."""
         base, bank = self._base, self._bank
         self._span = min(self._capacity, math.ceil((int(self._positions.max()) + 1) / BLOCK) * BLOCK)
         positions = self._positions[:, None]
@@ -224,13 +227,13 @@ class Lane:
         mask = torch.zeros(self.width, self._span, device=base.device, dtype=base.dtype)
         mask.masked_fill_(~seen, -math.inf)
         mask = mask[:, None, None]
-        bank.rows = self._slots if bool(self._slots.any()) else None
+        bank.use(self._slots if bool(self._slots.any()) else None)
         hidden = base.run_layers(
             base.embed(self._tokens[:, None]), 0, self._capture_layer, positions=positions, mask=mask, past=self
         )
         last = base.run_layers(hidden, self._capture_layer, base.num_layers, positions=positions, mask=mask, past=self)
-        bank.rows = None
-        return base.logits(base.norm(last[:, 0])), hidden[:, 0]
+        bank.use(None)
+        return base.logits(base.norm(last[:, 0]), self._logits), hidden[:, 0]
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Write keys and values of the running step (the layers call this)."""

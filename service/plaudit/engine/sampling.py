@@ -13,6 +13,7 @@ import torch
 from plaudit.types import Sampling
 
 LARGEST_UNIFORM = 1.0 - 2.0**-22
+BLOCK = 256
 
 
 def truncate(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
@@ -31,6 +32,26 @@ def truncate(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
     return kept
 
 
+def _inverse(weights: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index (W,) at which the running sum of weights (W, V) passes `uniforms` (W,) of the whole; the whole (W, 1).
+
+    In two steps, among sums of blocks and then within one block: a running sum over a whole vocabulary costs more than
+    all else here. An index of weight 0 is never chosen.
+    """
+    rows, size = weights.shape
+    blocks = torch.nn.functional.pad(weights, (0, -size % BLOCK)).view(rows, -1, BLOCK)
+    edges = blocks.sum(dim=-1).cumsum(dim=-1)
+    mass = edges[:, -1:]
+    # A number that rounds to 1 in fp32 would fall behind the last token.
+    targets = uniforms[:, None].clamp(max=LARGEST_UNIFORM) * mass
+    block = torch.searchsorted(edges, targets, right=True)
+    before = torch.where(block > 0, edges.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inner = blocks[torch.arange(rows, device=weights.device), block[:, 0]].cumsum(dim=-1)
+    # The block's own running sum may end a rounding error before its edge.
+    rest = torch.minimum(targets - before, inner[:, -1:] * LARGEST_UNIFORM)
+    return (block * BLOCK + torch.searchsorted(inner, rest, right=True))[:, 0], mass
+
+
 def draw(
     logits: torch.Tensor, settings: Sequence[Sampling | None], uniforms: Sequence[float]
 ) -> tuple[list[int], list[float], list[float]]:
@@ -46,12 +67,10 @@ def draw(
     for row, setting in enumerate(settings):
         if setting is not None and setting.temperature > 0 and (setting.top_k or setting.top_p < 1.0):
             scaled[row] = truncate(scaled[row], setting.top_k, setting.top_p)
-    total = torch.logsumexp(scaled, dim=-1, keepdim=True)
-    cumulative = torch.cumsum(torch.exp(scaled - total), dim=-1)
-    # A number that rounds to 1 in fp32 would fall behind the last token.
-    bounded = torch.tensor([min(u, LARGEST_UNIFORM) for u in uniforms], device=logits.device, dtype=cumulative.dtype)
-    targets = bounded[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, targets, right=True).clamp_(max=logits.shape[-1] - 1)[:, 0]
+    peak = scaled.amax(dim=-1, keepdim=True)
+    weights = torch.exp(scaled - peak)
+    tokens, mass = _inverse(weights, torch.tensor(uniforms, device=logits.device, dtype=weights.dtype))
+    total = peak + torch.log(mass)
     greedy = torch.tensor([s is not None and s.temperature == 0 for s in settings], device=logits.device)
     if bool(greedy.any()):
         tokens = torch.where(greedy, logits.argmax(dim=-1), tokens)

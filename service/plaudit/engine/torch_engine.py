@@ -26,6 +26,7 @@ from plaudit.engine.base import Base
 from plaudit.engine.lanes import Lane, Prefix, branch_logits, extend, extend_together
 from plaudit.engine.protocol import EncodedPrompt, Generated, Job, ReleaseKey
 from plaudit.engine.sampling import draw
+from plaudit.engine.threads import release_team
 from plaudit.engine.ticket import TorchTicket
 from plaudit.errors import Cancelled, InternalError, NotServing, PromptTooLong, QueueFull, ReleaseNotServable
 from plaudit.settings import EngineSettings, ModelSettings
@@ -97,6 +98,7 @@ class TorchEngine:
         self._stopping = False
         self._ended = False
         self.steps = 0
+        release_team()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -254,6 +256,7 @@ class TorchEngine:
             while True:
                 with self._lock:
                     while not (self._ended or self._groups or self._rows or self._scores):
+                        release_team()
                         self._lock.wait()
                     if self._ended:
                         return

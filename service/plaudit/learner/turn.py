@@ -58,9 +58,9 @@ from plaudit.release.registry import Registry
 from plaudit.reward.calibration import RewardReport, calibrate, measure
 from plaudit.reward.dataset import collect, comparisons
 from plaudit.reward.fit import fit_reward
-from plaudit.reward.model import RewardModel
+from plaudit.reward.model import RewardModel, trunk_cache
 from plaudit.reward.trunk import TrunkCache
-from plaudit.settings import ModelSettings, Settings
+from plaudit.settings import Settings
 from plaudit.types import Channel, Request, Sampling
 
 log = structlog.get_logger(__name__)
@@ -187,7 +187,7 @@ class Turn:
             references=references,
             train=prompts[Split.TRAIN],
             gate=prompts[Split.GATE][: self.settings.gate.prompts],
-            cache=TrunkCache(shop.base, adapters.start_layer(shop.base, self.settings.reward.adapter_layers)),
+            cache=trunk_cache(shop.base, self.settings.reward),
         )
 
     # 2. reward -----------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ class Turn:
             made.data,
             made.references.by_group(),
             settings.reward,
-            self._reward_layers(),
+            settings.model,
             split=Split.TRAIN,
             seed=self.seed,
             name="reward",
@@ -228,7 +228,7 @@ class Turn:
             made.data,
             made.references.by_group(),
             alone,
-            self._reward_layers(),
+            settings.model,
             split=Split.GATE,
             seed=self.seed + 1,
             name="gate",
@@ -239,10 +239,6 @@ class Turn:
         outcome = gate.reward_outcome(checks)
         log.info("reward model", outcome=str(outcome), accuracy=made.report.accuracy, ece=made.report.ece)
         return outcome is gate.Outcome.ACCEPT
-
-    def _reward_layers(self) -> ModelSettings:
-        """The model's settings with the reward model's own number of adapter layers."""
-        return self.settings.model.model_copy(update={"adapter_layers": self.settings.reward.adapter_layers})
 
     def _live_outcomes(self, made: _Made) -> tuple[tuple[str, bool], ...] | None:
         """The live release's reward model on the same comparisons; None where the base is live."""
@@ -317,7 +313,7 @@ class Turn:
             for each in samples
         ]
         shaped = reward.shaped(reward.judge(shown, several)).tolist()
-        foreseen = reward.outlook(shown, several)
+        foreseen = reward.outlook(shown, several) if self.settings.policy.advantage == "gae" else []
         reward.cache.forget(shown)
         totals = []
         for each, score in zip(samples, shaped, strict=True):
@@ -325,7 +321,7 @@ class Turn:
             totals.append(self.plugin.reward(each.prompt.rendered, outcome, score).total)
         outlook = [
             _before_each_token(found, score, len(each.generated.tokens))
-            for found, score, each in zip(foreseen, shaped, samples, strict=True)
+            for found, score, each in zip(foreseen, shaped, samples, strict=False)
         ]
         return Rewarded(torch.tensor(totals), outlook)
 

@@ -15,6 +15,7 @@ import torch
 
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey
+from plaudit.engine.threads import release_team
 from plaudit.policy.ppo import token_logprobs
 from plaudit.types import Prompt, Sampling
 
@@ -63,6 +64,8 @@ def sample(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:
     """`samples` completions of each prompt, those of one prompt next to each other."""
+    # From here on the engine's thread computes, and this one waits.
+    release_team()
     jobs = [
         [
             Job(prompt=p.encoded, release=release, sampling=sampling, seed=_seed(seed, i, j), capture=capture)

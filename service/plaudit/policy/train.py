@@ -34,7 +34,8 @@ STOP_KL_PER_TOKEN = 0.2  # Short answers of a small model move far in few update
 class Rewarded(NamedTuple):
     """What completions come to: `totals` (B,), after shaping and the plugin's terms, bounded.
 
-    `outlook` holds for each completion (C,) the shaped score that its tokens before each token would get.
+    `outlook` holds for each completion (C,) the shaped score that its tokens before each token would get; it is
+    empty where advantages are leave-one-out, which do not ask for it.
     """
 
     totals: torch.Tensor

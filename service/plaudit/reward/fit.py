@@ -1,8 +1,8 @@
 """Fits a reward model from the base on one split of a frozen data set.
 
- 1. Units of the split, and of calibration raters.     4. Optimise adapter and heads, or the heads alone.
- 2. References of the prompts that thumbs are about.   5. Scales from a bank of references.
- 3. Treatment of thumbs, on the base's own features.   6. Freeze.
+ 1. Units of the split, and of calibration raters.     4. Heads on the base's own features, at their optimum.
+ 2. References of the prompts that thumbs are about.   5. Adapter and heads together, from there.
+ 3. Treatment of thumbs, on the base's own features.   6. Scales from a bank of references.
 
 Always from base: a model never continues from an older one, so that erasure reaches it. The same evidence, settings,
 seed, machine and thread count give the same model. Nothing here reads raters of the gate, unless the split is theirs.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -47,14 +47,10 @@ MOST_GRADIENT_NORM = 1.0
 FIT_REFERENCES = 2
 # A step ends early rather than hold more: activations of the upper layers of a 135M model take 10 MB a completion.
 MOST_STEP_COMPLETIONS = 96
-# What the treatments of thumbs are compared on: enough for heads alone, and a third of the cost of all.
-CHOICE_UNITS = 120
-CHOICE_RATERS = 24
 # Prompts whose references measure the scales.
 BANK_PROMPTS = 64
 
 Progress = Callable[[int, int, float], None]
-AnyUnit = TypeVar("AnyUnit", bound=Unit)
 
 
 def fit_reward(
@@ -87,15 +83,14 @@ def fit_reward(
     found = complete_references(data, base, references, groups=groups, most=min(settings.references, FIT_REFERENCES))
     bank = complete_references(data, base, references, groups=bank_groups, most=settings.references)
     model = RewardModel(base, settings, model_settings, name=name, seed=seed, cache=cache)
+    features = _features(model, units, held_out, found)
     choice: TreatmentChoice | None = None
     if treatment is None and split is not Split.CALIBRATION:
-        choice = _choose(model, units, held_out, found, np.random.default_rng(seed))
+        choice = choose_treatment(units, held_out, features, found, center=settings.center)
     model.treatment = treatment or (choice.chosen if choice else Treatment.CONTRAST)
     chosen_at = time.perf_counter()
-    if model.adapter is None:
-        steps = _fit_heads_alone(model, units, found, seed)
-    else:
-        steps = _train(model, units, found, seed, progress)
+    _fit_heads(model, units, features, found, seed)
+    steps = _train(model, units, found, seed, progress) if model.adapter is not None else 0
     model.freeze()
     fitted_at = time.perf_counter()
     model.measure_scales(bank)
@@ -116,49 +111,32 @@ def fit_reward(
     return model
 
 
-def _choose(
+def _features(
+    model: RewardModel, units: Units, held_out: Units, references: Mapping[str, Sequence[Completion]]
+) -> dict[Completion, torch.Tensor]:
+    """What steps 3 and 4 read; before its first step an adapter changes nothing, so these are the base's own."""
+    train = Batch(units.all, references, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
+    pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
+    needed = list(dict.fromkeys([*train.completions, *pairs.completions]))
+    with torch.no_grad():
+        return dict(zip(needed, model.features(needed).cpu(), strict=True))
+
+
+def _fit_heads(
     model: RewardModel,
     units: Units,
-    held_out: Units,
+    features: Mapping[Completion, torch.Tensor],
     references: Mapping[str, Sequence[Completion]],
-    rng: np.random.Generator,
-) -> TreatmentChoice:
-    """Step 3; before its first step the adapter changes nothing, so these are the base's own features."""
-    units = dataclasses.replace(
-        units,
-        pairs=_draw(units.pairs, CHOICE_UNITS, rng),
-        rankings=_draw(units.rankings, CHOICE_UNITS // 4, rng),
-        demos=(),
-        thumbs=_draw(units.thumbs, CHOICE_RATERS, rng),
-    )
-    needed: list[Completion] = []
-    if units.thumbs and held_out.pairs:
-        train = Batch(units.all, references, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
-        pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
-        needed = list(dict.fromkeys([*train.completions, *pairs.completions]))
-    with torch.no_grad():
-        features = dict(zip(needed, model.features(needed), strict=True))
-    return choose_treatment(units, held_out, features, references, center=model.settings.center)
-
-
-def _draw(units: tuple[AnyUnit, ...], most: int, rng: np.random.Generator) -> tuple[AnyUnit, ...]:
-    """At most `most` of the units, in their order."""
-    return tuple(units[i] for i in sorted(rng.permutation(len(units))[:most].tolist()))
-
-
-def _fit_heads_alone(
-    model: RewardModel, units: Units, references: Mapping[str, Sequence[Completion]], seed: int
-) -> int:
-    """Step 4 without an adapter: all features once, then L-BFGS; returns 1, its one full-batch step."""
+    seed: int,
+) -> None:
+    """Step 4: an adapter trained beside random heads would first distort what they read (docs/papers.md)."""
     settings = model.settings
     batch = Batch(units.all, references, heads=settings.heads, seed=seed, treatment=model.treatment)
-    with torch.no_grad():
-        features = model.features(batch.completions).cpu()
-    heads = fit_heads(batch, features, heads=settings.heads, center=settings.center)
+    read = torch.stack([features[each] for each in batch.completions])
+    heads = fit_heads(batch, read, heads=settings.heads, center=settings.center)
     found = [heads.weight, heads.bias, *heads.shared.all]
     for parameter, value in zip(model.head_parameters(), found, strict=True):
         parameter.data = value.to(parameter.device)
-    return 1
 
 
 def _train(
@@ -168,7 +146,7 @@ def _train(
     seed: int,
     progress: Progress | None,
 ) -> int:
-    """Step 4 with an adapter: AdamW over minibatches of units with their references; returns the steps taken."""
+    """Step 5: AdamW over minibatches of units with their references; returns the steps taken."""
     settings = model.settings
     rng = np.random.default_rng(seed)
     per_epoch = len(list(_steps(units.all, settings.units_per_step, None)))

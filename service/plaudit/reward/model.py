@@ -35,6 +35,16 @@ FORMAT = 1
 LEAST_SPREAD = 1e-6
 
 
+def trunk_cache(base: Base, settings: RewardSettings) -> TrunkCache:
+    """An empty cache for reward models of these settings; several models share one.
+
+    Without `layer` heads read two thirds of the way up: the last layers turn states into the next token, and what a
+    text is like can be read better below them (docs/adr/0013).
+    """
+    stop = min(settings.layer or round(base.num_layers * 2 / 3), base.num_layers)
+    return TrunkCache(base, max(0, stop - settings.adapter_layers), stop)
+
+
 class RewardModel:
     """Scores completions. `scales` (K,) are the heads' pooled within-prompt spreads, `temperature` the calibration's.
 
@@ -55,16 +65,16 @@ class RewardModel:
         self.settings = settings
         self.name = name
         self.adapter: str | None = name if settings.adapter else None
-        self.start = adapters.start_layer(base, model_settings.adapter_layers)
-        self.cache = cache if cache is not None and cache.start == self.start else TrunkCache(base, self.start)
+        self.cache = trunk_cache(base, settings) if cache is None else cache
         if self.adapter is not None:
             adapters.inject(
                 base,
                 self.adapter,
-                layers=model_settings.adapter_layers,
+                layers=settings.adapter_layers,
                 rank=model_settings.adapter_rank,
                 alpha=model_settings.adapter_alpha,
                 seed=seed,
+                stop=self.cache.stop,
             )
         size = self.feature_size
         generator = torch.Generator().manual_seed(seed)
@@ -113,7 +123,7 @@ class RewardModel:
     # Scores -------------------------------------------------------------------------------------
 
     def features(self, completions: Sequence[Completion], cache: TrunkCache | None = None) -> Tensor:
-        """Layernorm of the final state at EOS beside that of the mean over the shown tokens: (N, 2H), fp32.
+        """Layernorm of the state at EOS beside that of the mean over the shown tokens: (N, 2H), fp32.
 
         An empty response takes the state at EOS for both. With gradient to the adapter where autograd is on.
         """
@@ -126,7 +136,7 @@ class RewardModel:
 
     @torch.no_grad()
     def states(self, completions: Sequence[Completion], cache: TrunkCache | None = None) -> list[Tensor]:
-        """Final states (S + 1, H) of the shown tokens and the EOS under the adapter, detached."""
+        """States (S + 1, H) of the shown tokens and the EOS under the adapter, detached."""
         with self.switched_on():
             found = (self.cache if cache is None else cache).states(completions)
         return [found[each] for each in completions]
@@ -259,7 +269,7 @@ class RewardModel:
         card = {
             "format": FORMAT,
             "base_digest": self.base.digest,
-            "start": self.start,
+            "layers": [self.cache.start, self.cache.stop],
             "adapter": self.adapter is not None,
             "settings": self.settings.model_dump(mode="json"),
             "treatment": self.treatment.value,
@@ -277,10 +287,12 @@ class RewardModel:
         """Read a saved model, frozen; raises BadArtifact where it is damaged or made for another base."""
         card, heads = _read(directory, base)
         settings = RewardSettings.model_validate(card["settings"])
-        layers = base.num_layers - card["start"]
+        start, stop = card["layers"]
+        if cache is None or (cache.start, cache.stop) != (start, stop):
+            cache = TrunkCache(base, start, stop)
         # The adapter comes from its file: build the rest without one, then load it under the name.
         bare = settings.model_copy(update={"adapter": False})
-        model = cls(base, bare, ModelSettings(adapter_layers=layers), name=name, cache=cache)
+        model = cls(base, bare, ModelSettings(), name=name, cache=cache)
         expected = {"weight": model.weight, "bias": model.bias, "scales": model.scales}
         expected |= dict(zip(("log_nu", "log_kappa", "intercept"), model.shared.all, strict=True))
         if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in heads.items()}:
@@ -326,8 +338,9 @@ def _read(directory: Path, base: Base) -> tuple[dict[str, Any], dict[str, Tensor
                 raise BadArtifact(f"{path} of the reward model in {directory.name!r} is damaged; {again}")
         RewardSettings.model_validate(card["settings"])
         Treatment(card["treatment"])
-        if not (0 <= int(card["start"]) < base.num_layers and float(card["temperature"]) > 0):
-            raise ValueError(f"start {card['start']}, temperature {card['temperature']}")
+        start, stop = (int(layer) for layer in card["layers"])
+        if not (0 <= start <= stop <= base.num_layers and float(card["temperature"]) > 0):
+            raise ValueError(f"layers {card['layers']}, temperature {card['temperature']}")
         dict(card["facts"])
         return card, load_file(directory / HEADS_FILE)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:

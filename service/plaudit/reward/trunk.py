@@ -147,12 +147,12 @@ def _shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
 class TrunkCache:
     """Trunk activations (fp32, on the CPU) of prompts and of completions, each computed once.
 
-    `start` is the layer whose input is kept. Not for several threads.
+    `start` is the layer whose input is kept, `stop` the layer below which states are read. Not for several threads.
     """
 
-    def __init__(self, base: Base, start: int) -> None:
+    def __init__(self, base: Base, start: int, stop: int) -> None:
         self.base = base
-        self.start = start
+        self.start, self.stop = start, stop
         self._prompts: dict[tuple[int, ...], Tensor] = {}
         self._completions: dict[Completion, Tensor] = {}
 
@@ -201,14 +201,13 @@ class TrunkCache:
         return out.to(self.base.device, self.base.dtype)
 
     def _run(self, completions: Iterable[Completion]) -> Iterator[tuple[list[Row], Tensor]]:
-        """Rows and their final states (B, T, H), fp32, pass by pass, under the adapter in force."""
+        """Rows and their states as read (B, T, H), fp32, pass by pass, under the adapter in force."""
         for rows in passes(pack(completions)):
-            hidden = run_rows(self.base, rows, self.inputs(rows), self.start, self.base.num_layers)
-            yield rows, self.base.norm(hidden).float()
+            yield rows, run_rows(self.base, rows, self.inputs(rows), self.start, self.stop).float()
 
     @torch.no_grad()
     def states(self, completions: Sequence[Completion]) -> dict[Completion, Tensor]:
-        """Final states (S + 1, H) of each completion's shown tokens and EOS, under the adapter in force, detached."""
+        """States (S + 1, H) of each completion's shown tokens and EOS, under the adapter in force, detached."""
         self.fill(completions)
         out: dict[Completion, Tensor] = {}
         for rows, hidden in self._run(completions):
@@ -218,7 +217,7 @@ class TrunkCache:
         return out
 
     def pooled(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
-        """Final state at EOS, and the mean over the shown tokens: (N, H) each, under the adapter in force.
+        """State at EOS, and the mean over the shown tokens: (N, H) each, under the adapter in force.
 
         An empty response has its state at EOS for the mean. With gradient to the adapter where autograd is on.
         """
