@@ -8,6 +8,7 @@ is imported inside the command that needs it, so that `plaudit --help` is quick 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -181,6 +182,9 @@ def main() -> None:
     """Entry point: runs the command; an error that Plaudit explains is a message and exit code 1."""
     from plaudit.errors import PlauditError
 
+    # Read when torch loads OpenMP. Threads that wait must not burn the core that another process needs, and waking one
+    # takes longer than most of a decode step's products: they spin for some microseconds and then sleep.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app()
     except PlauditError as error:

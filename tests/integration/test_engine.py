@@ -259,6 +259,16 @@ def test_a_truncated_adapter_is_refused_and_serving_goes_on(engine, saved, tmp_p
     engine.submit([_job(_prompt(engine, "tea"))])[0].result(30)
 
 
+def test_an_adapter_that_is_not_finite_is_refused_and_spoils_no_neighbour(engine, base, saved, tmp_path):
+    job = _job(_prompt(engine, "tea"), ONE, seed=5)
+    before = engine.submit([job])[0].result(30)
+    config, state = adapters.read(saved[TWO])
+    broken = {name: torch.full_like(weight, torch.inf) for name, weight in state.items()}
+    with pytest.raises(BadArtifact, match="no finite numbers"):
+        engine.stage_weights(ReleaseKey("toy/default", 7, "inf"), config, broken, temperature=1.0)
+    assert engine.submit([job])[0].result(30).logprobs_raw == before.logprobs_raw
+
+
 def test_an_adapter_for_another_base_is_refused(engine, folder):
     other = Base.load(tiny_model(folder / "other", hidden=32))
     path = _adapter(other, folder / "foreign", 3)

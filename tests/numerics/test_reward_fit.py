@@ -239,6 +239,20 @@ def test_heads_alone_learn_it_too_and_leave_the_base_without_adapter(base: Base,
     assert not torch.allclose(heads[:, 0], heads[:, 1]), "bootstrap draws must tell the heads apart"
 
 
+def test_an_adapters_training_begins_at_the_heads_optimum(base: Base, data: FrozenDataSet):
+    still = SETTINGS.model_copy(update={"adapter_lr": 0.0, "head_lr": 0.0})
+    alone = SETTINGS.model_copy(update={"adapter": False})
+    one, two = (fit_reward(base, data, {}, each, MODEL, seed=3, name="begin") for each in (still, alone))
+    completions = judged(base)
+    torch.testing.assert_close(one.scores(completions), two.scores(completions), atol=1e-4, rtol=1e-4)
+    one.close()
+
+
+def test_heads_read_two_thirds_of_the_way_up_unless_told_otherwise(base: Base):
+    spans = [trunk_cache(base, SETTINGS.model_copy(update={"layer": layer})) for layer in (0, 2, 99)]
+    assert [(each.start, each.stop) for each in spans] == [(1, READ), (0, 2), (2, 4)]
+
+
 def test_both_treatments_are_measured_and_recorded(fitted: RewardModel):
     choice = fitted.facts["treatment_choice"]
     assert choice["nll_contrast"] > 0

@@ -137,9 +137,6 @@ class Processes:
         return {
             **os.environ,
             "OMP_NUM_THREADS": str(self._threads),
-            # Threads that wait must not burn the core that another process needs, and waking one takes longer than
-            # most of a decode step's products: they spin for some microseconds and then sleep.
-            "GOMP_SPINCOUNT": "20000",
             "PYTHONUNBUFFERED": "1",
         }
 
