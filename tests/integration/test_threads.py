@@ -1,0 +1,33 @@
+"""The cores are handed from thread to thread: a team that was given back is gone, and comes again."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os
+import torch
+from plaudit.engine import threads
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(3)
+matrix = torch.randn(1024, 1024)
+alone = tasks()
+first = torch.exp(matrix)
+team = tasks()
+threads.release_team()
+released = tasks()
+again = torch.equal(torch.exp(matrix), first)
+print(threads._pause() is not None, team - alone, released - alone, again)
+"""
+
+
+def test_a_released_team_is_gone_and_the_next_operation_makes_a_new_one():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    gnu, made, left, again = done.stdout.split()
+    if gnu == "False":
+        pytest.skip("torch's OpenMP is not GNU's here")
+    assert (int(made), int(left), again) == (2, 0, "True")
