@@ -313,16 +313,17 @@ class Turn:
             for each in samples
         ]
         shaped = reward.shaped(reward.judge(shown, several)).tolist()
-        foreseen = reward.outlook(shown, several) if self.settings.policy.advantage == "gae" else []
+        outlook = []
+        if self.settings.policy.advantage == "gae":
+            outlook = [
+                _before_each_token(found, score, len(each.generated.tokens))
+                for found, score, each in zip(reward.outlook(shown, several), shaped, samples, strict=True)
+            ]
         reward.cache.forget(shown)
         totals = []
         for each, score in zip(samples, shaped, strict=True):
             outcome = self.plugin.parse(each.prompt.rendered, each.generated.text)
             totals.append(self.plugin.reward(each.prompt.rendered, outcome, score).total)
-        outlook = [
-            _before_each_token(found, score, len(each.generated.tokens))
-            for found, score, each in zip(foreseen, shaped, samples, strict=False)
-        ]
         return Rewarded(torch.tensor(totals), outlook)
 
     # 4. measure ----------------------------------------------------------------------------------
