@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from plaudit.engine.protocol import EncodedPrompt
+from plaudit.engine.threads import settle_kernels
 from plaudit.errors import Misconfigured
 from plaudit.types import Message
 
@@ -88,6 +89,7 @@ class Base:
             raise Misconfigured(
                 "no model: set model.path to a folder with weights, tokenizer and chat template", setting="model.path"
             )
+        settle_kernels()
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         number = {"auto": torch.bfloat16 if where == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
         # Attention is replaced by name; registering the same function again changes nothing.

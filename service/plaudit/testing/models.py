@@ -131,8 +131,10 @@ def pretrained_tiny(directory: Path, *, seed: int = 0, progress: Callable[[int, 
         import torch
         from transformers import LlamaForCausalLM
 
+        from plaudit.engine.threads import settle_kernels
         from plaudit.testing.toy_language import corpus
 
+        settle_kernels()
         dialogues = corpus(seed, PRETRAIN_STEPS * PRETRAIN_BATCH)
         tokenizer = _train_tokenizer([f"{user} {answer}" for user, answer in dialogues[:5000]] + [CHAT_TEMPLATE], 512)
         with torch.random.fork_rng(devices=[]):
