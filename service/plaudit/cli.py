@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +18,7 @@ import typer
 from plaudit import cli_demo, cli_people
 from plaudit.cli_release import release_app
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+from plaudit.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from plaudit.settings import Settings
@@ -62,7 +61,7 @@ def join(config: ConfigOption = None, assign: SetOption = None, data_dir: DataDi
     _start_logs(settings, "join")
     from plaudit.evidence.worker import run_join
 
-    run_join(settings, _stop_on_signals())
+    run_join(settings, stop_on_signals())
 
 
 @app.command()
@@ -192,13 +191,6 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.set())
-    return stop
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -7,13 +7,13 @@ commands alone reach a population's hidden gold.
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from plaudit.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from plaudit.simulate.ledger import SimulationLedger
@@ -48,9 +48,7 @@ def simulate(
     from plaudit.simulate.run import SimulateSettings
     from plaudit.simulate.run import simulate as run
 
-    stop = threading.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.set())
+    stop = stop_on_signals()
     while after is not None and not after.exists() and not stop.is_set():
         stop.wait(_LOOK_SECONDS)
     found = run(

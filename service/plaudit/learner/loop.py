@@ -6,10 +6,8 @@ Enters: settings. Leaves: releases. One learner a channel; on few cores it yield
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from pathlib import Path
-from types import FrameType
 
 import structlog
 import torch
@@ -27,6 +25,7 @@ from plaudit.metrics import Metrics
 from plaudit.plugins import load_plugins
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings
+from plaudit.signals import stop_on_signals
 from plaudit.types import Channel
 
 log = structlog.get_logger(__name__)
@@ -34,14 +33,8 @@ log = structlog.get_logger(__name__)
 
 def learn(settings: Settings, once: bool = False) -> list[TurnOutcome]:
     """Run turns until a signal, `learn.max_turns`, or (with `once`) one pass over all channels."""
-    stop = threading.Event()
-
-    def on_signal(_: int, __: FrameType | None) -> None:
-        stop.set()
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_signal)
-        signal.signal(signal.SIGINT, on_signal)
+    # Tests run it in a thread, where no signal comes.
+    stop = stop_on_signals() if threading.current_thread() is threading.main_thread() else threading.Event()
     os.nice(settings.learn.nice)
     shop = open_workshop(settings)
     if settings.learn.metrics_port:

@@ -122,6 +122,14 @@ class RewardModel:
 
     # Scores -------------------------------------------------------------------------------------
 
+    def _trunk(self, cache: TrunkCache | None) -> TrunkCache:
+        """The caller's cache, which must hold the same layers, or the model's own."""
+        if cache is None:
+            return self.cache
+        held, own = (cache.start, cache.stop), (self.cache.start, self.cache.stop)
+        assert held == own, f"a cache of layers {held} for a reward model of layers {own}"
+        return cache
+
     def features(self, completions: Sequence[Completion], cache: TrunkCache | None = None) -> Tensor:
         """Layernorm of the state at EOS beside that of the mean over the shown tokens: (N, 2H), fp32.
 
@@ -130,7 +138,7 @@ class RewardModel:
         if not completions:
             return torch.zeros(0, self.feature_size, device=self.base.device)
         with self.switched_on():
-            last, mean = (self.cache if cache is None else cache).pooled(completions)
+            last, mean = self._trunk(cache).pooled(completions)
         width = (self.base.hidden_size,)
         return torch.cat([layer_norm(last, width), layer_norm(mean, width)], -1)
 
@@ -138,7 +146,7 @@ class RewardModel:
     def states(self, completions: Sequence[Completion], cache: TrunkCache | None = None) -> list[Tensor]:
         """States (S + 1, H) of the shown tokens and the EOS under the adapter, detached."""
         with self.switched_on():
-            found = (self.cache if cache is None else cache).states(completions)
+            found = self._trunk(cache).states(completions)
         return [found[each] for each in completions]
 
     def score(self, features: Tensor) -> Tensor:

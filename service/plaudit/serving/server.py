@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -39,11 +38,9 @@ from plaudit.serving.privacy import PrivacyServicer
 from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
 from plaudit.settings import Settings
+from plaudit.signals import stop_on_signals
 from plaudit.telemetry import configure, get_logger
 from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 ADDRESS_FILE = "serve.json"
 SERVICES = (
@@ -175,11 +172,11 @@ def serve(settings: Settings) -> None:
     event_log = open_log(settings)
     engine = TorchEngine(base, settings.engine, settings.model)
     server = Server(settings, engine, event_log, registry, plugins, metrics, exact=exact)
-    ended = _on_signals((signal.SIGTERM, signal.SIGINT))
+    stop = stop_on_signals()
     try:
         expose(metrics, settings.serve.metrics_port, settings.serve.host)
         server.start()
-        ended.wait()
+        stop.wait()
     finally:
         log.info("drains", seconds=settings.serve.drain_seconds)
         server.stop()
@@ -220,17 +217,6 @@ def _bell(event_log: EventLog) -> Callable[[], Consumer]:
     # A group of its own for each replica: every one must hear every change.
     group = f"plaudit-serve-{uuid.uuid4().hex}"
     return lambda: event_log.consumer((Topic.RELEASES,), group, dict)
-
-
-def _on_signals(signals: Iterable[signal.Signals]) -> threading.Event:
-    ended = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        ended.set()
-
-    for each in signals:
-        signal.signal(each, end)
-    return ended
 
 
 def _write_address(settings: Settings, port: int) -> None:

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import uuid6
@@ -106,6 +106,9 @@ class _Simulation:
         try:
             with ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="simulate") as pool:
                 threads = [pool.submit(self._work) for _ in range(self.settings.concurrency)]
+                # In slices: a main thread that sleeps for good may miss a signal (plaudit.signals).
+                while wait(threads, timeout=0.25).not_done:
+                    continue
                 for thread in threads:
                     thread.result()
         finally:

@@ -1,0 +1,38 @@
+"""SIGTERM and SIGINT end a process at a moment of its own choosing."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import threading
+import time
+
+_SLICE_SECONDS = 0.25
+
+
+class StopEvent(threading.Event):
+    """An event that signals set: `stop_on_signals` makes it.
+
+    Python runs a signal's handler in the main thread, between two bytecodes. A main thread about to block has missed
+    that moment, and one that waits does not notice a signal that the kernel gave to another thread: both would sleep
+    until the next signal. Waiting is therefore done in slices.
+    """
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """As `threading.Event.wait`."""
+        ends = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            left = _SLICE_SECONDS if ends is None else min(_SLICE_SECONDS, ends - time.monotonic())
+            if left <= 0:
+                return False
+            super().wait(left)
+        return True
+
+
+def stop_on_signals() -> StopEvent:
+    """An event that SIGTERM or SIGINT sets from now on; to be called from the main thread."""
+    stop = StopEvent()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        # The interrupted thread may hold the event's lock, so another one sets it.
+        signal.signal(each, lambda *_: _thread.start_new_thread(stop.set, ()))
+    return stop
