@@ -346,6 +346,11 @@ def test_seeded_trunk_activations_serve_as_well_as_computed_ones(fitted: RewardM
     torch.testing.assert_close(fitted.scores([completion], cache), fitted.scores([completion]), atol=1e-4, rtol=1e-4)
 
 
+def test_a_trunk_cache_of_other_layers_is_refused(fitted: RewardModel, base: Base):
+    with pytest.raises(AssertionError, match="a cache of layers"):
+        fitted.scores(judged(base), trunk_cache(base, SETTINGS.model_copy(update={"layer": 1})))
+
+
 def test_what_stands_in_padding_never_reaches_loss_or_gradient(base: Base, data: FrozenDataSet):
     units = collect(data, Split.TRAIN, base, SETTINGS)
     found = complete_references(data, base, {}, groups={t.event.group for u in units.thumbs for t in u.thumbs}, most=3)

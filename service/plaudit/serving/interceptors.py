@@ -31,6 +31,8 @@ from plaudit.telemetry import RequestIds, child_traceparent, get_logger, request
 OURS = "/plaudit.v1."
 REQUEST_ID_KEY = "x-request-id"
 _MAX_REQUEST_ID_CHARS = 128
+# A deadline travels as a duration, rounded up, and begins anew on arrival: the caller's own ends a little before ours.
+_DEADLINE_SLACK_SECONDS = 0.1
 
 log = get_logger("plaudit.serving")
 
@@ -152,14 +154,15 @@ class _Around:
         context.abort(status.code, status.details)
 
     def _end(self, started: float, failure: PlauditError | None) -> None:
-        self._metrics.requests_in_flight.dec()
         code = failure.code if failure else "OK"
         self._metrics.requests.labels(self._service, self._method, code).inc()
         self._metrics.request_seconds.labels(self._service, self._method).observe(time.perf_counter() - started)
+        # Last: where nothing is in flight, everything is counted.
+        self._metrics.requests_in_flight.dec()
 
     def _failure(self, error: Exception, context: Any) -> PlauditError:
         """The error that the caller gets; what an operator must see is logged here."""
-        if isinstance(error, Cancelled) and _time_is_up(context):
+        if isinstance(error, Cancelled) and _time_is_up(context, _DEADLINE_SLACK_SECONDS):
             return DeadlinePassed()
         if isinstance(error, PluginFailed):
             labels = (error.metadata.get("domain", ""), error.metadata.get("member", ""))
@@ -170,7 +173,7 @@ class _Around:
             return error
         if not context.is_active():
             # The library's own signal that the caller went away while messages were read or written.
-            return DeadlinePassed() if _time_is_up(context) else Cancelled()
+            return DeadlinePassed() if _time_is_up(context, _DEADLINE_SLACK_SECONDS) else Cancelled()
         log.exception("call broke", method=self._method, error=type(error).__name__)
         return InternalError(
             f"a bug in the service; its logs have the details under request id {self._ids.request_id}",
@@ -190,6 +193,6 @@ def _readable(request: Any, context: Any) -> Any:
     return request
 
 
-def _time_is_up(context: Any) -> bool:
+def _time_is_up(context: Any, slack: float = 0.0) -> bool:
     remaining = context.time_remaining()
-    return remaining is not None and remaining <= 0
+    return remaining is not None and remaining <= slack
