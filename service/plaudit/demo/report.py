@@ -217,10 +217,10 @@ def _limits(data: Mapping[str, Any]) -> str:
     last: Mapping[str, Any] = served[-1] if served else {}
     base: Mapping[str, Any] = next((row for row in data["releases"] if row["version"] == 0), {})
     if last.get("distinct_2") is not None and base.get("distinct_2") is not None:
-        change = "fell" if last["distinct_2"] < base["distinct_2"] else "did not fall"
-        lines.append(
-            f"- **Diversity {change}**: distinct-2 is {last['distinct_2']:.2f}; the base has {base['distinct_2']:.2f}."
-        )
+        now, before = f"{last['distinct_2']:.2f}", f"{base['distinct_2']:.2f}"
+        # As printed: what two digits do not show is no fall.
+        change = "fell" if float(now) < float(before) else "did not fall"
+        lines.append(f"- **Diversity {change}**: distinct-2 is {now}; the base has {before}.")
     if last.get("commonest_opening") is not None:
         lines.append(
             f"- **Sameness**: the commonest opening begins {last['commonest_opening']:.0%} of its answers"
