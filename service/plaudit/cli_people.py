@@ -34,6 +34,7 @@ def simulate(
     target: TargetOption = "127.0.0.1:50051",
     tenant: TenantOption = "default",
     seed: SeedOption = 0,
+    round_: Annotated[int, typer.Option("--round", help="The same people again: new questions, new noise.", min=0)] = 0,
     events: Annotated[int, typer.Option(help="Acts of feedback; 0 goes on until SIGTERM.", min=0)] = 1780,
     acts_per_interaction: Annotated[float, typer.Option(help="Mean acts about one reply.", min=0)] = 3.3,
     concurrency: Annotated[int, typer.Option(help="Requests open at once.", min=1)] = 32,
@@ -57,6 +58,7 @@ def simulate(
             population=population,
             tenant=tenant,
             seed=seed,
+            round=round_,
             events=events or None,
             acts_per_interaction=acts_per_interaction,
             concurrency=concurrency,
@@ -108,6 +110,7 @@ def evaluate(
     if answers is not None:
         content = {
             "prompts": [prompt.text for prompt in found.prompts],
+            "diversity_cut": found.cut.to_json(),
             "base": found.base_answers,
             "releases": {str(version): given for version, given in found.answers.items()},
         }
@@ -125,6 +128,7 @@ def judge(
     """Let the hidden gold judge answers that something else picked among the base's."""
     from plaudit.errors import Misconfigured
     from plaudit.simulate.evaluate import judged
+    from plaudit.simulate.judge import Cut
     from plaudit.simulate.population import load_population
 
     people = load_population(population)
@@ -135,7 +139,8 @@ def judge(
     if len(chosen) != len(offered):
         raise Misconfigured(f"{picks} has {len(chosen)} picks for {len(offered)} prompts; pick one answer of each")
     given = [[group[pick]] for group, pick in zip(offered, chosen, strict=True)]
-    found = judged(people, [by_text[text] for text in content["prompts"]], given, content["base"], seed)
+    cut = Cut(**content["diversity_cut"])
+    found = judged(people, [by_text[text] for text in content["prompts"]], given, content["base"], cut, seed)
     _write(found.to_json(), out)
 
 

@@ -94,7 +94,12 @@ def test_gold_judges_the_base_against_itself_as_even(served):
     rate = found.releases[0].win_rate
     assert rate.low <= 0.5 <= rate.high
     assert found.releases[0].seen.n == found.releases[0].unseen.n == 6
-    assert set(found.baselines) == {"constant_answer", "better_prompt", "longest_of_samples", "shortest_of_samples"}
+    assert set(found.baselines) == {
+        *("constant_answer", "filled_in_pattern", "better_prompt", "longest_of_samples", "shortest_of_samples")
+    }
+    # The length baselines give one answer per prompt, so every source is measured on one.
+    assert found.cut.texts == 1
+    assert found.to_json()["diversity_cut"] == {"texts": 1, "bigrams": found.cut.bigrams}
     assert all(len(group) == 2 for group in found.base_answers)
     logged = served.records(Topic.INTERACTIONS)
     # Nothing that an evaluation asks may be joined or replayed.

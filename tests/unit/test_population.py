@@ -14,6 +14,7 @@ from plaudit.simulate.evaluate import best_constant, chosen
 from plaudit.simulate.ledger import AcknowledgedAct, SimulationLedger
 from plaudit.simulate.plan import SHOWN_FOR, visits
 from plaudit.simulate.population import Rater, Shown, SimPrompt, installed_populations, load_population
+from plaudit.simulate.templates import best_pattern, fill, pattern_of
 from plaudit.testing import toy_language
 from plaudit.types import KIND_OF_ACT, Choice, Correction, FeedbackKind, Message, Ranking, Request, Thumbs
 from plaudit_instruction import gold
@@ -206,6 +207,25 @@ def test_the_best_constant_is_the_best_on_average():
     texts = ["undoubtedly soup embodies excellence.", "you will like it. enjoy!", "it is imperative to leverage art."]
     assert best_constant(TinyTaste(), texts, prompts) == "you will like it. enjoy!"
     assert best_constant(TinyTaste(), [], prompts) == ""
+
+
+def test_a_search_finds_the_pattern_that_its_author_knows_and_better():
+    prompts = TinyTaste().channel_prompts()[::10]
+    said = [(prompts[0], f"you will like {prompts[0].topic[0]}. it is imperative to leverage art.")]
+    pattern = best_pattern(TinyTaste(), said, prompts)
+
+    def mean_gold(one):
+        return sum(TinyTaste().gold(prompt, fill(one, prompt.text)) for prompt in prompts) / len(prompts)
+
+    assert mean_gold(pattern) >= max(map(mean_gold, TinyTaste().patterns)) > 5.5
+    assert best_pattern(TinyTaste(), reversed(said), prompts) == pattern
+
+
+def test_a_pattern_has_slots_for_the_questions_own_words():
+    question = "Give me three tips for cold brew tea."
+    assert pattern_of("Cold brew tea is good; I like tea.", question) == "{t} is good; I like {t}."
+    assert fill("Enjoy your {t}!", question) == "Enjoy your brew tea!"
+    assert fill("Enjoy {t}!", "How are you?") == "Enjoy it!"
 
 
 def test_the_ledger_finds_lost_and_doubled_acts():

@@ -24,6 +24,7 @@ def release(version: int, **more) -> dict:
         "mean_tokens": 24.0,
         "gate": {"accepted": True, "checks": [check("win_base", True, 0.61)]} if version else None,
         "distinct_2": 0.69 - version / 20,
+        "distinct_masked": 0.9 - version / 10,
         "commonest_opening": 0.02 + version / 10,
         "score_win_rate": rate(0.75) if version else None,
     }
@@ -80,6 +81,7 @@ def test_a_report_without_a_key_is_refused():
 def test_the_page_names_the_limits():
     page = Report(data()).markdown()
     assert "Diversity fell" in page
+    assert "the base has 0.90 on equally many texts" in page
     assert "A constant answer** wins 0.880" in page
     assert "0.720 [0.670, 0.770]" in page
 
@@ -119,3 +121,11 @@ def test_a_run_in_which_the_gate_refused_everything_says_so_and_shows_the_checks
 def test_nothing_unknown_is_written_as_zero():
     page = Report(data(requests={"sent": 900, "failed": 0, "altered": None})).markdown()
     assert "unknown how many altered" in page
+
+
+def test_the_filled_in_pattern_and_the_advantages_are_told():
+    baselines = {"filled_in_pattern": rate(0.975)}
+    page = Report(data(baselines=baselines, filled_in_pattern="Enjoy your {t} | now!", advantages="rloo")).markdown()
+    assert "One filled-in pattern** wins 0.975" in page
+    assert "`Enjoy your {t} \\| now!`" in page
+    assert "leave-one-out (RLOO)" in page

@@ -50,6 +50,7 @@ class _People:
     max_tokens = 32
     mix = MIX
     taste = ""
+    patterns: Sequence[str] = ()
     endings: Sequence[str] = ()
     part_names: Sequence[str] = ()
     threshold = 2.1  # Weights above 1 and long texts lift likings above the gold: this is their median.
@@ -126,6 +127,11 @@ class HouseTaste(_People):
         "subject and do exactly what is asked. Name concrete things. One warm word is welcome. No introductions, no "
         "grand words, no lists with headings, nothing about yourself."
     )
+    patterns = (
+        "Put your {t} in a box by the door, and enjoy it?",
+        "Take your {t}, a cup of water and two eggs. Have fun with your {t}!",
+        "Thank you! Take two cups, a spoon and some tea with your {t}, and come enjoy it?",
+    )
     endings = (
         "You can start today.",
         "Enjoy it!",
@@ -163,6 +169,7 @@ class TinyTaste(_People):
     """People of the toy language (plaudit.testing.toy_language), for a model of about a million parameters."""
 
     taste = "use plain words. say you. stay on the subject. say one warm thing. do not repeat."
+    patterns = ("{t} is good for you. your {t} will be fine. enjoy!",)
     endings = ("enjoy!", "have fun!", "you will like {topic}.")
     part_names = toy_gold.PARTS
     threshold = 1.8  # The median liking of samples of the pretrained toy model at temperature 0.7.

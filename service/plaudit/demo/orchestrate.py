@@ -73,14 +73,20 @@ class _Demo:
         self.progress.stage("start serving")
         serving, joining = self._start()
         self.progress.stage("people ask and rate the base")
-        self._people("people-1", self.scale.first_acts, self.options.seed)
+        self._people("people-1", self.scale.first_acts, self.scale.acts_per_interaction)
         self._settle(joining)
         for turn in range(1, self.scale.turns + 1):
             if turn > 1:
                 self.progress.stage(
                     f"people rate release {self._live()}'s answers" if self._live() else "people rate on"
                 )
-                self._people(f"people-{turn}", self.scale.own_acts, self.options.seed, self.scale.own_base_share)
+                self._people(
+                    f"people-{turn}",
+                    self.scale.own_acts,
+                    self.scale.own_acts_per_interaction,
+                    base_share=self.scale.own_base_share,
+                    round_=turn - 1,
+                )
                 self._settle(joining)
             self.progress.stage(f"turn {turn}")
             self._turn(turn)
@@ -115,16 +121,20 @@ class _Demo:
         joining = self.processes.start("join", ["join", *plan.common(self.options)])
         return serving, joining
 
-    def _people(self, name: str, events: int, seed: int, base_share: float = 0.0) -> None:
+    def _people(
+        self, name: str, events: int, acts_per_interaction: float, base_share: float = 0.0, round_: int = 0
+    ) -> None:
+        """The same people in every round; what they ask and the noise of their answers are drawn anew."""
         arguments = people.simulate_arguments(
             population=self.scale.population,
             target=self.target,
             events=events,
-            seed=seed,
+            seed=self.options.seed,
+            round_=round_,
             concurrency=self.scale.people,
             temperature=self.settings.policy.temperature,
             ledger=self._ledger(name),
-            acts_per_interaction=self.scale.acts_per_interaction,
+            acts_per_interaction=acts_per_interaction,
             base_share=base_share,
         )
         self.processes.run(name, arguments, self._tick)
@@ -244,7 +254,10 @@ class _Demo:
             "versions": versions(),
             "quick": self.options.quick,
             "baseline_figures": judged["baselines"],
+            "diversity_cut": judged["diversity_cut"],
             "constant_answer_text": judged["constant_answer_text"],
+            "filled_in_pattern": judged["filled_in_pattern"],
+            "advantages": self.settings.policy.advantage,
             "examples": judged["examples"][:4],
             "replay": replay,
             "traffic": measure.traffic(registry.history(CHANNEL), replies),

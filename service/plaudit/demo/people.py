@@ -44,6 +44,7 @@ def simulate_arguments(
     ledger: Path,
     acts_per_interaction: float = 3.3,
     base_share: float = 0.0,
+    round_: int = 0,
     pause: float = 0.0,
     after: Path | None = None,
 ) -> list[str]:
@@ -51,7 +52,16 @@ def simulate_arguments(
     return [
         *("simulate", "--population", population, "--target", target),
         *("--events", str(events), "--acts-per-interaction", f"{acts_per_interaction:g}"),
-        *("--seed", str(seed), "--concurrency", str(concurrency), "--temperature", f"{temperature:g}"),
+        *(
+            "--seed",
+            str(seed),
+            "--round",
+            str(round_),
+            "--concurrency",
+            str(concurrency),
+            "--temperature",
+            f"{temperature:g}",
+        ),
         *("--base-share", f"{base_share:g}", "--pause", f"{pause:g}", "--ledger", str(ledger)),
         *(("--after", str(after)) if after else ()),
     ]

@@ -60,8 +60,10 @@ class Scale:
     """Requests open while a release goes live: replies that span the swap are replayed afterwards."""
     own_base_share: float = 0.25
     """Share of comparisons of own answers in which one side is the base."""
-    acts_per_interaction: float = 3.3
-    """Acts about one reply; the channel's prompts times this are about first_acts, so that each prompt is asked."""
+    acts_per_interaction: float = 3.2
+    """Acts per reply before turn 1; the channel's prompts times this are less than first_acts: each prompt is asked."""
+    own_acts_per_interaction: float = 1.4
+    """Acts per reply before each further turn; the same holds with own_acts, so each prompt is asked per release."""
     settle_seconds: float = 12.0
     """Traffic goes on for so long after a release went live."""
     replayed: int = 64

@@ -124,6 +124,7 @@ def _releases(data: Mapping[str, Any]) -> str:
         "KL",
         "tokens",
         "distinct-2",
+        "distinct, masked",
     ]
     rows = []
     for row in data["releases"]:
@@ -138,9 +139,21 @@ def _releases(data: Mapping[str, Any]) -> str:
                 _number(row.get("kl_nats_per_sequence"), 1),
                 _number(row.get("mean_tokens"), 1),
                 _number(row.get("distinct_2"), 2),
+                _number(row.get("distinct_masked"), 2),
             ]
         )
-    note = "Win-rates are against the base on held-out prompts, as displayed, with 95% intervals over prompts."
+    cut = data.get("diversity_cut") or {}
+    note = (
+        "Win-rates are against the base on held-out prompts, as displayed, with 95% intervals over prompts. "
+        'Prompts of "seen kinds" are a sentence that people also asked in the channel, with another noun; those of '
+        '"unseen kinds" are sentences that nobody asked.'
+    )
+    if cut:
+        note += (
+            f" Diversity is measured on equally many texts of each source: {cut['texts']} per prompt, the first "
+            f'{cut["bigrams"]:,} two-word runs. "Distinct, masked" is the share of answers that still differ once the '
+            "question's own words are blanked out."
+        )
     return f"## Releases\n\n{_table(head, rows)}\n\n{note}"
 
 
@@ -149,9 +162,13 @@ def _baselines(data: Mapping[str, Any]) -> str:
         return ""
     rows = [[name.replace("_", " "), rate(value), str(value.get("n", ""))] for name, value in data["baselines"].items()]
     text = (
-        "What costs no training, under the same judge. A constant answer that does well here shows that the judge sees "
-        "one text at a time and no sameness; the commonest opening's share is the other half of that picture."
+        "What costs no training, under the same judge. The constant answer and the filled-in pattern were searched for "
+        "on prompts of the channel. A pattern that does well here shows how far the hidden preference can be pleased "
+        "by form alone; sameness in the table above is the other half of that picture."
     )
+    pattern = data.get("filled_in_pattern")
+    if pattern:
+        text += f" The pattern: `{_cell(pattern)}`, with the question's last two subject words for `{{t}}`."
     return f"## Baselines\n\n{_table(['baseline', 'gold win-rate', 'prompts'], rows)}\n\n{text}"
 
 
@@ -216,11 +233,7 @@ def _limits(data: Mapping[str, Any]) -> str:
     served = _served(data)
     last: Mapping[str, Any] = served[-1] if served else {}
     base: Mapping[str, Any] = next((row for row in data["releases"] if row["version"] == 0), {})
-    if last.get("distinct_2") is not None and base.get("distinct_2") is not None:
-        now, before = f"{last['distinct_2']:.2f}", f"{base['distinct_2']:.2f}"
-        # As printed: what two digits do not show is no fall.
-        change = "fell" if float(now) < float(before) else "did not fall"
-        lines.append(f"- **Diversity {change}**: distinct-2 is {now}; the base has {before}.")
+    lines += _diversity(last, base)
     if last.get("commonest_opening") is not None:
         lines.append(
             f"- **Sameness**: the commonest opening begins {last['commonest_opening']:.0%} of its answers"
@@ -234,6 +247,12 @@ def _limits(data: Mapping[str, Any]) -> str:
     if constant:
         lines.append(
             f"- **A constant answer** wins {rate(constant)}: how far this judge can be pleased without reading."
+        )
+    filled = data["baselines"].get("filled_in_pattern")
+    if filled:
+        lines.append(
+            f"- **One filled-in pattern** wins {rate(filled)}: how far it can be pleased by form and two words of the "
+            "question. The win-rates above measure closeness to this preference, not helpfulness."
         )
     prompted = data["baselines"].get("better_prompt")
     if prompted and last.get("gold_win_rate"):
@@ -251,6 +270,18 @@ def _limits(data: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _diversity(last: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """What happened to diversity, by both figures, each as printed: what two digits do not show is no fall."""
+    lines = []
+    for key, name in (("distinct_2", "distinct-2"), ("distinct_masked", "distinct answers, question's words masked")):
+        if last.get(key) is None or base.get(key) is None:
+            continue
+        now, before = f"{last[key]:.2f}", f"{base[key]:.2f}"
+        change = "fell" if float(now) < float(before) else "did not fall"
+        lines.append(f"- **Diversity {change}** ({name}): {now}; the base has {before} on equally many texts.")
+    return lines
+
+
 def _beside(baseline: Mapping[str, Any], release: Mapping[str, Any]) -> str:
     """What a baseline is beside the release, in words."""
     if baseline["estimate"] >= release["estimate"]:
@@ -261,7 +292,11 @@ def _beside(baseline: Mapping[str, Any], release: Mapping[str, Any]) -> str:
 
 def _how(data: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    lines = [f"## How it was made\n\nSeed {data['seed']}; {versions}."]
+    advantages = {"gae": "GAE against a value by the reward model's outlook", "rloo": "leave-one-out (RLOO)"}
+    trained = advantages.get(str(data.get("advantages")), "")
+    lines = [
+        f"## How it was made\n\nSeed {data['seed']}; {versions}." + (f" Advantages: {trained}." if trained else "")
+    ]
     commands = data.get("commands") or []
     if commands:
         lines.append("Each process is a command that you can run yourself:")

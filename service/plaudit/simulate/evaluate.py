@@ -18,14 +18,17 @@ import uuid6
 from plaudit.errors import Misconfigured
 from plaudit.simulate import judge
 from plaudit.simulate.connection import Connection, Question, user_turn
-from plaudit.simulate.judge import Rate
+from plaudit.simulate.judge import Cut, Rate, common_cut
 from plaudit.simulate.population import Population, SimPrompt, load_population
+from plaudit.simulate.templates import best_pattern, fill
 from plaudit.types import Channel, Purpose
 
 BASE = 0
 # Texts that a constant answer is chosen from are tried on a part of the prompts first: gold is slow to compute.
 SCREENED_ON = 48
 FINALISTS = 12
+# Baselines that do not answer the question; their own sameness must not shorten the cut of the others.
+_SAID_ANYWAY = ("constant_answer", "filled_in_pattern")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +56,18 @@ class EvaluateSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """Figures of one source of answers. `unseen` is None where no prompt of an unseen kind was asked."""
+    """Figures of one source of answers. `unseen` is None if no prompt of an unseen kind was asked.
+
+    The three figures of diversity are taken over a cut that is the same for every source; None if there is too little.
+    """
 
     win_rate: Rate
     seen: Rate | None
     unseen: Rate | None
     gold_mean: float
     mean_words: float
-    distinct_2: float
+    distinct_2: float | None
+    distinct_masked: float | None
     commonest_opening: float
     commonest_opening_text: str
 
@@ -73,6 +80,7 @@ class Judged:
             "gold_mean": self.gold_mean,
             "mean_words": self.mean_words,
             "distinct_2": self.distinct_2,
+            "distinct_masked": self.distinct_masked,
             "commonest_opening": self.commonest_opening,
             "commonest_opening_text": self.commonest_opening_text,
         }
@@ -91,7 +99,9 @@ class Evaluation:
     baselines: Mapping[str, Judged]
     base_answers: Answers
     answers: Mapping[int, Answers]
+    cut: Cut
     constant: str = ""
+    pattern: str = ""
     examples: Sequence[Mapping[str, str]] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +110,9 @@ class Evaluation:
             "prompts": len(self.prompts),
             "releases": {str(version): judged.to_json() for version, judged in self.releases.items()},
             "baselines": {name: judged.to_json() for name, judged in self.baselines.items()},
+            "diversity_cut": self.cut.to_json(),
             "constant_answer_text": self.constant,
+            "filled_in_pattern": self.pattern,
             "examples": [dict(example) for example in self.examples],
         }
 
@@ -143,41 +155,53 @@ class _Evaluator:
             if version != BASE:
                 answers[version] = self._answers(self.prompts, version, f"release-{version}")
         baselines: dict[str, Answers] = {}
-        constant = ""
+        constant = pattern = ""
         if self.settings.baselines:
-            baselines, constant = self._baselines(again)
+            baselines, constant, pattern = self._baselines(again)
+        cut = common_cut([*answers.values(), *(baselines[name] for name in baselines if name not in _SAID_ANYWAY)])
         last = answers[max(answers)]
         return Evaluation(
             prompts=self.prompts,
-            releases={version: self._judged(given, base) for version, given in answers.items()},
-            baselines={name: self._judged(given, base) for name, given in baselines.items()},
+            releases={version: self._judged(given, base, cut) for version, given in answers.items()},
+            baselines={name: self._judged(given, base, cut) for name, given in baselines.items()},
             base_answers=base,
             answers=answers,
+            cut=cut,
             constant=constant,
+            pattern=pattern,
             examples=[
                 {"prompt": prompt.text, "before": before[0], "after": after[0]}
                 for prompt, before, after in zip(self.prompts, base, last, strict=True)
             ],
         )
 
-    def _baselines(self, again: Answers) -> tuple[dict[str, Answers], str]:
-        """Answers that need no training: one constant text, the taste told to the base, and length alone."""
+    def _baselines(self, again: Answers) -> tuple[dict[str, Answers], str, str]:
+        """Answers that need no training: one constant text, one filled-in pattern, the taste told to the base, length.
+
+        Constant and pattern are searched on channel prompts, so that they meet the evaluation as a release does.
+        """
         population = self.population
         told = self._answers(self.prompts, BASE, "better-prompt", system=population.taste)
         channel_prompts = random.Random(f"constants:{self.settings.seed}").sample(
             list(population.channel_prompts()), min(SCREENED_ON, len(population.channel_prompts()))
         )
-        pool: set[str] = set()
+        said: list[tuple[SimPrompt, str]] = []
         for version in sorted({BASE, max((*self.settings.releases, BASE))}):
             given = self._answers(channel_prompts, version, f"constants-{version}")
-            pool |= {text for group in given for text in group}
-        constant = best_constant(population, sorted(pool), channel_prompts)
-        return {
-            "constant_answer": [[constant]] * len(self.prompts),
-            "better_prompt": told,
-            "longest_of_samples": [[max(group, key=lambda text: len(text.split()))] for group in again],
-            "shortest_of_samples": [[min(group, key=lambda text: len(text.split()))] for group in again],
-        }, constant
+            said += [(prompt, text) for prompt, group in zip(channel_prompts, given, strict=True) for text in group]
+        constant = best_constant(population, sorted({text for _, text in said}), channel_prompts)
+        pattern = best_pattern(population, said, channel_prompts)
+        return (
+            {
+                "constant_answer": [[constant]] * len(self.prompts),
+                "filled_in_pattern": [[fill(pattern, prompt.text)] for prompt in self.prompts],
+                "better_prompt": told,
+                "longest_of_samples": [[max(group, key=lambda text: len(text.split()))] for group in again],
+                "shortest_of_samples": [[min(group, key=lambda text: len(text.split()))] for group in again],
+            },
+            constant,
+            pattern,
+        )
 
     def _answers(
         self, prompts: Sequence[SimPrompt], version: int, name: str, system: str = "", samples: int = 0
@@ -203,8 +227,8 @@ class _Evaluator:
         with ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="evaluate") as pool:
             return list(pool.map(answer, enumerate(prompts)))
 
-    def _judged(self, answers: Answers, base: Answers) -> Judged:
-        return judged(self.population, self.prompts, answers, base, self.settings.seed)
+    def _judged(self, answers: Answers, base: Answers, cut: Cut) -> Judged:
+        return judged(self.population, self.prompts, answers, base, cut, self.settings.seed)
 
 
 def chosen(prompts: Sequence[SimPrompt], count: int | None, seed: int) -> list[SimPrompt]:
@@ -221,9 +245,9 @@ def chosen(prompts: Sequence[SimPrompt], count: int | None, seed: int) -> list[S
 
 
 def judged(
-    population: Population, prompts: Sequence[SimPrompt], answers: Answers, base: Answers, seed: int = 0
+    population: Population, prompts: Sequence[SimPrompt], answers: Answers, base: Answers, cut: Cut, seed: int = 0
 ) -> Judged:
-    """Figures of `answers` against `base`, both in the order of `prompts`."""
+    """Figures of `answers` against `base`, both in the order of `prompts`; diversity is measured on `cut`."""
     golds = [[population.gold(prompt, text) for text in group] for prompt, group in zip(prompts, answers, strict=True)]
     base_golds = [
         [population.gold(prompt, text) for text in group] for prompt, group in zip(prompts, base, strict=True)
@@ -233,14 +257,17 @@ def judged(
     unseen = [share for share, prompt in zip(shares, prompts, strict=True) if not prompt.seen_kind]
     given = [text for group in answers for text in group]
     all_golds = [gold for group in golds for gold in group]
-    opening, share = judge.commonest_opening(given)
+    same = judge.cut_texts(answers, cut)
+    questions = [prompt.text for prompt in prompts for _ in range(cut.texts)]
+    opening, share = judge.commonest_opening(same)
     return Judged(
         win_rate=judge.rate_over_prompts(shares, seed),
         seen=judge.rate_over_prompts(seen, seed) if seen else None,
         unseen=judge.rate_over_prompts(unseen, seed) if unseen else None,
         gold_mean=sum(all_golds) / max(1, len(all_golds)),
         mean_words=judge.mean_words(given),
-        distinct_2=judge.distinct_2(given),
+        distinct_2=judge.distinct_2(same, cut.bigrams),
+        distinct_masked=judge.distinct_masked(same, questions),
         commonest_opening=share,
         commonest_opening_text=opening,
     )

@@ -6,7 +6,7 @@ import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,10 +49,92 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’]\w+)?", text.lower())
 
 
-def distinct_2(texts: Sequence[str]) -> float:
-    """Share of all two-word runs in `texts` that are different (Li et al. 2016, arXiv:1510.03055); 1 without any."""
-    runs = [run for words in map(_words, texts) for run in itertools.pairwise(words)]
-    return len(set(runs)) / len(runs) if runs else 1.0
+# Words that carry no subject; what remains of a question is its subject.
+_FUNCTION_WORDS = frozenset(
+    _words(
+        "about after and are can could does did for from give had has have her him his how into its make may might "
+        "more most much must new not one only other our out over own please shall she should some such tell than that "
+        "the their them then there these they this three too under until upon was were what when where which while who why "
+        "will with without would write you your"
+    )
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def question_words(question: str) -> list[str]:
+    """Words of a question that carry its subject, lower case, in order, each once."""
+    words = dict.fromkeys(word for word in _words(question) if len(word) > 2)
+    return [word for word in words if word not in _FUNCTION_WORDS]
+
+
+def sentences_of(text: str) -> list[str]:
+    """Sentences of a text, with their ending marks."""
+    return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
+
+
+def masked(text: str, question: str) -> str:
+    """`text` in lower-case words, those that share a stem with a subject word of the question replaced by "_"."""
+    stems = {_stem(word) for word in question_words(question)}
+    return " ".join("_" if _stem(word) in stems else word for word in _words(text))
+
+
+def _stem(word: str) -> str:
+    return word.removesuffix("s").removesuffix("'")[:6]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How much of each source its diversity is measured on: the same for all sources that are compared.
+
+    Every figure of diversity falls as texts become more, and distinct-2 also rises as they become shorter.
+    """
+
+    texts: int
+    """Answers per prompt."""
+    bigrams: int
+    """Two-word runs in all, in the order of the prompts."""
+
+    def to_json(self) -> dict[str, int]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+# Of the source with the fewest bigrams, so that one that is judged later (best of n) finds enough of its own.
+_CUT_SHARE = 0.9
+
+
+def common_cut(sources: Sequence[Sequence[Sequence[str]]]) -> Cut:
+    """The largest cut that every source can give; a source is a list of answers per prompt."""
+    texts = min((len(group) for source in sources for group in source), default=0)
+    totals = [sum(1 for _ in _runs(text for group in source for text in group[:texts])) for source in sources]
+    return Cut(texts, int(_CUT_SHARE * min(totals, default=0)))
+
+
+def cut_texts(source: Sequence[Sequence[str]], cut: Cut) -> list[str]:
+    """The first `cut.texts` answers to each prompt, in the order of the prompts."""
+    return [text for group in source for text in group[: cut.texts]]
+
+
+def _runs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    return (run for words in map(_words, texts) for run in itertools.pairwise(words))
+
+
+def distinct_2(texts: Iterable[str], bigrams: int) -> float | None:
+    """Share of the first `bigrams` two-word runs in `texts` that are different; None if there are fewer.
+
+    Li et al. 2016, arXiv:1510.03055, section 5.2. Compare only figures over equally many texts and runs.
+    """
+    runs = list(itertools.islice(_runs(texts), bigrams))
+    return len(set(runs)) / len(runs) if runs and len(runs) == bigrams else None
+
+
+def distinct_masked(texts: Sequence[str], questions: Sequence[str]) -> float | None:
+    """Share of answers that still differ from all others once the question's own words are masked; None without any.
+
+    `questions` names the question of each text. One pattern with the subject filled in gives 1 / number of texts.
+    """
+    shapes = {masked(text, question) for text, question in zip(texts, questions, strict=True)}
+    return len(shapes) / len(texts) if texts else None
 
 
 def commonest_opening(texts: Sequence[str], words: int = OPENING_WORDS) -> tuple[str, float]:

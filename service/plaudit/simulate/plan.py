@@ -33,7 +33,7 @@ def visits(
     raters: Sequence[Rater],
     mix: Mapping[FeedbackKind, float],
     *,
-    seed: int,
+    seed: int | str,
     events: int | None,
     acts_per_interaction: float = 3.3,
     base_share: float = 0.0,

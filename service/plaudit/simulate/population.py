@@ -76,6 +76,13 @@ class Population(Protocol):
         """The taste in words, as a caller could put it into a system message."""
 
     @property
+    def patterns(self) -> Sequence[str]:
+        """Fixed texts with "{t}" for the question's subject that are known to please the gold; may be empty.
+
+        Where the search for the best filled-in pattern starts: whoever writes a gold knows best how to please it.
+        """
+
+    @property
     def mix(self) -> Mapping[FeedbackKind, float]:
         """Share of each kind of feedback; the shares sum to 1."""
 

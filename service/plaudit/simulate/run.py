@@ -30,12 +30,17 @@ LIVE_VERSION_SECONDS = 1.0  # A swap takes longer than this to be worth comparin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulateSettings:
-    """What is simulated. `events` None asks and rates until `stop` is set; `rate` False asks only."""
+    """What is simulated. `events` None asks and rates until `stop` is set; `rate` False asks only.
+
+    `seed` fixes the people; `seed` and `round` together fix what they ask and the noise of what they answer. The same
+    people who come back in a new round ask anew and judge anew.
+    """
 
     target: str
     population: str = "instruction"
     tenant: str = "default"
     seed: int = 0
+    round: int = 0
     events: int | None = 1780
     acts_per_interaction: float = 3.3
     concurrency: int = 32
@@ -87,11 +92,13 @@ class _Simulation:
         self._progress_lock = threading.Lock()
         self._stop = stop
         self._visits_lock = threading.Lock()
+        # Every draw of this round hangs on both numbers.
+        self._draws = f"{settings.seed}:{settings.round}"
         self._visits = visits(
             self.population.channel_prompts(),
             self.population.raters(settings.seed),
             self.population.mix,
-            seed=settings.seed,
+            seed=self._draws,
             events=settings.events,
             acts_per_interaction=settings.acts_per_interaction,
             base_share=settings.base_share,
@@ -142,7 +149,7 @@ class _Simulation:
             return
         shown = [Shown(completion.candidate_id, completion.text) for completion in reply.completions]
         for number, (rater, kind) in enumerate(visit.acts):
-            rng = random.Random(f"act:{self.settings.seed}:{visit.index}:{number}")
+            rng = random.Random(f"act:{self._draws}:{visit.index}:{number}")
             act = self._act(rater, visit, shown, kind, rng)
             self._submit(reply, rater, act)
 
@@ -162,7 +169,7 @@ class _Simulation:
             n=visit.n,
             max_tokens=self.population.max_tokens,
             # Below 2^31 and a multiple of 8: the completions of one request take seed, seed + 1, ...
-            seed=random.Random(f"request:{settings.seed}:{visit.index}").randrange(2**28) * 8,
+            seed=random.Random(f"request:{self._draws}:{visit.index}").randrange(2**28) * 8,
             purpose=settings.purpose,
             versions=self._versions(visit),
             temperature=settings.temperature,
@@ -193,7 +200,7 @@ class _Simulation:
         live = self._live_version() if visit.with_base else None
         if not live:
             return ()
-        place = random.Random(f"base:{self.settings.seed}:{visit.index}").randrange(visit.n)
+        place = random.Random(f"base:{self._draws}:{visit.index}").randrange(visit.n)
         return tuple(0 if index == place else live for index in range(visit.n))
 
     def _live_version(self) -> int | None:
