@@ -54,8 +54,8 @@ _FUNCTION_WORDS = frozenset(
     _words(
         "about after and are can could does did for from give had has have her him his how into its make may might "
         "more most much must new not one only other our out over own please shall she should some such tell than that "
-        "the their them then there these they this three too under until upon was were what when where which while who why "
-        "will with without would write you your"
+        "the their them then there these they this three too under until upon was were what when where which while who "
+        "why will with without would write you your"
     )
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
