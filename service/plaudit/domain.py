@@ -51,8 +51,6 @@ class Declaration:
     signals: tuple[tuple[str, Scale], ...] = ()
     labels: frozenset[str] = frozenset()
     contract_version: int = CONTRACT_VERSION
-    personal_fields: frozenset[str] = frozenset()
-    retention_days: int = 180
     few_raters: bool = False
 
 

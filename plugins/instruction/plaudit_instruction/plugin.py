@@ -67,7 +67,6 @@ _DECLARATION = Declaration(
     ),
     reasons=REASONS,
     rating_scale=RATING_SCALE,
-    personal_fields=frozenset({"messages", "correction", "comment"}),
 )
 
 

@@ -98,7 +98,6 @@ class PluginConformance:
         scales = [scale for _, scale in declared.signals]
         for scale in (*scales, *((declared.rating_scale,) if declared.rating_scale else ())):
             assert _is_interval(scale), f"scale {scale} is no finite interval"
-        assert declared.retention_days > 0, f"retention is {declared.retention_days} days"
         assert declared == self.make_plugin().declaration, "two instances declare different facts"
 
     def test_the_installed_entry_point_is_this_plugin(self) -> None:
