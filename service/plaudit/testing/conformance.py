@@ -80,7 +80,7 @@ class PluginConformance:
         return examples.OUTPUTS
 
     def test_the_declaration_is_valid(self) -> None:
-        """Name, version, kinds with their scales, signals and labels, retention."""
+        """Name, version, kinds with their scales, signals and labels."""
         declared = self.make_plugin().declaration
         assert isinstance(declared, Declaration), f"declaration is a {type(declared).__name__}"
         assert re.fullmatch(r"[a-z][a-z0-9-]{0,62}", declared.name), f"name {declared.name!r} is not a-z, 0-9, -"
