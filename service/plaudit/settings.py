@@ -195,6 +195,8 @@ class PolicySettings(Section):
     """Prompts of a rollout."""
     samples: int = 4
     """Completions a prompt."""
+    held_out: int = 24
+    """Prompts that no update uses and on which iterates are compared; a quarter of the training prompts at most."""
     epochs: int = 1
     """Passes over a rollout."""
     minibatch: int = 16

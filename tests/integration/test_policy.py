@@ -1,5 +1,7 @@
 """PPO on a tiny real model: the checks that an implementation must pass before its curves mean anything."""
 
+import dataclasses
+
 import pytest
 import torch
 from plaudit.engine import adapters
@@ -7,11 +9,12 @@ from plaudit.engine.base import Base
 from plaudit.engine.protocol import ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.learner.measure import logprobs_of
+from plaudit.policy.optimizer import PolicyTask, Rewarded
 from plaudit.policy.rollout import TrainPrompt, collate, sample
-from plaudit.policy.train import PolicyTrainer, Rewarded
+from plaudit.policy.train import PolicyTrainer, Ppo
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings
 from plaudit.testing.models import tiny_model
-from plaudit.types import Message, Prompt
+from plaudit.types import Channel, Message, Prompt, Sampling
 
 LAYERS = 2
 WANTED = "tea"
@@ -42,10 +45,37 @@ def _prompts(engine, count):
     return found
 
 
-def _trainer(base, engine, seed=0, **settings):
-    adapters.inject(base, "policy", layers=LAYERS, rank=8, alpha=16, seed=seed)
+class NoReferences:
+    """Rewards of these tests are centred on nothing."""
+
+    def complete(self, prompts, least, *, seed):
+        pass
+
+
+def _task(base, engine, folder, seed=0, reward=None, live=None, train=(), held_out=(), **settings):
     chosen = PolicySettings(**{"max_tokens": 12, "temperature": 0.7, **settings})
-    return PolicyTrainer(base, engine, chosen, name="policy", channel="toy/default", layers=LAYERS, seed=seed)
+    return PolicyTask(
+        channel=Channel("toy", "default"),
+        engine=engine,
+        base=base,
+        live=live,
+        data=None,
+        references=NoReferences(),
+        train=train,
+        held_out=held_out,
+        reward=reward or _chance,
+        sampling=Sampling(temperature=chosen.temperature, max_tokens=chosen.max_tokens),
+        model=ModelSettings(adapter_layers=LAYERS),
+        settings=chosen,
+        seed=seed,
+        folder=folder,
+        progress=lambda line: None,
+    )
+
+
+def _trainer(base, engine, folder, seed=0, **settings):
+    adapters.inject(base, "policy", layers=LAYERS, rank=8, alpha=16, seed=seed)
+    return PolicyTrainer(_task(base, engine, folder, seed, **settings))
 
 
 def _rewarded(samples, totals):
@@ -57,14 +87,64 @@ def _chance(samples):
     return _rewarded(samples, torch.rand(len(samples)))
 
 
+def _even(samples):
+    """Share of generated tokens with an even id."""
+    return _rewarded(
+        samples,
+        torch.tensor([sum(t % 2 == 0 for t in s.generated.tokens) / len(s.generated.tokens) for s in samples]),
+    )
+
+
 def _snapshot(base):
     return {name: p.detach().clone() for name, p in base.model.named_parameters()}
 
 
-def test_before_the_first_update_the_policy_is_the_base(base, engine):
-    trainer = _trainer(base, engine)
+class Blind:
+    """An engine that returns no activations."""
+
+    capture_layer = None
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def submit(self, jobs):
+        return self._engine.submit([dataclasses.replace(job, capture=False) for job in jobs])
+
+
+def test_an_engine_that_captures_nothing_trains_the_same_adapter(folder, tmp_path):
+    made = {}
+    for blind in (False, True):
+        base = Base.load(folder)
+        engine = TorchEngine(
+            base, EngineSettings(widths=(64,), prefill_chunk=4096), ModelSettings(adapter_layers=LAYERS)
+        )
+        prompts = _prompts(engine, 8)
+        task = _task(
+            base,
+            Blind(engine) if blind else engine,
+            tmp_path / str(blind),
+            reward=_even,
+            train=prompts[:6],
+            held_out=prompts[6:],
+            iterations=2,
+        )
+        optimised = Ppo().optimise(task)
+        made[blind] = adapters.read(optimised.adapter)[1]
+        engine.close()
+    assert any(weights.abs().max() > 0 for name, weights in made[True].items() if "lora_B" in name)
+    for name, weights in made[False].items():
+        assert torch.allclose(weights, made[True][name], atol=1e-3), name
+
+
+def test_before_the_first_update_the_policy_is_the_base(base, engine, tmp_path):
+    trainer = _trainer(base, engine, tmp_path)
     rollout = collate(
-        sample(engine, _prompts(engine, 4), trainer.stage(), trainer.sampling, samples=4, seed=1, capture=True)
+        sample(engine, _prompts(engine, 4), trainer.stage(), trainer.task.sampling, samples=4, seed=1, capture=True),
+        base,
+        base.num_layers - LAYERS,
     )
     reference = logprobs_of(base, rollout, None, base.num_layers - LAYERS, 0.7)
     policy = logprobs_of(base, rollout, "policy", base.num_layers - LAYERS, 0.7)
@@ -72,11 +152,11 @@ def test_before_the_first_update_the_policy_is_the_base(base, engine):
     assert torch.allclose(rollout.logprobs, reference, atol=1e-4)
 
 
-def test_the_first_minibatch_has_ratio_one_and_only_the_policys_adapter_moves(base, engine):
-    trainer = _trainer(base, engine)
+def test_the_first_minibatch_has_ratio_one_and_only_the_policys_adapter_moves(base, engine, tmp_path):
+    trainer = _trainer(base, engine, tmp_path)
     adapters.inject(base, "reward", layers=LAYERS, rank=8, alpha=16, seed=5)
     before = _snapshot(base)
-    stats = trainer.iterate(_prompts(engine, 4), _chance, 0)
+    stats = trainer.iterate(_prompts(engine, 4), 0)
     assert stats.parity < 1e-4
     assert abs(stats.kl_nats_per_sequence) < 1e-3
     after = _snapshot(base)
@@ -85,9 +165,9 @@ def test_the_first_minibatch_has_ratio_one_and_only_the_policys_adapter_moves(ba
     assert all(".policy." in name for name in moved)
 
 
-def test_with_the_adapter_off_the_model_is_bit_equal_to_the_base(base, engine, folder):
-    trainer = _trainer(base, engine, lr=1e-2)
-    trainer.iterate(_prompts(engine, 4), _chance, 0)
+def test_with_the_adapter_off_the_model_is_bit_equal_to_the_base(base, engine, folder, tmp_path):
+    trainer = _trainer(base, engine, tmp_path, lr=1e-2)
+    trainer.iterate(_prompts(engine, 4), 0)
     tokens = torch.tensor([engine.encode([Message("user", "tea")]).tokens])
     fresh = Base.load(folder)
     with adapters.active(base, None):
@@ -97,16 +177,17 @@ def test_with_the_adapter_off_the_model_is_bit_equal_to_the_base(base, engine, f
 
 
 def test_saved_loaded_and_served_give_the_same_logprobs(base, engine, tmp_path):
-    trainer = _trainer(base, engine, lr=1e-2)
+    trainer = _trainer(base, engine, tmp_path, lr=1e-2)
     prompts = _prompts(engine, 4)
     for i in range(2):
-        trainer.iterate(prompts, _chance, i)
+        trainer.iterate(prompts, i)
     adapters.save(base, "policy", tmp_path)
     adapters.load(base, "again", tmp_path)
     key = ReleaseKey("toy/default", 1, "saved")
     engine.stage(key, tmp_path, temperature=0.7)
-    rollout = collate(sample(engine, prompts, key, trainer.sampling, samples=4, seed=3, capture=True))
     start = base.num_layers - LAYERS
+    samples = sample(engine, prompts, key, trainer.task.sampling, samples=4, seed=3, capture=True)
+    rollout = collate(samples, base, start)
     trained = logprobs_of(base, rollout, "policy", start, 0.7)
     assert torch.equal(trained, logprobs_of(base, rollout, "again", start, 0.7))
     assert torch.allclose(trained, rollout.logprobs, atol=1e-3)
@@ -114,24 +195,27 @@ def test_saved_loaded_and_served_give_the_same_logprobs(base, engine, tmp_path):
     assert (trained - reference)[rollout.mask].abs().mean() > 1e-2
 
 
-def test_padding_changes_no_logprob(base, engine):
-    trainer = _trainer(base, engine)
+def test_padding_changes_no_logprob(base, engine, tmp_path):
+    trainer = _trainer(base, engine, tmp_path)
     rollout = collate(
-        sample(engine, _prompts(engine, 6), trainer.stage(), trainer.sampling, samples=2, seed=2, capture=True)
+        sample(engine, _prompts(engine, 6), trainer.stage(), trainer.task.sampling, samples=2, seed=2, capture=True),
+        base,
+        base.num_layers - LAYERS,
     )
     start = base.num_layers - LAYERS
     together = logprobs_of(base, rollout, None, start, 0.7)
     for row, each in enumerate(rollout.samples):
-        alone = logprobs_of(base, collate([each]), None, start, 0.7)[0]
+        alone = logprobs_of(base, collate([each], base, start), None, start, 0.7)[0]
         assert torch.allclose(together[row][rollout.mask[row]], alone, atol=1e-5)
 
 
-def test_equal_rewards_teach_nothing_but_the_kl(base, engine):
-    trainer = _trainer(base, engine, advantage="rloo", kl_coef=0.005)
+def test_equal_rewards_teach_nothing_but_the_kl(base, engine, tmp_path):
+    def equal(samples):
+        return _rewarded(samples, torch.full((len(samples),), 0.7))
+
+    trainer = _trainer(base, engine, tmp_path, reward=equal, advantage="rloo", kl_coef=0.005)
     before = _snapshot(base)
-    stats = trainer.iterate(
-        _prompts(engine, 4), lambda samples: _rewarded(samples, torch.full((len(samples),), 0.7)), 0
-    )
+    stats = trainer.iterate(_prompts(engine, 4), 0)
     assert abs(stats.kl_nats_per_sequence) < 1e-3
     # The policy equals the reference and all rewards are equal: every advantage is what rounding leaves of zero.
     moved = max((before[n] - p).abs().max().item() for n, p in base.model.named_parameters())
@@ -140,7 +224,7 @@ def test_equal_rewards_teach_nothing_but_the_kl(base, engine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("advantage", "seeds", "wanted_seeds"), [("gae", 5, 4), ("rloo", 1, 1)])
-def test_ppo_solves_a_toy_task(folder, advantage, seeds, wanted_seeds):
+def test_ppo_solves_a_toy_task(folder, tmp_path, advantage, seeds, wanted_seeds):
     """Reward is the share of generated tokens that are one word; > .9 is asked of four seeds in five."""
     solved = 0
     for seed in range(seeds):
@@ -149,10 +233,17 @@ def test_ppo_solves_a_toy_task(folder, advantage, seeds, wanted_seeds):
         engine = TorchEngine(
             base, EngineSettings(widths=(64,), prefill_chunk=4096), ModelSettings(adapter_layers=LAYERS)
         )
+
+        def reward(samples, wanted=wanted):
+            totals = torch.tensor([s.generated.tokens.count(wanted) / len(s.generated.tokens) for s in samples])
+            return _rewarded(samples, totals)
+
         trainer = _trainer(
             base,
             engine,
+            tmp_path,
             seed,
+            reward=reward,
             advantage=advantage,
             lr=1e-2,
             max_tokens=8,
@@ -160,14 +251,9 @@ def test_ppo_solves_a_toy_task(folder, advantage, seeds, wanted_seeds):
             kl_target=1e9,
             temperature=1.0,
         )
-
-        def reward(samples, wanted=wanted):
-            totals = torch.tensor([s.generated.tokens.count(wanted) / len(s.generated.tokens) for s in samples])
-            return _rewarded(samples, totals)
-
         prompts = _prompts(engine, 16)
         for i in range(40):
-            stats = trainer.iterate(prompts, reward, i)
+            stats = trainer.iterate(prompts, i)
             if stats.reward > 0.9:
                 solved += 1
                 break

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     import torch
 
 
+UNREGISTERED = -1  # Version of an adapter that is no release (yet): rollouts, candidates before their version is taken.
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ReleaseKey:
-    """A release as an engine knows it. Version 0 is the base, without an adapter."""
+    """A release as an engine knows it. Version 0 is the base, without an adapter; UNREGISTERED is no release yet."""
 
     channel: str
     version: int
@@ -92,6 +95,10 @@ class Engine(Protocol):
     base_digest: str
     context_length: int
     widths: tuple[int, ...]
+
+    @property
+    def capture_layer(self) -> int | None:
+        """Layer whose input comes back with a captured job; None if the engine captures nothing."""
 
     def encode(self, messages: Sequence[Message]) -> EncodedPrompt:
         """Token ids of a conversation under the model's chat template, ready for the assistant's turn."""

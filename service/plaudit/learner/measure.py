@@ -128,7 +128,7 @@ class Measurer:
         longest = sorted(made, key=lambda each: -len(each.generated.tokens))
         chosen = list({each.prompt.group: each for each in longest[::-1]}.values())[::-1]
         chosen = sorted(chosen, key=lambda each: -len(each.generated.tokens))[:PROOF_PROBES]
-        rollout = collate(chosen)
+        rollout = collate(chosen, self.base, self.start_layer)
         logprobs = logprobs_of(self.base, rollout, adapter, self.start_layer, temperature)
         return tuple(
             Probe(

@@ -37,7 +37,7 @@ import plaudit
 from plaudit.domain import DomainPlugin
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
-from plaudit.engine.protocol import ReleaseKey
+from plaudit.engine.protocol import UNREGISTERED, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.eventlog import EventLog
 from plaudit.evidence.splits import Split, group_split
@@ -47,8 +47,9 @@ from plaudit.learner.measure import Measurer, kl_by_prompt, logprobs_of
 from plaudit.learner.references import References, as_shown
 from plaudit.learner.status import Status
 from plaudit.metrics import Metrics
+from plaudit.policy.optimizer import Optimised, PolicyTask, Rewarded, hold_out
 from plaudit.policy.rollout import Sample, TrainPrompt, collate
-from plaudit.policy.train import IterationStats, PolicyTrainer, Rewarded
+from plaudit.policy.train import Ppo
 from plaudit.policy.value import BLANK
 from plaudit.release import gate, publish
 from plaudit.release.artifacts import file_digest, list_artifacts
@@ -107,7 +108,7 @@ class _Made:
     report: RewardReport | None = None
     live_outcomes: tuple[tuple[str, bool], ...] | None = None
     live: Path | None = None
-    stats: list[IterationStats] = field(default_factory=list)
+    optimised: Optimised | None = None
     candidate: list[Sample] = field(default_factory=list)
     manifest_parts: dict[str, Any] = field(default_factory=dict)
 
@@ -140,8 +141,8 @@ class Turn:
             cleanup.callback(self._close, made)
             if not self._fit(made):
                 return TurnOutcome.WAITED
-            with self._policy(made, work) as trainer:
-                decision_inputs = self._measure(made, trainer, work)
+            with self._policy(made, work) as key:
+                decision_inputs = self._measure(made, key, work)
             row = self._register(made, work)
             decision = self._decide(made, row, decision_inputs)
             if not decision.accepted:
@@ -255,53 +256,39 @@ class Turn:
     # 3. policy -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _policy(self, made: _Made, work: Path) -> Iterator[PolicyTrainer]:
+    def _policy(self, made: _Made, work: Path) -> Iterator[ReleaseKey]:
         self._begin(3, "policy")
         shop, settings = self.shop, self.settings
         base = shop.base
         if self.state.live:
             made.live = shop.registry.fetch(self.channel, self.state.live, work / "live", base_digest=base.digest)
-            adapters.load(base, "policy", made.live / "policy")
-        else:
-            adapters.inject(
-                base,
-                "policy",
-                layers=settings.model.adapter_layers,
-                rank=settings.model.adapter_rank,
-                alpha=settings.model.adapter_alpha,
-                seed=self.seed,
-            )
-        trainer = PolicyTrainer(
-            base,
-            shop.engine,
-            settings.policy,
-            name="policy",
-            channel=str(self.channel),
-            layers=settings.model.adapter_layers,
+        train, held_out = hold_out(made.train, settings.policy)
+        task = PolicyTask(
+            channel=self.channel,
+            engine=shop.engine,
+            base=base,
+            live=made.live / "policy" if made.live is not None else None,
+            data=made.data,
+            references=made.references,
+            train=train,
+            held_out=held_out,
+            reward=lambda samples: self._rewards(made, samples),
+            sampling=self.sampling,
+            model=settings.model,
+            settings=settings.policy,
             seed=self.seed,
+            folder=work,
+            progress=shop.status.detail,
         )
+        made.optimised = Ppo().optimise(task)
+        adapters.load(base, "policy", made.optimised.adapter)
+        key = ReleaseKey(str(self.channel), UNREGISTERED, f"candidate-{self.seed}")
+        shop.engine.stage(key, made.optimised.adapter, temperature=self.sampling.temperature)
         try:
-            drawn = [self._drawn(made.train, iteration) for iteration in range(settings.policy.iterations)]
-            every = list({prompt.group: prompt for prompts in drawn for prompt in prompts}.values())
-            shop.status.detail("references")
-            made.references.complete(every, min(2, settings.reward.references), seed=self.seed * 31)
-            for iteration in range(settings.policy.iterations):
-                stats = trainer.iterate(drawn[iteration], lambda samples: self._rewards(made, samples), iteration)
-                made.stats.append(stats)
-                log.info("iteration", **stats.as_dict())
-                shop.status.detail(
-                    f"iteration {iteration + 1}/{settings.policy.iterations}: reward {stats.reward:.3f}, "
-                    f"KL {stats.kl_nats_per_sequence:.1f} nats"
-                )
-            yield trainer
+            yield key
         finally:
-            trainer.unstage()
+            shop.engine.unstage(key)
             adapters.remove(base, "policy")
-
-    def _drawn(self, prompts: Sequence[TrainPrompt], iteration: int) -> list[TrainPrompt]:
-        """The next prompts of the turn's order; it begins again where there are too few."""
-        size = min(self.settings.policy.prompts, len(prompts))
-        return [prompts[(iteration * size + i) % len(prompts)] for i in range(size)]
 
     def _rewards(self, made: _Made, samples: Sequence[Sample]) -> Rewarded:
         """Shaped, centred, pessimistic scores through the plugin's reward terms, and the outlook on the way."""
@@ -328,7 +315,7 @@ class Turn:
 
     # 4. measure ----------------------------------------------------------------------------------
 
-    def _measure(self, made: _Made, trainer: PolicyTrainer, work: Path) -> gate.GateMeasurements:
+    def _measure(self, made: _Made, key: ReleaseKey, work: Path) -> gate.GateMeasurements:
         self._begin(4, "measure")
         shop, settings = self.shop, self.settings
         assert made.judge is not None
@@ -345,12 +332,11 @@ class Turn:
             seed=self.seed * 7919 + 1,
             detail=shop.status.detail,
         )
-        key = trainer.stage()
         made.candidate = measurer.sampled(made.gate, key, "candidate")
         made.references.complete(made.gate, min(2, settings.gate.samples), seed=self.seed * 17 + 3)
         scores, said = measurer.judged(made.candidate)
         base_scores, base_said = measurer.base_answers(made.gate)
-        rollout = collate(made.candidate)
+        rollout = collate(made.candidate, shop.base, self.start_layer)
         temperature = settings.policy.temperature
         kl_base = kl_by_prompt(
             rollout, logprobs_of(shop.base, rollout, None, self.start_layer, temperature), settings.gate.samples
@@ -387,7 +373,7 @@ class Turn:
         live_scores, _ = measurer.judged(measurer.sampled(made.gate, key, "live"))
         shop.engine.unstage(key)
         adapters.load(shop.base, "live", adapter)
-        rollout = collate(made.candidate)
+        rollout = collate(made.candidate, shop.base, self.start_layer)
         other = logprobs_of(shop.base, rollout, "live", self.start_layer, self.settings.policy.temperature)
         adapters.remove(shop.base, "live")
         return measurer.wins(scores, live_scores), kl_by_prompt(rollout, other, self.settings.gate.samples)
@@ -400,6 +386,7 @@ class Turn:
         assert made.reward is not None
         assert made.judge is not None
         assert made.report is not None
+        assert made.optimised is not None
         made.reward.save(folder / "reward")
         made.judge.save(folder / "gate_reward")
         (folder / "reward_report.json").write_text(made.report.to_json())
@@ -426,7 +413,7 @@ class Turn:
             settings={
                 name: getattr(settings, name).model_dump(mode="json") for name in ("model", "reward", "policy", "gate")
             }
-            | {"iterations": [_finite(stats.as_dict()) for stats in made.stats]},
+            | {"iterations": [_finite(stats) for stats in made.optimised.statistics]},
             seeds={"turn": self.seed},
             versions={
                 "python": platform.python_version(),

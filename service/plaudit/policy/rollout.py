@@ -19,6 +19,8 @@ from plaudit.engine.threads import release_team
 from plaudit.policy.ppo import token_logprobs
 from plaudit.types import Prompt, Sampling
 
+TRUNK_BATCH = 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPrompt:
@@ -86,22 +88,37 @@ def _seed(seed: int, prompt: int, sample_: int) -> int:
     return (seed * 1_000_003 + prompt * 101 + sample_) % 2**63
 
 
-def collate(samples: Sequence[Sample]) -> Rollout:
-    """A Rollout of samples that were captured."""
+def collate(samples: Sequence[Sample], base: Base, start_layer: int) -> Rollout:
+    """A Rollout of samples; the trunk is run here for those of an engine that captures nothing."""
     longest = max(len(s.generated.tokens) for s in samples)
     tokens = torch.zeros(len(samples), longest, dtype=torch.long)
     logprobs = torch.zeros(len(samples), longest)
     mask = torch.zeros(len(samples), longest, dtype=torch.bool)
-    hidden: list[torch.Tensor] = []
     for row, s in enumerate(samples):
         length = len(s.generated.tokens)
         tokens[row, :length] = torch.tensor(s.generated.tokens)
         logprobs[row, :length] = torch.tensor(s.generated.logprobs_sampled)
         mask[row, :length] = True
-        assert s.generated.hidden is not None, "rollouts are sampled with capture"
-        hidden.append(s.generated.hidden)
+    hidden = _trunk(samples, base, start_layer)
     starts = [len(s.prompt.encoded.tokens) - 1 for s in samples]
     return Rollout(list(samples), hidden, starts, tokens, logprobs, mask)
+
+
+def _trunk(samples: Sequence[Sample], base: Base, start_layer: int) -> list[torch.Tensor]:
+    """Trunk activations (P + C - 1, H) of each sample: the engine's, or computed here, a few of like length at once."""
+    found = {row: s.generated.hidden for row, s in enumerate(samples) if s.generated.hidden is not None}
+    fed = {
+        row: (*s.prompt.encoded.tokens, *s.generated.tokens[:-1])
+        for row, s in enumerate(samples)
+        if s.generated.hidden is None
+    }
+    order = sorted(fed, key=lambda row: len(fed[row]))
+    for i in range(0, len(order), TRUNK_BATCH):
+        rows = order[i : i + TRUNK_BATCH]
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(fed[row]) for row in rows], batch_first=True)
+        states = base.trunk(padded, start_layer)
+        found |= {row: states[j, : len(fed[row])] for j, row in enumerate(rows)}
+    return [found[row] for row in range(len(samples))]
 
 
 def completion_states(base: Base, rollout: Rollout, rows: Sequence[int], start_layer: int) -> torch.Tensor:

@@ -8,41 +8,28 @@ the base; the reward function is a closure that this module cannot look into. Se
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
+import structlog
 import torch
 
 from plaudit.engine import adapters
-from plaudit.engine.base import Base
-from plaudit.engine.protocol import ReleaseKey
-from plaudit.engine.torch_engine import TorchEngine
+from plaudit.engine.protocol import UNREGISTERED, ReleaseKey
 from plaudit.policy import ppo
-from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
+from plaudit.policy.optimizer import Optimised, PolicyTask
+from plaudit.policy.rollout import Rollout, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.policy.value import LinearValue, features
-from plaudit.settings import PolicySettings
-from plaudit.types import Sampling
 
+log = structlog.get_logger(__name__)
+
+NAME = "policy"  # The adapter's name on the base.
+REFERENCES = 2  # Base answers of a prompt with which rewards are centred.
 GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8  # Gradients of A begin near 1e-5: the customary 1e-5 here would take part of their step away.
 KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.3, 0.005, 0.2
 STOP_KL_PER_TOKEN = 0.2  # Short answers of a small model move far in few updates; beyond this an epoch only clips.
-
-
-class Rewarded(NamedTuple):
-    """What completions come to: `totals` (B,), after shaping and the plugin's terms, bounded.
-
-    `outlook` holds for each completion (C,) the shaped score that its tokens before each token would get; it is
-    empty where advantages are leave-one-out, which do not ask for it.
-    """
-
-    totals: torch.Tensor
-    outlook: list[torch.Tensor]
-
-
-RewardFunction = Callable[[Sequence[Sample]], Rewarded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,47 +52,82 @@ class IterationStats:
         return asdict(self)
 
 
-class PolicyTrainer:
-    """PPO on one adapter of a base. `name` is the adapter's name on the base; it must be injected."""
+class Ppo:
+    """PPO from the live adapter, or from one that changes nothing yet."""
 
-    def __init__(
-        self,
-        base: Base,
-        engine: TorchEngine,
-        settings: PolicySettings,
-        *,
-        name: str,
-        channel: str,
-        layers: int,
-        seed: int,
-    ) -> None:
-        self.base, self.engine, self.settings = base, engine, settings
-        self.name, self.channel, self.seed = name, channel, seed
-        self._layers = layers
-        self._start = adapters.start_layer(base, layers)
-        assert engine.capture_layer == self._start, "the engine captures the input of the first adapter layer"
-        self._parameters = adapters.parameters(base, name)
+    def optimise(self, task: PolicyTask) -> Optimised:
+        """See `Optimizer.optimise`."""
+        settings, base = task.settings, task.base
+        if task.live is not None:
+            adapters.load(base, NAME, task.live)
+        else:
+            model = task.model
+            adapters.inject(
+                base,
+                NAME,
+                layers=model.adapter_layers,
+                rank=model.adapter_rank,
+                alpha=model.adapter_alpha,
+                seed=task.seed,
+            )
+        trainer = PolicyTrainer(task)
+        try:
+            drawn = [_drawn(task.train, settings.prompts, iteration) for iteration in range(settings.iterations)]
+            every = {prompt.group: prompt for prompts in drawn for prompt in prompts}
+            task.progress("references")
+            task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
+            found: list[IterationStats] = []
+            for iteration, prompts in enumerate(drawn):
+                stats = trainer.iterate(prompts, iteration)
+                found.append(stats)
+                log.info("iteration", channel=str(task.channel), **stats.as_dict())
+                task.progress(
+                    f"iteration {iteration + 1}/{settings.iterations}: reward {stats.reward:.3f}, "
+                    f"KL {stats.kl_nats_per_sequence:.1f} nats"
+                )
+            adapters.save(base, NAME, task.folder / "policy")
+        finally:
+            trainer.unstage()
+            adapters.remove(base, NAME)
+        return Optimised(
+            adapter=task.folder / "policy",
+            statistics=tuple(stats.as_dict() for stats in found),
+            chosen=len(found),
+            progressed=bool(found),
+        )
+
+
+def _drawn(prompts: Sequence[TrainPrompt], most: int, iteration: int) -> list[TrainPrompt]:
+    """The next prompts of the turn's order; it begins again if there are too few."""
+    size = min(most, len(prompts))
+    return [prompts[(iteration * size + i) % len(prompts)] for i in range(size)]
+
+
+class PolicyTrainer:
+    """PPO on the task's adapter, which must be on the base under NAME."""
+
+    def __init__(self, task: PolicyTask) -> None:
+        settings = task.settings
+        self.task, self.base, self.engine, self.settings = task, task.base, task.engine, settings
+        self._start = adapters.start_layer(self.base, task.model.adapter_layers)
+        self._parameters = adapters.parameters(self.base, NAME)
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.lr, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0
         )
         self._value = LinearValue()
         self._kl_coef = settings.kl_coef
         self._updates = 0
-        self._random = random.Random(seed)
+        self._random = random.Random(task.seed)
         self._staged: ReleaseKey | None = None
-
-    @property
-    def sampling(self) -> Sampling:
-        """How rollouts are sampled: untruncated, at the policy's own temperature."""
-        return Sampling(temperature=self.settings.temperature, max_tokens=self.settings.max_tokens)
 
     def stage(self) -> ReleaseKey:
         """Put the newest weights into the engine, under a key of their own, and forget the previous ones."""
-        config, state = adapters.export(self.base, self.name)
-        key = ReleaseKey(self.channel, 0, f"{self.name}-{self.seed}-{self._updates}")
+        key = ReleaseKey(str(self.task.channel), UNREGISTERED, f"{NAME}-{self.task.seed}-{self._updates}")
         if key != self._staged:
             self.unstage()
-            self.engine.stage_weights(key, config, state, temperature=self.settings.temperature)
+            folder = self.task.folder / "staged"
+            adapters.save(self.base, NAME, folder)
+            self.engine.stage(key, folder, temperature=self.task.sampling.temperature)
             self._staged = key
         return key
 
@@ -115,7 +137,7 @@ class PolicyTrainer:
             self.engine.unstage(self._staged)
             self._staged = None
 
-    def iterate(self, prompts: Sequence[TrainPrompt], reward: RewardFunction, iteration: int) -> IterationStats:
+    def iterate(self, prompts: Sequence[TrainPrompt], iteration: int) -> IterationStats:
         """Run one iteration on `prompts`."""
         settings = self.settings
         # 1. Rollout.
@@ -123,16 +145,17 @@ class PolicyTrainer:
             self.engine,
             prompts,
             self.stage(),
-            self.sampling,
+            self.task.sampling,
             samples=settings.samples,
-            seed=self.seed * 1009 + iteration,
-            capture=True,
+            seed=self.task.seed * 1009 + iteration,
+            # An engine that stops elsewhere, or returns nothing, is made up for in `collate`.
+            capture=self.engine.capture_layer == self._start,
         )
-        rollout = collate(samples)
+        rollout = collate(samples, self.base, self._start)
         # 2. Reference.
         ref_logprobs = self._reference(rollout)
         # 3. Rewards.
-        scores, outlook = reward(samples)
+        scores, outlook = self.task.reward(samples)
         rewards = ppo.token_rewards(scores, rollout.logprobs, ref_logprobs, rollout.mask, self._kl_coef)
         # 4. Advantages.
         advantages, explained = self._advantages(rollout, rewards, outlook)
@@ -165,9 +188,13 @@ class PolicyTrainer:
             for rows in self._batches(rollout):
                 mask = rollout.mask[rows]
                 part = torch.zeros(mask.shape)
-                part[mask] = completion_logprobs(self.base, rollout, rows, self._start, self.settings.temperature).cpu()
+                part[mask] = self._logprobs(rollout, rows)
                 logprobs[rows] = part
         return logprobs
+
+    def _logprobs(self, rollout: Rollout, rows: Sequence[int]) -> torch.Tensor:
+        """Log-probs (N,) of the rows' completion tokens under the active adapter, on the CPU."""
+        return completion_logprobs(self.base, rollout, rows, self._start, self.task.sampling.temperature).cpu()
 
     def _batches(self, rollout: Rollout, order: Sequence[int] | None = None) -> list[list[int]]:
         rows = list(order) if order is not None else list(range(len(rollout.hidden)))
@@ -195,12 +222,12 @@ class PolicyTrainer:
         settings = self.settings
         parity = approx_kl = clip_fraction = 0.0
         first = True
-        with adapters.active(self.base, self.name), torch.enable_grad():
+        with adapters.active(self.base, NAME), torch.enable_grad():
             for _ in range(settings.epochs):
                 for rows in self._batches(rollout, self._shuffled(rollout)):
                     mask = rollout.mask[rows]
                     old = rollout.logprobs[rows][mask]
-                    logprobs = completion_logprobs(self.base, rollout, rows, self._start, settings.temperature).cpu()
+                    logprobs = self._logprobs(rollout, rows)
                     if first:
                         parity = float((logprobs.detach() - old).abs().max())
                         first = False

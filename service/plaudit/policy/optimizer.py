@@ -1,0 +1,103 @@
+"""What an optimiser is: the seam between a turn and whatever moves the policy.
+
+In: a `PolicyTask`: where to start from, what people said, prompts, a reward. Out: an `Optimised`: an adapter's folder
+and how it came about. PPO (`train.Ppo`) is the first implementation; one that learns from pairs or thumbs without
+rollouts reads `data` and leaves `reward` alone. An optimiser draws nothing but from `seed`: the same task gives the
+same adapter on the same machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from plaudit.engine.base import Base
+from plaudit.engine.protocol import Engine
+from plaudit.evidence.store import FrozenDataSet
+from plaudit.policy.rollout import Sample, TrainPrompt
+from plaudit.settings import ModelSettings, PolicySettings
+from plaudit.types import Channel, Sampling
+
+
+class Rewarded(NamedTuple):
+    """What completions come to: `totals` (B,), after shaping and the plugin's terms, bounded.
+
+    `outlook` holds for each completion (C,) the shaped score that its tokens before each token would get; it is
+    empty if advantages are leave-one-out, which do not ask for it.
+    """
+
+    totals: torch.Tensor
+    outlook: list[torch.Tensor]
+
+
+RewardFunction = Callable[[Sequence[Sample]], Rewarded]
+
+
+class References(Protocol):
+    """The base's answers by prompt, with which rewards are centred."""
+
+    def complete(self, prompts: Sequence[TrainPrompt], least: int, *, seed: int) -> None:
+        """Sample what is missing until each prompt has `least` answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTask:
+    """One policy to be made.
+
+    `live`: the live release's adapter in PEFT's format, from which the policy starts; None if the base is live.
+    `train`: prompts that may be sampled, in the order of the turn's draw. `held_out`: prompts of train groups that
+    no update may use; iterates are compared on them. `progress` gets a line about the state for people.
+    """
+
+    channel: Channel
+    engine: Engine
+    base: Base
+    live: Path | None
+    data: FrozenDataSet
+    references: References
+    train: Sequence[TrainPrompt]
+    held_out: Sequence[TrainPrompt]
+    reward: RewardFunction
+    sampling: Sampling
+    model: ModelSettings
+    settings: PolicySettings
+    seed: int
+    folder: Path
+    progress: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimised:
+    """What came of a task.
+
+    `adapter`: its folder in PEFT's format, below the task's `folder`. `statistics`: one mapping per iteration, for
+    the manifest. `chosen`: the number of updates' iterations behind the adapter (0 is the start). `progressed`: False
+    if nothing beat the start on the held-out prompts, so that there is no candidate.
+    """
+
+    adapter: Path
+    statistics: tuple[Mapping[str, float], ...]
+    chosen: int
+    progressed: bool
+
+
+class Optimizer(Protocol):
+    """Makes a policy."""
+
+    def optimise(self, task: PolicyTask) -> Optimised:
+        """The policy of a task; raises EngineFault, BadArtifact or whatever the reward raises."""
+
+
+def hold_out(prompts: Sequence[TrainPrompt], settings: PolicySettings) -> tuple[list[TrainPrompt], list[TrainPrompt]]:
+    """Prompts to sample from and prompts to compare iterates on, disjoint by group.
+
+    `settings.held_out` groups are held out, but never more than a quarter. The order is kept.
+    """
+    groups = list(dict.fromkeys(prompt.group for prompt in prompts))
+    count = min(settings.held_out, len(groups) // 4)
+    apart = set(groups[len(groups) - count :])
+    return [p for p in prompts if p.group not in apart], [p for p in prompts if p.group in apart]
