@@ -23,7 +23,7 @@ from plaudit.domain import (
     Mode,
 )
 from plaudit.errors import Misconfigured, PluginFailed, RecordUnusable, RequestRefused
-from plaudit.types import Evidence, Feedback, Interaction, Outcome, Prompt, Request, RewardTerms
+from plaudit.types import MOST_REWARD, Evidence, Feedback, Interaction, Outcome, Prompt, Request, RewardTerms
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class GuardedPlugin(DomainPlugin):
 
     def reward(self, prompt: Prompt, outcome: Outcome, score: float) -> RewardTerms:
         """See DomainPlugin."""
-        return self._guarded("reward", lambda: self.inner.reward(prompt, outcome, score))
+        return self._guarded("reward", lambda: _bounded(self.inner.reward(prompt, outcome, score)))
 
     def gates(self) -> Sequence[GateProbe]:
         """See DomainPlugin."""
@@ -95,6 +95,14 @@ class GuardedPlugin(DomainPlugin):
                 domain=domain,
                 member=member,
             ) from error
+
+
+def _bounded(terms: RewardTerms) -> RewardTerms:
+    """The terms, whose total training can use; raises ValueError for any other."""
+    # Written so that NaN fails too.
+    if not abs(terms.total) <= MOST_REWARD:
+        raise ValueError(f"a total of {terms.total}, but rewards lie within {-MOST_REWARD:g} to {MOST_REWARD:g}")
+    return terms
 
 
 def installed() -> list[InstalledPlugin]:

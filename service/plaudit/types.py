@@ -373,9 +373,12 @@ class Scale:
     high: float
 
 
+MOST_REWARD = 2.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardTerms:
-    """Named bounded terms that a plugin adds to the shaped score; |total| <= 2."""
+    """Named bounded terms that a plugin makes of the shaped score; |total| <= MOST_REWARD."""
 
     terms: tuple[tuple[str, float], ...] = field(default=())
 

@@ -6,15 +6,20 @@ import pytest
 import torch
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
-from plaudit.engine.protocol import ReleaseKey
+from plaudit.engine.protocol import Generated, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.learner.measure import logprobs_of
+from plaudit.learner.references import References
+from plaudit.learner.rewards import ModelReward, shown_so_far
+from plaudit.plugins import load_plugins
 from plaudit.policy.optimizer import PolicyTask, Rewarded
-from plaudit.policy.rollout import TrainPrompt, collate, sample
+from plaudit.policy.rollout import Sample, TrainPrompt, collate, sample
 from plaudit.policy.train import PolicyTrainer, Ppo
-from plaudit.settings import EngineSettings, ModelSettings, PolicySettings
+from plaudit.policy.value import BLANK
+from plaudit.reward.model import RewardModel
+from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
 from plaudit.testing.models import tiny_model
-from plaudit.types import Channel, Message, Prompt, Sampling
+from plaudit.types import Channel, FinishReason, Message, Prompt, Sampling
 
 LAYERS = 2
 WANTED = "tea"
@@ -93,6 +98,44 @@ def _even(samples):
         samples,
         torch.tensor([sum(t % 2 == 0 for t in s.generated.tokens) / len(s.generated.tokens) for s in samples]),
     )
+
+
+def _said(base, prompt, text, ended=True):
+    tokens = (*base.encode_text(text), *((min(base.eos_ids),) if ended else ()))
+    generated = Generated(
+        tokens=tokens,
+        text=base.decode(tokens),
+        logprobs_raw=(0.0,) * len(tokens),
+        logprobs_sampled=(0.0,) * len(tokens),
+        finish_reason=FinishReason.EOS if ended else FinishReason.LENGTH,
+        width=1,
+        release=ReleaseKey("toy/default", 0, ""),
+    )
+    return Sample(prompt=prompt, generated=generated)
+
+
+def test_the_outlook_of_a_token_knows_nothing_of_what_comes_later(base, engine):
+    """Where the displayed text is cut depends on later tokens; a baseline must not."""
+    (prompt,) = _prompts(engine, 1)
+    plugin = load_plugins(("instruction",))["instruction"]
+    model = RewardModel(base, RewardSettings(adapter=False), ModelSettings(adapter_layers=LAYERS))
+    key = ReleaseKey("toy/default", 0, "base")
+    engine.stage(key, None)
+    references = References(base, plugin, engine, key, Sampling(max_tokens=8))
+    reward = ModelReward(model, plugin, references, most_references=2, outlook=True)
+    same = "you have tea. put the book in"
+    samples = [_said(base, prompt, f"{same} a box. enjoy!"), _said(base, prompt, f"{same} tea and and", ended=False)]
+    first, second = reward(samples).outlook
+    assert [len(first), len(second)] == [len(each.generated.tokens) for each in samples]
+    known = len(base.encode_text(same)) + 1
+    assert torch.allclose(first[:known], second[:known], atol=1e-5)
+    assert (first[:known] - BLANK).abs().max() > 1e-3
+    # Behind a full sentence people would be shown that sentence until another ends.
+    lengths = shown_so_far(base, plugin, samples[0])
+    sentence = len(base.encode_text("you have tea."))
+    assert lengths == sorted(lengths)
+    assert set(lengths[sentence:known]) == {sentence}
+    assert lengths[-1] > known
 
 
 def _snapshot(base):

@@ -6,7 +6,7 @@ import pytest
 from plaudit.domain import DomainPlugin
 from plaudit.errors import InvalidField, Misconfigured, PluginFailed
 from plaudit.plugins import GuardedPlugin, installed, load_plugins
-from plaudit.types import Prompt, Request
+from plaudit.types import Outcome, Prompt, Request, RewardTerms
 
 PLUGIN = """
 from plaudit.domain import Declaration, DomainPlugin
@@ -135,6 +135,18 @@ def test_a_generator_is_run_inside_the_guard(install):
     with pytest.raises(PluginFailed) as caught:
         load_plugins(("chess",))["chess"].to_evidence(None, None)
     assert caught.value.metadata["member"] == "to_evidence"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -2.5])
+def test_a_reward_that_training_cannot_use_is_the_plugins_fault(value):
+    class Wild(type(load_plugins(("echo",))["echo"].inner)):
+        def reward(self, prompt, outcome, score):
+            return RewardTerms(terms=(("score", score), ("wild", value)))
+
+    prompt = Prompt(messages=(), group="g")
+    with pytest.raises(PluginFailed, match="rewards lie within -2 to 2") as caught:
+        GuardedPlugin(Wild(), "wild").reward(prompt, Outcome(displayed="x"), 0.25)
+    assert caught.value.metadata["member"] == "reward"
 
 
 def test_a_refusal_of_a_request_passes_as_it_is(install):

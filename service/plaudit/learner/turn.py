@@ -24,7 +24,7 @@ import platform
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -44,13 +44,13 @@ from plaudit.evidence.splits import Split, group_split
 from plaudit.evidence.store import EvidenceStore, FrozenDataSet
 from plaudit.failpoints import fail_point
 from plaudit.learner.measure import Measurer, kl_by_prompt, logprobs_of
-from plaudit.learner.references import References, as_shown
+from plaudit.learner.references import References
+from plaudit.learner.rewards import ModelReward
 from plaudit.learner.status import Status
 from plaudit.metrics import Metrics
-from plaudit.policy.optimizer import Optimised, PolicyTask, Rewarded, hold_out
+from plaudit.policy.optimizer import Optimised, PolicyTask, hold_out
 from plaudit.policy.rollout import Sample, TrainPrompt, collate
 from plaudit.policy.train import Ppo
-from plaudit.policy.value import BLANK
 from plaudit.release import gate, publish
 from plaudit.release.artifacts import file_digest, list_artifacts
 from plaudit.release.manifest import ADAPTER_WEIGHTS, Adapter, Manifest, Offsets, folder_digest
@@ -262,6 +262,7 @@ class Turn:
         base = shop.base
         if self.state.live:
             made.live = shop.registry.fetch(self.channel, self.state.live, work / "live", base_digest=base.digest)
+        assert made.reward is not None, "the reward model is fitted in step 2"
         train, held_out = hold_out(made.train, settings.policy)
         task = PolicyTask(
             channel=self.channel,
@@ -272,7 +273,13 @@ class Turn:
             references=made.references,
             train=train,
             held_out=held_out,
-            reward=lambda samples: self._rewards(made, samples),
+            reward=ModelReward(
+                made.reward,
+                self.plugin,
+                made.references,
+                most_references=settings.reward.references,
+                outlook=settings.policy.advantage == "gae",
+            ),
             sampling=self.sampling,
             model=settings.model,
             settings=settings.policy,
@@ -289,29 +296,6 @@ class Turn:
         finally:
             shop.engine.unstage(key)
             adapters.remove(base, "policy")
-
-    def _rewards(self, made: _Made, samples: Sequence[Sample]) -> Rewarded:
-        """Shaped, centred, pessimistic scores through the plugin's reward terms, and the outlook on the way."""
-        reward = made.reward
-        assert reward is not None, "the reward model is fitted in step 2"
-        shown = [as_shown(self.shop.base, self.plugin, each)[0] for each in samples]
-        several = [
-            [completion for completion, _ in made.references.of(each.prompt)][: self.settings.reward.references]
-            for each in samples
-        ]
-        shaped = reward.shaped(reward.judge(shown, several)).tolist()
-        outlook = []
-        if self.settings.policy.advantage == "gae":
-            outlook = [
-                _before_each_token(found, score, len(each.generated.tokens))
-                for found, score, each in zip(reward.outlook(shown, several), shaped, samples, strict=True)
-            ]
-        reward.cache.forget(shown)
-        totals = []
-        for each, score in zip(samples, shaped, strict=True):
-            outcome = self.plugin.parse(each.prompt.rendered, each.generated.text)
-            totals.append(self.plugin.reward(each.prompt.rendered, outcome, score).total)
-        return Rewarded(torch.tensor(totals), outlook)
 
     # 4. measure ----------------------------------------------------------------------------------
 
@@ -442,12 +426,6 @@ class Turn:
             failed=[check.name for check in decision.checks if not check.passed],
         )
         return decision
-
-
-def _before_each_token(foreseen: torch.Tensor, score: float, length: int) -> torch.Tensor:
-    """Outlook (C,) before each generated token; behind the shown tokens it is the score itself."""
-    known = torch.cat([torch.tensor([BLANK]), foreseen[: length - 1]])
-    return torch.cat([known, torch.full((length - len(known),), score)])
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

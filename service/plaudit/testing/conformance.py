@@ -34,6 +34,7 @@ from plaudit.errors import RequestRefused
 from plaudit.testing import examples
 from plaudit.types import (
     KIND_OF_ACT,
+    MOST_REWARD,
     Act,
     Action,
     Evidence,
@@ -49,7 +50,6 @@ from plaudit.types import (
 )
 
 MOST_RENDERED_BYTES = 64 * 65_536  # What a request may carry: 64 messages of 65,536 bytes.
-MOST_REWARD = 2.0
 THREADS = 8
 # Kinds that give no evidence by their nature.
 SILENT_KINDS = frozenset({FeedbackKind.COMMENT})
