@@ -6,9 +6,10 @@ PlauditError
 │   ├── UnknownDomain · UnknownRelease · UnknownChannel · ReleaseNotServable
 │   ├── HandleForged · HandleExpired · HandleWrongRater
 │   ├── UndeclaredKind · UndeclaredReason · UnknownCandidate · IncompleteRanking · OutOfScale
+│   ├── OptionsTooLong · RequestTooLarge
 │   ├── MessageTooLarge · NotOffered · GenerationChanged · WrongState
 ├── Busy                          retry later
-│   ├── QueueFull · NotServing · LogUnavailable
+│   ├── QueueFull · SlotsInUse · NotServing · LogUnavailable
 ├── CallEnded                     the caller's clock or hand ended the call
 │   ├── DeadlinePassed · Cancelled
 ├── Broken                        an operator must look
@@ -161,6 +162,19 @@ class MessageTooLarge(RequestRefused):
     reason = "MESSAGE_TOO_LARGE"
 
 
+class OptionsTooLong(RequestRefused):
+    """The options have more tokens than this model can score; send shorter or fewer ones."""
+
+    reason = "OPTIONS_TOO_LONG"
+
+
+class RequestTooLarge(RequestRefused):
+    """The engine's whole memory for keys and values would not hold the request; shorten it."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "REQUEST_TOO_LARGE"
+
+
 class NotOffered(RequestRefused):
     """This version does not offer the call."""
 
@@ -195,6 +209,12 @@ class QueueFull(Busy):
 
     code = "RESOURCE_EXHAUSTED"
     reason = "QUEUE_FULL"
+
+
+class SlotsInUse(Busy):
+    """Every adapter slot is in use; retry with backoff, or raise engine.adapter_slots."""
+
+    reason = "SLOTS_IN_USE"
 
 
 class NotServing(Busy):
