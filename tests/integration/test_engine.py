@@ -12,6 +12,8 @@ from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import (
     BadArtifact,
     Cancelled,
+    InternalError,
+    InvalidField,
     Misconfigured,
     NotServing,
     PromptTooLong,
@@ -267,6 +269,30 @@ def test_an_adapter_that_is_not_finite_is_refused_and_spoils_no_neighbour(engine
     with pytest.raises(BadArtifact, match="no finite numbers"):
         engine.stage_weights(ReleaseKey("toy/default", 7, "inf"), config, broken, temperature=1.0)
     assert engine.submit([job])[0].result(30).logprobs_raw == before.logprobs_raw
+
+
+def test_an_adapter_that_overflows_fails_its_own_completions_alone(engine, saved):
+    job = _job(_prompt(engine, "tea"), ONE, seed=5, width=8)
+    before = engine.submit([job])[0].result(30)
+    config, state = adapters.read(saved[TWO])
+    huge = ReleaseKey("toy/default", 7, "huge")
+    engine.stage_weights(huge, config, {name: weight * 1e30 for name, weight in state.items()}, temperature=1.0)
+    beside = engine.submit([job, _job(job.prompt, huge, width=8)])
+    with pytest.raises(InternalError, match="toy/default@7"):
+        beside[1].result(30)
+    assert beside[0].result(30).logprobs_raw == before.logprobs_raw
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-20, 1e-4])
+def test_tiny_temperatures_are_greedy(engine, temperature):
+    prompt = _prompt(engine, "tea")
+    greedy, tiny = (engine.submit([_job(prompt, temperature=t)])[0].result(30) for t in (0.0, temperature))
+    assert (tiny.tokens, tiny.logprobs_sampled) == (greedy.tokens, greedy.logprobs_sampled)
+
+
+def test_sampling_that_no_draw_can_follow_is_refused(engine):
+    with pytest.raises(InvalidField, match="temperature"):
+        engine.submit([_job(_prompt(engine, "tea"), temperature=float("nan"))])
 
 
 def test_an_adapter_for_another_base_is_refused(engine, folder):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plaudit.engine.sampling import draw, truncate
+from plaudit.engine.sampling import SMALLEST_TEMPERATURE, check, draw, truncate
+from plaudit.errors import InvalidField
 from plaudit.types import Sampling
 
 
@@ -68,3 +69,60 @@ def test_frequencies_follow_the_probabilities():
     shares = [tokens.count(i) / 4000 for i in range(3)]
     # three standard errors of a share of .7 among 4,000 are .022
     assert shares == pytest.approx([0.1, 0.2, 0.7], abs=0.022)
+
+
+EDGES = [5e-324, 1e-45, 1e-38, 1e-30, 1e-10, SMALLEST_TEMPERATURE, 0.01, 1.0, 100.0, 1e30, 3.4e38, 1e300]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.one_of(st.floats(-1e5, 1e5, width=32), st.just(-math.inf)), min_size=2, max_size=600),
+    st.one_of(st.sampled_from(EDGES), st.floats(0, 1e308)),
+    st.one_of(st.sampled_from([0.0, 5e-324, 1e-45, 1.0]), st.floats(0, 1)),
+    st.one_of(st.sampled_from([0, 1, 2**31, 2**63]), st.integers(0, 700)),
+    st.one_of(st.sampled_from([0.0, 5e-324, 1.0 - 2.0**-53]), st.floats(0, 1, exclude_max=True)),
+)
+def test_every_setting_that_is_not_refused_draws_a_token_that_can_be_drawn(row, temperature, top_p, top_k, uniform):
+    logits = torch.tensor([row])
+    chosen = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    check(chosen)
+    (token,), (raw,), (sampled,) = draw(logits, [chosen], [uniform])
+    assert 0 <= token < len(row)
+    if all(value == -math.inf for value in row):
+        assert math.isnan(raw)
+    else:
+        assert math.isfinite(logits[0, token])
+        assert math.isfinite(raw)
+        assert -math.inf < sampled <= 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-45, 1e-5, SMALLEST_TEMPERATURE * 0.999])
+def test_below_the_smallest_temperature_the_most_likely_token_is_taken(temperature):
+    logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]]))
+    assert draw(logits, [Sampling(temperature=temperature)], [0.99])[::2] == ([1], [0.0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"temperature": value} for value in (math.nan, math.inf, -1.0, -5e-324)),
+        *({"top_p": value} for value in (math.nan, math.inf, -0.1, 1.1)),
+        {"top_k": -1},
+        {"max_tokens": 0},
+    ],
+)
+def test_settings_that_no_draw_can_follow_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(InvalidField, match=f"sampling.{name}"):
+        check(Sampling(**wrong))
+
+
+def test_a_row_that_is_not_numbers_spoils_no_neighbour():
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    wanted = draw(logits, [Sampling()] * 3, [0.3, 0.4, 0.9])
+    spoilt = logits.clone()
+    spoilt[1, 7] = math.nan
+    found = draw(spoilt, [Sampling()] * 3, [0.3, 0.4, 0.9])
+    assert math.isnan(found[1][1])
+    for row in (0, 2):
+        assert [each[row] for each in found] == [each[row] for each in wanted]

@@ -1,12 +1,14 @@
 """What a caller holds of a job: tokens as they come, the result, and a way to give it up.
 
-The engine's thread fills a ticket; any thread reads it. Nothing here touches the model.
+The engine's thread fills a ticket; any thread reads it. Nothing here touches the model. Text is made by whoever reads,
+so that the engine's thread does not wait for a tokenizer.
 """
 
 from __future__ import annotations
 
 import queue
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -14,8 +16,8 @@ from concurrent.futures import Future
 import torch
 
 from plaudit.engine.protocol import Generated, Job
-
-_END = object()
+from plaudit.engine.text import GrowingText
+from plaudit.types import FinishReason
 
 
 class TorchTicket:
@@ -29,61 +31,87 @@ class TorchTicket:
         self.hidden: list[torch.Tensor] = []
         self.random = random.Random(job.seed)
         self.cancelled = False
-        self._decode = decode
-        self._pieces: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._done: Future[Generated] = Future()
+        self.width = 0
+        # The engine looks for stop strings as it goes; readers have a text of their own.
+        self._watched = GrowingText(decode, job.sampling.stop) if job.sampling.stop else None
+        self._text = GrowingText(decode, job.sampling.stop)
+        self._shown = ""
+        self._reading = threading.Lock()
+        # One entry for each token that came, and one for the end.
+        self._came: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._done: Future[FinishReason] = Future()
+
+    # What callers use ----------------------------------------------------------------------------
 
     def deltas(self, timeout: float | None = None) -> Iterator[str]:
         """New text as it comes; raises TimeoutError after `timeout` seconds in all, or what broke the job."""
         end = None if timeout is None else time.monotonic() + timeout
-        tokens: list[int] = []
-        shown = ""
         while True:
             try:
-                piece = self._pieces.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
+                self._came.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
             except queue.Empty:
                 raise TimeoutError from None
-            if piece is _END:
-                final = self._done.result().text
-                if len(final) > len(shown):
-                    yield final[len(shown) :]
+            ended = self._done.done()
+            with self._reading:
+                self._read_on()
+                upto = self._text.text if ended and self._done.exception() is None else self._text.safe
+                new = upto[len(self._shown) :]
+                if new:
+                    self._shown = upto
+            if new:
+                yield new
+            if ended:
+                self._done.result()
                 return
-            tokens.append(piece)  # type: ignore[arg-type]
-            text = self._decode(tokens)
-            # A replacement character at the end is half of a character whose other bytes are still to come. Text
-            # that may be the beginning of a stop string waits too.
-            safe = len(text) - (1 if text.endswith("\ufffd") else _held_back(text, self.job.sampling.stop))
-            if safe > len(shown):
-                yield text[len(shown) : safe]
-                shown = text[:safe]
 
     def result(self, timeout: float | None = None) -> Generated:
         """The finished completion; raises TimeoutError, Cancelled, or what broke the job."""
-        return self._done.result(timeout)
+        reason = self._done.result(timeout)
+        with self._reading:
+            self._read_on()
+            return self._generated(len(self.tokens), self._text.text, reason)
 
     def cancel(self) -> None:
         """Frees the slot at the next step; no effect on a finished job."""
         self.cancelled = True
 
-    def push(self, token: int, raw: float, sampled: float) -> None:
-        """Take a token (the engine's thread)."""
-        self.tokens.append(token)
+    def _read_on(self) -> None:
+        for token in self.tokens[self._text.count :]:
+            self._text.add(token)
+
+    def _generated(self, count: int, text: str, reason: FinishReason) -> Generated:
+        return Generated(
+            tokens=tuple(self.tokens[:count]),
+            text=text,
+            logprobs_raw=tuple(self.raw[:count]),
+            logprobs_sampled=tuple(self.sampled[:count]),
+            finish_reason=reason,
+            width=self.width,
+            release=self.job.release,
+            hidden=torch.cat(self.hidden) if self.hidden else None,
+        )
+
+    # The engine's thread --------------------------------------------------------------------------
+
+    def push(self, token: int, raw: float, sampled: float) -> bool:
+        """Take a token; returns whether a stop string is complete."""
         self.raw.append(raw)
         self.sampled.append(sampled)
-        self._pieces.put(token)
+        # Last: whoever sees the token finds its log-probs.
+        self.tokens.append(token)
+        self._came.put(None)
+        if self._watched is None:
+            return False
+        self._watched.add(token)
+        return self._watched.stopped
 
-    def finish(self, generated: Generated) -> None:
-        """Complete the ticket (the engine's thread)."""
-        self._done.set_result(generated)
-        self._pieces.put(_END)
+    def finish(self, reason: FinishReason) -> None:
+        """Complete the ticket."""
+        self._done.set_result(reason)
+        self._came.put(None)
 
     def fail(self, error: BaseException) -> None:
-        """Break the ticket (the engine's thread)."""
+        """Break the ticket."""
         if not self._done.done():
             self._done.set_exception(error)
-            self._pieces.put(_END)
-
-
-def _held_back(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that begins a stop string."""
-    return max((n for stop in stops for n in range(1, len(stop) + 1) if text.endswith(stop[:n])), default=0)
+            self._came.put(None)

@@ -9,6 +9,7 @@ no row uses. Nothing here decides which release serves.
 from __future__ import annotations
 
 import collections
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,8 @@ from plaudit.engine import adapters
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.lanes import Lane, Prefix, branch_logits, extend, extend_together
-from plaudit.engine.protocol import EncodedPrompt, Generated, Job, ReleaseKey
-from plaudit.engine.sampling import draw
+from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.sampling import check, draw
 from plaudit.engine.threads import release_team
 from plaudit.engine.ticket import TorchTicket
 from plaudit.errors import Cancelled, InternalError, NotServing, PromptTooLong, QueueFull, ReleaseNotServable
@@ -119,6 +120,7 @@ class TorchEngine:
     def submit(self, jobs: Sequence[Job]) -> list[TorchTicket]:
         """Queue jobs, all or none; raises QueueFull, PromptTooLong, ReleaseNotServable or NotServing."""
         for job in jobs:
+            check(job.sampling)
             self._check_length(len(job.prompt.tokens), job.sampling.max_tokens)
             if job.width is not None and job.width not in self._lanes:
                 raise ReleaseNotServable(f"no lane of width {job.width}; widths are {self.widths}", width=job.width)
@@ -382,6 +384,7 @@ class TorchEngine:
             row = lane.place(group.prefix, group.prompt.tokens[-1], slot, ticket.job.sampling.max_tokens)
             if ticket.job.capture and group.prefix.hidden is not None:
                 ticket.hidden.append(group.prefix.hidden)
+            ticket.width = lane.width
             with self._lock:
                 group.waiting.popleft()
                 self._waiting -= 1
@@ -442,13 +445,16 @@ class TorchEngine:
                 continue
             if ticket.job.capture:
                 ticket.hidden.append(hidden[row : row + 1])
-            ticket.push(tokens[row], raw[row], sampled[row])
-            reason = self._ended_by(ticket)
+            if math.isnan(raw[row]):
+                self._free(lane, row, ticket)
+                ticket.fail(InternalError(f"release {ticket.job.release} gives logits that are not numbers"))
+                continue
+            reason = self._ended_by(ticket, ticket.push(tokens[row], raw[row], sampled[row]))
             if reason is None:
                 lane.advance(row, tokens[row])
             else:
                 self._free(lane, row, ticket)
-                ticket.finish(self._generated(ticket, reason, lane.width))
+                ticket.finish(reason)
 
     def _free(self, lane: Lane, row: int, ticket: TorchTicket) -> None:
         lane.release(row)
@@ -457,27 +463,9 @@ class TorchEngine:
             self._job_ended(ticket.job.release)
             self._lock.notify_all()
 
-    def _ended_by(self, ticket: TorchTicket) -> FinishReason | None:
+    def _ended_by(self, ticket: TorchTicket, stopped: bool) -> FinishReason | None:
         if ticket.tokens[-1] in self.base.eos_ids:
             return FinishReason.EOS
-        stops = ticket.job.sampling.stop
-        if stops:
-            text = self.base.decode(ticket.tokens)
-            if any(stop in text for stop in stops):
-                return FinishReason.STOP
+        if stopped:
+            return FinishReason.STOP
         return FinishReason.LENGTH if len(ticket.tokens) >= ticket.job.sampling.max_tokens else None
-
-    def _generated(self, ticket: TorchTicket, reason: FinishReason, width: int) -> Generated:
-        text = self.base.decode(ticket.tokens)
-        if reason is FinishReason.STOP:
-            text = text[: min(text.index(stop) for stop in ticket.job.sampling.stop if stop in text)]
-        return Generated(
-            tokens=tuple(ticket.tokens),
-            text=text,
-            logprobs_raw=tuple(ticket.raw),
-            logprobs_sampled=tuple(ticket.sampled),
-            finish_reason=reason,
-            width=width,
-            release=ticket.job.release,
-            hidden=torch.cat(ticket.hidden) if ticket.job.capture else None,
-        )
