@@ -19,9 +19,13 @@ from plaudit.eventlog.codec import ReleaseChange, decode
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
-from plaudit.learner import turn
-from plaudit.learner.loop import maybe_turn, new_events, open_workshop
+from plaudit.learner import context
+from plaudit.learner.loop import maybe_turn, new_events, open_learner
+from plaudit.learner.outcome import TurnOutcome
+from plaudit.learner.steps import promote
+from plaudit.learner.turn import new_turn, run
 from plaudit.plugins import load_plugins
+from plaudit.release import gate
 from plaudit.release.moves import ReleaseState
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings
@@ -99,30 +103,27 @@ def settings(asked, tmp_path):
 
 @pytest.fixture
 def shop(settings):
-    made = open_workshop(settings)
+    made = open_learner(settings)
     yield made
-    made.engine.close()
-    made.registry.close()
-    made.store.close()
-    made.log.close()
+    made.close()
 
 
 @pytest.fixture(autouse=True)
 def _gates_are_open(monkeypatch):
     """Random weights may miss the bounds that no setting can lower; decisions have tests of their own."""
-    monkeypatch.setattr(turn.gate, "reward_outcome", lambda _: turn.gate.Outcome.ACCEPT)
-    decide = turn.gate.decide
+    monkeypatch.setattr(gate, "reward_outcome", lambda _: gate.Outcome.ACCEPT)
+    decide = gate.decide
 
     def lenient(measurements, settings, **options):
         found = decide(measurements, settings, **options)
-        return turn.gate.Decision(True, found.checks, found.decided_at)
+        return gate.Decision(True, found.checks, found.decided_at)
 
-    monkeypatch.setattr(turn.gate, "decide", lenient)
+    monkeypatch.setattr(gate, "decide", lenient)
 
 
 def test_a_turn_takes_evidence_to_a_live_release_with_its_lineage(shop):
     assert new_events(shop, CHANNEL) > 20
-    assert maybe_turn(shop, CHANNEL) is turn.TurnOutcome.PROMOTED
+    assert maybe_turn(shop, CHANNEL).outcome is TurnOutcome.PROMOTED
     manifest = shop.registry.manifest(CHANNEL, 1)
     frozen = shop.store.freeze(CHANNEL, shop.registry.salt(CHANNEL))
     assert manifest.evidence_digest == frozen.digest
@@ -141,12 +142,13 @@ def test_the_same_evidence_and_seed_give_the_same_adapter(settings, asked, tmp_p
     for name in ("one", "two"):
         copy = tmp_path / name
         shutil.copytree(asked / "data", copy)
-        shop = open_workshop(settings.model_copy(update={"data_dir": copy}))
+        shop = open_learner(settings.model_copy(update={"data_dir": copy}))
         as_of = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
-        assert turn.Turn(shop, CHANNEL, 7, as_of).run() is turn.TurnOutcome.PROMOTED
+        with new_turn(shop, CHANNEL, 7, as_of) as turn:
+            assert run(turn).outcome is TurnOutcome.PROMOTED
         manifest = shop.registry.manifest(CHANNEL, 1)
         digests.append((manifest.adapter.digest, manifest.reward_model, manifest.evidence_digest))
-        shop.engine.close()
+        shop.close()
     assert digests[0] == digests[1]
 
 
@@ -156,15 +158,17 @@ def test_a_death_at_any_step_is_made_good_by_the_next_look(shop, monkeypatch, st
         if name == f"learn.{step}":
             raise Died
 
-    monkeypatch.setattr(turn, "fail_point", die)
+    monkeypatch.setattr(context, "fail_point", die)
+    monkeypatch.setattr(promote, "fail_point", die)
     with pytest.raises(Died):
         maybe_turn(shop, CHANNEL)
-    monkeypatch.setattr(turn, "fail_point", lambda _: None)
-    outcome = maybe_turn(shop, CHANNEL)
+    monkeypatch.setattr(context, "fail_point", lambda _: None)
+    monkeypatch.setattr(promote, "fail_point", lambda _: None)
+    result = maybe_turn(shop, CHANNEL)
     live = shop.registry.state(CHANNEL).live
     states = [row.state for row in shop.registry.releases(CHANNEL)]
     if step <= 5:
-        assert outcome is turn.TurnOutcome.PROMOTED
+        assert result.outcome is TurnOutcome.PROMOTED
         assert (live, states[1:]) == (1, [ReleaseState.LIVE])
     elif step == 6:
         # Registered without a decision: rejected. Its evidence counts as used, so the next turn waits for more.
@@ -189,15 +193,16 @@ def test_a_pinned_channel_is_trained_and_not_promoted(shop):
     from plaudit.release.moves import Pin
 
     shop.registry.change(CHANNEL, Pin(True), expected_generation=None, actor="test", reason="hold")
-    assert maybe_turn(shop, CHANNEL) is turn.TurnOutcome.GATED
+    assert maybe_turn(shop, CHANNEL).outcome is TurnOutcome.GATED
     assert shop.registry.state(CHANNEL).live == 0
 
 
 def test_a_release_that_was_damaged_in_the_registry_stops_the_turn_and_not_serving(shop):
-    assert maybe_turn(shop, CHANNEL) is turn.TurnOutcome.PROMOTED
+    assert maybe_turn(shop, CHANNEL).outcome is TurnOutcome.PROMOTED
     folder = next((shop.settings.data_dir / "registry").rglob("adapter_model.safetensors"))
     folder.chmod(0o644)
     folder.write_bytes(folder.read_bytes()[:-7])
-    with pytest.raises(BadArtifact):
-        maybe_turn(shop, CHANNEL, force=True) or turn.Turn(shop, CHANNEL, 5).run()
+    assert maybe_turn(shop, CHANNEL, force=True) is None, "nothing is new"
+    with pytest.raises(BadArtifact), new_turn(shop, CHANNEL, 5) as turn:
+        run(turn)
     assert shop.registry.state(CHANNEL).live == 1

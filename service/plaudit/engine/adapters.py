@@ -151,6 +151,11 @@ def load(base: Base, name: str, directory: Path) -> None:
     set_peft_model_state_dict(base.peft, state, adapter_name=name)
 
 
+def names(base: Base) -> list[str]:
+    """Adapters that are on the base now."""
+    return [] if base.peft is None else sorted(base.peft.peft_config)
+
+
 def remove(base: Base, name: str) -> None:
     """Forget an adapter."""
     peft = base.peft

@@ -1,6 +1,6 @@
-"""The learner's process: looks at the evidence, runs a turn where enough is new, and again.
+"""The learner's process: looks at each channel's evidence, runs a turn if enough is new, and again.
 
-Enters: settings. Leaves: releases. One learner a channel; on few cores it yields to serving.
+Enters: settings. Leaves: releases. What ends one channel's turn ends no other's; on few cores it yields to serving.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from pathlib import Path
 
 import structlog
 import torch
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from plaudit.engine.base import Base
 from plaudit.engine.torch_engine import TorchEngine
-from plaudit.errors import PlauditError
 from plaudit.eventlog import open_log
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceStore
+from plaudit.learner.context import Learner
+from plaudit.learner.outcome import Result, TurnOutcome
+from plaudit.learner.recover import recover
 from plaudit.learner.status import Status
-from plaudit.learner.turn import Turn, TurnOutcome, Workshop, recover
-from plaudit.metrics import Metrics
+from plaudit.learner.turn import new_turn, run
+from plaudit.metrics import Metrics, expose
 from plaudit.plugins import load_plugins
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings
@@ -31,42 +33,31 @@ from plaudit.types import Channel
 log = structlog.get_logger(__name__)
 
 
-def learn(settings: Settings, once: bool = False) -> list[TurnOutcome]:
+def learn(settings: Settings, once: bool = False) -> list[Result]:
     """Run turns until a signal, `learn.max_turns`, or (with `once`) one pass over all channels."""
     # Tests run it in a thread, where no signal comes.
     stop = stop_on_signals() if threading.current_thread() is threading.main_thread() else threading.Event()
     os.nice(settings.learn.nice)
-    shop = open_workshop(settings)
-    if settings.learn.metrics_port:
-        start_http_server(settings.learn.metrics_port, registry=shop.metrics.registry)
-    outcomes: list[TurnOutcome] = []
-    failed: PlauditError | None = None
+    learner = open_learner(settings)
+    expose(learner.metrics, settings.learn.metrics_port, settings.serve.host)
+    results: list[Result] = []
     try:
         while not stop.is_set():
-            for channel in shop.store.channels():
-                try:
-                    outcome = maybe_turn(shop, channel, force=once)
-                except PlauditError as error:
-                    # The outermost loop: this channel's turn is lost, and others go on.
-                    log.exception("turn failed", channel=str(channel), reason=error.reason)
-                    failed = error
-                    continue
-                if outcome is not None:
-                    outcomes.append(outcome)
-            if once or (settings.learn.max_turns and len(outcomes) >= settings.learn.max_turns):
+            for channel in learner.store.channels():
+                if stop.is_set():
+                    break
+                result = maybe_turn(learner, channel, force=once)
+                if result is not None:
+                    results.append(result)
+            if once or (settings.learn.max_turns and len(results) >= settings.learn.max_turns):
                 break
             stop.wait(settings.learn.poll_seconds)
     finally:
-        shop.engine.close()
-        shop.registry.close()
-        shop.store.close()
-        shop.log.close()
-    if once and failed is not None:
-        raise failed
-    return outcomes
+        learner.close()
+    return results
 
 
-def open_workshop(settings: Settings) -> Workshop:
+def open_learner(settings: Settings) -> Learner:
     """Everything that turns share: base, engine, log, store, registry, plugins."""
     if settings.model.threads:
         torch.set_num_threads(settings.model.threads)
@@ -78,7 +69,7 @@ def open_workshop(settings: Settings) -> Workshop:
     engine = settings.engine.model_copy(
         update={"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
     )
-    return Workshop(
+    return Learner(
         settings=settings,
         base=base,
         engine=TorchEngine(base, engine, settings.model),
@@ -91,11 +82,12 @@ def open_workshop(settings: Settings) -> Workshop:
     )
 
 
-def new_events(shop: Workshop, channel: Channel) -> int:
+def new_events(learner: Learner, channel: Channel) -> int:
     """Training events (train raters on train groups) accepted since the last turn that made a release."""
-    data = shop.store.freeze(channel, shop.registry.salt(channel))
-    releases = shop.registry.releases(channel)
-    last = shop.registry.manifest(channel, releases[-1].version).as_of
+    few_raters = learner.plugins[channel.domain].declaration.few_raters
+    data = learner.store.freeze(channel, learner.registry.salt(channel), few_raters=few_raters)
+    releases = learner.registry.releases(channel)
+    last = learner.registry.manifest(channel, releases[-1].version).as_of
     used = {
         (row.interaction_id, row.feedback_id)
         for row in data.rows
@@ -106,20 +98,26 @@ def new_events(shop: Workshop, channel: Channel) -> int:
     return len(used)
 
 
-def maybe_turn(shop: Workshop, channel: Channel, *, force: bool = False) -> TurnOutcome | None:
-    """A turn of a channel where enough is new; None where it is not, or the channel has not served."""
-    if channel.domain not in shop.plugins or shop.registry.state(channel) is None:
+def maybe_turn(learner: Learner, channel: Channel, *, force: bool = False) -> Result | None:
+    """A turn of a channel if enough is new; None if it is not, or the channel has not served."""
+    if channel.domain not in learner.plugins or learner.registry.state(channel) is None:
         return None
-    recover(shop, channel)
-    events = new_events(shop, channel)
-    shop.metrics.turn_events.labels(str(channel)).set(events)
-    if not events or (events < shop.settings.learn.min_events and not force):
-        shop.status.idle(f"{events} new training events, {shop.settings.learn.min_events} start a turn")
-        return None
-    turn = len(shop.registry.releases(channel))
-    shop.status.turn(turn)
-    outcome = Turn(shop, channel, shop.settings.learn.seed * 1000 + turn).run()
-    shop.metrics.turns.labels(str(channel), str(outcome)).inc()
-    shop.status.idle(f"turn {turn}: {outcome}")
-    log.info("turn", channel=str(channel), outcome=str(outcome), seconds=shop.status.seconds)
-    return outcome
+    settings = learner.settings
+    try:
+        recover(learner, channel, may_promote=settings.learn.promote)
+        events = new_events(learner, channel)
+        learner.metrics.turn_events.labels(str(channel)).set(events)
+        if not events or (events < settings.learn.min_events and not force):
+            learner.status.idle(f"{events} new training events, {settings.learn.min_events} start a turn")
+            return None
+        number = len(learner.registry.releases(channel))
+        learner.status.turn(number)
+        with new_turn(learner, channel, settings.learn.seed + number) as turn:
+            result = run(turn)
+    except Exception as error:  # the outermost loop: this channel's turn is lost, and others go on
+        log.exception("turn failed", channel=str(channel))
+        result = Result(outcome=TurnOutcome.FAILED, reason=f"{type(error).__name__}: {error}")
+    learner.metrics.turns.labels(str(channel), str(result.outcome)).inc()
+    learner.status.idle(f"{result.outcome}: {result.reason}")
+    log.info("turn", channel=str(channel), outcome=str(result.outcome), seconds=learner.status.seconds)
+    return result

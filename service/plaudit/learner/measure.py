@@ -13,8 +13,7 @@ import torch
 from plaudit.domain import DomainPlugin
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
-from plaudit.engine.protocol import ReleaseKey
-from plaudit.engine.torch_engine import TorchEngine
+from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.learner.references import References, as_shown
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
@@ -57,7 +56,7 @@ class Measurer:
     def __init__(
         self,
         base: Base,
-        engine: TorchEngine,
+        engine: Engine,
         plugin: DomainPlugin,
         judge: RewardModel,
         references: References,

@@ -31,6 +31,8 @@ from plaudit.types import Channel
 
 MANIFEST_NAME = "manifest.json"
 ADAPTER_WEIGHTS = "policy/adapter_model.safetensors"
+# Fields that came after v0.1.0: unset they are left out, so that older manifests keep their text and their digest.
+_ADDED_LATER = frozenset({"generation", "newest_feedback_at"})
 # A pickle runs code when it is read; none of these can.
 ALLOWED_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".md"})
 
@@ -101,6 +103,8 @@ class Manifest(_Frozen):
     """Version in the channel; None until the registry has taken one."""
     parent: int | None = Field(default=None, ge=0)
     """Version from which training started."""
+    generation: int | None = Field(default=None, ge=0)
+    """Generation of the channel when the turn began: from it alone the learner may promote the release."""
     base_digest: str = Field(min_length=1)
     """Digest of the frozen base, under which alone the adapter means anything."""
     temperature: float = Field(default=1.0, gt=0)
@@ -113,6 +117,8 @@ class Manifest(_Frozen):
     """Salt of the channel's splits, in hex; version 0 carries it, no other."""
     as_of: Utc | None = None
     """Time as of which evidence was weighed (decay needs it)."""
+    newest_feedback_at: Utc | None = None
+    """When the newest act was acknowledged that the release learnt from."""
     offsets: tuple[Offsets, ...] = ()
     """Log records that the evidence covers."""
     evidence_digest: str | None = None
@@ -149,7 +155,8 @@ class Manifest(_Frozen):
 
     def to_json(self) -> str:
         """Canonical JSON: equal manifests give equal text."""
-        return canonical_json(self.model_dump(mode="json"))
+        values = self.model_dump(mode="json")
+        return canonical_json({k: v for k, v in values.items() if k not in _ADDED_LATER or v is not None})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

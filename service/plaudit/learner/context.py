@@ -1,0 +1,96 @@
+"""What the steps of a turn work with: what a process shares, and one turn's facts. Both are frozen."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from plaudit.domain import DomainPlugin
+from plaudit.engine import adapters
+from plaudit.engine.base import Base
+from plaudit.engine.protocol import Engine, ReleaseKey
+from plaudit.eventlog import EventLog
+from plaudit.evidence.store import EvidenceStore
+from plaudit.failpoints import fail_point
+from plaudit.learner.status import Status
+from plaudit.metrics import Metrics
+from plaudit.release.moves import ChannelState
+from plaudit.release.registry import Registry
+from plaudit.settings import Settings
+from plaudit.types import Channel, Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """What every turn of a process shares."""
+
+    settings: Settings
+    base: Base
+    engine: Engine
+    log: EventLog
+    store: EvidenceStore
+    registry: Registry
+    plugins: Mapping[str, DomainPlugin]
+    metrics: Metrics
+    status: Status
+
+    def close(self) -> None:
+        """Close the engine, the stores and the log."""
+        for each in (self.engine, self.registry, self.store, self.log):
+            each.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn's facts, fixed when it begins.
+
+    `settings` are the channel's. `state` is the channel's state from which the turn began and from whose generation
+    alone it may promote. `seed` fixes everything that is drawn, and `as_of` the age of evidence: with both from a
+    manifest, the same log, machine and versions, a turn comes to the same adapter. `folder` is gone after the turn.
+    """
+
+    learner: Learner
+    channel: Channel
+    plugin: DomainPlugin
+    settings: Settings
+    state: ChannelState
+    seed: int
+    as_of: dt.datetime
+    folder: Path
+
+    def begin(self, number: int, name: str) -> None:
+        """Begin a numbered step."""
+        fail_point(f"learn.{number}")
+        self.learner.status.step(number, name)
+
+    def tell(self, text: str) -> None:
+        """Say what goes on within the step."""
+        self.learner.status.detail(text)
+
+    @property
+    def base(self) -> Base:
+        """The frozen base."""
+        return self.learner.base
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that samples."""
+        return self.learner.engine
+
+    @property
+    def base_key(self) -> ReleaseKey:
+        """Version 0 of the channel, as the engine knows it."""
+        return ReleaseKey(str(self.channel), 0, self.learner.registry.release(self.channel, 0).digest)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the channel's policy is sampled."""
+        policy = self.settings.policy
+        return Sampling(temperature=policy.temperature, max_tokens=policy.max_tokens)
+
+    @property
+    def start_layer(self) -> int:
+        """First layer that carries the policy's adapter."""
+        return adapters.start_layer(self.base, self.settings.model.adapter_layers)

@@ -1,0 +1,44 @@
+"""Ends what a turn left that died behind step 5. Only whoever learns on the channel may call it."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import structlog
+
+from plaudit.learner.context import Learner
+from plaudit.learner.steps.promote import OVERTAKEN, overtake, promote
+from plaudit.release.gate import Check, Decision
+from plaudit.release.moves import ReleaseRow, ReleaseState
+from plaudit.types import Channel
+
+log = structlog.get_logger(__name__)
+
+
+def recover(learner: Learner, channel: Channel, *, may_promote: bool) -> None:
+    """Reject releases without a decision; promote a gated one if the channel is still where its turn began."""
+    releases = learner.registry.releases(channel)
+    for row in releases:
+        if row.state is ReleaseState.TRAINED and row.version:
+            check = Check("interrupted", False, 0.0, 0.0, note="the turn ended before its decision")
+            learner.registry.decide(channel, row.version, Decision(False, (check,), dt.datetime.now(dt.UTC)))
+            log.warning("rejected what an interrupted turn left", channel=str(channel), version=row.version)
+    newest = releases[-1]
+    if newest.state is ReleaseState.GATED and may_promote and not _overtaken(newest):
+        _promote(learner, channel, newest)
+
+
+def _promote(learner: Learner, channel: Channel, row: ReleaseRow) -> None:
+    manifest, state = learner.registry.manifest(channel, row.version), learner.registry.state(channel)
+    if state is None or state.pinned:
+        return
+    # A release of v0.1.0 does not say from which generation its turn began.
+    if manifest.generation is None or manifest.parent != state.live:
+        overtake(learner, channel, row.version, manifest.generation or 0)
+        return
+    log.warning("promoting what an interrupted turn left", channel=str(channel), version=row.version)
+    promote(learner, channel, row.version, manifest.generation)
+
+
+def _overtaken(row: ReleaseRow) -> bool:
+    return any(check.name == OVERTAKEN for check in Decision.from_json(row.decision_json).checks)

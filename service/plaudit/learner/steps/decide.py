@@ -1,0 +1,38 @@
+"""Step 6: the gate's decision about a registered candidate, recorded with its numbers."""
+
+from __future__ import annotations
+
+import math
+
+import structlog
+
+from plaudit.learner.context import Turn
+from plaudit.learner.steps.measure import Measured
+from plaudit.release import gate
+from plaudit.release.gate import Decision
+from plaudit.release.moves import ReleaseRow
+
+log = structlog.get_logger(__name__)
+
+
+def decide(turn: Turn, measured: Measured, row: ReleaseRow) -> Decision:
+    """Decide, and record it."""
+    turn.begin(6, "decide")
+    metrics, channel = turn.learner.metrics, str(turn.channel)
+    decision = gate.decide(measured.measurements, turn.settings.gate, seed=turn.seed)
+    turn.learner.registry.decide(turn.channel, row.version, decision)
+    for check in decision.checks:
+        if math.isfinite(check.value):
+            metrics.gate_check.labels(channel, check.name).set(check.value)
+    metrics.gate_decisions.labels(channel, str(decision.accepted).lower()).inc()
+    log.info("gate", channel=channel, version=row.version, accepted=decision.accepted, failed=failed_checks(decision))
+    return decision
+
+
+def failed_checks(decision: Decision) -> str:
+    """Each failed check with its number, what it was held against, and its note."""
+    return "; ".join(
+        f"{check.name} {check.value:.3g}, bound {check.threshold:.3g} ({check.note})" if check.note else check.name
+        for check in decision.checks
+        if not check.passed
+    )

@@ -1,0 +1,71 @@
+"""Step 5: the candidate's artifacts and manifest are written once, and its version is taken."""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+from collections.abc import Mapping
+
+import torch
+
+import plaudit
+from plaudit.learner.context import Turn
+from plaudit.learner.steps.fit import Fitted
+from plaudit.learner.steps.freeze import Frozen
+from plaudit.learner.steps.measure import Measured
+from plaudit.policy.optimizer import Optimised
+from plaudit.release.artifacts import file_digest, list_artifacts
+from plaudit.release.manifest import ADAPTER_WEIGHTS, Adapter, Manifest, Offsets, folder_digest
+from plaudit.release.moves import ReleaseRow
+
+# Settings that decide what a turn comes to.
+SECTIONS = ("model", "reward", "policy", "gate")
+
+
+def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, measured: Measured) -> ReleaseRow:
+    """Register the candidate as a release in state `trained`."""
+    turn.begin(5, "register")
+    folder = turn.folder / "release"
+    shutil.copytree(optimised.adapter, folder / "policy")
+    fitted.reward.save(folder / "reward")
+    fitted.judge.save(folder / "gate_reward")
+    (folder / "reward_report.json").write_text(fitted.report.to_json())
+    settings, data, declaration = turn.settings, frozen.data, turn.plugin.declaration
+    in_force = {name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS}
+    manifest = Manifest(
+        channel=turn.channel,
+        parent=turn.state.live,
+        generation=turn.state.generation,
+        base_digest=turn.base.digest,
+        temperature=turn.sampling.temperature,
+        adapter=Adapter(
+            digest=file_digest(folder / ADAPTER_WEIGHTS),
+            rank=settings.model.adapter_rank,
+            alpha=settings.model.adapter_alpha,
+            layers=settings.model.adapter_layers,
+        ),
+        reward_model=folder_digest(list_artifacts(folder), "reward"),
+        as_of=data.as_of,
+        newest_feedback_at=max((row.accepted_at for row in data.rows), default=None),
+        offsets=tuple(
+            Offsets(topic=str(o.topic), partition=o.partition, first=o.first, next=o.next) for o in data.offsets
+        ),
+        evidence_digest=data.digest,
+        evidence_counts=data.counts,
+        settings=in_force | {"iterations": [_finite(each) for each in optimised.statistics]},
+        seeds={"turn": turn.seed},
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "plaudit": plaudit.__version__,
+            f"plugin:{declaration.name}": declaration.version,
+        },
+        probes=measured.proof,
+        kl=measured.kl,
+    )
+    return turn.learner.registry.register(manifest, folder)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}
