@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
+from plaudit.engine.chat import Chat
 from plaudit.engine.protocol import EncodedPrompt
 from plaudit.engine.threads import settle_kernels
 from plaudit.errors import Misconfigured
@@ -72,6 +73,7 @@ class Base:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, digest: str) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.chat = Chat(tokenizer)
         self.digest = digest
         self.num_layers = len(self._decoder.layers)
         self.hidden_size: int = model.config.hidden_size
@@ -80,7 +82,6 @@ class Base:
         self.eos_ids = _eos_ids(model, tokenizer)
         # PEFT's wrapper once an adapter was injected; owned by `adapters`.
         self.peft: Any = None
-        self._prefix_lengths: dict[tuple[Message, ...], int] = {}
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Base:
@@ -105,8 +106,6 @@ class Base:
                 "give a folder with config.json, safetensors and tokenizer, or run `plaudit model prepare`",
                 setting="model.path",
             ) from error
-        if tokenizer.chat_template is None:
-            raise Misconfigured(f"the tokenizer at {str(path)!r} has no chat template", setting="model.path")
         model.requires_grad_(False).eval().to(where)
         base = cls(model, tokenizer, _digest(model, tokenizer))
         base._self_check()
@@ -147,26 +146,15 @@ class Base:
     # Text ---------------------------------------------------------------------------------------
 
     def encode(self, messages: Sequence[Message]) -> EncodedPrompt:
-        """Token ids under the chat template, ready for the assistant's turn, with the length of the shared prefix."""
-        tokens = self._template(messages)
-        system = tuple(m for m in messages[:1] if m.role == "system")
-        if system not in self._prefix_lengths:
-            one, two = (self._template((*system, Message("user", text))) for text in ("a", "\u20ac"))
-            same = next(i for i, (x, y) in enumerate(zip(one, two, strict=False)) if x != y)
-            self._prefix_lengths[system] = same
-        prefix = self._prefix_lengths[system]
-        probe = self._template((*system, Message("user", "a")))
-        return EncodedPrompt(tokens, prefix if tokens[:prefix] == probe[:prefix] else 0)
+        """Token ids under the chat template, ready for the assistant's turn, with the length of the shared prefix.
 
-    def _template(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        text = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=True, tokenize=False
-        )
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        Raises InvalidField with the template's own words if it refuses the messages.
+        """
+        return self.chat.encode(messages)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text, without special tokens."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self.chat.encode_text(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

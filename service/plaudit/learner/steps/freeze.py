@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from plaudit.errors import RequestRefused
 from plaudit.evidence.splits import Split, group_split
 from plaudit.evidence.store import FrozenDataSet
 from plaudit.learner.context import Turn
@@ -36,10 +37,15 @@ def freeze(turn: Turn) -> Frozen:
     salt = learner.registry.salt(turn.channel)
     data = learner.store.freeze(turn.channel, salt, turn.as_of, few_raters=few_raters)
     prompts: dict[Split, list[TrainPrompt]] = {split: [] for split in Split}
-    too_long = 0
+    too_long = refused = 0
     for row in learner.store.prompts(turn.channel):
         rendered = turn.plugin.render(Request(messages=row.messages, passages=row.passages))
-        encoded = turn.engine.encode(rendered.messages)
+        try:
+            encoded = turn.engine.encode(rendered.messages)
+        except RequestRefused:
+            # Another base took it: this one's chat template does not.
+            refused += 1
+            continue
         if len(encoded.tokens) + turn.sampling.max_tokens > turn.engine.context_length:
             too_long += 1
             continue
@@ -51,6 +57,7 @@ def freeze(turn: Turn) -> Frozen:
         draw.shuffle(several)
     gate = turn.settings.gate
     left_out = f" ({too_long} more are too long for the context)" if too_long else ""
+    left_out += f" ({refused} more are refused by the model's chat template)" if refused else ""
     require(
         Need(f"prompts to train on{left_out}", len(prompts[Split.TRAIN]), 1),
         Need("gate prompts", len(prompts[Split.GATE]), gate.min_prompts),
