@@ -1,5 +1,6 @@
 """The engine on a tiny real model: exact, mixed, cancellable."""
 
+import json
 import random
 import threading
 
@@ -23,6 +24,7 @@ from plaudit.errors import (
 from plaudit.settings import EngineSettings, ModelSettings
 from plaudit.testing.models import tiny_model
 from plaudit.types import FinishReason, Message, Sampling
+from safetensors.torch import save_file
 
 MODEL = ModelSettings(adapter_layers=2)
 BASE = ReleaseKey("toy/default", 0, "base")
@@ -47,6 +49,12 @@ def _adapter(base, directory, seed):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     adapters.save(base, "made", directory)
     adapters.remove(base, "made")
+    return directory
+
+
+def _written(directory, config, state):
+    save_file(state, directory / adapters.WEIGHTS)
+    (directory / adapters.CONFIG).write_text(json.dumps(config))
     return directory
 
 
@@ -267,16 +275,16 @@ def test_an_adapter_that_is_not_finite_is_refused_and_spoils_no_neighbour(engine
     config, state = adapters.read(saved[TWO])
     broken = {name: torch.full_like(weight, torch.inf) for name, weight in state.items()}
     with pytest.raises(BadArtifact, match="no finite numbers"):
-        engine.stage_weights(ReleaseKey("toy/default", 7, "inf"), config, broken, temperature=1.0)
+        engine.stage(ReleaseKey("toy/default", 7, "inf"), _written(tmp_path, config, broken))
     assert engine.submit([job])[0].result(30).logprobs_raw == before.logprobs_raw
 
 
-def test_an_adapter_that_overflows_fails_its_own_completions_alone(engine, saved):
+def test_an_adapter_that_overflows_fails_its_own_completions_alone(engine, saved, tmp_path):
     job = _job(_prompt(engine, "tea"), ONE, seed=5, width=8)
     before = engine.submit([job])[0].result(30)
     config, state = adapters.read(saved[TWO])
     huge = ReleaseKey("toy/default", 7, "huge")
-    engine.stage_weights(huge, config, {name: weight * 1e30 for name, weight in state.items()}, temperature=1.0)
+    engine.stage(huge, _written(tmp_path, config, {name: weight * 1e30 for name, weight in state.items()}))
     beside = engine.submit([job, _job(job.prompt, huge, width=8)])
     with pytest.raises(InternalError, match="toy/default@7"):
         beside[1].result(30)

@@ -8,6 +8,7 @@ on it from its first token to its last.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -122,10 +123,20 @@ class Engine(Protocol):
         """Log-probs (nats) of each completion's tokens after the prompt, under softmax(logits / temperature)."""
 
     def stage(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> None:
-        """Loads an adapter (PEFT format; None for the base) under `key` while decoding goes on; raises BadArtifact."""
+        """Loads an adapter (PEFT format; None for the base) under `key` while decoding goes on, and pins it.
+
+        Raises BadArtifact, or SlotsInUse if every other adapter is pinned, held or decoded on.
+        """
+
+    def hold(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> AbstractContextManager[bool]:
+        """As `stage`, for a block; gives whether the adapter had to be loaded (and is to be proved).
+
+        Afterwards it stays until its slot is needed for another; jobs that were submitted in the block keep it. It
+        is how many releases share few slots.
+        """
 
     def unstage(self, key: ReleaseKey) -> None:
-        """Forgets `key` once its last job has ended."""
+        """Unpins `key` and forgets it once its last job has ended."""
 
     def staged(self) -> dict[ReleaseKey, float]:
         """Staged keys with their default temperatures."""

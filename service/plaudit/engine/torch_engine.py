@@ -9,14 +9,15 @@ no row uses. Nothing here decides which release serves.
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import structlog
 import torch
@@ -27,6 +28,7 @@ from plaudit.engine.base import Base
 from plaudit.engine.lanes import Lane, Prefix, branch_logits, extend, extend_together
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.sampling import check, draw
+from plaudit.engine.slots import Slots, Weights
 from plaudit.engine.threads import release_team
 from plaudit.engine.ticket import TorchTicket
 from plaudit.errors import Cancelled, InternalError, NotServing, PromptTooLong, QueueFull, ReleaseNotServable
@@ -38,6 +40,10 @@ log = structlog.get_logger(__name__)
 PREFIX_ENTRIES = 16
 # Tokens of each prompt in a pass over several: short, because a pass is padded to it.
 PROMPT_CHUNK = 16
+
+
+def _reader(adapter: Path | None) -> Callable[[], Weights] | None:
+    return None if adapter is None else functools.partial(adapters.read, adapter)
 
 
 @dataclass(slots=True)
@@ -65,14 +71,6 @@ class _Score:
     future: Future[list[tuple[float, ...]]] = field(default_factory=Future)
 
 
-@dataclass(slots=True)
-class _Staged:
-    slot: int
-    temperature: float
-    jobs: int = 0
-    leaving: bool = False
-
-
 class TorchEngine:
     """Implements `engine.protocol.Engine` on a Base."""
 
@@ -92,10 +90,10 @@ class TorchEngine:
         self._rows: dict[tuple[int, int], TorchTicket] = {}
         self._groups: collections.deque[_Group] = collections.deque()
         self._scores: collections.deque[_Score] = collections.deque()
-        self._staged: dict[ReleaseKey, _Staged] = {}
-        self._prefixes: collections.OrderedDict[tuple[ReleaseKey, tuple[int, ...]], Prefix] = collections.OrderedDict()
+        self._prefixes: collections.OrderedDict[tuple[int, tuple[int, ...]], Prefix] = collections.OrderedDict()
         self._waiting = 0
         self._lock = threading.Condition()
+        self._slots = Slots(self._bank, self._lock)
         self._stopping = False
         self._ended = False
         self.steps = 0
@@ -142,9 +140,9 @@ class TorchEngine:
                     limit=self._settings.max_waiting,
                 )
             for release in {job.release for job in jobs}:
-                self._require(release)
-            for ticket in tickets:
-                self._staged[ticket.job.release].jobs += 1
+                self._slots.require(release)
+            for job in jobs:
+                self._slots.job_begins(job.release)
             self._groups.extend(groups.values())
             self._waiting += len(jobs)
             self._lock.notify_all()
@@ -163,41 +161,32 @@ class TorchEngine:
         with self._lock:
             if self._stopping:
                 raise NotServing
-            self._require(release)
-            self._staged[release].jobs += 1
+            self._slots.require(release)
+            self._slots.job_begins(release)
             self._scores.append(request)
             self._lock.notify_all()
         return request.future.result()
 
     def stage(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> None:
-        """Load an adapter while decoding goes on; staging a key again changes nothing."""
-        config, state = adapters.read(adapter) if adapter is not None else ({}, {})
-        self.stage_weights(key, config, state, temperature=temperature)
+        """Load an adapter while decoding goes on, and keep it; staging a key again changes nothing."""
+        self._slots.stage(key, _reader(adapter), temperature)
 
-    def stage_weights(
-        self, key: ReleaseKey, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], *, temperature: float
-    ) -> None:
-        """As `stage`, from weights in memory; an empty state is the base."""
-        with self._lock:
-            if key in self._staged:
-                self._staged[key].leaving = False
-                return
-            slot = self._free_slot() if state else 0
-            if state:
-                self._bank.write(slot, config, state)
-            self._staged[key] = _Staged(slot, temperature)
+    @contextlib.contextmanager
+    def hold(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> Iterator[bool]:
+        """Load an adapter unless it is there, and keep it for the block; gives whether it was loaded."""
+        loaded = self._slots.hold(key, _reader(adapter), temperature)
+        try:
+            yield loaded
+        finally:
+            self._slots.let_go(key)
 
     def unstage(self, key: ReleaseKey) -> None:
         """Forget a key once its last job has ended."""
-        with self._lock:
-            if key in self._staged:
-                self._staged[key].leaving = True
-                self._leave(key)
+        self._slots.forget(key)
 
     def staged(self) -> dict[ReleaseKey, float]:
         """Staged keys with their default temperatures."""
-        with self._lock:
-            return {key: staged.temperature for key, staged in self._staged.items() if not staged.leaving}
+        return self._slots.temperatures()
 
     def load(self) -> tuple[int, int]:
         """Jobs that decode, and jobs that wait."""
@@ -218,30 +207,6 @@ class TorchEngine:
             ticket.fail(NotServing("the engine was closed before the completion ended; retry elsewhere"))
         for request in self._scores:
             request.future.set_exception(NotServing())
-
-    # Staged adapters (with the lock) --------------------------------------------------------------
-
-    def _require(self, key: ReleaseKey) -> None:
-        staged = self._staged.get(key)
-        if staged is None or staged.leaving:
-            raise ReleaseNotServable(f"release {key} is not staged here", channel=key.channel, version=key.version)
-
-    def _free_slot(self) -> int:
-        used = {staged.slot for staged in self._staged.values()}
-        free = next((slot for slot in range(1, self._bank.slots + 1) if slot not in used), None)
-        if free is None:
-            raise ReleaseNotServable(f"all {self._bank.slots} adapter slots are taken; raise engine.adapter_slots")
-        return free
-
-    def _leave(self, key: ReleaseKey) -> None:
-        if self._staged[key].leaving and self._staged[key].jobs == 0:
-            del self._staged[key]
-            for entry in [entry for entry in self._prefixes if entry[0] == key]:
-                del self._prefixes[entry]
-
-    def _job_ended(self, key: ReleaseKey) -> None:
-        self._staged[key].jobs -= 1
-        self._leave(key)
 
     def _check_length(self, prompt: int, more: int) -> None:
         if prompt + more > self.context_length:
@@ -279,7 +244,7 @@ class TorchEngine:
             log.exception("score failed", release=str(request.release))
             request.future.set_exception(InternalError(f"scoring failed: {error}"))
         with self._lock:
-            self._job_ended(request.release)
+            self._slots.job_ended(request.release)
 
     def _scored(self, request: _Score) -> list[tuple[float, ...]]:
         tokens = list(request.prompt.tokens)
@@ -289,7 +254,7 @@ class TorchEngine:
         length = max(len(c) for c in request.completions)
         rows = [[tokens[-1], *c[:-1]] for c in request.completions]
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.base.device)
-        logits = branch_logits(self.base, self._bank, prefix, ids, self._staged[request.release].slot)
+        logits = branch_logits(self.base, self._bank, prefix, ids, self._slots.of(request.release).slot)
         logprobs = torch.log_softmax(logits / (request.temperature or 1.0), dim=-1)
         return [
             tuple(logprobs[i, torch.arange(len(c)), torch.tensor(c, dtype=torch.long)].tolist())
@@ -299,11 +264,11 @@ class TorchEngine:
     def _prefix_of(self, prompt: EncodedPrompt, release: ReleaseKey) -> Prefix:
         """The shared prefix of a prompt, computed once per release as a chunk of its own, whatever is cached."""
         shared = prompt.tokens[: min(prompt.prefix_length, len(prompt.tokens) - 1)]
-        key = (release, shared)
+        key = (self._slots.of(release).serial, shared)
         if key not in self._prefixes:
             prefix = Prefix()
             if shared:
-                extend(self.base, self._bank, prefix, list(shared), self._staged[release].slot, self.capture_layer)
+                extend(self.base, self._bank, prefix, list(shared), self._slots.of(release).slot, self.capture_layer)
             self._prefixes[key] = prefix
             while len(self._prefixes) > PREFIX_ENTRIES:
                 self._prefixes.popitem(last=False)
@@ -312,7 +277,7 @@ class TorchEngine:
 
     def _extend(self, prefix: Prefix, tokens: list[int], release: ReleaseKey) -> int:
         chunk = tokens[prefix.length : len(tokens) - 1][: self._settings.prefill_chunk]
-        extend(self.base, self._bank, prefix, chunk, self._staged[release].slot, self.capture_layer)
+        extend(self.base, self._bank, prefix, chunk, self._slots.of(release).slot, self.capture_layer)
         return len(chunk)
 
     def _prefill(self) -> None:
@@ -364,7 +329,7 @@ class TorchEngine:
                 self._bank,
                 [group.prefix for group in open_ones if group.prefix is not None],
                 [group.missing[:PROMPT_CHUNK] for group in open_ones],
-                [self._staged[group.release].slot for group in open_ones],
+                [self._slots.of(group.release).slot for group in open_ones],
                 width=lane.prompts,
                 chunk=PROMPT_CHUNK,
                 capture_layer=self.capture_layer,
@@ -380,7 +345,7 @@ class TorchEngine:
         assert group.prefix is not None
         while group.waiting and lane.free:
             ticket = group.waiting[0]
-            slot = self._staged[group.release].slot
+            slot = self._slots.of(group.release).slot
             row = lane.place(group.prefix, group.prompt.tokens[-1], slot, ticket.job.sampling.max_tokens)
             if ticket.job.capture and group.prefix.hidden is not None:
                 ticket.hidden.append(group.prefix.hidden)
@@ -407,14 +372,14 @@ class TorchEngine:
         for ticket in [t for t in group.waiting if t.cancelled]:
             group.waiting.remove(ticket)
             self._waiting -= 1
-            self._job_ended(group.release)
+            self._slots.job_ended(group.release)
             ticket.fail(Cancelled())
 
     def _fail_group(self, group: _Group, error: Exception) -> None:
         with self._lock:
             for ticket in group.waiting:
                 ticket.fail(InternalError(f"the prompt could not be computed: {error}"))
-                self._job_ended(group.release)
+                self._slots.job_ended(group.release)
             self._waiting -= len(group.waiting)
             group.waiting.clear()
 
@@ -460,7 +425,7 @@ class TorchEngine:
         lane.release(row)
         with self._lock:
             del self._rows[lane.width, row]
-            self._job_ended(ticket.job.release)
+            self._slots.job_ended(ticket.job.release)
             self._lock.notify_all()
 
     def _ended_by(self, ticket: TorchTicket, stopped: bool) -> FinishReason | None:
