@@ -18,7 +18,7 @@ import typer
 from plaudit import cli_demo, cli_people
 from plaudit.cli_release import release_app
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
-from plaudit.signals import stop_on_signals
+from plaudit.signals import end_on_signals, stop_on_signals
 
 if TYPE_CHECKING:
     from plaudit.settings import Settings
@@ -180,7 +180,11 @@ def echo_json(value: Any) -> None:
 def main() -> None:
     """Entry point: runs the command; an error that Plaudit explains is a message and exit code 1."""
     from plaudit.errors import PlauditError
+    from plaudit.telemetry import quiet_crashes
 
+    # Before anything is loaded: a signal during the start ends it, also if this is PID 1 of a container.
+    end_on_signals()
+    quiet_crashes()
     # Read when torch loads OpenMP. Threads that wait must not burn the core that another process needs, and waking one
     # takes longer than most of a decode step's products: they spin for some microseconds and then sleep.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -189,8 +193,6 @@ def main() -> None:
     except PlauditError as error:
         sys.stderr.write(f"plaudit: {error.message}\n")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -11,7 +11,9 @@ retryable; moves of releases and streams are not. Never imports torch.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ import grpc
 import grpc.aio
 import tenacity
 
-from plaudit.errors import PlauditError
+from plaudit.addresses import is_loopback
+from plaudit.errors import Misconfigured, NotServing, PlauditError
 from plaudit.release.moves import ChannelState, ReleaseRow, ReleaseState
 from plaudit.replies import (
     Acknowledged,
@@ -30,6 +33,7 @@ from plaudit.replies import (
     Delta,
     FeedbackGiver,
     GenerateOptions,
+    Prompt,
     RankedOption,
     Reply,
     ReplyCompletion,
@@ -41,7 +45,7 @@ from plaudit.replies import (
     reply,
 )
 from plaudit.serving.wire import error_classes, from_call
-from plaudit.types import Channel, Message, Option
+from plaudit.types import Channel, Option
 from plaudit.v1 import (
     assistant_pb2,
     assistant_pb2_grpc,
@@ -67,14 +71,20 @@ __all__ = [
 ]
 
 Answer = TypeVar("Answer")
-Prompt = str | Sequence[Message]
 
 DEFAULT_SECONDS = 120.0
-# With the waits below, about six seconds of trying: longer than a rolling restart of one replica keeps its port shut.
-DEFAULT_ATTEMPTS = 6
+# How long a call is tried again: longer than a rolling restart of one replica keeps its port shut.
+DEFAULT_PATIENCE_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.1
-_LONGEST_WAIT_SECONDS = 3.0
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.keepalive_time_ms", 60_000))
+_LONGEST_WAIT_SECONDS = 1.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 60_000),
+    # The library's own limit is two minutes: a server that is back after an outage would not be found for so long.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 800),
+)
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +113,26 @@ class Plaudit:
         target: str,
         *,
         timeout: float = DEFAULT_SECONDS,
-        attempts: int = DEFAULT_ATTEMPTS,
+        patience: float = DEFAULT_PATIENCE_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
+        """Connects at the first call.
+
+        Args:
+            target: Address of the service, "host:port"; an IPv6 host in brackets.
+            timeout: Deadline of a call and all its attempts, in seconds.
+            patience: Seconds for which a call whose error is retryable is tried again, within `timeout`; 0 tries once.
+            credentials: Of a TLS channel; without them the channel is not encrypted.
+        """
         self._channel = (
-            grpc.secure_channel(target, credentials, _OPTIONS)
+            grpc.secure_channel(target, credentials, _options(target))
             if credentials
-            else grpc.insecure_channel(target, _OPTIONS)
+            else grpc.insecure_channel(target, _options(target))
         )
         self._stubs = _Stubs(self._channel)
+        self._target = target
         self._timeout = timeout
-        self._attempts = attempts
+        self._patience = patience
 
     def __enter__(self) -> Self:
         return self
@@ -223,9 +242,9 @@ class Plaudit:
         return _state(self._once(self._stubs.releases.PinRelease, request, self._timeout).state)
 
     def _again(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
-        """Calls, and calls again where the error is retryable; all attempts share one deadline."""
+        """Calls, and calls again if the error is retryable; all attempts share one deadline."""
         ends_at = time.monotonic() + (timeout or self._timeout)
-        for attempt in tenacity.Retrying(**_policy(self._attempts)):
+        for attempt in tenacity.Retrying(**_policy(self._patience)):
             with attempt:
                 return self._once(method, request, ends_at - time.monotonic())
         raise AssertionError("tenacity ends with an answer or an error")
@@ -234,38 +253,41 @@ class Plaudit:
         try:
             return method(request, timeout=timeout)
         except grpc.RpcError as error:
-            raise from_call(error) from error
+            raise _error(error, self._target) from error
 
     def _each(self, answers: Any) -> Iterator[Any]:
         try:
             yield from answers
         except grpc.RpcError as error:
-            raise from_call(error) from error
+            raise _error(error, self._target) from error
         finally:
             # A reader that stops early leaves a call under way; the service frees its slot only when it is told.
             answers.cancel()
 
 
 class AsyncPlaudit:
-    """The asyncio client; belongs to one event loop."""
+    """The asyncio client; belongs to the event loop in which it is made."""
 
     def __init__(
         self,
         target: str,
         *,
         timeout: float = DEFAULT_SECONDS,
-        attempts: int = DEFAULT_ATTEMPTS,
+        patience: float = DEFAULT_PATIENCE_SECONDS,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        options = list(_OPTIONS)
+        """As `Plaudit`; raises Misconfigured outside of a running event loop."""
+        self._loop = _running_loop()
+        options = list(_options(target))
         self._channel: Any = (
             grpc.aio.secure_channel(target, credentials, options)
             if credentials
             else grpc.aio.insecure_channel(target, options)
         )
         self._stubs = _Stubs(self._channel)
+        self._target = target
         self._timeout = timeout
-        self._attempts = attempts
+        self._patience = patience
 
     async def __aenter__(self) -> Self:
         return self
@@ -289,12 +311,13 @@ class AsyncPlaudit:
     ) -> AsyncIterator[Delta | Reply[Awaitable[Acknowledged]]]:
         """Text as it comes, and at the end the reply, recorded."""
         request = assistant_pb2.StreamGenerateRequest(request=generate_request(domain, prompt, options))
+        self._check_loop()
         answers = self._stubs.assistant.StreamGenerate(request, timeout=timeout or self._timeout)
         try:
             async for event in answers:
                 yield _event(event, self.submit)
         except grpc.RpcError as error:
-            raise from_call(error) from error
+            raise _error(error, self._target) from error
         finally:
             answers.cancel()
 
@@ -336,22 +359,56 @@ class AsyncPlaudit:
         return _state(answer.state), [_release(row) for row in answer.releases]
 
     async def _again(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
-        """Calls, and calls again where the error is retryable; all attempts share one deadline."""
+        """Calls, and calls again if the error is retryable; all attempts share one deadline."""
+        self._check_loop()
         ends_at = time.monotonic() + (timeout or self._timeout)
-        async for attempt in tenacity.AsyncRetrying(**_policy(self._attempts)):
+        async for attempt in tenacity.AsyncRetrying(**_policy(self._patience)):
             with attempt:
                 try:
                     return await method(request, timeout=ends_at - time.monotonic())
                 except grpc.RpcError as error:
-                    raise from_call(error) from error
+                    raise _error(error, self._target) from error
         raise AssertionError("tenacity ends with an answer or an error")
 
+    def _check_loop(self) -> None:
+        if _running_loop() is not self._loop:
+            raise Misconfigured(
+                "this AsyncPlaudit was made in another event loop, which has ended; make one per loop: "
+                "`async with AsyncPlaudit(target) as client:` inside the function that asyncio.run gets"
+            )
 
-def _policy(attempts: int) -> dict[str, Any]:
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise Misconfigured(
+            "AsyncPlaudit needs a running event loop: make it inside an async function, with "
+            "`async with AsyncPlaudit(target) as client:`, or use Plaudit, which needs none"
+        ) from error
+
+
+def _options(target: str) -> tuple[tuple[str, int], ...]:
+    """Options of a channel; one to this machine never goes through a proxy."""
+    return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(target) else _OPTIONS
+
+
+def _error(call: Any, target: str) -> PlauditError:
+    """The error of a failed call; one that could not connect names the target and a proxy in between."""
+    error = from_call(call)
+    if type(error) is not NotServing or error.metadata:
+        return error
+    proxies = [] if is_loopback(target) else [name for name in _PROXY_VARIABLES if os.environ.get(name)]
+    through = f"; the variable {proxies[0]} sends this call through a proxy" if proxies else ""
+    return NotServing(f"{error.message} (target {target}{through})")
+
+
+def _policy(patience: float) -> dict[str, Any]:
     return {
         "retry": tenacity.retry_if_exception(lambda error: isinstance(error, PlauditError) and error.retryable),
-        "stop": tenacity.stop_after_attempt(attempts),
-        "wait": tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        "stop": tenacity.stop_after_delay(patience),
+        "wait": tenacity.wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)
+        + tenacity.wait_random(0, _FIRST_WAIT_SECONDS),
         "reraise": True,
     }
 

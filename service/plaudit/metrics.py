@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from plaudit.addresses import address, bare_host
+from plaudit.errors import Misconfigured
 from plaudit.types import Channel
 
 _REQUEST_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -177,9 +179,17 @@ class Metrics:
 
 
 def expose(metrics: Metrics, port: int, host: str = "127.0.0.1") -> None:
-    """Serves the metrics over HTTP; port 0 serves none."""
-    if port:
-        start_http_server(port, addr=host, registry=metrics.registry)
+    """Serves the metrics over HTTP; port 0 serves none. Raises Misconfigured if the address cannot be had."""
+    if not port:
+        return
+    try:
+        start_http_server(port, addr=bare_host(host), registry=metrics.registry)
+    except OSError as error:
+        raise Misconfigured(
+            f"the metrics cannot be served on {address(host, port)}: {error.strerror}; choose another metrics_port "
+            "(0 serves none) or end the program that has it",
+            setting="metrics_port",
+        ) from error
 
 
 def to_markdown(metrics: Metrics) -> str:

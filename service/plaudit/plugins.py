@@ -7,9 +7,11 @@ Nothing of a plugin is imported before `load_plugins`; a plugin that is not allo
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -91,17 +93,30 @@ class GuardedPlugin(DomainPlugin):
         except Exception as error:
             domain = self._declaration.name
             raise PluginFailed(
-                f"plugin {self.source}: {member} raised {type(error).__name__}: {error}; mend or disallow the plugin",
+                f"plugin {self.source}: {member} raised {_told(error)}; mend or disallow the plugin",
                 domain=domain,
                 member=member,
             ) from error
 
 
+class _Nonsense(ValueError):
+    """What a plugin returned cannot be used; the message quotes numbers alone."""
+
+
+def _told(error: Exception) -> str:
+    """An exception of a plugin without its message, which may quote what people wrote: its type and its place."""
+    if isinstance(error, _Nonsense):
+        return f"ValueError: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
+
+
 def _bounded(terms: RewardTerms) -> RewardTerms:
-    """The terms, whose total training can use; raises ValueError for any other."""
+    """The terms, whose total training can use; raises _Nonsense for any other."""
     # Written so that NaN fails too.
     if not abs(terms.total) <= MOST_REWARD:
-        raise ValueError(f"a total of {terms.total}, but rewards lie within {-MOST_REWARD:g} to {MOST_REWARD:g}")
+        raise _Nonsense(f"a total of {terms.total}, but rewards lie within {-MOST_REWARD:g} to {MOST_REWARD:g}")
     return terms
 
 

@@ -8,17 +8,19 @@ Never imports torch, and never talks to the network itself.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 
 import uuid6
 
-from plaudit.errors import UnknownCandidate
+from plaudit.errors import InvalidField, UnknownCandidate
 from plaudit.types import FinishReason, Message, Option, Passage, Purpose
 from plaudit.v1 import assistant_pb2, feedback_pb2
 
 Sent = TypeVar("Sent")
+Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
 
 _FINISH = {
     assistant_pb2.FINISH_REASON_EOS: FinishReason.EOS,
@@ -243,30 +245,37 @@ _PURPOSES = {
 }
 
 
-def generate_request(
-    domain: str, prompt: str | Sequence[Message], options: GenerateOptions
-) -> assistant_pb2.GenerateRequest:
+def generate_request(domain: str, prompt: Prompt, options: GenerateOptions) -> assistant_pb2.GenerateRequest:
     """The message of a request, with its idempotency key."""
-    fields: dict[str, Any] = dict(options)
+    fields: dict[str, Any] = _known(options, GenerateOptions)
     sampling = {key: fields.pop(key) for key in _SAMPLING if key in fields}
-    request = assistant_pb2.GenerateRequest(domain=domain, **_common(prompt, fields))
-    request.sampling.MergeFrom(assistant_pb2.Sampling(**sampling))
+    request: assistant_pb2.GenerateRequest = _filled(
+        assistant_pb2.GenerateRequest, domain=domain, **_common(prompt, fields)
+    )
+    request.sampling.MergeFrom(_filled(assistant_pb2.Sampling, **sampling))
     return request
 
 
 def choose_request(
     domain: str,
-    prompt: str | Sequence[Message],
+    prompt: Prompt,
     choices: Sequence[str | Option],
     options: ChooseOptions,
 ) -> assistant_pb2.ChooseRequest:
     """The message of a request; a text alone is its own option_id."""
     offered = [Option(each, each) if isinstance(each, str) else each for each in choices]
-    return assistant_pb2.ChooseRequest(
+    for option in offered:
+        if not isinstance(option, Option):
+            raise InvalidField(
+                f"an option is a {type(option).__name__}; send texts, or Option(option_id, text)", field="options"
+            )
+    request: assistant_pb2.ChooseRequest = _filled(
+        assistant_pb2.ChooseRequest,
         domain=domain,
-        options=[assistant_pb2.Option(option_id=option.option_id, text=option.text) for option in offered],
-        **_common(prompt, dict(options)),
+        options=[_filled(assistant_pb2.Option, option_id=option.option_id, text=option.text) for option in offered],
+        **_common(prompt, _known(options, ChooseOptions)),
     )
+    return request
 
 
 def reply(message: assistant_pb2.GenerateResponse, send: Callable[[feedback_pb2.Feedback], Sent]) -> Reply[Sent]:
@@ -326,16 +335,58 @@ def drafts(handle: str, candidate_ids: Sequence[str] = ()) -> FeedbackGiver[feed
     return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=lambda act: act)
 
 
-def _common(prompt: str | Sequence[Message], fields: dict[str, Any]) -> dict[str, Any]:
-    messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+def _known(options: Any, kind: Any) -> dict[str, Any]:
+    """`options` as a dictionary; raises InvalidField for a name that `kind` (a TypedDict) does not have."""
+    names = tuple(kind.__annotations__)
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names))}"
+            raise InvalidField(f"there is no option {name!r}; {hint}", field=name)
+    return dict(options)
+
+
+def _filled(message: Any, **fields: Any) -> Any:
+    """A message with `fields`; raises InvalidField that names the field whose value protobuf refuses."""
+    try:
+        return message(**fields)
+    except (TypeError, ValueError):
+        for name, value in fields.items():
+            try:
+                message(**{name: value})
+            except (TypeError, ValueError) as error:
+                raise InvalidField(f"{name} is {value!r}, which cannot be sent: {error}", field=name) from error
+        raise
+
+
+def _messages(prompt: Any) -> list[assistant_pb2.Message]:
+    """The conversation of a prompt: a text, or messages as Message or as {"role": ..., "content": ...}."""
+    how = 'send a text, or a list of Message("user", "...") or of {"role": "user", "content": "..."}'
+    if isinstance(prompt, str):
+        return [_filled(assistant_pb2.Message, role="user", content=prompt)]
+    if isinstance(prompt, Mapping | Message) or not isinstance(prompt, Iterable):
+        raise InvalidField(f"the prompt is a {type(prompt).__name__}; {how}", field="messages")
+    found = []
+    for each in prompt:
+        if isinstance(each, Mapping) and set(each) == {"role", "content"}:
+            found.append(_filled(assistant_pb2.Message, role=each["role"], content=each["content"]))
+        elif isinstance(each, Message):
+            found.append(_filled(assistant_pb2.Message, role=each.role, content=each.content))
+        else:
+            raise InvalidField(f"a message of the prompt is a {type(each).__name__}; {how}", field="messages")
+    return found
+
+
+def _common(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
     fields.setdefault("interaction_id", str(uuid6.uuid7()))
     passages = fields.pop("passages", ())
     purpose = fields.pop("purpose", Purpose.SERVE)
     return {
         **fields,
-        "messages": [assistant_pb2.Message(role=each.role, content=each.content) for each in messages],
+        "messages": _messages(prompt),
         "passages": [
-            assistant_pb2.Passage(passage_id=each.passage_id, text=each.text, source=each.source) for each in passages
+            _filled(assistant_pb2.Passage, passage_id=each.passage_id, text=each.text, source=each.source)
+            for each in passages
         ],
         "purpose": _PURPOSES[purpose],
     }

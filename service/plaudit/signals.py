@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT end a process at a moment of its own choosing."""
+"""SIGTERM and SIGINT end a process: at once while it starts, at a moment of its own choosing once it works.
+
+A process calls `end_on_signals` before it loads anything and `stop_on_signals` when it is ready for its work. PID 1 of
+a container has no default reaction to signals, so without the first call one that comes during the start is lost.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import _thread
 import signal
 import threading
 import time
+from types import FrameType
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SLICE_SECONDS = 0.25
 
 
@@ -29,10 +35,26 @@ class StopEvent(threading.Event):
         return True
 
 
+def end_on_signals() -> None:
+    """From now on SIGTERM or SIGINT raises SystemExit in the main thread, so that `finally` blocks run.
+
+    The exit code is 128 + the signal's number. Signals that come after the first are ignored: they must not cut off
+    the clean-up that the first one began.
+    """
+    for each in _SIGNALS:
+        signal.signal(each, _end)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
 def stop_on_signals() -> StopEvent:
     """An event that SIGTERM or SIGINT sets from now on; to be called from the main thread."""
     stop = StopEvent()
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in _SIGNALS:
         # The interrupted thread may hold the event's lock, so another one sets it.
         signal.signal(each, lambda *_: _thread.start_new_thread(stop.set, ()))
     return stop

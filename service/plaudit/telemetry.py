@@ -1,7 +1,8 @@
 """Structured logs and trace ids.
 
 What enters: log calls and the trace context of requests. What leaves: lines on standard error, as text or JSON, each
-with the ids of the request it belongs to. Never logs prompts, completions, feedback texts, handles or names of people.
+with the ids of the request it belongs to. Never logs prompts, completions, feedback texts, handles or names of people:
+of an exception only its type and the places in the code are written, for messages quote what people sent.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import logging
 import re
 import secrets
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, TextIO
 
 import structlog
 
@@ -37,7 +41,9 @@ _current: contextvars.ContextVar[RequestIds | None] = contextvars.ContextVar("pl
 def configure(log_format: str = "text", log_level: str = "info", process: str = "") -> None:
     """Sets up logging for this process; every line goes to standard error."""
     renderer: Any = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer(colors=False)
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=False, exception_formatter=_write_places)
     )
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -45,7 +51,7 @@ def configure(log_format: str = "text", log_level: str = "info", process: str = 
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if log_format == "json":
-        processors.append(structlog.processors.format_exc_info)
+        processors.append(structlog.processors.ExceptionRenderer(_places_of))
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[log_level]),
@@ -54,6 +60,42 @@ def configure(log_format: str = "text", log_level: str = "info", process: str = 
     )
     if process:
         structlog.contextvars.bind_contextvars(process=process)
+
+
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+def places(error: BaseException) -> str:
+    """An exception and its causes as text without their messages: types, files, lines and functions.
+
+    The message of a PlauditError is ours and still left out, for it may name a value that a person sent.
+    """
+    parts = []
+    if error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        parts.append(places(error.__cause__ or error.__context__ or error))
+        parts.append("which led to:")
+    frames = traceback.extract_tb(error.__traceback__)
+    parts += [f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}' for frame in frames]
+    parts.append(f"{type(error).__module__}.{type(error).__qualname__} (its message is left out of logs)")
+    return "\n".join(parts)
+
+
+def quiet_crashes() -> None:
+    """An exception that nothing caught is written as `places`, in every thread of this process."""
+
+    def crashed(kind: type[BaseException], error: BaseException | None, _: TracebackType | None) -> None:
+        sys.stderr.write((places(error) if error is not None else kind.__qualname__) + "\n")
+
+    sys.excepthook = crashed
+    threading.excepthook = lambda args: crashed(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _write_places(target: TextIO, exc_info: _ExcInfo) -> None:
+    target.write(places(exc_info[1]) + "\n")
+
+
+def _places_of(exc_info: _ExcInfo) -> str:
+    return places(exc_info[1])
 
 
 def get_logger(name: str) -> Any:

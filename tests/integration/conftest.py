@@ -36,7 +36,7 @@ def local(tmp_path, tiny_engine):
 def client(local):
     from plaudit.client import Plaudit
 
-    with Plaudit(local.target, attempts=1, timeout=30.0) as client:
+    with Plaudit(local.target, patience=0.0, timeout=30.0) as client:
         yield client
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from plaudit.errors import (
 )
 from plaudit.eventlog import Topic, open_log
 from plaudit.eventlog.codec import decode
+from plaudit.metrics import Metrics, expose
 from plaudit.plugins import guard, load_plugins
 from plaudit.replies import drafts
 from plaudit.serving.keys import handle_signer, pseudonym_key
@@ -36,6 +38,7 @@ from plaudit.settings import Settings
 from plaudit.testing.models import tiny_model
 from plaudit.testing.serving import local_server, serve_settings
 from plaudit.types import FinishReason
+from prometheus_client import CollectorRegistry
 
 CODE = "import sys; from plaudit.cli import main; sys.argv = ['plaudit', 'serve', *sys.argv[1:]]; main()"
 
@@ -66,7 +69,7 @@ def test_a_replica_drains_on_sigterm_and_what_it_acknowledged_is_in_the_log(proc
     _wait_until(lambda: read_address(data) is not None or running.poll() is not None, 60)
     assert running.poll() is None, log.read_text()
     acknowledged, after = [], []
-    with Plaudit(read_address(data), attempts=1, timeout=30.0) as client:
+    with Plaudit(read_address(data), patience=0.0, timeout=30.0) as client:
         assert client.generate("echo", "Hello", max_tokens=2).handle
         stream = client.stream("echo", "Hello", n=4, max_tokens=300)
         next(stream)
@@ -226,7 +229,7 @@ class StalledTicket:
 def stalled(tmp_path):
     engine = Stalled()
     running = local_server(tmp_path / "data", engine, load_plugins(("echo",)))
-    with running as server, Plaudit(server.target, attempts=1) as client:
+    with running as server, Plaudit(server.target, patience=0.0) as client:
         yield engine, server, client
 
 
@@ -254,7 +257,7 @@ def test_a_call_that_outlives_the_drain_is_ended(tmp_path):
     outcome = []
     with (
         local_server(tmp_path / "data", engine, load_plugins(("echo",)), settings=settings) as server,
-        Plaudit(server.target, attempts=1) as client,
+        Plaudit(server.target, patience=0.0) as client,
     ):
 
         def ask():
@@ -299,7 +302,7 @@ def test_a_plugin_that_raises_is_one_failed_call_and_one_count(tmp_path, tiny_en
 
     with (
         local_server(tmp_path / "data", tiny_engine, guard([Broken()])) as server,
-        Plaudit(server.target, attempts=1) as client,
+        Plaudit(server.target, patience=0.0) as client,
     ):
         with pytest.raises(PluginFailed) as caught:
             client.generate("echo", "Hello", max_tokens=2)
@@ -329,6 +332,59 @@ def _signed(signer):
             expires_at=dt.datetime(2030, 1, 1, tzinfo=dt.UTC),
         )
     )
+
+
+def test_a_replica_that_is_told_to_end_while_it_starts_does_not_start(process):
+    running, data, log = process
+    status = f"/proc/{running.pid}/status"
+    if not os.path.exists(status):
+        pytest.skip("which signals a process catches is read from /proc")
+
+    def catches():
+        with open(status) as lines:
+            return int(lines.read().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+
+    _wait_until(catches, 60)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 128 + signal.SIGTERM
+    assert "listens" not in log.read_text()
+    assert read_address(data) is None
+
+
+def test_a_taken_port_names_itself(tmp_path, tiny_engine):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = serve_settings(tmp_path / "data")
+        serve = settings.serve.model_copy(update={"port": port})
+        with (
+            pytest.raises(Misconfigured, match=rf"127\.0\.0\.1:{port}.*another serve\.port"),
+            local_server(tmp_path / "data", tiny_engine, {}, settings=settings.model_copy(update={"serve": serve})),
+        ):
+            pass
+        with pytest.raises(Misconfigured, match=rf"metrics cannot be served on 127\.0\.0\.1:{port}"):
+            expose(Metrics(CollectorRegistry()), port)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_host_serves_calls_and_metrics(tmp_path, tiny_engine, host):
+    if not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("this machine has no IPv6")
+    settings = serve_settings(tmp_path / "data")
+    settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"host": host})})
+    plugins = load_plugins(("echo",))
+    with local_server(tmp_path / "data", tiny_engine, plugins, settings=settings):
+        target = read_address(tmp_path / "data")
+        assert target.startswith("[::1]:")
+        with Plaudit(target, patience=0.0, timeout=30.0) as client:
+            assert client.generate("echo", "Hello", max_tokens=2).handle
+    with socket.socket(socket.AF_INET6) as free:
+        free.bind(("::1", 0))
+        port = free.getsockname()[1]
+    expose(Metrics(CollectorRegistry()), port, host)
+    with socket.create_connection(("::1", port), timeout=30):
+        pass
 
 
 def _wait_until(condition, seconds=60.0):

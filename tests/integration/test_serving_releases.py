@@ -132,7 +132,7 @@ def test_a_replica_that_has_nothing_for_a_channel_leaves_rotation(tmp_path, tiny
         assert status("plaudit.v1.AssistantService") == status("") == health_pb2.HealthCheckResponse.NOT_SERVING
         # Feedback needs no model.
         assert status("plaudit.v1.FeedbackService") == health_pb2.HealthCheckResponse.SERVING
-        with Plaudit(second.target, attempts=1) as client, pytest.raises(NotServing):
+        with Plaudit(second.target, patience=0.0) as client, pytest.raises(NotServing):
             client.generate("echo", "Hello")
         second.registry.change(CHANNEL, RollBack(), expected_generation=None, actor="test", reason="")
         _wait_until(lambda: status("") == health_pb2.HealthCheckResponse.SERVING)

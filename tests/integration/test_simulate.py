@@ -5,10 +5,11 @@ import threading
 import pytest
 from plaudit.eventlog import Topic
 from plaudit.plugins import load_plugins
+from plaudit.simulate import connection
 from plaudit.simulate.evaluate import EvaluateSettings, evaluate
 from plaudit.simulate.run import SimulateSettings, simulate
 from plaudit.testing.serving import local_server
-from plaudit.types import Feedback, Interaction, Purpose
+from plaudit.types import Channel, Feedback, Interaction, Purpose
 
 POPULATION = "instruction-tiny"
 
@@ -105,3 +106,14 @@ def test_gold_judges_the_base_against_itself_as_even(served):
     # Nothing that an evaluation asks may be joined or replayed.
     assert {one.purpose for one in logged} == {Purpose.EVALUATE}
     assert found.to_json()["examples"][0]["prompt"] == found.prompts[0].text
+
+
+def test_people_who_are_told_to_end_do_not_wait_for_a_service_that_is_gone(monkeypatch):
+    monkeypatch.setattr(connection, "END_SECONDS", 0.3)
+    stop = threading.Event()
+    people = connection.Connection("127.0.0.1:1", deadline_seconds=2, patience_seconds=1e6, stop=stop)
+    threading.Timer(0.3, stop.set).start()
+    # Without the stop this would go on for eleven days.
+    with pytest.raises(connection.Refused):
+        people.live_version(Channel("instruction", "default"))
+    people.close()

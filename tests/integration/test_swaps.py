@@ -18,7 +18,7 @@ def test_no_stream_fails_or_changes_while_releases_are_swapped(local, make_relea
     done, failures, replies = threading.Event(), [], []
 
     def ask(worker):
-        with Plaudit(local.target, attempts=1, timeout=60.0) as client:
+        with Plaudit(local.target, patience=0.0, timeout=60.0) as client:
             seed = worker * 1000
             while not done.is_set():
                 try:

@@ -1,14 +1,24 @@
 """The client against real servers that fail in chosen ways."""
 
 import asyncio
+import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from plaudit.client import AsyncPlaudit, Plaudit
-from plaudit.errors import DeadlinePassed, InvalidField, LogUnavailable, NotServing, QueueFull, UnknownCandidate
+from plaudit.errors import (
+    DeadlinePassed,
+    InvalidField,
+    LogUnavailable,
+    Misconfigured,
+    NotServing,
+    QueueFull,
+    UnknownCandidate,
+)
 from plaudit.metrics import Metrics, to_markdown
 from plaudit.replies import drafts
 from plaudit.serving.interceptors import CallInterceptor
@@ -115,16 +125,109 @@ def test_a_refusal_is_not_tried_again(served, client):
     assert len(served[0].seen) == 1
 
 
-def test_attempts_are_limited_and_end_with_the_last_error(served):
-    served[0].planned = [QueueFull() for _ in range(9)]
-    with Plaudit(served[1], attempts=3) as client, pytest.raises(QueueFull):
+def test_a_client_tries_for_as_long_as_it_says_and_ends_with_the_last_error(served):
+    served[0].planned = [QueueFull() for _ in range(99)]
+    began = time.monotonic()
+    with Plaudit(served[1], patience=1.5) as client, pytest.raises(QueueFull):
         client.generate("echo", "hi")
-    assert len(served[0].seen) == 3
+    assert time.monotonic() - began >= 1.5
+    assert len(served[0].seen) >= 3
+    served[0].seen.clear()
+    with Plaudit(served[1], patience=0.0) as client, pytest.raises(QueueFull):
+        client.generate("echo", "hi")
+    assert len(served[0].seen) == 1
+
+
+def test_a_server_that_is_back_is_found_before_the_client_gives_up(served):
+    """The library's own wait before it connects again grows to two minutes; ours stays below a second."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with Plaudit(f"127.0.0.1:{port}", patience=0.0) as client:
+        # An outage: long enough for the library's waits to have grown to 0.1 * 1.6^n s.
+        for _ in range(30):
+            with pytest.raises(NotServing):
+                client.generate("echo", "hi")
+            time.sleep(0.1)
+        server = grpc.server(ThreadPoolExecutor(2))
+        assistant_pb2_grpc.add_AssistantServiceServicer_to_server(served[0], server)
+        assert server.add_insecure_port(f"127.0.0.1:{port}") == port
+        server.start()
+        try:
+            failed = 0
+            while failed < 40:
+                try:
+                    client.generate("echo", "hi")
+                    break
+                except NotServing:
+                    failed += 1
+                    time.sleep(0.05)
+            # Counted in tries, not seconds: 40 tries of 0.05 s are two of the longest waits.
+            assert failed < 40
+        finally:
+            server.stop(0).wait()
+
+
+def test_a_target_on_this_machine_ignores_proxies(served, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with Plaudit(served[1], patience=0.0, timeout=10.0) as client:
+        assert client.generate("echo", "hi").text == "A"
+
+
+def test_an_error_names_the_target_and_the_proxy_in_between(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with Plaudit("plaudit.example:50051", patience=0.0, timeout=10.0) as client, pytest.raises(NotServing) as caught:
+        client.generate("echo", "hi")
+    assert "plaudit.example:50051" in caught.value.message
+    assert "http_proxy" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("call", "field", "words"),
+    [
+        (lambda c: c.generate("echo", None), "messages", "send a text"),
+        (lambda c: c.generate("echo", [{"role": "user"}]), "messages", "content"),
+        (lambda c: c.generate("echo", [7]), "messages", "Message("),
+        (lambda c: c.generate("echo", "hi", max_token=3), "max_token", "did you mean 'max_tokens'?"),
+        (lambda c: c.generate("echo", "hi", n=-1), "n", "-1"),
+        (lambda c: c.generate("echo", "hi", temperature="warm"), "temperature", "warm"),
+        (lambda c: c.choose("echo", "hi", [1, 2]), "options", "Option("),
+        (lambda c: c.choose("echo", "hi", ["a", "b"], release_versions=(1,)), "release_versions", "release_version"),
+    ],
+)
+def test_a_mistake_is_the_clients_own_error_and_says_what_to_write(served, client, call, field, words):
+    with pytest.raises(InvalidField) as caught:
+        call(client)
+    assert caught.value.metadata["field"] == field
+    assert words in caught.value.message
+    assert not served[0].seen, "nothing was sent"
+
+
+def test_messages_may_be_dictionaries_as_other_clients_write_them(served, client):
+    client.generate("echo", [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}])
+    assert [(m.role, m.content) for m in served[0].seen[0].messages] == [("system", "be kind"), ("user", "hi")]
+
+
+def test_an_asyncio_client_outside_its_loop_says_what_to_do(served):
+    with pytest.raises(Misconfigured, match="async with AsyncPlaudit"):
+        AsyncPlaudit(served[1])
+
+    async def made():
+        client = AsyncPlaudit(served[1])
+        await client.close()
+        return client
+
+    async def used(client):
+        await client.generate("echo", "hi")
+
+    client = asyncio.run(made())
+    with pytest.raises(Misconfigured, match="one per loop"):
+        asyncio.run(used(client))
 
 
 def test_all_attempts_share_one_deadline(served, client):
     served[0].planned = [QueueFull() for _ in range(50)]
-    with Plaudit(served[1], attempts=50) as client, pytest.raises((DeadlinePassed, QueueFull)):
+    with Plaudit(served[1], patience=60.0) as client, pytest.raises((DeadlinePassed, QueueFull)):
         client.generate("echo", "hi", timeout=0.5)
     assert len(served[0].seen) < 20
 
@@ -137,7 +240,7 @@ def test_a_move_of_a_release_is_not_tried_again_because_it_has_no_key(served, cl
 
 
 def test_nobody_at_the_target_is_not_serving():
-    with Plaudit("127.0.0.1:1", attempts=1, timeout=2.0) as client, pytest.raises(NotServing):
+    with Plaudit("127.0.0.1:1", patience=0.0, timeout=2.0) as client, pytest.raises(NotServing):
         client.generate("echo", "hi")
 
 
@@ -165,11 +268,6 @@ def test_options_become_fields(served, client):
     assert (request.n, request.tenant, request.rater, list(request.release_versions)) == (2, "t", "ana", [3])
     assert request.purpose == assistant_pb2.PURPOSE_EXPLORE
     assert request.passages[0].source == "source"
-
-
-def test_an_unknown_option_is_a_type_error(client):
-    with pytest.raises((TypeError, ValueError)):
-        client.generate("echo", "hi", temprature=1)
 
 
 def test_candidates_are_named_by_place_object_or_id(served, client):

@@ -1,7 +1,11 @@
 """A signal ends a process whatever its main thread was doing when it came."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +45,70 @@ def test_a_signal_ends_the_wait(when):
 def test_a_wait_without_a_signal_ends_at_its_time():
     program = START + "began = time.monotonic()\nassert not stop.wait(0.6)\nassert 0.6 <= time.monotonic() - began < 5"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
+
+
+STARTING = """
+import sys, time
+from plaudit.signals import end_on_signals
+
+end_on_signals()
+try:
+    print("starts", flush=True)
+    time.sleep(60)
+finally:
+    print("cleans up", flush=True)
+    time.sleep(float(sys.argv[1]))
+    print("is clean", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_it_and_a_second_one_does_not_cut_off_the_clean_up(number):
+    with subprocess.Popen([sys.executable, "-c", STARTING, "0.5"], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout.readline() == "starts\n"
+        running.send_signal(number)
+        assert running.stdout.readline() == "cleans up\n"
+        running.send_signal(signal.SIGTERM)
+        running.send_signal(signal.SIGINT)
+        assert running.stdout.read() == "is clean\n"
+        assert running.wait(30) == 128 + number
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from plaudit.demo.processes import Processes
+from plaudit.signals import end_on_signals
+
+end_on_signals()
+with Processes(Path(sys.argv[1]), threads=1) as processes:
+    child = processes.start("join", ["join", "--data-dir", sys.argv[1] + "/data"])
+    print(child.process.pid, flush=True)
+    time.sleep(120)
+"""
+
+
+def test_a_demo_that_is_ended_ends_its_children(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as running:
+        child = int(running.stdout.readline())
+        running.send_signal(signal.SIGTERM)
+        running.wait(120)
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="which signals a process catches is read from /proc")
+def test_every_command_catches_signals_before_it_loads_anything(tmp_path):
+    """PID 1 of a container has no default reaction: a signal that nothing catches is lost."""
+    code = "import time; from plaudit import cli; cli.app = lambda: time.sleep(60); cli.main()"
+    with subprocess.Popen([sys.executable, "-c", code]) as running:
+        status = Path(f"/proc/{running.pid}/status")
+        caught = 0
+        for _ in range(600):
+            caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
+            if caught >> (signal.SIGTERM - 1) & 1:
+                break
+            time.sleep(0.1)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 128 + signal.SIGTERM
+        assert caught >> (signal.SIGTERM - 1) & 1

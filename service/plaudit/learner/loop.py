@@ -35,10 +35,10 @@ log = structlog.get_logger(__name__)
 
 def learn(settings: Settings, once: bool = False) -> list[Result]:
     """Run turns until a signal, `learn.max_turns`, or (with `once`) one pass over all channels."""
-    # Tests run it in a thread, where no signal comes.
-    stop = stop_on_signals() if threading.current_thread() is threading.main_thread() else threading.Event()
     os.nice(settings.learn.nice)
     learner = open_learner(settings)
+    # Tests run it in a thread, where no signal comes.
+    stop = stop_on_signals() if threading.current_thread() is threading.main_thread() else threading.Event()
     expose(learner.metrics, settings.learn.metrics_port, settings.serve.host)
     results: list[Result] = []
     try:

@@ -16,6 +16,7 @@ import uuid6
 from google.protobuf.message import DecodeError
 
 from plaudit.errors import (
+    CallEnded,
     Cancelled,
     DeadlinePassed,
     InternalError,
@@ -169,7 +170,10 @@ class _Around:
             self._metrics.plugin_failures.labels(*labels).inc()
         if isinstance(error, PlauditError):
             if error.code in ("INTERNAL", "UNAVAILABLE"):
-                log.error("call failed", method=self._method, reason=error.reason, error=error.message)
+                log.error("call failed", method=self._method, reason=error.reason, **_ours(error))
+            elif not isinstance(error, CallEnded):
+                # One line per refused call; the message may quote what was sent, so the request id leads to it.
+                log.info("call refused", method=self._method, reason=error.reason, code=error.code)
             return error
         if not context.is_active():
             # The library's own signal that the caller went away while messages were read or written.
@@ -179,6 +183,11 @@ class _Around:
             f"a bug in the service; its logs have the details under request id {self._ids.request_id}",
             request_id=self._ids.request_id,
         )
+
+
+def _ours(error: PlauditError) -> dict[str, str]:
+    """What an operator needs of an error's facts; the message may quote what a person sent."""
+    return {key: error.metadata[key] for key in ("domain", "member", "setting", "topic") if key in error.metadata}
 
 
 def _readable(request: Any, context: Any) -> Any:

@@ -21,6 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from plaudit.addresses import address
 from plaudit.domain import DomainPlugin
 from plaudit.engine.protocol import Engine
 from plaudit.errors import Misconfigured
@@ -118,12 +119,14 @@ class Server:
         """Stages and proves what the channels serve, then listens; returns the port."""
         for service in SERVICES:
             self._set_health(service, healthy=False)
-        where = f"{self._settings.serve.host}:{self._settings.serve.port}"
+        where = address(self._settings.serve.host, self._settings.serve.port)
         try:
             self.port = self._server.add_insecure_port(where)
         except RuntimeError as error:
             raise Misconfigured(
-                f"cannot listen on {where}: {error}; choose another serve.port", setting="serve.port"
+                f"cannot listen on {where}: {error}; end the program that has the port, or choose another "
+                "serve.port or serve.host",
+                setting="serve.port",
             ) from error
         self._server.start()
         self.router.start(on_health=self._assistant_health)
@@ -172,11 +175,11 @@ def serve(settings: Settings) -> None:
     event_log = open_log(settings)
     engine = TorchEngine(base, settings.engine, settings.model)
     server = Server(settings, engine, event_log, registry, plugins, metrics, exact=exact)
-    stop = stop_on_signals()
     try:
         expose(metrics, settings.serve.metrics_port, settings.serve.host)
         server.start()
-        stop.wait()
+        # Until here a signal ends the start at once (plaudit.signals); from here on it begins the drain.
+        stop_on_signals().wait()
     finally:
         log.info("drains", seconds=settings.serve.drain_seconds)
         server.stop()
@@ -192,7 +195,7 @@ def read_address(data_dir: Path) -> str | None:
         written = json.loads((data_dir / ADDRESS_FILE).read_text())
     except FileNotFoundError:
         return None
-    return f"{written['host']}:{written['port']}"
+    return address(written["host"], written["port"])
 
 
 def _grpc_server(settings: Settings, metrics: Metrics) -> grpc.Server:
@@ -222,12 +225,12 @@ def _bell(event_log: EventLog) -> Callable[[], Consumer]:
 def _write_address(settings: Settings, port: int) -> None:
     """Tells the other processes of this machine where the replica listens; the rename makes it whole or absent."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    address = {
+    written_down = {
         "host": settings.serve.host,
         "port": port,
         "metrics_port": settings.serve.metrics_port,
         "pid": os.getpid(),
     }
     written = settings.data_dir / f".{ADDRESS_FILE}.{os.getpid()}"
-    written.write_text(json.dumps(address) + "\n")
+    written.write_text(json.dumps(written_down) + "\n")
     written.replace(settings.data_dir / ADDRESS_FILE)

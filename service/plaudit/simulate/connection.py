@@ -6,6 +6,7 @@ Questions and acts enter, replies and acknowledgements leave. Sends nothing that
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from plaudit.types import Channel, Message, Purpose
 
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 3.0
+END_SECONDS = 10.0
 
 Answer = TypeVar("Answer")
 
@@ -56,10 +58,19 @@ class Refused(Exception):
 class Connection:
     """A connection to the service at `target`, shared by the simulator's threads."""
 
-    def __init__(self, target: str, *, deadline_seconds: float = 120.0, patience_seconds: float = 120.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        deadline_seconds: float = 120.0,
+        patience_seconds: float = 120.0,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """`stop` says that the process is to end: then what fails is tried again for END_SECONDS at most."""
         self._patience = patience_seconds
+        self._stop = stop or threading.Event()
         # One attempt a call: attempts are made here, so that none goes uncounted.
-        self._client = Plaudit(target, timeout=deadline_seconds, attempts=1)
+        self._client = Plaudit(target, timeout=deadline_seconds, patience=0.0)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -101,13 +112,18 @@ class Connection:
 
     def _patiently(self, call: Callable[[], Answer]) -> tuple[Answer, int]:
         started, wait, attempts = time.monotonic(), FIRST_WAIT_SECONDS, 0
+        told_to_end: float | None = None
         while True:
             attempts += 1
             try:
                 return call(), attempts
             except PlauditError as error:
                 again = error.retryable or isinstance(error, DeadlinePassed)
-                if not again or time.monotonic() - started + wait > self._patience:
+                now = time.monotonic()
+                if self._stop.is_set():
+                    told_to_end = told_to_end or now
+                over = told_to_end is not None and now + wait > told_to_end + END_SECONDS
+                if not again or over or now - started + wait > self._patience:
                     raise Refused(error, attempts) from error
             # Jitter keeps many threads from coming back at the same moment.
             time.sleep(wait * random.uniform(0.5, 1.0))

@@ -8,6 +8,7 @@ prompts, apart for kinds that the channel saw and kinds that it never did. Nothi
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -140,8 +141,12 @@ class _Evaluator:
         self.prompts = chosen(self.population.evaluation_prompts(), settings.prompts, settings.seed)
         self._progress = progress
         self._channel = Channel(self.population.domain, settings.tenant)
+        self._stop = threading.Event()
         self._connection = Connection(
-            settings.target, deadline_seconds=settings.deadline_seconds, patience_seconds=settings.patience_seconds
+            settings.target,
+            deadline_seconds=settings.deadline_seconds,
+            patience_seconds=settings.patience_seconds,
+            stop=self._stop,
         )
 
     def close(self) -> None:
@@ -225,7 +230,12 @@ class _Evaluator:
             return [completion.text for completion in reply.completions]
 
         with ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="evaluate") as pool:
-            return list(pool.map(answer, enumerate(prompts)))
+            try:
+                return list(pool.map(answer, enumerate(prompts)))
+            except BaseException:
+                # The threads that still ask give up soon; the pool waits for them.
+                self._stop.set()
+                raise
 
     def _judged(self, answers: Answers, base: Answers, cut: Cut) -> Judged:
         return judged(self.population, self.prompts, answers, base, cut, self.settings.seed)

@@ -104,7 +104,10 @@ class _Simulation:
             base_share=settings.base_share,
         )
         self._connection = Connection(
-            settings.target, deadline_seconds=settings.deadline_seconds, patience_seconds=settings.patience_seconds
+            settings.target,
+            deadline_seconds=settings.deadline_seconds,
+            patience_seconds=settings.patience_seconds,
+            stop=self._stop,
         )
         self._live: tuple[float, int | None] = (float("-inf"), None)
 
