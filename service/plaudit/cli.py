@@ -111,6 +111,7 @@ def doctor(
 
 @settings_app.command("show")
 def settings_show(
+    channel: Annotated[str, typer.Option("--channel", help="Those of one channel, such as instruction/acme.")] = "",
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assign: SetOption = None,
@@ -120,6 +121,10 @@ def settings_show(
     settings = load(config, assign, data_dir)
     from plaudit.settings import digest, resolved
     from plaudit.settings_text import toml
+    from plaudit.types import Channel
+
+    if channel:
+        settings = settings.for_channel(Channel.parse(channel)).model_copy(update={"channels": {}})
 
     if as_json:
         echo_json({"settings": resolved(settings), "digest": digest(settings)})

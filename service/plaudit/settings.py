@@ -10,6 +10,7 @@ this module in clear: `resolved` masks them and `digest` does not depend on them
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import hashlib
 import json
 import os
@@ -18,11 +19,12 @@ import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_serializer, model_validator
 
 from plaudit.errors import Misconfigured
+from plaudit.types import Channel
 
 DEFAULT_CONFIG = Path("plaudit.toml")
 ENV_PREFIX = "PLAUDIT_"
@@ -47,13 +49,13 @@ class ModelSettings(Section):
     """Where the model runs; auto takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format; auto is float32 on CPU, bfloat16 on CUDA."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=65_536)
     """CPU threads of the model; 0 leaves the library's choice."""
-    adapter_layers: int = Field(default=10, ge=1)
+    adapter_layers: int = Field(default=10, ge=1, le=1024)
     """Adapters sit on this many upper layers; the trunk below is shared by policy, reference, value and reward."""
     adapter_rank: int = Field(default=8, ge=1, le=64)
     """LoRA rank."""
-    adapter_alpha: int = Field(default=16, ge=1)
+    adapter_alpha: int = Field(default=16, ge=1, le=1024)
     """LoRA alpha; the scale is alpha / rank."""
 
 
@@ -64,11 +66,11 @@ class EngineSettings(Section):
     """Batch widths, ascending; a completion keeps its width, so that its bits never depend on other traffic."""
     adapter_slots: int = Field(default=6, ge=2, le=64)
     """Adapters that can be staged at once, the base not counted."""
-    max_waiting: int = Field(default=512, ge=1)
+    max_waiting: int = Field(default=512, ge=1, le=1_000_000)
     """Completions that may wait for a slot; more are refused with QUEUE_FULL."""
-    prefill_chunk: int = Field(default=128, ge=16)
+    prefill_chunk: int = Field(default=128, ge=16, le=65_536)
     """Prompt tokens computed between two decode steps."""
-    context_length: int = Field(default=0, ge=0)
+    context_length: int = Field(default=0, ge=0, le=1_048_576)
     """Most tokens of prompt and completion; 0 takes the model's own, at most 2,048."""
 
 
@@ -81,19 +83,19 @@ class ServeSettings(Section):
     """Port to listen on; 0 takes a free one."""
     metrics_port: int = Field(default=9464, ge=0, le=65535)
     """Prometheus port; 0 turns it off."""
-    workers: int = Field(default=96, ge=1)
+    workers: int = Field(default=96, ge=1, le=10_000)
     """Calls answered at once; a streamed call holds one until it ends."""
-    max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=65536)
+    max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=65_536, le=1_073_741_824)
     """Largest message taken."""
-    max_tokens: int = Field(default=512, ge=1)
+    max_tokens: int = Field(default=512, ge=1, le=1_048_576)
     """Most tokens that a caller may ask for."""
-    default_deadline_seconds: float = Field(default=120.0, gt=0)
+    default_deadline_seconds: float = Field(default=120.0, ge=0.1, le=86_400)
     """Deadline of calls that bring none."""
-    drain_seconds: float = Field(default=25.0, ge=0)
+    drain_seconds: float = Field(default=25.0, ge=0, le=3_600)
     """Time for calls under way after SIGTERM; Kubernetes gives 30 s, 5 are kept for closing the log."""
-    poll_seconds: float = Field(default=0.5, gt=0)
+    poll_seconds: float = Field(default=0.5, ge=0.01, le=60)
     """How often a replica reads the channel states."""
-    handle_ttl_seconds: float = Field(default=7 * 86400, gt=0)
+    handle_ttl_seconds: float = Field(default=7 * 86400, ge=1, le=315_360_000)
     """How long a feedback handle is good."""
     handle_keys: dict[str, SecretStr] = Field(default_factory=dict)
     """Signing keys by key id, for rotation; empty makes one key in the data directory."""
@@ -110,11 +112,11 @@ class KafkaSettings(Section):
     """Bootstrap servers, comma separated."""
     topic_prefix: str = ""
     """Put before each topic's name, so that two deployments share a cluster."""
-    partitions: int = Field(default=6, ge=1)
+    partitions: int = Field(default=6, ge=1, le=10_000)
     """Partitions of topics made at start."""
-    replication: int = Field(default=1, ge=1)
+    replication: int = Field(default=1, ge=1, le=16)
     """Replication factor of topics made at start."""
-    timeout_seconds: float = Field(default=10.0, gt=0)
+    timeout_seconds: float = Field(default=10.0, ge=0.1, le=600)
     """Longest wait for the brokers to acknowledge a record."""
 
 
@@ -139,11 +141,11 @@ class StoreSettings(Section):
 class JoinSettings(Section):
     """The join."""
 
-    batch_records: int = Field(default=500, ge=1)
+    batch_records: int = Field(default=500, ge=1, le=100_000)
     """Records of one transaction."""
-    poll_seconds: float = Field(default=0.5, gt=0)
+    poll_seconds: float = Field(default=0.5, ge=0.01, le=60)
     """Wait for new records."""
-    max_wait_seconds: float = Field(default=3600.0, gt=0)
+    max_wait_seconds: float = Field(default=3600.0, ge=1, le=31_536_000)
     """Feedback whose interaction has not come after this time is rejected as NO_INTERACTION."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus port; 0 turns it off."""
@@ -152,115 +154,163 @@ class JoinSettings(Section):
 class RewardSettings(Section):
     """The reward model (methods 1, 4.5)."""
 
-    heads: int = Field(default=3, ge=1)
+    heads: int = Field(default=3, ge=1, le=64)
     """Ensemble members; each sees bootstrap weights of its own."""
     adapter: bool = True
     """Train a LoRA adapter beside the heads; heads alone on frozen features where false."""
-    layer: int = Field(default=0, ge=0)
+    layer: int = Field(default=0, ge=0, le=1024)
     """Heads read what comes out of this layer (counted from 1); 0 is two thirds of the way up."""
-    adapter_layers: int = Field(default=4, ge=1)
+    adapter_layers: int = Field(default=4, ge=1, le=1024)
     """Layers below the one that is read that carry the adapter; fewer fit faster, and the trunk below is run once."""
-    adapter_lr: float = 2e-3
+    adapter_lr: float = Field(default=2e-3, ge=1e-6, le=0.1)
     """AdamW step size of the adapter."""
-    head_lr: float = 1e-3
+    head_lr: float = Field(default=1e-3, ge=1e-6, le=0.1)
     """AdamW step size of the heads."""
-    epochs: float = 1.0
+    epochs: float = Field(default=1.0, ge=0.05, le=100)
     """Passes over the evidence, from base."""
-    units_per_step: int = 6
+    units_per_step: int = Field(default=6, ge=1, le=4_096)
     """Units (a pair, a ranking, one rater's thumbs) of one step."""
-    center: float = 0.01
+    center: float = Field(default=0.01, ge=0, le=1)
     """Weight of the centring regulariser."""
-    rater_cap: float = 20.0
+    rater_cap: float = Field(default=20.0, ge=1, le=1_000_000)
     """Most total weight of one rater, in events."""
-    half_life_days: float = 30.0
+    half_life_days: float = Field(default=30.0, ge=0.01, le=100_000)
     """Age at which evidence counts half."""
-    uncertainty: float = 0.5
+    uncertainty: float = Field(default=0.5, ge=0, le=10)
     """Weight of the heads' spread in the pessimistic score (lambda_u)."""
-    temperature: float = 1.5
+    temperature: float = Field(default=1.5, ge=0.05, le=20)
     """Temperature of the squashing of the score (tau_R)."""
-    references: int = 4
+    references: int = Field(default=4, ge=1, le=64)
     """Base samples a prompt that centre the score."""
 
 
 class PolicySettings(Section):
     """PPO (methods 2, 4.5)."""
 
-    temperature: float = Field(default=0.7, gt=0)
+    temperature: float = Field(default=0.7, ge=0.05, le=5)
     """The policy is softmax(logits / temperature)."""
-    max_tokens: int = Field(default=32, ge=1)
+    max_tokens: int = Field(default=32, ge=1, le=32_768)
     """Longest completion of a rollout."""
-    iterations: int = 5
+    iterations: int = Field(default=5, ge=1, le=1_000)
     """Rollout-and-update iterations of a turn."""
-    prompts: int = 32
+    prompts: int = Field(default=32, ge=1, le=4_096)
     """Prompts of a rollout."""
-    samples: int = 4
+    samples: int = Field(default=4, ge=1, le=64)
     """Completions a prompt."""
-    held_out: int = 24
+    held_out: int = Field(default=24, ge=0, le=4_096)
     """Prompts that no update uses and on which iterates are compared; a quarter of the training prompts at most."""
-    epochs: int = 1
+    epochs: int = Field(default=1, ge=1, le=100)
     """Passes over a rollout."""
-    minibatch: int = 16
+    minibatch: int = Field(default=16, ge=1, le=4_096)
     """Sequences of one update."""
-    lr: float = 3e-3
+    lr: float = Field(default=3e-3, ge=1e-7, le=0.1)
     """AdamW step size after warm-up."""
-    warmup_updates: int = 4
+    warmup_updates: int = Field(default=4, ge=0, le=10_000)
     """Updates over which the step size rises."""
-    clip_range: float = 0.2
+    clip_range: float = Field(default=0.2, ge=0.01, le=1)
     """PPO's epsilon."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """GAE's lambda."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = Field(default=1.0, ge=0.001, le=1_000)
     """Gradient clipping."""
-    kl_coef: float = 0.02
+    kl_coef: float = Field(default=0.02, ge=0, le=10)
     """Beta at a turn's start."""
-    kl_target: float = 10.0
+    kl_target: float = Field(default=10.0, ge=0.01, le=1_000)
     """KL to the base that the controller aims at, nats a sequence."""
     advantage: Literal["gae", "rloo"] = "gae"
     """Advantages against values foreseen by the reward model's outlook on each prefix, or leave-one-out."""
+
+    @model_validator(mode="after")
+    def _leave_one_out_has_others(self) -> Self:
+        if self.advantage == "rloo" and self.samples < 2:
+            raise ValueError("samples=1 leaves advantage=rloo no other sample; the smallest is samples=2, or take gae")
+        return self
 
 
 class GateSettings(Section):
     """What a candidate release must show (methods 3.4, 4.5)."""
 
-    prompts: int = 100
+    prompts: int = Field(default=100, ge=1, le=100_000)
     """Gate prompts asked."""
-    min_prompts: int = 60
+    min_prompts: int = Field(default=60, ge=1, le=100_000)
     """With fewer gate prompts in the log the gate refuses."""
-    samples: int = 4
+    samples: int = Field(default=4, ge=1, le=64)
     """Completions a prompt."""
-    kl_base: float = 16.0
+    kl_base: float = Field(default=16.0, ge=0.1, le=1_000)
     """Most KL to the base, nats a sequence."""
-    kl_live: float = 12.0
+    kl_live: float = Field(default=12.0, ge=0.1, le=1_000)
     """Most KL to the live release, nats a sequence."""
-    win_base: float = 0.5
+    win_base: float = Field(default=0.5, ge=0, le=1)
     """The lower 95% bound of the win-rate against the base must exceed this."""
-    win_live: float = 0.45
+    win_live: float = Field(default=0.45, ge=0, le=1)
     """The lower 95% bound of the win-rate against the live release must exceed this."""
-    distinct_ratio: float = 0.75
+    distinct_ratio: float = Field(default=0.75, ge=0, le=1)
     """Least distinct-2, as a share of the base's."""
-    reward_comparisons: int = 150
+    reward_comparisons: int = Field(default=150, ge=1, le=1_000_000)
     """Comparisons of calibration raters below which a turn waits."""
-    reward_raters: int = 5
+    reward_raters: int = Field(default=5, ge=1, le=100_000)
     """Calibration raters below which a turn waits."""
 
+    @model_validator(mode="after")
+    def _enough_may_be_asked(self) -> Self:
+        if self.min_prompts > self.prompts:
+            raise ValueError(
+                f"min_prompts={self.min_prompts} is too large: prompts={self.prompts} are asked at most, so no gate "
+                f"would ever pass; the largest is min_prompts={self.prompts}"
+            )
+        return self
 
-class LearnSettings(Section):
-    """The learner."""
 
-    min_events: int = 200
+class ChannelLearnSettings(Section):
+    """When a channel learns, and what becomes of what it learnt."""
+
+    min_events: int = Field(default=200, ge=1, le=100_000_000)
     """New training events that start a turn."""
-    poll_seconds: float = Field(default=1.0, gt=0)
-    """Wait between looks at the evidence."""
-    nice: int = Field(default=10, ge=0, le=19)
-    """Niceness, so that serving goes first on few cores."""
     promote: bool = True
     """Promote what the gate accepts; otherwise an operator does."""
-    seed: int = 0
-    """Seed of the first turn; turn t uses seed + t."""
-    max_turns: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=4_294_967_295)
+    """Seed of all that is drawn; the turn that makes version v draws from seed + v."""
+
+
+class LearnSettings(ChannelLearnSettings):
+    """The learner."""
+
+    poll_seconds: float = Field(default=1.0, ge=0.01, le=3_600)
+    """Wait between looks at the evidence."""
+    backoff_seconds: float = Field(default=600.0, ge=1, le=86_400)
+    """Longest pause of a channel whose turns fail; the first is two seconds, and each failure doubles it."""
+    nice: int = Field(default=10, ge=0, le=19)
+    """Niceness, so that serving goes first on few cores."""
+    max_turns: int = Field(default=0, ge=0, le=1_000_000)
     """Turns after which the learner ends; 0 never."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Prometheus port; 0 turns it off."""
+    """Prometheus port, on serve.host; 0 turns it off."""
+
+
+class ChannelSettings(Section):
+    """What a channel has otherwise than the process; only what is set counts."""
+
+    reward: RewardSettings = RewardSettings()
+    policy: PolicySettings = PolicySettings()
+    gate: GateSettings = GateSettings()
+    learn: ChannelLearnSettings = ChannelLearnSettings()
+
+    @model_serializer
+    def _only_what_is_set(self) -> dict[str, Any]:
+        return {
+            name: getattr(self, name).model_dump(mode="json", exclude_unset=True)
+            for name in type(self).model_fields
+            if name in self.model_fields_set
+        }
+
+    @property
+    def values(self) -> dict[str, dict[str, Any]]:
+        """What is set, by section."""
+        return {name: _set_values(getattr(self, name)) for name in type(self).model_fields}
+
+
+def _set_values(section: Section) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in sorted(section.model_fields_set)}
 
 
 class PluginSettings(Section):
@@ -301,6 +351,47 @@ class Settings(Section):
     """The learner."""
     plugins: PluginSettings = PluginSettings()
     """Domains."""
+    channels: dict[str, ChannelSettings] = Field(default_factory=dict)
+    """Other values of reward, policy, gate and learn (min_events, promote, seed) for some channels, by pattern."""
+
+    @model_validator(mode="after")
+    def _channels_stand_as_a_whole(self) -> Self:
+        for pattern in self.channels:
+            if "/" not in pattern:
+                shown, likely = _quoted(pattern), _quoted(f"{pattern}/*")
+                raise ValueError(f"channels.{shown} names no channel; write domain/tenant, such as {likely}")
+            try:
+                self._with([pattern])
+            except ValidationError as error:
+                words = "; ".join(str(each["ctx"]["error"]) for each in error.errors(include_url=False))
+                raise ValueError(f"channels.{_quoted(pattern)}: {words}") from error
+        return self
+
+    def for_channel(self, channel: Channel) -> Settings:
+        """The settings in force for a channel.
+
+        Of the patterns in `channels` that match its name ("domain/tenant", with *, ? and [...]) each adds what it
+        sets; where two set the same, the one with more characters that are not wildcards wins, of equal ones the
+        alphabetically later, and a name without wildcards over all. The order in the file does not matter.
+        """
+        return self._with([pattern for pattern in self.channels if fnmatch.fnmatchcase(str(channel), pattern)])
+
+    @property
+    def policies(self) -> list[PolicySettings]:
+        """The process's policy settings and those of every pattern: what a shared engine must be made for."""
+        return [self.policy, *(self._with([pattern]).policy for pattern in self.channels)]
+
+    def _with(self, patterns: Sequence[str]) -> Settings:
+        changed: dict[str, dict[str, Any]] = {}
+        for pattern in sorted(patterns, key=_exactness):
+            for name, values in self.channels[pattern].values.items():
+                changed.setdefault(name, {}).update(values)
+        sections = {
+            name: type(section).model_validate({**dict(section), **values})
+            for name, values in changed.items()
+            if values and (section := getattr(self, name))
+        }
+        return self.model_copy(update=sections) if sections else self
 
     @property
     def store_url(self) -> str:
@@ -311,6 +402,15 @@ class Settings(Section):
     def registry_root(self) -> str:
         """Artifact root in force."""
         return self.store.registry or str((self.data_dir / "registry").absolute())
+
+
+def _exactness(pattern: str) -> tuple[bool, int, str]:
+    wild = len(re.findall(r"\[[^]]*\]|[*?]", pattern))
+    return not wild, len(re.sub(r"\[[^]]*\]|[*?]", "", pattern)), pattern
+
+
+def _quoted(pattern: str) -> str:
+    return json.dumps(pattern, ensure_ascii=False)
 
 
 class _Sources:
@@ -324,6 +424,9 @@ class _Sources:
     def put(self, path: tuple[str, ...], value: Any, origin: str) -> None:
         """Take one value; a path that no setting has becomes a problem."""
         known = dict(fields())
+        if len(path) == 4 and path[0] == "channels":
+            self._put_channel(path, value, origin)
+            return
         name = ".".join(path)
         if name not in known:
             self.problems.append(f"{origin}: unknown key {name!r}{_nearest(name, known)}")
@@ -333,6 +436,14 @@ class _Sources:
             here = here.setdefault(part, {})
         here[path[-1]] = value
         self._origins[name] = origin
+
+    def _put_channel(self, path: tuple[str, ...], value: Any, origin: str) -> None:
+        """Take one value of one channel; pydantic knows whether there is such a key."""
+        here = self.values
+        for part in path[:-1]:
+            here = here.setdefault(part, {})
+        here[path[-1]] = value
+        self._origins[".".join(path)] = origin
 
     def put_text(self, path: tuple[str, ...], text: str, origin: str) -> None:
         """Take a value written as text: JSON for lists and tables, else as it stands."""
@@ -385,7 +496,7 @@ def load_settings(
     for item in overrides:
         key, equals, text = item.partition("=")
         if equals:
-            sources.put_text(tuple(key.strip().split(".")), text, f"--set {key.strip()}")
+            sources.put_text(_path(key.strip()), text, f"--set {key.strip()}")
         else:
             sources.problems.append(f"--set {item}: write it as key=value, such as serve.port=50051")
     settings = None
@@ -397,6 +508,11 @@ def load_settings(
         count = f"{len(sources.problems)} problem{'s' * (len(sources.problems) != 1)} with the settings"
         raise Misconfigured("\n".join([f"{count}:", *(f"- {line}" for line in sources.problems)]), setting="settings")
     return settings
+
+
+def _path(key: str) -> tuple[str, ...]:
+    """Parts of a dotted key; a part in quotation marks may hold dots, as in channels."a/b.c".policy.lr."""
+    return tuple(quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^."]+)', key)) or (key,)
 
 
 def resolved(settings: Settings) -> dict[str, Any]:
@@ -465,10 +581,26 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "; `plaudit settings show` lists all keys"
 
 
+_BOUNDS = {
+    "greater_than_equal": ("ge", "too small; the smallest is"),
+    "less_than_equal": ("le", "too large; the largest is"),
+}
+
+
 def _words(problem: Any, sources: _Sources) -> str:
+    """One problem: where the value came from, the key, what is wrong, the value, and what would do."""
     path = tuple(problem["loc"])
-    name = ".".join(str(part) for part in path)
-    value = problem.get("input")
+    name = ".".join(_quoted(str(part)) if "/" in str(part) else str(part) for part in path)
+    origin, kind = sources.origin(path), problem["type"]
+    if kind in _BOUNDS:
+        bound, words = _BOUNDS[kind]
+        return f"{origin}: {name}={problem['input']!r} is {words} {problem['ctx'][bound]}"
+    if kind == "value_error":
+        return f"{origin}: {name}: {problem['ctx']['error']}".replace(": : ", ": ")
+    if kind == "extra_forbidden":
+        section = ".".join(str(part) for part in path[2:]) if path[0] == "channels" else name
+        known = {key: None for key, _ in fields(ChannelSettings)} if path[0] == "channels" else dict(fields())
+        return f"{origin}: unknown key {name}{_nearest(section, known)}"
     secret = "key" in name or name == "store.url"
-    shown = "" if secret else f"; it is {value!r}"
-    return f"{sources.origin(path)}: {name}: {problem['msg']}{shown}"
+    shown = "" if secret else f"; it is {problem.get('input')!r}"
+    return f"{origin}: {name}: {problem['msg']}{shown}"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from plaudit.settings import Section, Settings
+from plaudit.settings import ChannelSettings, Section, Settings
 
 HEADER = """# Settings
 
@@ -24,6 +24,31 @@ Made from `service/plaudit/settings.py` by `plaudit settings table > docs/settin
 A file (`plaudit.toml`, or what `--config` or `PLAUDIT_CONFIG` names) < environment < `--set key=value`. In the
 environment a key is `PLAUDIT_` and its path in capitals with two underscores for a dot: `serve.port` is
 `PLAUDIT_SERVE__PORT`. Lists and tables are JSON there and in `--set`. `plaudit settings show` prints what is in force.
+
+A number outside its range is refused with the nearest one that is allowed.
+
+## Settings of one channel
+
+`reward`, `policy`, `gate` and, of `learn`, `min_events`, `promote` and `seed` may differ by channel (`domain/tenant`):
+
+```toml
+[policy]
+kl_target = 10
+
+[channels."moderation/*".policy]
+kl_target = 4
+
+[channels."moderation/acme"]
+policy.kl_target = 6
+gate.prompts = 200
+```
+
+Every pattern that matches adds what it sets; `*` stands for any characters, `?` for one, `[ab]` for one of some. Where
+two set the same key, the pattern with more characters that are not wildcards wins, and a name without wildcards over
+all; the order in the file does not matter. On the command line it is
+`--set 'channels."moderation/acme".policy.kl_target=6'`.
+`plaudit settings show --channel moderation/acme` prints what is in force for a channel, and each release's manifest
+holds it.
 """
 
 
@@ -36,12 +61,21 @@ def table() -> str:
     """The page docs/settings.md: every key with its type, default and meaning."""
     lines = [HEADER]
     for name, section, doc in _sections(Settings, ""):
-        lines += [f"## {name or 'Common'}", "", doc, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"## {name or 'Common'}",
+            "",
+            doc,
+            "",
+            "| key | type | default | range | meaning |",
+            "|---|---|---|---|---|",
+        ]
         for key, field in section.model_fields.items():
             if not _is_section(field.annotation):
                 path = f"{name}.{key}" if name else key
                 meaning = (field.description or "").replace("|", "\\|").replace("\n", " ")
-                lines.append(f"| `{path}` | {_type(field.annotation)} | {_default(field)} | {meaning} |")
+                lines.append(
+                    f"| `{path}` | {_type(field.annotation)} | {_default(field)} | {_range(field)} | {meaning} |"
+                )
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -84,10 +118,23 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(arguments[0])}"
     if origin is dict:
         return f"table of {_type(arguments[1])}"
+    if annotation is ChannelSettings:
+        return "settings"
     if arguments:
         return " or ".join(_type(argument) for argument in arguments if argument is not type(None))
     names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", SecretStr: "secret"}
     return names[annotation]
+
+
+def _range(field: Any) -> str:
+    """Smallest and largest value; empty for what is no number."""
+    bounds = {
+        name: value
+        for part in field.metadata
+        for name in ("ge", "le")
+        if (value := getattr(part, name, None)) is not None
+    }
+    return f"{bounds['ge']:,} to {bounds['le']:,}" if {"ge", "le"} <= bounds.keys() else ""
 
 
 def _default(field: Any) -> str:

@@ -43,8 +43,8 @@ SETTINGS = {
     "reward": {"epochs": 1.0, "heads": 2},
     "policy": {"iterations": 2, "prompts": 4, "samples": 4, "minibatch": 8, "max_tokens": 8, "lr": 1e-2},
     "gate": {
-        **{"prompts": 8, "min_prompts": 4, "samples": 2, "kl_base": 1e6, "kl_live": 1e6, "win_base": -1.0},
-        **{"win_live": -1.0, "distinct_ratio": 0.0, "reward_comparisons": 20, "reward_raters": 2},
+        **{"prompts": 8, "min_prompts": 4, "samples": 2, "kl_base": 1000.0, "kl_live": 1000.0, "win_base": 0.0},
+        **{"win_live": 0.0, "distinct_ratio": 0.0, "reward_comparisons": 20, "reward_raters": 2},
     },
     "learn": {"min_events": 20, "nice": 0},
 }

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from plaudit import settings_text
 from plaudit.errors import Misconfigured
-from plaudit.settings import Settings, digest, fields, load_settings, resolved
+from plaudit.settings import Section, Settings, digest, fields, load_settings, resolved
+from plaudit.types import Channel
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -151,3 +152,106 @@ def test_the_settings_page_is_up_to_date():
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == settings_text.table(), (
         "run: plaudit settings table > docs/settings.md"
     )
+
+
+CHANNELS = """
+[policy]
+kl_target = 10
+advantage = "rloo"
+[channels."moderation/*".policy]
+kl_target = 4
+[channels."moderation/acme"]
+policy.kl_target = 6
+gate.prompts = 200
+[channels."*/*".learn]
+promote = false
+"""
+
+
+def test_a_channel_has_settings_of_its_own_the_more_exact_pattern_winning(tmp_path):
+    found = load_settings(write(tmp_path / "p.toml", CHANNELS), environ={})
+
+    assert found.policy.kl_target == 10
+    acme = found.for_channel(Channel("moderation", "acme"))
+    assert (acme.policy.kl_target, acme.gate.prompts, acme.learn.promote) == (6, 200, False)
+    assert acme.learn.poll_seconds == found.learn.poll_seconds
+    assert acme.policy.advantage == "rloo"
+    other = found.for_channel(Channel("moderation", "other"))
+    assert (other.policy.kl_target, other.gate.prompts) == (4, found.gate.prompts)
+    assert found.for_channel(Channel("instruction", "acme")).policy == found.policy
+
+
+def test_the_order_of_patterns_in_the_file_changes_nothing(tmp_path):
+    tables = ["a/*", "a/b*", "a/b?", "a/bc"]
+    lines = {name: f'[channels."{name}".policy]\nkl_target = {1 + i}\n' for i, name in enumerate(tables)}
+    for order in (tables, tables[::-1]):
+        found = load_settings(write(tmp_path / "p.toml", "".join(lines[name] for name in order)), environ={})
+        assert found.for_channel(Channel("a", "bc")).policy.kl_target == 4
+        assert found.for_channel(Channel("a", "bd")).policy.kl_target == 3
+        assert found.for_channel(Channel("a", "z")).policy.kl_target == 1
+
+
+def test_a_channels_setting_may_come_from_a_flag_and_reads_back(tmp_path):
+    flag = 'channels."a/b.c".policy.kl_target=6'
+    found = load_settings(overrides=[flag], environ={})
+    assert found.for_channel(Channel("a", "b.c")).policy.kl_target == 6
+    assert resolved(found)["channels"] == {"a/b.c": {"policy": {"kl_target": 6.0}}}
+    text = settings_text.toml(resolved(found))
+    assert load_settings(write(tmp_path / "p.toml", text), environ={}).channels == found.channels
+    assert digest(found) != digest(Settings())
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ('channels."a/b".policy.kl_traget=6', "did you mean 'policy.kl_target'?"),
+        ('channels."a/b".learn.poll_seconds=6', "unknown key"),
+        ('channels."a/b".serve.port=6', "unknown key"),
+        ('channels."a/b".policy.kl_target=-1', "the smallest is 0.01"),
+        ('channels."a".policy.kl_target=6', 'such as "a/*"'),
+        ('channels."a/b".gate.prompts=10', "the largest is min_prompts=10"),
+    ],
+)
+def test_a_wrong_setting_of_a_channel_is_refused_at_the_start(flag, words):
+    assert words in problems(overrides=[flag])
+
+
+def test_what_only_stands_together_is_checked_for_the_channel_as_a_whole():
+    flags = ["policy.advantage=rloo", 'channels."a/b".policy.samples=1']
+    assert "the smallest is samples=2" in problems(overrides=flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("gate.samples=0", "gate.samples='0' is too small; the smallest is 1"),
+        ("policy.minibatch=0", "policy.minibatch='0' is too small; the smallest is 1"),
+        ("policy.lr=3", "policy.lr='3' is too large; the largest is 0.1"),
+        ("policy.kl_target=nan", "policy.kl_target"),
+        ("policy.kl_target=inf", "the largest is 1000"),
+        ("learn.seed=-1", "the smallest is 0"),
+    ],
+)
+def test_a_nonsense_number_is_refused_with_the_nearest_sensible_one(flag, words):
+    assert words in problems(overrides=[flag])
+
+
+def test_rloo_needs_two_samples():
+    assert "samples=2" in problems(overrides=["policy.samples=1", "policy.advantage=rloo"])
+
+
+def _numbers(section: type[Section], prefix: str = ""):
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _numbers(field.annotation, f"{prefix}{name}.")
+        elif field.annotation in (int, float, int | None, float | None):
+            yield f"{prefix}{name}", field
+
+
+def test_every_number_has_a_smallest_and_a_largest_value():
+    unbounded = [
+        name
+        for name, field in _numbers(Settings)
+        if not all(any(hasattr(part, bound) for part in field.metadata) for bound in ("ge", "le"))
+    ]
+    assert not unbounded

@@ -65,7 +65,7 @@ def open_learner(settings: Settings) -> Learner:
     base = Base.load(settings.model.path, device=settings.model.device, dtype=settings.model.dtype)
     metrics = Metrics(CollectorRegistry())
     # Rollouts come in bursts: rows are filled before they decode, and nobody waits for the first token.
-    rows = settings.policy.prompts * settings.policy.samples
+    rows = max(each.prompts * each.samples for each in settings.policies)
     engine = settings.engine.model_copy(
         update={"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
     )
@@ -102,7 +102,7 @@ def maybe_turn(learner: Learner, channel: Channel, *, force: bool = False) -> Re
     """A turn of a channel if enough is new; None if it is not, or the channel has not served."""
     if channel.domain not in learner.plugins or learner.registry.state(channel) is None:
         return None
-    settings = learner.settings
+    settings = learner.settings.for_channel(channel)
     try:
         recover(learner, channel, may_promote=settings.learn.promote)
         events = new_events(learner, channel)

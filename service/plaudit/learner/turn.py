@@ -53,7 +53,7 @@ def new_turn(learner: Learner, channel: Channel, seed: int, as_of: dt.datetime |
             learner=learner,
             channel=channel,
             plugin=learner.plugins[channel.domain],
-            settings=learner.settings,
+            settings=learner.settings.for_channel(channel),
             state=state,
             seed=seed,
             as_of=as_of or dt.datetime.now(dt.UTC),

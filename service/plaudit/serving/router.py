@@ -76,7 +76,7 @@ class Router:
         poll_seconds: float,
         adapter_slots: int,
         exact: bool = True,
-        temperature: float = 1.0,
+        temperature: Callable[[Channel], float] = lambda _: 1.0,
         bell: Callable[[], Consumer] | None = None,
     ) -> None:
         self._registry = registry
@@ -319,7 +319,8 @@ class Router:
         if serving is None:
             if channel.domain not in self._domains:
                 raise unknown_domain(channel.domain, self._domains)
-            self._follow_state(self._registry.ensure_channel(channel, self._engine.base_digest, self._temperature))
+            temperature = self._temperature(channel)
+            self._follow_state(self._registry.ensure_channel(channel, self._engine.base_digest, temperature))
             serving = self._serving.get(channel)
         if serving is None:
             raise NotServing(

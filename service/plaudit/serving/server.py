@@ -88,7 +88,7 @@ class Server:
             poll_seconds=settings.serve.poll_seconds,
             adapter_slots=settings.engine.adapter_slots,
             exact=exact,
-            temperature=settings.policy.temperature,
+            temperature=lambda channel: settings.for_channel(channel).policy.temperature,
             bell=_bell(event_log),
         )
         signer, person_key = handle_signer(settings), pseudonym_key(settings)
