@@ -191,19 +191,23 @@ class PolicySettings(Section):
     """The policy is softmax(logits / temperature)."""
     max_tokens: int = Field(default=32, ge=1, le=32_768)
     """Longest completion of a rollout."""
-    iterations: int = Field(default=5, ge=1, le=1_000)
+    iterations: int = Field(default=10, ge=1, le=1_000)
     """Rollout-and-update iterations of a turn."""
-    prompts: int = Field(default=32, ge=1, le=4_096)
+    prompts: int = Field(default=16, ge=1, le=4_096)
     """Prompts of a rollout."""
     samples: int = Field(default=4, ge=1, le=64)
-    """Completions a prompt."""
+    """Completions of each prompt of a rollout."""
     held_out: int = Field(default=24, ge=0, le=4_096)
-    """Prompts that no update uses and on which iterates are compared; a quarter of the training prompts at most."""
-    epochs: int = Field(default=1, ge=1, le=100)
-    """Passes over a rollout."""
+    """Prompts that no update uses, on which states of the policy are compared; a quarter of all at most; 0: none."""
+    compared: int = Field(default=3, ge=1, le=1_000)
+    """States of the policy that are compared with its start, evenly spread over the iterations."""
+    epochs: int = Field(default=2, ge=1, le=100)
+    """Maximum passes over a rollout."""
     minibatch: int = Field(default=16, ge=1, le=4_096)
     """Sequences of one update."""
-    lr: float = Field(default=3e-3, ge=1e-7, le=0.1)
+    update_kl: float = Field(default=0.02, ge=1e-5, le=10)
+    """Nats per token that the policy may move on one rollout; its updates end there."""
+    lr: float = Field(default=1e-3, ge=1e-7, le=0.1)
     """AdamW step size after warm-up."""
     warmup_updates: int = Field(default=4, ge=0, le=10_000)
     """Updates over which the step size rises."""
@@ -214,11 +218,13 @@ class PolicySettings(Section):
     max_grad_norm: float = Field(default=1.0, ge=0.001, le=1_000)
     """Gradient clipping."""
     kl_coef: float = Field(default=0.02, ge=0, le=10)
-    """Beta at a turn's start."""
+    """Reward that a nat of KL to the base costs: where the controller begins, and what choosing a state counts."""
+    kl_live_coef: float = Field(default=0.02, ge=0, le=10)
+    """Reward that a nat of KL to the live release costs; nothing is added if the base is live."""
     kl_target: float = Field(default=10.0, ge=0.01, le=1_000)
-    """KL to the base that the controller aims at, nats a sequence."""
-    advantage: Literal["gae", "rloo"] = "gae"
-    """Advantages against values foreseen by the reward model's outlook on each prefix, or leave-one-out."""
+    """KL to the base that the controller aims at, nats per sequence."""
+    advantage: Literal["gae", "rloo"] = "rloo"
+    """Leave-one-out, or against values foreseen by the reward model's outlook on each prefix (GAE)."""
 
     @model_validator(mode="after")
     def _leave_one_out_has_others(self) -> Self:

@@ -1,5 +1,6 @@
 """PPO's maths against pencil examples, independent formulas and invariances."""
 
+import copy
 import math
 
 import numpy as np
@@ -13,13 +14,44 @@ from plaudit.policy.value import LinearValue, features
 NAN = float("nan")
 
 
-def test_token_rewards_put_the_score_on_the_last_token_that_counts():
+def test_the_score_stands_on_the_last_token_that_counts():
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    found = ppo.terminal_rewards(torch.tensor([1.0, 2.0]), mask)
+    assert torch.equal(found, torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]], dtype=torch.float64))
+
+
+def test_kl_of_a_token_is_the_difference_of_its_logprobs():
     mask = torch.tensor([[True, True, False], [True, True, True]])
     logprobs = torch.tensor([[-1.0, -2.0, NAN], [-1.0, -1.0, -1.0]])
     reference = torch.tensor([[-1.5, -1.0, NAN], [-1.0, -2.0, -3.0]])
-    found = ppo.token_rewards(torch.tensor([1.0, 2.0]), logprobs, reference, mask, 0.1)
-    # -0.1 * (-1 + 1.5) = -0.05;  -0.1 * (-2 + 1) + 1 = 1.1;  row 2: 0, -0.1 * 1, -0.1 * 2 + 2 = 1.8
-    assert torch.allclose(found, torch.tensor([[-0.05, 1.1, 0.0], [0.0, -0.1, 1.8]]))
+    found = ppo.token_kl(logprobs, reference, mask)
+    assert torch.equal(found, torch.tensor([[0.5, -1.0, 0.0], [0.0, 1.0, 2.0]], dtype=torch.float64))
+
+
+def test_the_kl_of_a_policy_that_moved_is_that_of_its_own_samples():
+    """Tokens of one policy, KL of another to a third: importance weights make the estimate the exact KL."""
+    generator = torch.Generator().manual_seed(3)
+    old, new, other = torch.log_softmax(0.3 * torch.randn(3, 7, generator=generator, dtype=torch.float64), dim=1)
+    exact = (new.exp() * (new - other)).sum().item()
+    tokens = torch.multinomial(old.exp(), 200_000, replacement=True, generator=generator)
+    found = ppo.moved_kl(new[tokens], old[tokens], other[tokens]) / len(tokens)
+    assert math.isclose(found, exact, abs_tol=3e-3)
+    # Without the weights it would be E_old (log new - log other), another number.
+    assert abs((old.exp() * (new - other)).sum().item() - exact) > 1e-2
+
+
+def test_the_weight_of_a_token_that_became_likely_is_bounded():
+    found = ppo.moved_kl(torch.tensor([0.0]), torch.tensor([-9.0]), torch.tensor([-1.0]))
+    assert math.isclose(found, 2.0, rel_tol=1e-6)
+
+
+def test_explained_variance_is_what_values_take_away():
+    mask = torch.tensor([[True, True, True, False]])
+    returns = torch.tensor([[1.0, 2.0, 3.0, NAN]])
+    assert ppo.explained_variance(returns, returns + 5.0, mask) == 1.0
+    assert ppo.explained_variance(returns, torch.zeros(1, 4), mask) == 0.0
+    assert math.isclose(ppo.explained_variance(returns, -returns, mask), -3.0, rel_tol=1e-6)
+    assert ppo.explained_variance(torch.ones(1, 4), torch.zeros(1, 4), mask) == 0.0
 
 
 def test_gae_equals_the_pencil():
@@ -73,6 +105,13 @@ def test_whitening_is_blind_to_shift_and_scale(seed, scale, shift):
     assert torch.all(found[~mask] == 0)
 
 
+def test_rounding_is_not_whitened_into_a_signal():
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    noise = 0.7 + 1e-6 * torch.rand(2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.all(ppo.whiten(noise, mask) == 0)
+    assert ppo.whiten(0.7 + 1e3 * (noise - 0.7), mask).abs().max() > 1
+
+
 def test_clipping_stops_the_gradient_of_what_moved_far_in_the_wanted_direction():
     # ratios 1.5, 1.5, .5, .5 with A = +1, -1, +1, -1 and eps .2:
     # min(1.5, 1.2) = 1.2 (clipped), min(-1.5, -1.2) = -1.5, min(.5, .8) = .5, min(-.5, -.8) = -.8 (clipped)
@@ -116,7 +155,7 @@ def test_masked_positions_reach_neither_loss_nor_gradient():
     assert losses[0][0] == losses[1][0]
     assert torch.equal(losses[0][1], losses[1][1])
     assert torch.isfinite(ppo.sequence_kl(dirty, clean, mask)).all()
-    assert torch.isfinite(ppo.token_rewards(torch.ones(2), dirty, clean, mask, 0.1)).all()
+    assert torch.isfinite(ppo.token_kl(dirty, clean, mask)).all()
 
 
 def test_sequence_kl_sums_over_tokens_that_count():
@@ -168,23 +207,48 @@ def test_ppo_finds_the_better_arm_of_a_bandit():
     assert torch.softmax(logits, 0)[1] > 0.9
 
 
+def _halves(count):
+    return torch.arange(count) % 2 == 1
+
+
 def test_the_value_finds_a_return_that_the_outlook_foretells():
     generator = torch.Generator().manual_seed(1)
     outlook = torch.rand(64, 10, generator=generator)
     mask = torch.arange(10)[None] < torch.randint(1, 11, (64, 1), generator=generator)
-    inputs = features(torch.where(mask, outlook, NAN), mask)
+    inputs = features(torch.where(mask, outlook, NAN), mask, 10)
     # Twice the outlook late in a completion, nothing of it at the start.
     returns = torch.where(mask, 0.3 + 2.0 * outlook * torch.arange(10) / 10, NAN)
+    values = LinearValue().foresee(inputs, returns, mask, _halves(64))
+    assert (values - returns)[mask].abs().max() < 0.1
+    assert torch.all(values[~mask] == 0)
+
+
+def test_no_completion_has_a_part_in_its_own_values():
+    generator = torch.Generator().manual_seed(2)
+    mask = torch.ones(8, 5, dtype=torch.bool)
+    inputs = features(torch.rand(8, 5, generator=generator), mask, 5)
+    returns = torch.rand(8, 5, generator=generator)
     value = LinearValue()
-    value.learn(inputs, returns, mask)
-    assert (value(inputs) - returns)[mask].abs().max() < 0.1
+    value.foresee(inputs, torch.rand(8, 5, generator=generator), mask, _halves(8))
+    other = copy.deepcopy(value)
+    changed = returns.clone()
+    changed[_halves(8)] += 1.0
+    found, after = value.foresee(inputs, returns, mask, _halves(8)), other.foresee(inputs, changed, mask, _halves(8))
+    assert torch.equal(found[_halves(8)], after[_halves(8)])
+    assert not torch.isclose(found[~_halves(8)], after[~_halves(8)]).any()
+
+
+def test_the_same_place_has_the_same_feature_in_every_rollout():
+    short, long = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 12, dtype=torch.bool)
+    found = features(torch.full((1, 12), 0.5), long, 24)[0, :3]
+    assert torch.equal(features(torch.full((1, 3), 0.5), short, 24)[0], found)
 
 
 def test_the_value_forgets_what_an_older_policy_came_to():
     mask = torch.ones(200, 1, dtype=torch.bool)
-    inputs = features(torch.full((200, 1), 0.5), mask)
+    inputs = features(torch.full((200, 1), 0.5), mask, 1)
     value = LinearValue()
-    value.learn(inputs, torch.zeros(200, 1), mask)
+    value.foresee(inputs, torch.zeros(200, 1), mask, _halves(200))
     for _ in range(6):
-        value.learn(inputs, torch.ones(200, 1), mask)
-    assert value(inputs)[0, 0] > 0.95
+        values = value.foresee(inputs, torch.ones(200, 1), mask, _halves(200))
+    assert values[0, 0] > 0.95

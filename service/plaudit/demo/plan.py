@@ -82,11 +82,7 @@ FULL = Scale(
     judged_prompts=160,
     judged_samples=2,
     # One wide lane decodes for everybody while people rate; the narrow ones serve the traffic during training.
-    settings={
-        "engine": {"widths": [4, 16, 128]},
-        # On this model values by outlook were no better than leaving one out, which needs no pass for them.
-        "policy": {"advantage": "rloo"},
-    },
+    settings={"engine": {"widths": [4, 16, 128]}},
 )
 QUICK = Scale(
     model="tiny",
@@ -97,9 +93,8 @@ QUICK = Scale(
     settle_seconds=6.0,
     settings={
         "model": {"adapter_layers": 4},
-        # Answers of a dozen words: a few nats are far, and further off the gate refuses for want of variety. Three
-        # iterations leave the second turn something to learn.
-        "policy": {"max_tokens": 24, "iterations": 3, "kl_coef": 0.05, "kl_target": 6.0},
+        # Answers of a dozen words: a few nats are far, and further off they lose variety without gaining.
+        "policy": {"max_tokens": 24, "iterations": 6, "kl_target": 6.0},
         "gate": {"prompts": 60, "min_prompts": 40, "reward_comparisons": 60},
     },
 )

@@ -74,15 +74,18 @@ class PolicyTask:
 class Optimised:
     """What came of a task.
 
-    `adapter`: its folder in PEFT's format, below the task's `folder`. `statistics`: one mapping per iteration, for
-    the manifest. `chosen`: the number of updates' iterations behind the adapter (0 is the start). `progressed`: False
-    if nothing beat the start on the held-out prompts, so that there is no candidate.
+    `adapter`: its folder in PEFT's format, below the task's `folder`. `statistics`: one mapping per iteration, and
+    `iterates`: one per state that was compared, for the manifest. `chosen`: how many iterations are behind the adapter
+    (0: it is the start). `progressed`: False if nothing beat the start on the held-out prompts, so that there is no
+    candidate; `why` then says it with numbers.
     """
 
     adapter: Path
     statistics: tuple[Mapping[str, float], ...]
+    iterates: tuple[Mapping[str, float], ...]
     chosen: int
     progressed: bool
+    why: str = ""
 
 
 class Optimizer(Protocol):

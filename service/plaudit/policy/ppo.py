@@ -11,23 +11,25 @@ from typing import NamedTuple
 
 import torch
 
+MOST_RATIO = 2.0  # Weight of one token in an estimate of the KL.
+LEAST_SPREAD = 1e-5  # Advantages that differ by less, in rewards of about 1, are rounding.
+
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of the values that count, over the whole batch; 0 where none does."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def token_rewards(
-    scores: torch.Tensor, logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor, kl_coef: float
-) -> torch.Tensor:
-    """Reward of each token (B, C): -beta (log pi - log pi_ref), plus the score (B,) on the last token that counts.
-
-    The last generated token carries the score, be it EOS or the one at which the length limit fell.
-    """
-    rewards = torch.where(mask, -kl_coef * (logprobs - ref_logprobs), 0.0)
-    last = mask.sum(dim=1) - 1
-    rewards[torch.arange(len(scores)), last] += scores
+def terminal_rewards(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Rewards (B, C): the score (B,) on the last token that counts, be it EOS or where the limit fell; 0 elsewhere."""
+    rewards = torch.zeros(mask.shape, dtype=torch.float64)
+    rewards[torch.arange(len(scores)), mask.sum(dim=1) - 1] = scores.double()
     return rewards
+
+
+def token_kl(logprobs: torch.Tensor, other: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """k1 of each token (B, C): log pi - log other, nats, on the policy's own samples; 0 if it does not count."""
+    return torch.where(mask, logprobs.double() - other.double(), 0.0)
 
 
 def gae(
@@ -66,9 +68,14 @@ def leave_one_out(returns: torch.Tensor, samples: int) -> torch.Tensor:
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Values shifted to mean 0 and scaled to variance 1 over what counts; 0 elsewhere."""
+    """Values shifted to mean 0 and scaled to variance 1 over what counts; 0 elsewhere.
+
+    All 0 if they differ by rounding alone: scaled up it would move the policy as far as any signal does.
+    """
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
+    if variance < LEAST_SPREAD**2:
+        return torch.zeros_like(values)
     return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
@@ -100,15 +107,30 @@ def policy_loss(
     return PolicyLoss(loss, approx_kl, outside)
 
 
-def sequence_kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """k1 summed over each sequence's tokens (B,): sum_t (log pi - log pi_ref), nats, on the policy's own samples."""
-    return torch.where(mask, logprobs - ref_logprobs, 0.0).sum(dim=1)
+def sequence_kl(logprobs: torch.Tensor, other: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """k1 summed over each sequence's tokens (B,): sum_t (log pi - log other), nats, on the policy's own samples."""
+    return torch.where(mask, logprobs - other, 0.0).sum(dim=1)
+
+
+def explained_variance(returns: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> float:
+    """Share of the returns' variance that values (B, C) foresaw: 1 - Var(return - value) / Var(return), else 0."""
+    spread = float(returns[mask].var(correction=0))
+    return 1.0 - float((returns - values)[mask].var(correction=0)) / spread if spread > 0 else 0.0
+
+
+def moved_kl(logprobs: torch.Tensor, sampled: torch.Tensor, other: torch.Tensor) -> float:
+    """Sum over tokens (N,) of rho (log pi - log other), rho = pi / sampled: nats, of a policy that has moved since.
+
+    Without rho the estimate would fall as the policy moves away from both. The weight is each token's own, at most 2.
+    """
+    ratio = torch.exp(logprobs - sampled).clamp(max=MOST_RATIO)
+    return float((ratio * (logprobs - other)).sum())
 
 
 def next_kl_coef(kl_coef: float, kl: float, target: float, *, gain: float, low: float, high: float) -> float:
     """Proportional controller: beta (1 + gain clip(KL / target - 1, -1, 1)), kept within [low, high].
 
-    Ziegler et al. 2019, section 2.2; here once an iteration, so without their horizon.
+    Ziegler et al. 2019, section 2.2. Asked at every update, with a gain that stands for their horizon.
     """
     error = min(1.0, max(-1.0, kl / target - 1.0))
     return min(high, max(low, kl_coef * (1.0 + gain * error)))

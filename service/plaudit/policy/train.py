@@ -1,15 +1,19 @@
-"""The PPO recipe, top to bottom: prompts and a reward in, a policy adapter out.
+"""The PPO recipe, top to bottom: a task in, a policy adapter out.
 
-Each iteration: (1) rollout on the serving engine under the newest weights, (2) reference log-probs with the adapter
-off, (3) rewards, (4) advantages, (5) a few epochs of clipped updates, (6) the KL controller. The reference is always
-the base; the reward function is a closure that this module cannot look into. See docs/papers.md for the sources.
+Each iteration: (1) rollout on the serving engine under the newest weights, (2) log-probs of the same tokens with the
+adapter off and under the live one, (3) rewards, (4) advantages, (5) clipped updates until the policy has moved
+`update_kl` nats per token, the KL controller acting at each. Every so often the policy is sampled on the held-out
+prompts; the best of these iterates is what leaves. The reward function is a closure that this module cannot look
+into. See docs/papers.md for the sources.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import structlog
 import torch
@@ -17,29 +21,32 @@ import torch
 from plaudit.engine import adapters
 from plaudit.engine.protocol import UNREGISTERED, ReleaseKey
 from plaudit.policy import ppo
+from plaudit.policy.iterates import CERTAIN, Iterate, Rise, best, rise
 from plaudit.policy.optimizer import Optimised, PolicyTask
 from plaudit.policy.rollout import Rollout, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.policy.value import LinearValue, features
 
 log = structlog.get_logger(__name__)
 
-NAME = "policy"  # The adapter's name on the base.
+NAME, LIVE = "policy", "policy-live"  # The adapters' names on the base.
 REFERENCES = 2  # Base answers of a prompt with which rewards are centred.
 GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8  # Gradients of A begin near 1e-5: the customary 1e-5 here would take part of their step away.
-KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.3, 0.005, 0.2
-STOP_KL_PER_TOKEN = 0.2  # Short answers of a small model move far in few updates; beyond this an epoch only clips.
+HELD_OUT_SAMPLES = 2  # Completions of a held-out prompt; more prompts tell more than more completions.
+KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.005, 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterationStats:
-    """What one iteration did."""
+    """What one iteration did. Means are over all its completions or all its updates' minibatches."""
 
     iteration: int
     reward: float
     kl_nats_per_sequence: float
+    kl_live_nats_per_sequence: float
     kl_coef: float
+    updates: int
     approx_kl_per_token: float
     clip_fraction: float
     explained_variance: float
@@ -57,44 +64,91 @@ class Ppo:
 
     def optimise(self, task: PolicyTask) -> Optimised:
         """See `Optimizer.optimise`."""
-        settings, base = task.settings, task.base
-        if task.live is not None:
-            adapters.load(base, NAME, task.live)
-        else:
-            model = task.model
-            adapters.inject(
-                base,
-                NAME,
-                layers=model.adapter_layers,
-                rank=model.adapter_rank,
-                alpha=model.adapter_alpha,
-                seed=task.seed,
+        with _on_the_base(task):
+            trainer = PolicyTrainer(task)
+            try:
+                return self._optimise(task, trainer)
+            finally:
+                trainer.unstage()
+
+    def _optimise(self, task: PolicyTask, trainer: PolicyTrainer) -> Optimised:
+        settings = task.settings
+        drawn = [_drawn(task.train, settings.prompts, iteration) for iteration in range(settings.iterations)]
+        task.progress("references")
+        every = {prompt.group: prompt for prompts in [*drawn, task.held_out] for prompt in prompts}
+        task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
+        compared = _compared(settings.iterations, settings.compared)
+        found: list[IterationStats] = []
+        iterates: list[Iterate] = []
+        if task.held_out:
+            iterates.append(trainer.look(0))
+        for iteration, prompts in enumerate(drawn):
+            stats = trainer.iterate(prompts, iteration)
+            found.append(stats)
+            log.info("iteration", channel=str(task.channel), **stats.as_dict())
+            task.progress(
+                f"iteration {iteration + 1}/{settings.iterations}: reward {stats.reward:.3f}, "
+                f"KL {stats.kl_nats_per_sequence:.1f} nats"
             )
-        trainer = PolicyTrainer(task)
-        try:
-            drawn = [_drawn(task.train, settings.prompts, iteration) for iteration in range(settings.iterations)]
-            every = {prompt.group: prompt for prompts in drawn for prompt in prompts}
-            task.progress("references")
-            task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
-            found: list[IterationStats] = []
-            for iteration, prompts in enumerate(drawn):
-                stats = trainer.iterate(prompts, iteration)
-                found.append(stats)
-                log.info("iteration", channel=str(task.channel), **stats.as_dict())
-                task.progress(
-                    f"iteration {iteration + 1}/{settings.iterations}: reward {stats.reward:.3f}, "
-                    f"KL {stats.kl_nats_per_sequence:.1f} nats"
-                )
-            adapters.save(base, NAME, task.folder / "policy")
-        finally:
-            trainer.unstage()
-            adapters.remove(base, NAME)
-        return Optimised(
-            adapter=task.folder / "policy",
-            statistics=tuple(stats.as_dict() for stats in found),
-            chosen=len(found),
-            progressed=bool(found),
-        )
+            if task.held_out and iteration + 1 in compared:
+                iterates.append(trainer.look(iteration + 1))
+                log.info("held out", channel=str(task.channel), **iterates[-1].as_dict())
+        if not task.held_out:
+            # Nothing can be compared: the last one leaves, and the gate decides.
+            trainer.keep(settings.iterations)
+            return _optimised(task, found, iterates, settings.iterations, True, "")
+        live_coef = settings.kl_live_coef if task.live is not None else 0.0
+        chosen = best(iterates, kl_coef=settings.kl_coef, kl_live_coef=live_coef)
+        gain = rise(iterates[0], chosen)
+        log.info("chosen", channel=str(task.channel), iteration=chosen.iteration, rise=gain.mean, error=gain.error)
+        return _optimised(task, found, iterates, chosen.iteration, gain.certain, _why(iterates, gain))
+
+
+def _optimised(
+    task: PolicyTask, found: Sequence[IterationStats], iterates: Sequence[Iterate], chosen: int, rose: bool, why: str
+) -> Optimised:
+    return Optimised(
+        adapter=kept(task, chosen),
+        statistics=tuple(stats.as_dict() for stats in found),
+        iterates=tuple(iterate.as_dict() for iterate in iterates),
+        chosen=chosen,
+        progressed=rose,
+        why="" if rose else why,
+    )
+
+
+def _why(iterates: Sequence[Iterate], gain: Rise) -> str:
+    return (
+        f"reward on {len(iterates[0].rewards)} held-out prompts rose by {gain.mean:.3f} at best, which must exceed "
+        f"{CERTAIN * gain.error:.3f}; more feedback on the live release's own answers would show where to go"
+    )
+
+
+@contextlib.contextmanager
+def _on_the_base(task: PolicyTask) -> Iterator[None]:
+    """The task's adapter under NAME for a block, and the live one under LIVE if there is one."""
+    base, model = task.base, task.model
+    with contextlib.ExitStack() as cleanup:
+        if task.live is None:
+            layers, rank, alpha = model.adapter_layers, model.adapter_rank, model.adapter_alpha
+            adapters.inject(base, NAME, layers=layers, rank=rank, alpha=alpha, seed=task.seed)
+        else:
+            adapters.load(base, NAME, task.live)
+        cleanup.callback(adapters.remove, base, NAME)
+        if task.live is not None:
+            adapters.load(base, LIVE, task.live)
+            cleanup.callback(adapters.remove, base, LIVE)
+        yield
+
+
+def kept(task: PolicyTask, iteration: int) -> Path:
+    """Where the policy after so many iterations is kept."""
+    return task.folder / f"iterate-{iteration}"
+
+
+def _compared(iterations: int, count: int) -> set[int]:
+    """Iterations after which the policy is compared: `count` of them, evenly spread, the last one included."""
+    return {round(k * iterations / count) for k in range(1, count + 1)} - {0}
 
 
 def _drawn(prompts: Sequence[TrainPrompt], most: int, iteration: int) -> list[TrainPrompt]:
@@ -104,7 +158,7 @@ def _drawn(prompts: Sequence[TrainPrompt], most: int, iteration: int) -> list[Tr
 
 
 class PolicyTrainer:
-    """PPO on the task's adapter, which must be on the base under NAME."""
+    """PPO on the task's adapter, which must be on the base under NAME (and the live one, if any, under LIVE)."""
 
     def __init__(self, task: PolicyTask) -> None:
         settings = task.settings
@@ -114,7 +168,9 @@ class PolicyTrainer:
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.lr, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0
         )
-        self._value = LinearValue()
+        # Advantages are linear in rewards: score, KL to the base and KL to live each have their own, and the
+        # controller may weigh them anew at each update.
+        self._values = [LinearValue() for _ in range(3)]
         self._kl_coef = settings.kl_coef
         self._updates = 0
         self._random = random.Random(task.seed)
@@ -137,55 +193,81 @@ class PolicyTrainer:
             self.engine.unstage(self._staged)
             self._staged = None
 
-    def iterate(self, prompts: Sequence[TrainPrompt], iteration: int) -> IterationStats:
-        """Run one iteration on `prompts`."""
-        settings = self.settings
-        # 1. Rollout.
-        samples = sample(
+    def sampled(self, prompts: Sequence[TrainPrompt], seed: int, samples: int | None = None) -> Rollout:
+        """Completions of prompts under the newest weights; `samples` of each, or as many as the settings say."""
+        made = sample(
             self.engine,
             prompts,
             self.stage(),
             self.task.sampling,
-            samples=settings.samples,
-            seed=self.task.seed * 1009 + iteration,
-            # An engine that stops elsewhere, or returns nothing, is made up for in `collate`.
+            samples=samples or self.settings.samples,
+            seed=seed,
+            # What an engine does not capture, or captures elsewhere, is computed in `collate`.
             capture=self.engine.capture_layer == self._start,
         )
-        rollout = collate(samples, self.base, self._start)
-        # 2. Reference.
-        ref_logprobs = self._reference(rollout)
+        return collate(made, self.base, self._start)
+
+    def keep(self, iteration: int) -> None:
+        """Write the newest weights where they can be chosen later."""
+        adapters.save(self.base, NAME, kept(self.task, iteration))
+
+    def look(self, iteration: int) -> Iterate:
+        """Keep the newest weights and sample them on the held-out prompts, each time with the same draws."""
+        self.keep(iteration)
+        rollout = self.sampled(self.task.held_out, self.task.seed * 1013, HELD_OUT_SAMPLES)
+        rewards = self.task.reward(rollout.samples).totals.view(-1, HELD_OUT_SAMPLES).mean(dim=1)
+        kl_base = kl_live = self._kl(rollout, None)
+        if self.task.live is not None:
+            kl_live = self._kl(rollout, LIVE)
+        return Iterate(iteration=iteration, rewards=tuple(rewards.tolist()), kl_base=kl_base, kl_live=kl_live)
+
+    def _kl(self, rollout: Rollout, adapter: str | None) -> float:
+        other = self.logprobs_under(rollout, adapter)
+        return float(ppo.sequence_kl(rollout.logprobs, other, rollout.mask).mean())
+
+    def iterate(self, prompts: Sequence[TrainPrompt], iteration: int) -> IterationStats:
+        """Run one iteration on `prompts`."""
+        # 1. Rollout.
+        rollout = self.sampled(prompts, self.task.seed * 1009 + iteration)
+        mask = rollout.mask
+        # 2. Anchors.
+        anchors = [self.logprobs_under(rollout, None)]
+        if self.task.live is not None:
+            anchors.append(self.logprobs_under(rollout, LIVE))
         # 3. Rewards.
-        scores, outlook = self.task.reward(samples)
-        rewards = ppo.token_rewards(scores, rollout.logprobs, ref_logprobs, rollout.mask, self._kl_coef)
+        scores, outlook = self.task.reward(rollout.samples)
+        kls = [ppo.token_kl(rollout.logprobs, anchor, mask) for anchor in anchors]
         # 4. Advantages.
-        advantages, explained = self._advantages(rollout, rewards, outlook)
+        inputs = None
+        if self.settings.advantage == "gae":
+            padded = torch.nn.utils.rnn.pad_sequence(list(outlook), batch_first=True)
+            inputs = features(padded, mask, self.task.sampling.max_tokens)
+        parts, explained = self._advantages(rollout, [ppo.terminal_rewards(scores, mask), *(-kl for kl in kls)], inputs)
         # 5. Updates.
-        approx_kl, clip_fraction, parity = self._update(rollout, advantages)
-        # 6. KL controller.
-        kl = float(ppo.sequence_kl(rollout.logprobs, ref_logprobs, rollout.mask).mean())
-        stats = IterationStats(
+        coef = self._kl_coef
+        updates, approx_kl, clip_fraction, parity = self._update(rollout, parts, anchors[0])
+        to_base, to_live = kls[0].sum(1).mean(), kls[-1].sum(1).mean()
+        return IterationStats(
             iteration=iteration,
             reward=float(scores.mean()),
-            kl_nats_per_sequence=kl,
-            kl_coef=self._kl_coef,
+            kl_nats_per_sequence=float(to_base),
+            kl_live_nats_per_sequence=float(to_live),
+            kl_coef=coef,
+            updates=updates,
             approx_kl_per_token=approx_kl,
             clip_fraction=clip_fraction,
             explained_variance=explained,
-            mean_tokens=float(rollout.mask.sum(1).float().mean()),
-            ended=sum(s.generated.finish_reason == "eos" for s in samples) / len(samples),
+            mean_tokens=float(mask.sum(1).float().mean()),
+            ended=sum(s.generated.finish_reason == "eos" for s in rollout.samples) / len(rollout.samples),
             parity=parity,
         )
-        self._kl_coef = ppo.next_kl_coef(
-            self._kl_coef, kl, settings.kl_target, gain=KL_GAIN, low=KL_COEF_LOW, high=KL_COEF_HIGH
-        )
-        return stats
 
     @torch.no_grad()
-    def _reference(self, rollout: Rollout) -> torch.Tensor:
-        """Log-probs (B, C) of the base with the adapter off."""
+    def logprobs_under(self, rollout: Rollout, adapter: str | None) -> torch.Tensor:
+        """Log-probs (B, C) of a rollout's tokens under an adapter (None: the base)."""
         logprobs = torch.zeros_like(rollout.logprobs)
-        with adapters.active(self.base, None):
-            for rows in self._batches(rollout):
+        with adapters.active(self.base, adapter):
+            for rows in self._batches(list(range(len(rollout.hidden)))):
                 mask = rollout.mask[rows]
                 part = torch.zeros(mask.shape)
                 part[mask] = self._logprobs(rollout, rows)
@@ -196,59 +278,71 @@ class PolicyTrainer:
         """Log-probs (N,) of the rows' completion tokens under the active adapter, on the CPU."""
         return completion_logprobs(self.base, rollout, rows, self._start, self.task.sampling.temperature).cpu()
 
-    def _batches(self, rollout: Rollout, order: Sequence[int] | None = None) -> list[list[int]]:
-        rows = list(order) if order is not None else list(range(len(rollout.hidden)))
+    def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
         size = self.settings.minibatch
-        return [rows[i : i + size] for i in range(0, len(rows), size)]
+        return (rows[i : i + size] for i in range(0, len(rows), size))
 
     def _advantages(
-        self, rollout: Rollout, rewards: torch.Tensor, outlook: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, float]:
-        """Whitened advantages (B, C) and the share of the returns' variance that the values explain."""
-        mask = rollout.mask
-        if self.settings.advantage == "rloo":
-            loo = ppo.leave_one_out(rewards.sum(dim=1), self.settings.samples)
-            return ppo.whiten(loo[:, None].expand(mask.shape), mask), 0.0
-        inputs = features(torch.nn.utils.rnn.pad_sequence(list(outlook), batch_first=True), mask)
-        self._value.learn(inputs, rewards.flip(1).cumsum(1).flip(1), mask)
-        values = torch.where(mask, self._value(inputs), 0.0)
-        advantages, returns = ppo.gae(rewards, values, mask, GAMMA, self.settings.gae_lambda)
-        spread = float(returns[mask].var())
-        explained = 1.0 - float((returns - values)[mask].var()) / spread if spread > 0 else 0.0
-        return ppo.whiten(advantages, mask), explained
+        self, rollout: Rollout, rewards: Sequence[torch.Tensor], inputs: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], float]:
+        """Advantages (B, C) of each part of the reward, and the share of the score's variance that was foreseen."""
+        mask, samples = rollout.mask, self.settings.samples
+        if inputs is None:
+            loo = [ppo.leave_one_out(part.sum(dim=1), samples)[:, None].expand(mask.shape) for part in rewards]
+            return loo, 0.0
+        second = torch.arange(len(mask)) // samples % 2 == 1
+        found, explained = [], []
+        for value, part in zip(self._values, rewards, strict=False):
+            returns = part.flip(1).cumsum(1).flip(1)
+            values = value.foresee(inputs, returns, mask, second)
+            found.append(ppo.gae(part, values, mask, GAMMA, self.settings.gae_lambda)[0])
+            explained.append(ppo.explained_variance(returns, values, mask))
+        return found, explained[0]
 
-    def _update(self, rollout: Rollout, advantages: torch.Tensor) -> tuple[float, float, float]:
-        """Clipped updates; returns approx KL a token, clip fraction, and engine against trainer at the first one."""
-        settings = self.settings
-        parity = approx_kl = clip_fraction = 0.0
-        first = True
+    def _weighed(self, parts: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        """Whitened advantages (B, C) under the coefficients of this moment."""
+        weights = [1.0, self._kl_coef, self.settings.kl_live_coef]
+        total = torch.stack([w * part for w, part in zip(weights, parts, strict=False)]).sum(dim=0)
+        return ppo.whiten(total, mask).float()
+
+    def _update(
+        self, rollout: Rollout, parts: Sequence[torch.Tensor], reference: torch.Tensor
+    ) -> tuple[int, float, float, float]:
+        """Clipped updates; returns their number, KL per token to where they began, clip fraction, parity."""
+        parity = 0.0
+        kls: list[float] = []
+        clipped: list[float] = []
         with adapters.active(self.base, NAME), torch.enable_grad():
-            for _ in range(settings.epochs):
-                for rows in self._batches(rollout, self._shuffled(rollout)):
-                    mask = rollout.mask[rows]
-                    old = rollout.logprobs[rows][mask]
-                    logprobs = self._logprobs(rollout, rows)
-                    if first:
-                        parity = float((logprobs.detach() - old).abs().max())
-                        first = False
-                    result = ppo.policy_loss(
-                        logprobs,
-                        old,
-                        advantages[rows][mask],
-                        torch.ones_like(old, dtype=torch.bool),
-                        settings.clip_range,
-                    )
-                    self._step(result.loss)
-                    approx_kl, clip_fraction = float(result.approx_kl), float(result.clip_fraction)
-                if approx_kl > STOP_KL_PER_TOKEN:
+            for rows in self._minibatches(rollout):
+                mask = rollout.mask[rows]
+                old = rollout.logprobs[rows][mask]
+                logprobs = self._logprobs(rollout, rows)
+                if not kls:
+                    parity = float((logprobs.detach() - old).abs().max())
+                self._control(ppo.moved_kl(logprobs.detach(), old, reference[rows][mask]) / len(rows))
+                advantages = self._weighed(parts, rollout.mask)[rows][mask]
+                counts = torch.ones_like(old, dtype=torch.bool)
+                result = ppo.policy_loss(logprobs, old, advantages, counts, self.settings.clip_range)
+                kls.append(float(result.approx_kl))
+                clipped.append(float(result.clip_fraction))
+                if kls[-1] > self.settings.update_kl:
                     break
-        return approx_kl, clip_fraction, parity
+                self._step(result.loss)
+        # The last pass saw every completion, each under newer weights than the one before.
+        last = kls[-len(rollout.hidden) // self.settings.minibatch :]
+        return len(kls), sum(last) / len(last), sum(clipped) / len(clipped), parity
 
-    def _shuffled(self, rollout: Rollout) -> list[int]:
-        """Rows in a fresh order of prompts; completions of one prompt stay together, for they share its tokens."""
-        starts = list(range(0, len(rollout.hidden), self.settings.samples))
-        self._random.shuffle(starts)
-        return [row for start in starts for row in range(start, start + self.settings.samples)]
+    def _control(self, kl: float) -> None:
+        self._kl_coef = ppo.next_kl_coef(
+            self._kl_coef, kl, self.settings.kl_target, gain=KL_GAIN, low=KL_COEF_LOW, high=KL_COEF_HIGH
+        )
+
+    def _minibatches(self, rollout: Rollout) -> Iterator[Sequence[int]]:
+        """Rows in a fresh order of prompts each epoch; those of one prompt stay together, for they share its tokens."""
+        for _ in range(self.settings.epochs):
+            starts = list(range(0, len(rollout.hidden), self.settings.samples))
+            self._random.shuffle(starts)
+            yield from self._batches([row for s in starts for row in range(s, s + self.settings.samples)])
 
     def _step(self, loss: torch.Tensor) -> None:
         self._updates += 1

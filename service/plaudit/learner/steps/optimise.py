@@ -46,5 +46,5 @@ def optimise(turn: Turn, frozen: Frozen, fitted: Fitted) -> Optimised:
         )
     )
     if not optimised.progressed:
-        raise TurnEnded(TurnOutcome.NO_PROGRESS, "no iterate beat the live release on held-out train prompts")
+        raise TurnEnded(TurnOutcome.NO_PROGRESS, optimised.why)
     return optimised

@@ -53,7 +53,12 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         ),
         evidence_digest=data.digest,
         evidence_counts=data.counts,
-        settings=in_force | {"iterations": [_finite(each) for each in optimised.statistics]},
+        settings=in_force
+        | {
+            "iterations": [_finite(each) for each in optimised.statistics],
+            "iterates": [_finite(each) for each in optimised.iterates],
+            "chosen": optimised.chosen,
+        },
         seeds={"turn": turn.seed},
         versions={
             "python": platform.python_version(),
