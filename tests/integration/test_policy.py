@@ -8,6 +8,7 @@ from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Generated, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.errors import NotServing
 from plaudit.learner.measure import logprobs_of
 from plaudit.learner.references import References
 from plaudit.learner.rewards import ModelReward, shown_so_far
@@ -183,6 +184,43 @@ def test_an_engine_that_captures_nothing_trains_the_same_adapter(folder, tmp_pat
         assert torch.allclose(weights, made[True][name], atol=1e-3), name
 
 
+class Failing(Blind):
+    """An engine whose second job breaks; it notes what is cancelled."""
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.cancelled = 0
+
+    def submit(self, jobs):
+        return [
+            Noted(ticket, self, job.seed % 101 == 1) for ticket, job in zip(super().submit(jobs), jobs, strict=True)
+        ]
+
+
+class Noted:
+    def __init__(self, ticket, engine, breaks):
+        self._ticket, self._engine, self._breaks = ticket, engine, breaks
+
+    def result(self):
+        if self._breaks:
+            raise NotServing("the row broke")
+        return self._ticket.result()
+
+    def cancel(self):
+        self._engine.cancelled += 1
+        self._ticket.cancel()
+
+
+def test_if_one_completion_fails_the_others_are_not_left_waiting(base, engine):
+    key = ReleaseKey("toy/default", 0, "base")
+    engine.stage(key, None)
+    failing = Failing(engine)
+    with pytest.raises(NotServing, match="the row broke"):
+        sample(failing, _prompts(engine, 3), key, Sampling(max_tokens=200), samples=4, seed=0)
+    assert failing.cancelled == 12
+    assert engine.load()[1] == 0
+
+
 def test_before_the_first_update_the_policy_is_the_base(base, engine, tmp_path):
     trainer = _trainer(base, engine, tmp_path)
     rollout = collate(
@@ -289,7 +327,7 @@ def test_the_controller_acts_at_each_update(base, engine, tmp_path):
         adapters.remove(base, "policy")
     # By 4% at each of the first iteration's updates, and up as soon as the policy has left the base.
     assert first.updates > 1
-    assert coefficients[1000.0] == pytest.approx(0.02 * 0.96**first.updates)
+    assert coefficients[1000.0] == pytest.approx(0.02 * 0.96**first.updates, rel=1e-3)
     assert coefficients[0.01] > 1.05 * coefficients[1000.0]
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from plaudit.engine.base import Base
-from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey
+from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey, Ticket
 from plaudit.engine.threads import release_team
 from plaudit.policy.ppo import token_logprobs
 from plaudit.types import Prompt, Sampling
@@ -75,12 +75,20 @@ def sample(
         ]
         for i, p in enumerate(prompts)
     ]
-    tickets = [(p, t) for p, group in zip(prompts, jobs, strict=True) for t in engine.submit(group)]
+    tickets: list[tuple[TrainPrompt, Ticket]] = []
     done: list[Sample] = []
-    for prompt, ticket in tickets:
-        done.append(Sample(prompt=prompt, generated=ticket.result()))
-        if progress is not None:
-            progress(len(done), len(tickets))
+    try:
+        for prompt, group in zip(prompts, jobs, strict=True):
+            tickets += [(prompt, ticket) for ticket in engine.submit(group)]
+        for prompt, ticket in tickets:
+            done.append(Sample(prompt=prompt, generated=ticket.result()))
+            if progress is not None:
+                progress(len(done), len(tickets))
+    except BaseException:
+        # Nobody will read the others; a later turn must not wait behind them.
+        for _, ticket in tickets:
+            ticket.cancel()
+        raise
     return done
 
 
