@@ -69,7 +69,11 @@ class EngineSettings(Section):
     max_waiting: int = Field(default=512, ge=1, le=1_000_000)
     """Completions that may wait for a slot; more are refused with QUEUE_FULL."""
     prefill_chunk: int = Field(default=128, ge=16, le=65_536)
-    """Prompt tokens computed between two decode steps."""
+    """Prompt tokens computed between two decode steps, and most tokens of options."""
+    score_memory_mb: int = Field(default=256, ge=16, le=65_536)
+    """Memory (MiB) for scoring the options of a choice; they are computed in pieces that fit."""
+    score_tokens: int = Field(default=65_536, ge=1, le=10_000_000)
+    """Largest number of tokens of one choice's options, shared beginnings counted once (OPTIONS_TOO_LONG)."""
     context_length: int = Field(default=0, ge=0, le=1_048_576)
     """Most tokens of prompt and completion; 0 takes the model's own, at most 2,048."""
 

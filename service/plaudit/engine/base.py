@@ -80,6 +80,7 @@ class Base:
         self.vocab_size: int = model.config.vocab_size
         self.context_length: int = min(model.config.max_position_embeddings, MOST_CONTEXT)
         self.eos_ids = _eos_ids(model, tokenizer)
+        self.end_of_turn = _end_of_turn(tokenizer, self.eos_ids)
         # PEFT's wrapper once an adapter was injected; owned by `adapters`.
         self.peft: Any = None
 
@@ -244,6 +245,17 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
     configured = getattr(model.generation_config, "eos_token_id", None)
     more = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in [tokenizer.eos_token_id, *more] if i is not None)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> int:
+    """The id with which the template ends an assistant's text; the tokenizer's EOS if the template writes none."""
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = tokenizer.apply_chat_template(said, tokenize=False) if tokenizer.chat_template else ""
+    written = [i for i in tokenizer(str(text), add_special_tokens=False)["input_ids"] if i in eos_ids]
+    if not (written or eos_ids):
+        raise Misconfigured("the model has no token that ends a turn; use an instruct model", setting="model.path")
+    fallback = tokenizer.eos_token_id if tokenizer.eos_token_id in eos_ids else min(eos_ids, default=0)
+    return int(written[-1] if written else fallback)
 
 
 def _digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:

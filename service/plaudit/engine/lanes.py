@@ -59,6 +59,16 @@ def extend(base: Base, bank: AdapterBank, prefix: Prefix, tokens: list[int], slo
     prefix.length += len(tokens)
 
 
+def token_bytes(base: Base) -> int:
+    """Bytes that the keys and values of one token take, in all layers."""
+    prefix = Prefix()
+    ids = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+    mask = torch.zeros(1, 1, 1, 1, device=base.device, dtype=base.dtype)
+    with torch.no_grad():
+        base.run_layers(base.embed(ids), 0, base.num_layers, mask=mask, past=prefix)
+    return sum(tensor.nbytes for tensor in (*prefix.keys, *prefix.values))
+
+
 class _Together:
     """Chunks of several prompts in one batch, each behind keys and values of its own; rows without a prompt idle."""
 
@@ -124,30 +134,6 @@ def extend_together(
         seen = hidden[row, : len(tokens)]
         prefix.hidden = seen if prefix.hidden is None else torch.cat([prefix.hidden, seen])
         prefix.length = length
-
-
-class _Branches:
-    """Several continuations of one prompt, in a batch: the prompt's keys and values are shared by all rows."""
-
-    def __init__(self, prefix: Prefix, width: int) -> None:
-        self._prefix, self._width = prefix, width
-
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._prefix.keys[layer], self._prefix.values[layer]
-        shape = (self._width, -1, -1, -1)
-        return torch.cat([keys.expand(shape), key], dim=2), torch.cat([values.expand(shape), value], dim=2)
-
-
-def branch_logits(base: Base, bank: AdapterBank, prefix: Prefix, ids: torch.Tensor, slot: int) -> torch.Tensor:
-    """Logits (N, T, V) after each token of N continuations (N, T), right-padded, of one prompt."""
-    width, length = ids.shape
-    positions = torch.arange(prefix.length, prefix.length + length, device=base.device)[None]
-    mask = causal_bias(length, prefix.length + length, base.device, base.dtype)
-    bank.use(torch.full((width,), slot, device=base.device) if slot else None)
-    past = _Branches(prefix, width)
-    hidden = base.run_layers(base.embed(ids), 0, base.num_layers, positions=positions, mask=mask, past=past)
-    bank.use(None)
-    return base.logits(base.norm(hidden))
 
 
 class Lane:

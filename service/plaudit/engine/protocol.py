@@ -90,12 +90,24 @@ class Ticket(Protocol):
         """Frees the slot at the next step; no effect on a finished job."""
 
 
+class ScoreTicket(Protocol):
+    """Submitted options."""
+
+    def result(self, timeout: float | None = None) -> list[tuple[float, ...]]:
+        """Log-probs (nats) of each option's tokens and then of its end; raises TimeoutError or Cancelled."""
+
+    def cancel(self) -> None:
+        """Ends the work at the next step; no effect on a finished request."""
+
+
 class Engine(Protocol):
     """Runs the model."""
 
     base_digest: str
     context_length: int
     widths: tuple[int, ...]
+    end_of_turn: int
+    """The token that ends a completion: what `score_options` reckons behind each option."""
 
     @property
     def capture_layer(self) -> int | None:
@@ -120,7 +132,23 @@ class Engine(Protocol):
         release: ReleaseKey,
         temperature: float = 1.0,
     ) -> list[tuple[float, ...]]:
-        """Log-probs (nats) of each completion's tokens after the prompt, under softmax(logits / temperature)."""
+        """Log-probs (nats) of each completion's tokens after the prompt, under softmax(logits / temperature).
+
+        Waits for its turn, and is never refused for a full queue; raises PromptTooLong or OptionsTooLong.
+        """
+
+    def score_options(
+        self,
+        prompt: EncodedPrompt,
+        options: Sequence[Sequence[int]],
+        release: ReleaseKey,
+        temperature: float | None = None,
+    ) -> ScoreTicket:
+        """Queues options; the ticket gives the log-probs of each one's tokens and of the end of turn behind them.
+
+        Their sum is the exact log-probability that the release writes the option and nothing else. `temperature` None
+        is the release's own. Raises QueueFull, OptionsTooLong or ReleaseNotServable.
+        """
 
     def stage(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> None:
         """Loads an adapter (PEFT format; None for the base) under `key` while decoding goes on, and pins it.

@@ -115,3 +115,28 @@ class TorchTicket:
         if not self._done.done():
             self._done.set_exception(error)
             self._came.put(None)
+
+
+class TorchScoreTicket:
+    """Continuations that wait for their log-probs; the engine's thread fills it, any thread reads it."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._done: Future[list[tuple[float, ...]]] = Future()
+
+    def result(self, timeout: float | None = None) -> list[tuple[float, ...]]:
+        """Log-probs (nats) of each continuation's tokens; raises TimeoutError, Cancelled, or what broke the request."""
+        return self._done.result(timeout)
+
+    def cancel(self) -> None:
+        """Ends the work at the next step; no effect on a finished request."""
+        self.cancelled = True
+
+    def finish(self, logprobs: list[tuple[float, ...]]) -> None:
+        """Complete the ticket (the engine's thread)."""
+        self._done.set_result(logprobs)
+
+    def fail(self, error: BaseException) -> None:
+        """Break the ticket (the engine's thread)."""
+        if not self._done.done():
+            self._done.set_exception(error)

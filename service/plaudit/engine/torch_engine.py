@@ -15,7 +15,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,13 +24,22 @@ import torch
 from plaudit.engine import adapters
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
-from plaudit.engine.lanes import Lane, Prefix, branch_logits, extend, extend_together
+from plaudit.engine.lanes import Lane, Prefix, extend, extend_together, token_bytes
+from plaudit.engine.options import Plan, Tree, Walk
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.sampling import check, draw
 from plaudit.engine.slots import Slots, Weights
 from plaudit.engine.threads import release_team
-from plaudit.engine.ticket import TorchTicket
-from plaudit.errors import Cancelled, InternalError, NotServing, PromptTooLong, QueueFull, ReleaseNotServable
+from plaudit.engine.ticket import TorchScoreTicket, TorchTicket
+from plaudit.errors import (
+    Cancelled,
+    InternalError,
+    NotServing,
+    OptionsTooLong,
+    PromptTooLong,
+    QueueFull,
+    ReleaseNotServable,
+)
 from plaudit.settings import EngineSettings, ModelSettings
 from plaudit.types import FinishReason, Message
 
@@ -64,11 +72,13 @@ class _Group:
 
 @dataclass(slots=True)
 class _Score:
+    """Continuations of a prompt that wait for their log-probs."""
+
     prompt: EncodedPrompt
-    completions: list[list[int]]
     release: ReleaseKey
-    temperature: float
-    future: Future[list[tuple[float, ...]]] = field(default_factory=Future)
+    walk: Walk
+    ticket: TorchScoreTicket = field(default_factory=TorchScoreTicket)
+    prefix: Prefix | None = None
 
 
 class TorchEngine:
@@ -79,6 +89,7 @@ class TorchEngine:
     ) -> None:
         self.base = base
         self.base_digest = base.digest
+        self.end_of_turn = base.end_of_turn
         self.context_length = engine.context_length or base.context_length
         self.widths = tuple(sorted(engine.widths))
         self.capture_layer = (
@@ -87,6 +98,7 @@ class TorchEngine:
         self._settings = engine
         self._bank = AdapterBank(base, layers=model.adapter_layers, rank=model.adapter_rank, slots=engine.adapter_slots)
         self._lanes = {w: Lane(base, self._bank, w, self.capture_layer) for w in self.widths}
+        self._token_bytes = token_bytes(base)
         self._rows: dict[tuple[int, int], TorchTicket] = {}
         self._groups: collections.deque[_Group] = collections.deque()
         self._scores: collections.deque[_Score] = collections.deque()
@@ -96,6 +108,7 @@ class TorchEngine:
         self._slots = Slots(self._bank, self._lock)
         self._stopping = False
         self._ended = False
+        self._score_next = False
         self.steps = 0
         release_team()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -131,14 +144,7 @@ class TorchEngine:
             )
             group.waiting.append(ticket)
         with self._lock:
-            if self._stopping:
-                raise NotServing
-            if self._waiting + len(jobs) > self._settings.max_waiting:
-                raise QueueFull(
-                    f"{self._waiting} completions wait and {self._settings.max_waiting} may; retry with backoff",
-                    waiting=self._waiting,
-                    limit=self._settings.max_waiting,
-                )
+            self._check_queue(len(jobs))
             for release in {job.release for job in jobs}:
                 self._slots.require(release)
             for job in jobs:
@@ -157,15 +163,66 @@ class TorchEngine:
     ) -> list[tuple[float, ...]]:
         """Log-probs (nats) of completions after a prompt; the prompt is computed once for all of them."""
         self._check_length(len(prompt.tokens), max((len(c) for c in completions), default=0))
-        request = _Score(prompt, [list(c) for c in completions], release, temperature)
+        return self._queue_score(prompt, completions, release, temperature, bounded=False).result()
+
+    def score_options(
+        self,
+        prompt: EncodedPrompt,
+        options: Sequence[Sequence[int]],
+        release: ReleaseKey,
+        temperature: float | None = None,
+    ) -> TorchScoreTicket:
+        """Queue options, each with its end of turn; raises QueueFull, OptionsTooLong or ReleaseNotServable."""
+        ended = [[*option, self.end_of_turn] for option in options]
+        longest = max((len(option) for option in ended), default=0)
+        room = self.context_length - len(prompt.tokens)
+        if longest > room:
+            raise OptionsTooLong(
+                f"an option has {longest} tokens with its end of turn, and behind this prompt the context of "
+                f"{self.context_length} has room for {room}",
+                tokens=longest,
+                limit=room,
+            )
+        return self._queue_score(prompt, ended, release, temperature, bounded=True)
+
+    def _queue_score(
+        self,
+        prompt: EncodedPrompt,
+        continuations: Sequence[Sequence[int]],
+        release: ReleaseKey,
+        temperature: float | None,
+        *,
+        bounded: bool,
+    ) -> TorchScoreTicket:
+        tree = Tree.of(prompt.tokens[-1], continuations)
+        if bounded and len(tree) > self._settings.score_tokens:
+            raise OptionsTooLong(
+                f"the options have {len(tree)} tokens together, beginnings that they share counted once; "
+                f"engine.score_tokens allows {self._settings.score_tokens}",
+                tokens=len(tree),
+                limit=self._settings.score_tokens,
+            )
+        plan = Plan.of(
+            self.base,
+            tree,
+            len(prompt.tokens),
+            self._token_bytes,
+            most=self._settings.prefill_chunk,
+            budget=self._settings.score_memory_mb * 2**20,
+        )
         with self._lock:
-            if self._stopping:
+            if bounded:
+                self._check_queue(1)
+            elif self._stopping:
                 raise NotServing
-            self._slots.require(release)
+            staged = self._slots.require(release)
+            chosen = staged.temperature if temperature is None else temperature
+            walk = Walk(tree, plan, chosen, [len(each) for each in continuations])
+            request = _Score(prompt, release, walk)
             self._slots.job_begins(release)
             self._scores.append(request)
             self._lock.notify_all()
-        return request.future.result()
+        return request.ticket
 
     def stage(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> None:
         """Load an adapter while decoding goes on, and keep it; staging a key again changes nothing."""
@@ -198,7 +255,7 @@ class TorchEngine:
         end = time.monotonic() + drain_seconds
         with self._lock:
             self._stopping = True
-            while (self._rows or self._waiting) and time.monotonic() < end:
+            while (self._rows or self._waiting or self._scores) and time.monotonic() < end:
                 self._lock.wait(0.05)
             self._ended = True
             self._lock.notify_all()
@@ -206,7 +263,18 @@ class TorchEngine:
         for ticket in [*self._rows.values(), *(t for g in self._groups for t in g.waiting)]:
             ticket.fail(NotServing("the engine was closed before the completion ended; retry elsewhere"))
         for request in self._scores:
-            request.future.set_exception(NotServing())
+            request.ticket.fail(NotServing())
+
+    def _check_queue(self, more: int) -> None:
+        if self._stopping:
+            raise NotServing
+        waiting = self._waiting + len(self._scores)
+        if waiting + more > self._settings.max_waiting:
+            raise QueueFull(
+                f"{waiting} requests wait and {self._settings.max_waiting} may; retry with backoff",
+                waiting=waiting,
+                limit=self._settings.max_waiting,
+            )
 
     def _check_length(self, prompt: int, more: int) -> None:
         if prompt + more > self.context_length:
@@ -227,39 +295,49 @@ class TorchEngine:
                         self._lock.wait()
                     if self._ended:
                         return
-                self._score_one()
-                self._prefill()
+                # Between two decode steps stands one piece of work, so that no stream waits for more than that.
+                if self._scores and (self._score_next or not self._groups):
+                    self._score_piece()
+                    self._score_next = False
+                else:
+                    self._prefill()
+                    self._score_next = True
                 for lane in self._lanes.values():
                     if lane.occupied:
                         self._step(lane)
 
-    def _score_one(self) -> None:
-        with self._lock:
-            if not self._scores:
-                return
-            request = self._scores.popleft()
+    def _score_piece(self) -> None:
+        """Compute one piece of the request that has waited longest."""
+        request = self._scores[0]
+        walk, slot = request.walk, self._slots.of(request.release).slot
         try:
-            request.future.set_result(self._scored(request))
+            if request.ticket.cancelled:
+                raise Cancelled
+            if request.prefix is None:
+                request.prefix = self._prefix_of(request.prompt, request.release)
+            elif request.prefix.length < len(request.prompt.tokens) - 1:
+                self._extend(request.prefix, list(request.prompt.tokens), request.release)
+            else:
+                walk.step(self.base, self._bank, request.prefix, slot)
+                if not walk.done:
+                    return
+        except Cancelled as error:
+            self._end_score(request)
+            request.ticket.fail(error)
         except Exception as error:
             log.exception("score failed", release=str(request.release))
-            request.future.set_exception(InternalError(f"scoring failed: {error}"))
-        with self._lock:
-            self._slots.job_ended(request.release)
+            self._end_score(request)
+            request.ticket.fail(InternalError(f"scoring failed: {type(error).__name__}"))
+        else:
+            if walk.done:
+                self._end_score(request)
+                request.ticket.finish(walk.logprobs)
 
-    def _scored(self, request: _Score) -> list[tuple[float, ...]]:
-        tokens = list(request.prompt.tokens)
-        prefix = self._prefix_of(request.prompt, request.release)
-        while prefix.length < len(tokens) - 1:
-            self._extend(prefix, tokens, request.release)
-        length = max(len(c) for c in request.completions)
-        rows = [[tokens[-1], *c[:-1]] for c in request.completions]
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.base.device)
-        logits = branch_logits(self.base, self._bank, prefix, ids, self._slots.of(request.release).slot)
-        logprobs = torch.log_softmax(logits / (request.temperature or 1.0), dim=-1)
-        return [
-            tuple(logprobs[i, torch.arange(len(c)), torch.tensor(c, dtype=torch.long)].tolist())
-            for i, c in enumerate(request.completions)
-        ]
+    def _end_score(self, request: _Score) -> None:
+        with self._lock:
+            self._scores.popleft()
+            self._slots.job_ended(request.release)
+            self._lock.notify_all()
 
     def _prefix_of(self, prompt: EncodedPrompt, release: ReleaseKey) -> Prefix:
         """The shared prefix of a prompt, computed once per release as a chunk of its own, whatever is cached."""
@@ -378,7 +456,7 @@ class TorchEngine:
     def _fail_group(self, group: _Group, error: Exception) -> None:
         with self._lock:
             for ticket in group.waiting:
-                ticket.fail(InternalError(f"the prompt could not be computed: {error}"))
+                ticket.fail(InternalError(f"the prompt could not be computed: {type(error).__name__}"))
                 self._slots.job_ended(group.release)
             self._waiting -= len(group.waiting)
             group.waiting.clear()
@@ -402,7 +480,7 @@ class TorchEngine:
             for row, ticket in enumerate(tickets):
                 if ticket is not None:
                     self._free(lane, row, ticket)
-                    ticket.fail(InternalError(f"decoding failed: {error}"))
+                    ticket.fail(InternalError(f"decoding failed: {type(error).__name__}"))
             return
         self.steps += 1
         for row, ticket in enumerate(tickets):
