@@ -73,7 +73,7 @@ def golds(base: Base, data: FrozenDataSet, salt: bytes, population: Population) 
             continue
         for candidate in interaction.candidates:
             if candidate.release_version == 0:
-                completion = Completion(candidate.prompt_tokens, shown_tokens(base, candidate))
+                completion = Completion(interaction.prompt_tokens, shown_tokens(base, candidate))
                 gold = population.gold(prompt, candidate.displayed_text)
                 found.setdefault(interaction.prompt_group, {})[completion] = gold
     return {group: list(several.items()) for group, several in found.items() if len(several) > 1}

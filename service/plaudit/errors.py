@@ -301,6 +301,13 @@ class IdConflict(RecordUnusable):
     reason = "ID_CONFLICT"
 
 
+class AnotherAnswer(RecordUnusable):
+    """A request was answered twice under one id; this act is about the answer that the log does not hold first."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "ANOTHER_ANSWER"
+
+
 class RetractionByOther(RecordUnusable):
     """Only the rater who gave an act can withdraw it."""
 

@@ -51,6 +51,7 @@ class FinishReason(enum.StrEnum):
     EOS = "eos"
     STOP = "stop"
     LENGTH = "length"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +124,13 @@ class Outcome:
 class Candidate:
     """One completion or option as it was made (architecture: Records).
 
-    Log-probs are in nats, one per token of `tokens` (the ending token included).
+    Log-probs are in nats, one per token of `tokens` (the ending token included). `probability`: of an option, that it
+    is the first. `propensity`: with which it was shown in its place, given those before it (1 if nothing was drawn).
     """
 
     candidate_id: str
     release_version: int
     release_digest: str
-    prompt_tokens: tuple[int, ...]
     tokens: tuple[int, ...]
     logprobs_raw: tuple[float, ...]
     logprobs_sampled: tuple[float, ...]
@@ -139,6 +140,7 @@ class Candidate:
     sampling: Sampling
     seed: int
     width: int
+    probability: float = 1.0
     propensity: float = 1.0
     redacted: bool = False
     valid: bool = True
@@ -147,7 +149,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interaction:
-    """One request, its prompt and its candidates. `end_user` and `rater` are pseudonyms."""
+    """One request, its prompt and its candidates in the order shown. `end_user` and `rater` are pseudonyms.
+
+    `order_logprob`: exact log-probability (nats) of that order under what drew it, 0 if nothing did. `answers`: marks
+    (hex) of what was shown, as its handles carry them; feedback under another mark is about another text.
+    """
 
     interaction_id: str
     channel: Channel
@@ -157,6 +163,9 @@ class Interaction:
     prompt_group: str
     candidates: tuple[Candidate, ...]
     completed_at: dt.datetime
+    prompt_tokens: tuple[int, ...] = ()
+    order_logprob: float = 0.0
+    answers: tuple[str, ...] = ()
     session_id: str = ""
     end_user: str = ""
     rater: str = ""
@@ -264,7 +273,10 @@ KIND_OF_ACT: dict[type, FeedbackKind] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
-    """One human act about one interaction. `rater` is a pseudonym, empty where nobody was named."""
+    """One human act about one interaction. `rater` is a pseudonym, empty if nobody was named.
+
+    `answer`: mark (hex) of the answer that the rater saw, from the handle; empty in records of 0.1.0.
+    """
 
     feedback_id: str
     interaction_id: str
@@ -274,6 +286,7 @@ class Feedback:
     rater: str = ""
     session_id: str = ""
     reasons: tuple[str, ...] = ()
+    answer: str = ""
 
     @property
     def kind(self) -> FeedbackKind:

@@ -193,7 +193,7 @@ def test_prompts_are_the_newest_of_each_group_and_never_evaluate(filled: Filled)
     prompts = filled.store.prompts(CHANNEL)
     assert [(each.group, each.interaction_id) for each in prompts] == [("a", "i3"), ("b", "i1"), ("e", "i7")]
     assert prompts[1].messages == make_interaction("i1", group="b").messages
-    assert [each.prompt_tokens for each in prompts] == [(1, 2, 3), (1, 2, 3), ()]
+    assert [each.prompt_tokens for each in prompts] == [(1, 2, 3)] * 3
 
 
 def test_channels_do_not_see_each_other(filled: Filled) -> None:

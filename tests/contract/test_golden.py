@@ -1,16 +1,20 @@
-"""Bytes that earlier releases wrote: they decode for ever, and today's encoding of what they say is the same bytes.
+"""Bytes that earlier releases wrote: they decode for ever, and today's encoding of what they say is today's bytes.
 
-Files are added, never edited. `python tests/contract/test_golden.py` writes those that are missing.
+golden/ holds what 0.1.0 wrote, golden/2/ what is written since interactions are of schema 2. Files are added, never
+edited. `python tests/contract/test_golden.py` writes those that are missing.
 """
 
+import dataclasses
 import datetime as dt
 from pathlib import Path
 
 import pytest
 from plaudit import types
+from plaudit.errors import Undecodable
 from plaudit.eventlog import codec
 
-FOLDER = Path(__file__).parent / "golden"
+OLD = Path(__file__).parent / "golden"
+FOLDER = OLD / "2"
 NOW = dt.datetime(2027, 3, 1, 12, 0, 0, 123456, dt.UTC)
 CHANNEL = types.Channel("instruction", "acme")
 HEADER = {
@@ -33,7 +37,6 @@ def interaction():
                 candidate_id="a",
                 release_version=3,
                 release_digest="ab" * 32,
-                prompt_tokens=(1, 500, 31999),
                 tokens=(17, 0, 2),
                 logprobs_raw=(-0.5, -1.25, -0.0078125),
                 logprobs_sampled=(-0.25, -1.0, 0.0),
@@ -49,6 +52,8 @@ def interaction():
             ),
         ),
         completed_at=NOW,
+        prompt_tokens=(1, 500, 31999),
+        answers=("ab" * 16, "cd" * 16),
         session_id="session-1",
         end_user="p_1234",
         rater="p_5678",
@@ -63,7 +68,6 @@ def choice_interaction():
         candidate_id="o1",
         release_version=0,
         release_digest="",
-        prompt_tokens=(1, 2),
         tokens=(9, 2),
         logprobs_raw=(-1.5, -0.5),
         logprobs_sampled=(),
@@ -73,7 +77,8 @@ def choice_interaction():
         sampling=types.Sampling(),
         seed=0,
         width=4,
-        propensity=0.625,
+        probability=0.625,
+        propensity=0.5,
         option_id="allow",
     )
     return types.Interaction(
@@ -85,6 +90,8 @@ def choice_interaction():
         prompt_group="post",
         candidates=(option,),
         completed_at=NOW,
+        prompt_tokens=(1, 2),
+        order_logprob=-0.6931471805599453,
     )
 
 
@@ -98,6 +105,7 @@ def feedback(act):
         rater="p_5678",
         session_id="session-1",
         reasons=("too_long", "wrong"),
+        answer="ab" * 16,
     )
 
 
@@ -152,8 +160,27 @@ GOLDEN = {
 }
 
 
+def as_0_1_0_said(name):
+    """What the record says in today's types: schema 1 knew no marks, no order, and probabilities as propensities."""
+    noun = GOLDEN[name][0]
+    match noun:
+        case types.Interaction(action=types.Action.CHOICE):
+            options = tuple(dataclasses.replace(each, propensity=1.0) for each in noun.candidates)
+            return dataclasses.replace(noun, candidates=options, order_logprob=0.0)
+        case types.Interaction():
+            return dataclasses.replace(noun, answers=())
+        case types.Feedback():
+            return dataclasses.replace(noun, answer="")
+    return noun
+
+
 @pytest.mark.parametrize("name", GOLDEN)
-def test_old_bytes_still_say_what_they_said(name):
+def test_bytes_of_0_1_0_still_say_what_they_said(name):
+    assert codec.decode((OLD / f"{name}.bin").read_bytes()) == as_0_1_0_said(name)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_bytes_of_today_say_what_they_said(name):
     assert codec.decode((FOLDER / f"{name}.bin").read_bytes()) == GOLDEN[name][0]
 
 
@@ -164,7 +191,28 @@ def test_the_same_words_are_still_the_same_bytes(name):
 
 
 def test_every_golden_file_is_read():
-    assert {path.stem for path in FOLDER.glob("*.bin")} == GOLDEN.keys()
+    for folder in (OLD, FOLDER):
+        assert {path.stem for path in folder.glob("*.bin")} == GOLDEN.keys()
+
+
+def test_every_message_of_a_payload_carries_its_schema():
+    from plaudit.v1 import events_pb2, evidence_pb2
+
+    for name in GOLDEN:
+        envelope = events_pb2.Envelope.FromString((FOLDER / f"{name}.bin").read_bytes())
+        assert getattr(envelope, envelope.WhichOneof("payload")).schema >= 1, name
+    assert "schema" in evidence_pb2.EvidenceRow.DESCRIPTOR.fields_by_name
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_message_of_a_later_schema_is_undecodable(name):
+    from plaudit.v1 import events_pb2
+
+    envelope = events_pb2.Envelope.FromString((FOLDER / f"{name}.bin").read_bytes())
+    payload = getattr(envelope, envelope.WhichOneof("payload"))
+    payload.schema += 1
+    with pytest.raises(Undecodable, match=f"has schema {payload.schema}; this release reads up to"):
+        codec.decode(envelope.SerializeToString())
 
 
 def test_every_payload_and_every_act_has_golden_bytes():
@@ -179,6 +227,7 @@ def test_every_payload_and_every_act_has_golden_bytes():
 
 
 if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
     for stem, (noun, encode) in GOLDEN.items():
         if not (FOLDER / f"{stem}.bin").exists():
             (FOLDER / f"{stem}.bin").write_bytes(encode(noun, **HEADER))

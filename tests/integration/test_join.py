@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import os
 import subprocess
@@ -31,6 +32,7 @@ from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE
+from plaudit.serving.handle import answer_mark
 from plaudit.settings import JoinSettings
 from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
 from plaudit.types import (
@@ -335,6 +337,46 @@ def test_an_interaction_repeated_with_another_content_is_rejected(world: World) 
     kept = world.store.interaction("i")
     assert kept is not None
     assert len(kept.candidates) == 2
+
+
+def answered(interaction_id: str, text: str, version: int, seconds: float) -> Interaction:
+    """One attempt to answer the same request: another text, release, time and log-probs."""
+    whole = make_interaction(interaction_id, candidates=1, completed_at=START + dt.timedelta(seconds=seconds))
+    candidate = dataclasses.replace(whole.candidates[0], displayed_text=text, text=text, release_version=version)
+    return dataclasses.replace(
+        whole, candidates=(candidate,), base_digest=f"{version:02}" * 32, answers=(answer_mark([candidate]),)
+    )
+
+
+def seen(act: Feedback, interaction: Interaction) -> Feedback:
+    return dataclasses.replace(act, answer=interaction.answers[0])
+
+
+def test_a_request_sent_again_is_no_conflict_whatever_its_second_answer(world: World) -> None:
+    first, again = answered("i", "tea", 1, seconds=0), answered("i", "tea", 1, seconds=5)
+    swapped = answered("i", "coffee", 2, seconds=9)
+    world.join(first, again, swapped)
+    assert world.reasons() == []
+    assert world.store.interaction("i") == first
+
+
+def test_feedback_lands_only_on_the_answer_that_its_rater_saw(world: World) -> None:
+    first, again = answered("i", "tea", 1, seconds=0), answered("i", "tea", 1, seconds=5)
+    swapped = answered("i", "coffee", 2, seconds=9)
+    world.join(
+        seen(make_feedback("f2", "i", Thumbs("a", False), rater="bo"), swapped),
+        seen(make_feedback("f1", "i", Thumbs("a", True), rater="ann"), again),
+        first,
+        again,
+        swapped,
+    )
+    assert world.evidence() == [Binary(candidate="a", positive=True)]
+    assert world.reasons() == ["ANOTHER_ANSWER"]
+
+
+def test_another_request_under_a_used_id_is_a_conflict(world: World) -> None:
+    world.join(make_interaction("i", group="tea"), make_interaction("i", group="coffee"))
+    assert world.reasons() == ["ID_CONFLICT"]
 
 
 def test_late_and_disordered_arrival_gives_the_digest_of_orderly_arrival(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Requests and feedback over a real channel, through the real engine, into the real log."""
 
+import dataclasses
 import math
 import uuid
 
@@ -26,7 +27,8 @@ from plaudit.errors import (
 )
 from plaudit.eventlog import Topic
 from plaudit.replies import Delta, Reply, drafts
-from plaudit.serving.generation import candidate_id
+from plaudit.serving.handle import answer_mark
+from plaudit.testing.evidence import make_candidate
 from plaudit.types import Message, Option, Purpose, Ranking, Thumbs
 from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2, privacy_pb2, privacy_pb2_grpc
 
@@ -62,16 +64,17 @@ def test_a_request_sent_again_under_its_id_gets_the_same_candidates(client):
     assert [c.text for c in first.completions] == [c.text for c in again.completions]
 
 
-def test_another_text_under_the_same_interaction_id_has_another_candidate_id():
-    interaction_id = str(uuid.uuid4())
-    ids = {
-        candidate_id(interaction_id, 0, "release", (1, 2)),
-        candidate_id(interaction_id, 1, "release", (1, 2)),
-        candidate_id(interaction_id, 0, "other", (1, 2)),
-        candidate_id(interaction_id, 0, "release", (12,)),
-        candidate_id(interaction_id, 0, "release", (2, 1)),
+def test_another_text_under_the_same_interaction_id_has_another_mark():
+    one, other = make_candidate("a"), make_candidate("b")
+    marks = {
+        answer_mark([one, other]),
+        answer_mark([other, one]),
+        answer_mark([one]),
+        answer_mark([dataclasses.replace(one, displayed_text=other.displayed_text), other]),
     }
-    assert len(ids) == 5
+    assert len(marks) == 4
+    # How it came about is not what people saw.
+    assert answer_mark([dataclasses.replace(one, tokens=(1,), release_version=7), other]) in marks
 
 
 def test_a_stream_gives_the_text_in_pieces_and_the_record_last(local, client):
@@ -96,7 +99,10 @@ def test_a_choice_ranks_by_exact_probability_and_is_recorded_in_that_order(local
     )
     (interaction,) = local.records(Topic.INTERACTIONS)
     assert [c.option_id for c in interaction.candidates] == [o.option_id for o in decision.ranking]
-    assert [c.propensity for c in interaction.candidates] == [o.probability for o in decision.ranking]
+    assert [c.probability for c in interaction.candidates] == [o.probability for o in decision.ranking]
+    # Nothing was drawn: the order was shown with certainty.
+    assert [c.propensity for c in interaction.candidates] == [1.0] * 3
+    assert interaction.order_logprob == 0.0
 
 
 def test_feedback_is_recorded_under_a_pseudonym_before_it_is_acknowledged(local, client):

@@ -66,7 +66,7 @@ def altered(local):
                 seed=candidate.seed,
                 width=candidate.width,
             )
-            assert job.prompt.tokens == candidate.prompt_tokens
+            assert job.prompt.tokens == interaction.prompt_tokens
             (ticket,) = local.engine.submit([job])
             if ticket.result(30.0).tokens != candidate.tokens:
                 found.append((interaction.interaction_id, candidate.candidate_id))

@@ -72,13 +72,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]:
     torch.set_num_threads(threads)
 
 
-def candidate(base: Base, name: str, prompt: Sequence[int], text: str, **other: object) -> Candidate:
+def candidate(base: Base, name: str, text: str, **other: object) -> Candidate:
     tokens = (*base.encode_text(text), min(base.eos_ids))
     fields = {
         "candidate_id": name,
         "release_version": 0,
         "release_digest": "",
-        "prompt_tokens": tuple(prompt),
         "tokens": tokens,
         "logprobs_raw": (0.0,) * len(tokens),
         "logprobs_sampled": (0.0,) * len(tokens),
@@ -92,7 +91,7 @@ def candidate(base: Base, name: str, prompt: Sequence[int], text: str, **other: 
     return Candidate(**(fields | other))
 
 
-def interaction(name: str, group: str, candidates: Sequence[Candidate]) -> Interaction:
+def interaction(name: str, group: str, candidates: Sequence[Candidate], prompt: Sequence[int] = (3, 4)) -> Interaction:
     return Interaction(
         interaction_id=name,
         channel=CHANNEL,
@@ -102,6 +101,7 @@ def interaction(name: str, group: str, candidates: Sequence[Candidate]) -> Inter
         prompt_group=group,
         candidates=tuple(candidates),
         completed_at=NOW,
+        prompt_tokens=tuple(prompt),
     )
 
 
@@ -151,9 +151,9 @@ def planted(base: Base, size: int, seed: int = 0) -> FrozenDataSet:
         prompt = base.encode([Message("user", f"{WORDS[number % 16]} {WORDS[number % 5]}")]).tokens
         name, person = f"i{number:04}", int(rng.integers(25))
         # Two texts with and two without the word would be unlike served candidates: let chance decide.
-        candidates = [candidate(base, f"c{i}", prompt, sentence(rng)) for i in range(4)]
+        candidates = [candidate(base, f"c{i}", sentence(rng)) for i in range(4)]
         worth = np.array([3.0 if LIKED in c.text.split() else 0.0 for c in candidates])
-        interactions.append(interaction(name, group, candidates))
+        interactions.append(interaction(name, group, candidates, prompt))
         kind = rng.choice(["thumbs", "choice", "ranking", "correction"], p=[0.4, 0.35, 0.2, 0.05])
         evidence: Evidence
         if kind == "thumbs":
@@ -482,7 +482,7 @@ def test_train_gate_and_calibration_share_no_event(base: Base, data: FrozenDataS
 
 def test_train_raters_on_gate_groups_are_left_out(base: Base):
     prompt = (3, 4)
-    asked = interaction("i", "g", [candidate(base, "c0", prompt, "tea"), candidate(base, "c1", prompt, "cup")])
+    asked = interaction("i", "g", [candidate(base, "c0", "tea"), candidate(base, "c1", "cup")], prompt)
     pair = Pair(first="c0", second="c1", outcome=PairOutcome.FIRST)
     rows = [
         row("i", pair, FeedbackKind.CHOICE, "a", Split.TRAIN, group_split=Split.GATE),
@@ -496,7 +496,7 @@ def test_train_raters_on_gate_groups_are_left_out(base: Base):
 def test_weights_decay_with_age_are_capped_a_rater_and_have_mean_one(base: Base):
     prompt = (3, 4)
     asked = [
-        interaction(f"i{n}", "g", [candidate(base, "c0", prompt, "tea"), candidate(base, "c1", prompt, "cup")])
+        interaction(f"i{n}", "g", [candidate(base, "c0", "tea"), candidate(base, "c1", "cup")], prompt)
         for n in range(42)
     ]
     pair = Pair(first="c0", second="c1", outcome=PairOutcome.FIRST)
@@ -515,7 +515,7 @@ def test_weights_decay_with_age_are_capped_a_rater_and_have_mean_one(base: Base)
 def test_corrections_hold_at_most_a_fifth_of_the_weight(base: Base):
     prompt = (3, 4)
     asked = [
-        interaction(f"i{n}", "g", [candidate(base, "c0", prompt, "tea"), candidate(base, "c1", prompt, "cup")])
+        interaction(f"i{n}", "g", [candidate(base, "c0", "tea"), candidate(base, "c1", "cup")], prompt)
         for n in range(12)
     ]
     rows = [
@@ -531,7 +531,7 @@ def test_corrections_hold_at_most_a_fifth_of_the_weight(base: Base):
 
 
 def test_ratings_become_thumbs_about_the_raters_own_median(base: Base):
-    asked = [interaction(f"i{n}", "g", [candidate(base, "c0", (3, 4), "tea " * (n + 1))]) for n in range(3)]
+    asked = [interaction(f"i{n}", "g", [candidate(base, "c0", "tea " * (n + 1))]) for n in range(3)]
     rows = [
         row(f"i{n}", Scalar(candidate="c0", value=v), FeedbackKind.RATING, "r", Split.TRAIN)
         for n, v in enumerate((0.9, 0.8, 1.0))
@@ -542,7 +542,7 @@ def test_ratings_become_thumbs_about_the_raters_own_median(base: Base):
 
 
 def test_a_label_is_a_choice_among_the_options(base: Base):
-    options = [candidate(base, f"c{i}", (3, 4), text, option_id=text) for i, text in enumerate(("cup", "tea", "rain"))]
+    options = [candidate(base, f"c{i}", text, option_id=text) for i, text in enumerate(("cup", "tea", "rain"))]
     label = row("i", Label(candidate="c0", value="tea"), FeedbackKind.LABEL, "m", Split.TRAIN)
     (ranking,) = collect(frozen([interaction("i", "g", options)], [label]), Split.TRAIN, base, SETTINGS).rankings
     assert base.decode(ranking.order[0].shown) == "tea"
@@ -551,31 +551,31 @@ def test_a_label_is_a_choice_among_the_options(base: Base):
 
 
 def test_shown_tokens_are_the_shortest_prefix_that_shows_the_text(base: Base):
-    whole = candidate(base, "c", (3,), "tea cup rain", displayed_text="tea cup")
+    whole = candidate(base, "c", "tea cup rain", displayed_text="tea cup")
     shown = shown_tokens(base, whole)
     assert shown == whole.tokens[: len(shown)]
     assert "tea cup" in base.decode(shown)
     assert "tea cup" not in base.decode(shown[:-1])
-    assert min(base.eos_ids) not in shown_tokens(base, candidate(base, "c", (3,), "tea cup rain"))
+    assert min(base.eos_ids) not in shown_tokens(base, candidate(base, "c", "tea cup rain"))
 
 
 def test_a_rewritten_or_redacted_text_is_tokenised_anew(base: Base):
-    rewritten = candidate(base, "c", (3,), "tea cup", displayed_text="kind book")
-    redacted = candidate(base, "c", (3,), "tea cup", redacted=True)
+    rewritten = candidate(base, "c", "tea cup", displayed_text="kind book")
+    redacted = candidate(base, "c", "tea cup", redacted=True)
     assert shown_tokens(base, rewritten) == base.encode_text("kind book")
     assert shown_tokens(base, redacted) == base.encode_text("tea cup")
 
 
 def test_a_group_without_references_takes_its_own_base_candidates(base: Base):
     mine = [
-        candidate(base, "c0", (3,), "tea", release_version=0),
-        candidate(base, "c1", (3,), "cup", release_version=2),
+        candidate(base, "c0", "tea", release_version=0),
+        candidate(base, "c1", "cup", release_version=2),
     ]
     data = frozen([interaction("i", "g", mine), interaction("j", "h", mine[1:])], [])
     given = {"k": [((5,), (6, 7, min(base.eos_ids)))]}
     found = complete_references(data, base, given, groups=["g", "h", "k"], most=4)
-    assert found["g"] == (Completion((3,), base.encode_text("tea")),)
-    assert found["h"] == (Completion((3,), base.encode_text("cup")),)
+    assert found["g"] == (Completion((3, 4), base.encode_text("tea")),)
+    assert found["h"] == (Completion((3, 4), base.encode_text("cup")),)
     assert found["k"] == (Completion((5,), (6, 7)),)
 
 

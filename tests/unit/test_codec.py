@@ -41,7 +41,6 @@ candidates = st.builds(
     candidate_id=names,
     release_version=uint32,
     release_digest=texts,
-    prompt_tokens=st.lists(uint32, max_size=4).map(tuple),
     tokens=st.lists(uint32, max_size=4).map(tuple),
     logprobs_raw=st.lists(floats32, max_size=4).map(tuple),
     logprobs_sampled=st.lists(floats32, max_size=4).map(tuple),
@@ -51,6 +50,7 @@ candidates = st.builds(
     sampling=samplings,
     seed=uint64,
     width=uint32,
+    probability=floats64,
     propensity=floats64,
     redacted=st.booleans(),
     valid=st.booleans(),
@@ -70,6 +70,9 @@ interactions = st.builds(
     end_user=texts,
     rater=texts,
     passages=st.lists(st.builds(types.Passage, texts, texts, texts), max_size=2).map(tuple),
+    prompt_tokens=st.lists(uint32, max_size=4).map(tuple),
+    order_logprob=floats64,
+    answers=st.lists(st.binary(max_size=16).map(bytes.hex), max_size=2).map(tuple),
     plugin_version=texts,
     base_digest=texts,
 )
@@ -93,6 +96,7 @@ feedbacks = st.builds(
     rater=texts,
     session_id=texts,
     reasons=st.lists(texts, max_size=3).map(tuple),
+    answer=st.binary(max_size=16).map(bytes.hex),
 )
 retractions = st.builds(
     codec.Retraction,
@@ -209,7 +213,6 @@ INTERACTION = types.Interaction(
             candidate_id="c1",
             release_version=1,
             release_digest="d",
-            prompt_tokens=(1,),
             tokens=(2,),
             logprobs_raw=(-0.5,),
             logprobs_sampled=(-0.5,),

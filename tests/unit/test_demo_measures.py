@@ -39,7 +39,6 @@ def reply(begun: float, ended: float, *versions: int, purpose: Purpose = Purpose
             candidate_id=f"{begun}-{place}",
             release_version=version,
             release_digest="d",
-            prompt_tokens=(1, 2),
             tokens=(3, 4, 5),
             logprobs_raw=(-1.0,) * 3,
             logprobs_sampled=(-1.0,) * 3,

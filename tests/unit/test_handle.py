@@ -20,6 +20,7 @@ claims = st.builds(
     domain=texts,
     interaction_id=ids,
     candidate_ids=st.lists(ids, max_size=8).map(tuple),
+    answer=st.binary(min_size=16, max_size=16).map(bytes.hex),
     rater=texts,
     expires_at=st.integers(1, 10_000).map(lambda s: NOW + dt.timedelta(seconds=s)),
 )
@@ -31,6 +32,7 @@ def some_claims(**changes):
         "domain": "instruction",
         "interaction_id": "01a206c5-4b7c-74bb-aedc-bd6b84677116",
         "candidate_ids": ("19460b0f-93df-54e3-a618-3b29e53c775d", "c2"),
+        "answer": "ab" * 16,
         "rater": "",
         "expires_at": SIGNER.expiry(NOW),
     }

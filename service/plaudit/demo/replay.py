@@ -129,8 +129,8 @@ def _job(engine: TorchEngine, plugin: DomainPlugin, channel: Channel, reply: Rep
     interaction = reply.interaction
     rendered = plugin.render(Request(messages=interaction.messages, passages=interaction.passages))
     prompt = engine.encode(rendered.messages)
-    if prompt.tokens != candidate.prompt_tokens:
+    if prompt.tokens != interaction.prompt_tokens:
         # Redaction changed the logged text; the tokens are what the model read.
-        prompt = EncodedPrompt(candidate.prompt_tokens)
+        prompt = EncodedPrompt(interaction.prompt_tokens)
     key = ReleaseKey(str(channel), candidate.release_version, candidate.release_digest)
     return Job(prompt=prompt, release=key, sampling=candidate.sampling, seed=candidate.seed, width=candidate.width)

@@ -6,8 +6,10 @@ where a message lacks what its noun cannot be without, or holds a value that thi
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,12 @@ from plaudit.types import Act, Channel, Feedback, Interaction
 from plaudit.v1 import assistant_pb2, errors_pb2, events_pb2, feedback_pb2, releases_pb2
 
 REASON_PREFIX = "ERROR_REASON_"
+# Version of each message's meaning that this release writes; it reads every version up to it (0, absent, is 1).
+INTERACTION_SCHEMA = 2
+FEEDBACK_SCHEMA = 1
+RETRACTION_SCHEMA = 1
+RELEASE_SCHEMA = 1
+REJECTED_SCHEMA = 1
 STATE_PREFIX = "RELEASE_STATE_"
 
 
@@ -90,6 +98,7 @@ FINISH_REASONS = {
     types.FinishReason.EOS: assistant_pb2.FINISH_REASON_EOS,
     types.FinishReason.STOP: assistant_pb2.FINISH_REASON_STOP,
     types.FinishReason.LENGTH: assistant_pb2.FINISH_REASON_LENGTH,
+    types.FinishReason.CANCELLED: assistant_pb2.FINISH_REASON_CANCELLED,
 }
 PURPOSE_OF = {value: key for key, value in PURPOSES.items()} | {
     assistant_pb2.PURPOSE_UNSPECIFIED: types.Purpose.SERVE  # as assistant.proto documents it
@@ -138,11 +147,34 @@ def interaction_to_proto(interaction: Interaction) -> events_pb2.InteractionReco
         plugin_version=interaction.plugin_version,
         base_digest=interaction.base_digest,
         completed_at=timestamp(interaction.completed_at),
+        schema=INTERACTION_SCHEMA,
+        prompt_tokens=interaction.prompt_tokens,
+        order_logprob=interaction.order_logprob,
+        answers=[bytes.fromhex(answer) for answer in interaction.answers],
     )
 
 
 def interaction_from_proto(message: events_pb2.InteractionRecorded) -> Interaction:
-    """The interaction that a message records."""
+    """The interaction that a message records.
+
+    Schema 1 had the prompt in each candidate, and the probabilities of a choice as propensities of the order, which was
+    not drawn.
+    """
+    schema = _schema(message, INTERACTION_SCHEMA)
+    action = _named(ACTION_OF, message, "action")
+    prompt_tokens: Sequence[int] = message.prompt_tokens
+    candidates = [_candidate_from_proto(candidate) for candidate in message.candidates]
+    if schema == 1:
+        prompt_tokens = message.candidates[0].prompt_tokens if message.candidates else ()
+        choice = action is types.Action.CHOICE
+        candidates = [
+            dataclasses.replace(
+                candidate,
+                probability=candidate.propensity if choice else 1.0,
+                propensity=1.0 if choice else candidate.propensity,
+            )
+            for candidate in candidates
+        ]
     return Interaction(
         interaction_id=_required(message, "interaction_id"),
         channel=_channel(message),
@@ -150,11 +182,14 @@ def interaction_from_proto(message: events_pb2.InteractionRecorded) -> Interacti
         end_user=message.end_user,
         rater=message.rater,
         purpose=_named(PURPOSE_OF, message, "purpose"),
-        action=_named(ACTION_OF, message, "action"),
+        action=action,
         messages=tuple(types.Message(m.role, m.content) for m in message.messages),
         passages=tuple(types.Passage(p.passage_id, p.text, p.source) for p in message.passages),
         prompt_group=message.prompt_group,
-        candidates=tuple(_candidate_from_proto(candidate) for candidate in message.candidates),
+        candidates=tuple(candidates),
+        prompt_tokens=tuple(prompt_tokens),
+        order_logprob=message.order_logprob,
+        answers=tuple(answer.hex() for answer in message.answers),
         plugin_version=message.plugin_version,
         base_digest=message.base_digest,
         completed_at=moment(message, "completed_at"),
@@ -167,7 +202,6 @@ def _candidate_to_proto(candidate: types.Candidate) -> events_pb2.Candidate:
         candidate_id=candidate.candidate_id,
         release_version=candidate.release_version,
         release_digest=candidate.release_digest,
-        prompt_tokens=candidate.prompt_tokens,
         tokens=candidate.tokens,
         logprobs_raw=candidate.logprobs_raw,
         logprobs_sampled=candidate.logprobs_sampled,
@@ -183,6 +217,7 @@ def _candidate_to_proto(candidate: types.Candidate) -> events_pb2.Candidate:
         ),
         seed=candidate.seed,
         width=candidate.width,
+        probability=candidate.probability,
         propensity=candidate.propensity,
         redacted=candidate.redacted,
         valid=candidate.valid,
@@ -195,7 +230,6 @@ def _candidate_from_proto(message: events_pb2.Candidate) -> types.Candidate:
         candidate_id=_required(message, "candidate_id"),
         release_version=message.release_version,
         release_digest=message.release_digest,
-        prompt_tokens=tuple(message.prompt_tokens),
         tokens=tuple(message.tokens),
         logprobs_raw=tuple(message.logprobs_raw),
         logprobs_sampled=tuple(message.logprobs_sampled),
@@ -211,6 +245,7 @@ def _candidate_from_proto(message: events_pb2.Candidate) -> types.Candidate:
         ),
         seed=message.seed,
         width=message.width,
+        probability=message.probability,
         propensity=message.propensity,
         redacted=message.redacted,
         valid=message.valid,
@@ -231,11 +266,14 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackRecorded:
         domain=feedback.channel.domain,
         tenant=feedback.channel.tenant,
         accepted_at=timestamp(feedback.accepted_at),
+        schema=FEEDBACK_SCHEMA,
+        answer=bytes.fromhex(feedback.answer),
     )
 
 
 def feedback_from_proto(message: events_pb2.FeedbackRecorded) -> Feedback:
     """The act that a message records."""
+    _schema(message, FEEDBACK_SCHEMA)
     return Feedback(
         feedback_id=_required(message.feedback, "feedback_id"),
         interaction_id=_required(message, "interaction_id"),
@@ -245,6 +283,7 @@ def feedback_from_proto(message: events_pb2.FeedbackRecorded) -> Feedback:
         rater=message.feedback.rater,
         session_id=message.feedback.session_id,
         reasons=tuple(message.feedback.reasons),
+        answer=message.answer.hex(),
     )
 
 
@@ -309,11 +348,13 @@ def retraction_to_proto(retraction: Retraction) -> events_pb2.FeedbackRetracted:
         rater=retraction.rater,
         session_id=retraction.session_id,
         accepted_at=timestamp(retraction.accepted_at),
+        schema=RETRACTION_SCHEMA,
     )
 
 
 def retraction_from_proto(message: events_pb2.FeedbackRetracted) -> Retraction:
     """The withdrawal that a message records."""
+    _schema(message, RETRACTION_SCHEMA)
     return Retraction(
         feedback_id=_required(message, "feedback_id"),
         interaction_id=_required(message, "interaction_id"),
@@ -344,11 +385,13 @@ def release_change_to_proto(change: ReleaseChange) -> events_pb2.ReleaseChanged:
         ),
         actor=change.actor,
         reason=change.reason,
+        schema=RELEASE_SCHEMA,
     )
 
 
 def release_change_from_proto(message: events_pb2.ReleaseChanged, changed_at: dt.datetime) -> ReleaseChange:
     """The channel's change that a message records."""
+    _schema(message, RELEASE_SCHEMA)
     state, release = message.state, message.release
     try:
         channel = Channel.parse(state.channel)
@@ -382,11 +425,13 @@ def rejected_to_proto(rejected: Rejected) -> events_pb2.RecordRejected:
         offset=rejected.offset,
         key=rejected.key,
         value=rejected.value,
+        schema=REJECTED_SCHEMA,
     )
 
 
 def rejected_from_proto(message: events_pb2.RecordRejected, rejected_at: dt.datetime) -> Rejected:
     """The rejected record that a message carries."""
+    _schema(message, REJECTED_SCHEMA)
     try:
         reason = errors_pb2.ErrorReason.Name(message.reason)
     except ValueError as error:
@@ -401,6 +446,14 @@ def rejected_from_proto(message: events_pb2.RecordRejected, rejected_at: dt.date
         value=message.value,
         rejected_at=rejected_at,
     )
+
+
+def _schema(message: Any, known: int) -> int:
+    """Version of a message's meaning; raises Undecodable if a later release wrote it."""
+    schema: int = message.schema or 1
+    if schema > known:
+        raise Undecodable(f"{message.DESCRIPTOR.name} has schema {schema}; this release reads up to {known}")
+    return schema
 
 
 def _required(message: ProtoMessage, field: str) -> str:

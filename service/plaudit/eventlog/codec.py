@@ -7,6 +7,7 @@ outlives every program that wrote to it, and the join. The bodies of the message
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import hashlib
 from typing import TypeAlias
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from plaudit.errors import Undecodable
 from plaudit.eventlog import bodies
 from plaudit.eventlog.bodies import Rejected, ReleaseChange, Retraction, act_from_proto, act_to_proto
-from plaudit.types import Feedback, Interaction
+from plaudit.types import Feedback, Interaction, Purpose
 from plaudit.v1 import events_pb2
 
 __all__ = [
@@ -35,9 +36,11 @@ __all__ = [
     "encode_rejected",
     "encode_release_changed",
     "encode_retraction",
+    "request_digest",
 ]
 
 SCHEMA = 1
+_NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 Decoded: TypeAlias = Interaction | Feedback | Retraction | ReleaseChange | Rejected
 
@@ -116,6 +119,37 @@ def body_digest(feedback: Feedback) -> bytes:
     body = bodies.feedback_to_proto(feedback).feedback
     body.feedback_id = ""
     return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
+
+
+def request_digest(interaction: Interaction) -> bytes:
+    """SHA-256 of what a caller asked, whatever was answered and when: equal if a request was sent again under its id.
+
+    A second attempt may meet another release and give another text, so nothing of the answer is part of it but the
+    number of candidates and the set of options that were to be ranked. The messages of an EVALUATE interaction are not
+    kept, and not part of it.
+    """
+    evaluated = interaction.purpose is Purpose.EVALUATE
+    asked = bodies.interaction_to_proto(
+        dataclasses.replace(
+            interaction,
+            candidates=(),
+            prompt_tokens=(),
+            order_logprob=0.0,
+            answers=(),
+            completed_at=_NEVER,
+            plugin_version="",
+            base_digest="",
+            prompt_group="",
+            messages=() if evaluated else interaction.messages,
+            passages=() if evaluated else interaction.passages,
+        )
+    )
+    asked.schema = 0  # of the record, not of the request
+    digest = hashlib.sha256(asked.SerializeToString(deterministic=True))
+    digest.update(len(interaction.candidates).to_bytes(4, "big"))
+    for option_id in sorted(candidate.option_id for candidate in interaction.candidates if candidate.option_id):
+        digest.update(hashlib.sha256(option_id.encode()).digest())
+    return digest.digest()
 
 
 def _envelope(occurred_at: dt.datetime, producer: str, traceparent: str, event_id: str | None) -> events_pb2.Envelope:

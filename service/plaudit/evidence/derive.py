@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from plaudit.domain import DomainPlugin
 from plaudit.errors import (
+    AnotherAnswer,
     IdConflict,
     NoInteraction,
     NotJoined,
@@ -108,7 +109,11 @@ def derive(
     counting = _first_bodies(mine_acts, derived)
     retracted = _retracted(counting, mine_retractions, derived)
     known = frozenset(candidate.candidate_id for candidate in interaction.candidates)
-    usable = [act for act in counting.values() if _names_known_candidates(act, known, derived)]
+    usable = [
+        act
+        for act in counting.values()
+        if _is_of_this_answer(act, interaction, derived) and _names_known_candidates(act, known, derived)
+    ]
     for act in _newest(usable, derived):
         if act.feedback.feedback_id in retracted:
             continue
@@ -173,6 +178,24 @@ def _retracted(
                 RetractionByOther(f"feedback {retraction.feedback_id} was given by another rater; it still counts"),
             )
     return frozenset(withdrawn)
+
+
+def _is_of_this_answer(act: StoredAct, interaction: Interaction, derived: Derived) -> bool:
+    """Whether the rater saw what the interaction records; rejects the act otherwise.
+
+    A request that was sent again may have been answered twice, with two texts: the first in the log is the interaction.
+    """
+    seen = act.feedback.answer
+    if not seen or not interaction.answers or seen in interaction.answers:
+        return True
+    derived.reject(
+        act.key,
+        AnotherAnswer(
+            f"interaction {interaction.interaction_id} was answered more than once; its rater saw another answer "
+            "than the one that the log holds first"
+        ),
+    )
+    return False
 
 
 def _names_known_candidates(act: StoredAct, known: frozenset[str], derived: Derived) -> bool:

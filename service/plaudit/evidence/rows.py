@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import hashlib
 import json
 import struct
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
+from plaudit.eventlog.codec import request_digest
 from plaudit.evidence.tables import EPOCH, MICROSECOND, from_micros, to_micros
 from plaudit.types import (
     Action,
@@ -38,6 +38,8 @@ from plaudit.types import (
     Scalar,
 )
 from plaudit.v1 import evidence_pb2 as pb
+
+EVIDENCE_SCHEMA = 1  # written as 0, its absence, so that the same evidence has the same digest as ever
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ class StoredEvidence:
 def interaction_row(interaction: Interaction) -> dict[str, Any]:
     """The row of table interactions; of an EVALUATE interaction nothing but what tells that it was seen."""
     kept = interaction.purpose is not Purpose.EVALUATE
-    content: dict[str, Any] = {
+    return {
         "interaction_id": interaction.interaction_id,
         "domain": interaction.channel.domain,
         "tenant": interaction.channel.tenant,
@@ -78,9 +80,11 @@ def interaction_row(interaction: Interaction) -> dict[str, Any]:
         "plugin_version": interaction.plugin_version,
         "base_digest": interaction.base_digest,
         "completed_at": to_micros(interaction.completed_at),
+        "prompt_tokens": _pack("I", interaction.prompt_tokens if kept else ()),
+        "order_logprob": interaction.order_logprob,
+        "answers": _json(interaction.answers),
+        "digest": request_digest(interaction),
     }
-    candidates = [list(row.values()) for row in candidate_rows(interaction)] if kept else []
-    return content | {"digest": hashlib.sha256(repr((content, candidates)).encode()).digest()}
 
 
 def candidate_rows(interaction: Interaction) -> list[dict[str, Any]]:
@@ -94,7 +98,6 @@ def candidate_rows(interaction: Interaction) -> list[dict[str, Any]]:
             "candidate_id": candidate.candidate_id,
             "release_version": candidate.release_version,
             "release_digest": candidate.release_digest,
-            "prompt_tokens": _pack("I", candidate.prompt_tokens),
             "tokens": _pack("I", candidate.tokens),
             "logprobs_raw": _pack("f", candidate.logprobs_raw),
             "logprobs_sampled": _pack("f", candidate.logprobs_sampled),
@@ -104,6 +107,7 @@ def candidate_rows(interaction: Interaction) -> list[dict[str, Any]]:
             "sampling": _json(_sampling_fields(candidate.sampling)),
             "seed": str(candidate.seed),
             "width": candidate.width,
+            "probability": candidate.probability,
             "propensity": candidate.propensity,
             "redacted": candidate.redacted,
             "valid": candidate.valid,
@@ -125,6 +129,9 @@ def interaction_from_rows(row: RowMapping, candidates: Iterable[RowMapping]) -> 
         prompt_group=row["prompt_group"],
         candidates=tuple(_candidate(each) for each in candidates),
         completed_at=from_micros(row["completed_at"]),
+        prompt_tokens=tokens_from_bytes(row["prompt_tokens"]),
+        order_logprob=row["order_logprob"],
+        answers=tuple(json.loads(row["answers"])),
         session_id=row["session_id"],
         end_user=row["end_user"],
         rater=row["rater"],
@@ -139,7 +146,6 @@ def _candidate(row: RowMapping) -> Candidate:
         candidate_id=row["candidate_id"],
         release_version=row["release_version"],
         release_digest=row["release_digest"],
-        prompt_tokens=tokens_from_bytes(row["prompt_tokens"]),
         tokens=tokens_from_bytes(row["tokens"]),
         logprobs_raw=_unpack("f", row["logprobs_raw"]),
         logprobs_sampled=_unpack("f", row["logprobs_sampled"]),
@@ -149,6 +155,7 @@ def _candidate(row: RowMapping) -> Candidate:
         sampling=Sampling(**(sampling | {"stop": tuple(sampling["stop"])})),
         seed=int(row["seed"]),
         width=row["width"],
+        probability=row["probability"],
         propensity=row["propensity"],
         redacted=row["redacted"],
         valid=row["valid"],
@@ -211,6 +218,8 @@ def evidence_to_bytes(row: StoredEvidence) -> bytes:
 def evidence_from_bytes(data: bytes) -> StoredEvidence:
     """The row of its bytes."""
     message = pb.EvidenceRow.FromString(data)
+    if (message.schema or 1) > EVIDENCE_SCHEMA:
+        raise ValueError(f"evidence row of schema {message.schema}; this release reads up to {EVIDENCE_SCHEMA}")
     stamp = message.accepted_at
     return StoredEvidence(
         interaction_id=message.interaction_id,

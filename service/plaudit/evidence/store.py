@@ -25,7 +25,6 @@ from plaudit.evidence.rows import (
 )
 from plaudit.evidence.splits import Split, group_split, rater_split
 from plaudit.evidence.tables import (
-    CandidateRow,
     Database,
     EvidenceTable,
     FeedbackRow,
@@ -190,17 +189,13 @@ class EvidenceStore:
                 InteractionRow.interaction_id,
                 InteractionRow.messages,
                 InteractionRow.passages,
+                InteractionRow.prompt_tokens,
                 age.label("age"),
             )
             .where(_of_channel(channel), _LEARNED_FROM)
             .subquery()
         )
-        first_candidate = and_(CandidateRow.interaction_id == ranked.c.interaction_id, CandidateRow.position == 0)
-        query = (
-            select(ranked, CandidateRow.prompt_tokens)
-            .join(CandidateRow, first_candidate, isouter=True)
-            .where(ranked.c.age == 1)
-        )
+        query = select(ranked).where(ranked.c.age == 1)
         with self.database.reading() as connection:
             found = connection.execute(query).mappings().all()
         prompts = [
@@ -209,7 +204,7 @@ class EvidenceStore:
                 interaction_id=row["interaction_id"],
                 messages=messages_from_json(row["messages"]),
                 passages=passages_from_json(row["passages"]),
-                prompt_tokens=tokens_from_bytes(row["prompt_tokens"] or b""),
+                prompt_tokens=tokens_from_bytes(row["prompt_tokens"]),
             )
             for row in found
         ]

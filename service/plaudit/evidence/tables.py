@@ -84,7 +84,10 @@ class InteractionRow(Base):
     plugin_version: Mapped[str] = mapped_column(String)
     base_digest: Mapped[str] = mapped_column(String)
     completed_at: Mapped[int] = mapped_column(BigInteger)
-    digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the content, to tell a repeat from a conflict
+    prompt_tokens: Mapped[bytes] = mapped_column(LargeBinary)  # uint32
+    order_logprob: Mapped[float] = mapped_column(Float(53))
+    answers: Mapped[str] = mapped_column(Text)  # JSON [mark in hex, ...]
+    digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the request, to tell a repeat from a conflict
 
     __table_args__ = (Index("interactions_by_channel", "domain", "tenant", "purpose"),)
 
@@ -99,7 +102,6 @@ class CandidateRow(Base):
     candidate_id: Mapped[str] = mapped_column(String)
     release_version: Mapped[int] = mapped_column(BigInteger)
     release_digest: Mapped[str] = mapped_column(String)
-    prompt_tokens: Mapped[bytes] = mapped_column(LargeBinary)  # uint32
     tokens: Mapped[bytes] = mapped_column(LargeBinary)  # uint32
     logprobs_raw: Mapped[bytes] = mapped_column(LargeBinary)  # float32, as in the log
     logprobs_sampled: Mapped[bytes] = mapped_column(LargeBinary)  # float32, as in the log
@@ -109,6 +111,7 @@ class CandidateRow(Base):
     sampling: Mapped[str] = mapped_column(Text)  # JSON
     seed: Mapped[str] = mapped_column(String)  # decimal: a uint64 does not fit SQL's largest integer
     width: Mapped[int] = mapped_column(BigInteger)
+    probability: Mapped[float] = mapped_column(Float(53))
     propensity: Mapped[float] = mapped_column(Float(53))
     redacted: Mapped[bool] = mapped_column(Boolean)
     valid: Mapped[bool] = mapped_column(Boolean)

@@ -29,8 +29,8 @@ class References:
         """Note the base's answers that were served."""
         for interaction in data.interactions.values():
             for candidate in interaction.candidates:
-                if candidate.release_version == 0 and candidate.prompt_tokens:
-                    completion = Completion(candidate.prompt_tokens, shown_tokens(self._text, candidate))
+                if candidate.release_version == 0 and interaction.prompt_tokens:
+                    completion = Completion(interaction.prompt_tokens, shown_tokens(self._text, candidate))
                     self._found.setdefault(interaction.prompt_group, {})[completion] = candidate.displayed_text
 
     def complete(
@@ -68,7 +68,6 @@ def as_shown(text: Text, plugin: DomainPlugin, made: Sample) -> tuple[Completion
         candidate_id="",
         release_version=made.generated.release.version,
         release_digest=made.generated.release.digest,
-        prompt_tokens=made.prompt.encoded.tokens,
         tokens=made.generated.tokens,
         logprobs_raw=made.generated.logprobs_raw,
         logprobs_sampled=made.generated.logprobs_sampled,

@@ -235,8 +235,9 @@ class _Reader:
         """The candidate as the reward model reads it."""
         key = (interaction_id, candidate_id)
         if key not in self._completions:
-            candidate = next(c for c in self._interactions[interaction_id].candidates if c.candidate_id == candidate_id)
-            self._completions[key] = Completion(candidate.prompt_tokens, shown_tokens(self._text, candidate))
+            interaction = self._interactions[interaction_id]
+            candidate = next(c for c in interaction.candidates if c.candidate_id == candidate_id)
+            self._completions[key] = Completion(interaction.prompt_tokens, shown_tokens(self._text, candidate))
         return self._completions[key]
 
     def read(self, event: Event, row: EvidenceRow) -> Weighed | None:
@@ -373,7 +374,7 @@ def complete_references(
     for _, interaction in sorted(data.interactions.items()):
         if interaction.prompt_group in missing:
             for candidate in interaction.candidates:
-                completion = Completion(candidate.prompt_tokens, shown_tokens(text, candidate))
+                completion = Completion(interaction.prompt_tokens, shown_tokens(text, candidate))
                 own[interaction.prompt_group][candidate.release_version == 0][completion] = None
     for group in missing:
         found[group] = tuple(own[group][True] or own[group][False])[:most]

@@ -84,6 +84,7 @@ class Acts:
             rater=rater,
             session_id=session_id,
             reasons=_reasons(message.reasons, plugin.declaration),
+            answer=claims.answer,
         )
 
     def retraction(self, message: feedback_pb2.RetractFeedbackRequest, now: dt.datetime) -> Retraction:

@@ -139,7 +139,7 @@ def _chosen(recorded: Recorded) -> assistant_pb2.ChooseResponse:
             assistant_pb2.RankedOption(
                 option_id=candidate.option_id,
                 candidate_id=candidate.candidate_id,
-                probability=candidate.propensity,
+                probability=candidate.probability,
                 logprob_raw=math.fsum(candidate.logprobs_raw),
             )
             for candidate in interaction.candidates

@@ -26,7 +26,7 @@ from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import encode_interaction
 from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
-from plaudit.serving.handle import HandleClaims, HandleSigner, pseudonym
+from plaudit.serving.handle import HandleClaims, HandleSigner, answer_mark, pseudonym
 from plaudit.serving.router import Router, unknown_domain
 from plaudit.serving.validate import ChoiceWanted, CompletionsWanted, Envelope, SamplingWish, refused
 from plaudit.telemetry import traceparent
@@ -119,10 +119,9 @@ class Generation:
             outcome = started.plugin.parse(started.prompt, result.text)
             candidates.append(
                 Candidate(
-                    candidate_id=candidate_id(envelope.interaction_id, index, result.release.digest, result.tokens),
+                    candidate_id=candidate_id(envelope.interaction_id, index),
                     release_version=result.release.version,
                     release_digest=result.release.digest,
-                    prompt_tokens=job.prompt.tokens,
                     tokens=result.tokens,
                     logprobs_raw=result.logprobs_raw,
                     logprobs_sampled=result.logprobs_sampled,
@@ -137,7 +136,8 @@ class Generation:
             )
             self._metrics.tokens.labels("completion").inc(len(result.tokens))
         self._metrics.tokens.labels("prompt").inc(len(started.jobs[0].prompt.tokens))
-        return self._record(envelope, started.plugin, started.prompt, Action.COMPLETION, candidates)
+        tokens = started.jobs[0].prompt.tokens
+        return self._record(envelope, started.plugin, started.prompt, tokens, Action.COMPLETION, candidates)
 
     # Choices -------------------------------------------------------------------------------------
 
@@ -165,12 +165,9 @@ class Generation:
             outcome = plugin.parse(prompt, option.text)
             candidates.append(
                 Candidate(
-                    candidate_id=candidate_id(
-                        envelope.interaction_id, index, release.key.digest, texts[index], option.option_id
-                    ),
+                    candidate_id=candidate_id(envelope.interaction_id, index, option.option_id),
                     release_version=release.key.version,
                     release_digest=release.key.digest,
-                    prompt_tokens=encoded.tokens,
                     tokens=texts[index],
                     logprobs_raw=logprobs[index],
                     logprobs_sampled=(),
@@ -180,15 +177,15 @@ class Generation:
                     sampling=Sampling(),
                     seed=0,
                     width=0,
-                    propensity=probabilities[index],
+                    probability=probabilities[index],
                     valid=outcome.valid,
                     option_id=option.option_id,
                 )
             )
         self._metrics.tokens.labels("prompt").inc(len(encoded.tokens))
         # Ties keep the caller's order, so that equal requests get equal answers.
-        candidates.sort(key=lambda candidate: -candidate.propensity)
-        return self._record(envelope, plugin, prompt, Action.CHOICE, candidates)
+        candidates.sort(key=lambda candidate: -candidate.probability)
+        return self._record(envelope, plugin, prompt, encoded.tokens, Action.CHOICE, candidates)
 
     # Common --------------------------------------------------------------------------------------
 
@@ -211,12 +208,14 @@ class Generation:
         envelope: Envelope,
         plugin: DomainPlugin,
         prompt: Prompt,
+        prompt_tokens: tuple[int, ...],
         action: Action,
         candidates: Sequence[Candidate],
     ) -> Recorded:
         now = dt.datetime.now(dt.UTC)
         channel = envelope.channel
         rater = pseudonym(self._pseudonym_key, channel.tenant, envelope.rater)
+        answer = answer_mark(candidates)
         interaction = Interaction(
             interaction_id=envelope.interaction_id,
             channel=channel,
@@ -226,6 +225,8 @@ class Generation:
             prompt_group=prompt.group,
             candidates=tuple(candidates),
             completed_at=now,
+            prompt_tokens=prompt_tokens,
+            answers=(answer,),
             session_id=envelope.session_id,
             end_user=pseudonym(self._pseudonym_key, channel.tenant, envelope.end_user),
             rater=rater,
@@ -241,6 +242,7 @@ class Generation:
                 domain=channel.domain,
                 interaction_id=interaction.interaction_id,
                 candidate_ids=tuple(candidate.candidate_id for candidate in candidates),
+                answer=answer,
                 rater=rater,
                 expires_at=expires_at,
             )
@@ -278,16 +280,12 @@ def seed_of(interaction_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"seed\0{interaction_id}".encode()).digest()[:8], "big") >> 1
 
 
-def candidate_id(
-    interaction_id: str, index: int, release_digest: str, tokens: Sequence[int], option_id: str = ""
-) -> str:
-    """Id of a candidate, a name-based UUID over what it is.
+def candidate_id(interaction_id: str, index: int, option_id: str = "") -> str:
+    """Id of a candidate, a name-based UUID: known before its first token, and the same if the request is sent again.
 
-    A request that is sent again under its id gets the same ids for the same texts and other ids for other texts, so
-    that feedback never lands on a text that its rater did not see.
+    Feedback never lands on a text that its rater did not see because of the mark in the handle (`answer_mark`).
     """
-    name = f"{index}\0{release_digest}\0{','.join(map(str, tokens))}\0{option_id}"
-    return str(uuid.uuid5(uuid.UUID(interaction_id), name))
+    return str(uuid.uuid5(uuid.UUID(interaction_id), f"{index}\0{option_id}"))
 
 
 def softmax(values: Sequence[float]) -> list[float]:

@@ -3,10 +3,10 @@
 What enters: the claims of an interaction and secret keys. What leaves: a token that whoever holds it can give feedback
 with, and claims read back from one. Never stores anything: a handle proves itself.
 
-Token: base64url without padding of `payload || HMAC-SHA256(key, payload)`. Payload: format byte (1), key id, expiry
-(8 bytes, whole seconds since 1970, big endian), tenant, domain, rater (a pseudonym, may be empty), interaction id,
-number of candidates (2 bytes) and their ids. A text is one length byte and its UTF-8; an id is 16 bytes where it is a
-UUID (length byte 0xFF), a text otherwise. So a handle of four candidates has about 230 characters.
+Token: base64url without padding of `payload || HMAC-SHA256(key, payload)`. Payload: format byte (2), key id, expiry
+(8 bytes, whole seconds since 1970, big endian), mark of the answer (16 bytes), tenant, domain, rater (a pseudonym, may
+be empty), interaction id, number of candidates (2 bytes) and their ids. A text is one length byte and its UTF-8; an id
+is 16 bytes if it is a UUID (length byte 0xFF), a text otherwise. A handle of four candidates has about 250 characters.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import hashlib
 import hmac
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit.errors import HandleExpired, HandleForged, InternalError
+from plaudit.types import Candidate
 
-_FORMAT = 1
+_FORMAT = 2
+ANSWER_BYTES = 16
 _MAC_BYTES = 32
 _UUID_MARK = 0xFF
 _LONGEST_TEXT = 0xFE
@@ -33,12 +35,16 @@ _LONGEST_TOKEN = 32_768
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandleClaims:
-    """What a handle says; `expires_at` in whole seconds. `rater` is a pseudonym, empty where anybody may rate."""
+    """What a handle says; `expires_at` in whole seconds. `rater` is a pseudonym, empty if anybody may rate.
+
+    `answer`: mark (32 hex digits) of the answer that came with it, so that feedback never lands on another text.
+    """
 
     tenant: str
     domain: str
     interaction_id: str
     candidate_ids: tuple[str, ...]
+    answer: str
     rater: str
     expires_at: dt.datetime
 
@@ -85,6 +91,15 @@ class HandleSigner:
         return claims
 
 
+def answer_mark(candidates: Sequence[Candidate]) -> str:
+    """Mark of an answer, 32 hex digits: equal if the same texts were shown in the same order under the same ids."""
+    digest = hashlib.sha256()
+    for candidate in candidates:
+        for part in (candidate.candidate_id, candidate.displayed_text):
+            digest.update(hashlib.sha256(part.encode()).digest())
+    return digest.hexdigest()[: 2 * ANSWER_BYTES]
+
+
 def pseudonym(key: bytes, tenant: str, person: str) -> str:
     """A person's pseudonym within a tenant, 32 hex digits; empty for nobody."""
     if not person:
@@ -111,6 +126,7 @@ def _from_base64url(token: str) -> bytes:
 
 def _encode(key_id: str, claims: HandleClaims) -> bytes:
     parts = [bytes([_FORMAT]), _text(key_id), struct.pack(">Q", int(claims.expires_at.timestamp()))]
+    parts.append(_answer(claims.answer))
     parts += [_text(claims.tenant), _text(claims.domain), _text(claims.rater), _identifier(claims.interaction_id)]
     parts.append(struct.pack(">H", len(claims.candidate_ids)))
     parts += [_identifier(candidate) for candidate in claims.candidate_ids]
@@ -119,6 +135,7 @@ def _encode(key_id: str, claims: HandleClaims) -> bytes:
 
 def _decode(reader: _Reader) -> HandleClaims:
     expires_at = dt.datetime.fromtimestamp(reader.unsigned(8), tz=dt.UTC)
+    answer = reader.take(ANSWER_BYTES).hex()
     tenant, domain, rater = reader.text(), reader.text(), reader.text()
     interaction_id = reader.identifier()
     candidates = tuple(reader.identifier() for _ in range(reader.unsigned(2)))
@@ -127,9 +144,17 @@ def _decode(reader: _Reader) -> HandleClaims:
         domain=domain,
         interaction_id=interaction_id,
         candidate_ids=candidates,
+        answer=answer,
         rater=rater,
         expires_at=expires_at,
     )
+
+
+def _answer(mark: str) -> bytes:
+    raw = bytes.fromhex(mark)
+    if len(raw) != ANSWER_BYTES:
+        raise InternalError(f"the mark of an answer has {len(raw)} bytes; it must have {ANSWER_BYTES}")
+    return raw
 
 
 def _text(value: str) -> bytes:

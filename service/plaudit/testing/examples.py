@@ -65,7 +65,6 @@ def interaction(
                 candidate_id=f"c{number}",
                 release_version=0,
                 release_digest="0" * 64,
-                prompt_tokens=(1, 2),
                 tokens=(3, 4),
                 logprobs_raw=(-1.0, -1.0),
                 logprobs_sampled=(-1.0, -1.0),
@@ -81,6 +80,7 @@ def interaction(
             for number, (text, outcome) in enumerate(zip(texts, shown, strict=True))
         ),
         completed_at=_WHEN,
+        prompt_tokens=(1, 2),
         passages=request.passages,
         plugin_version=declared.version,
     )

@@ -46,6 +46,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_OPTIONS_TOO_LONG: _ClassVar[ErrorReason]
     ERROR_REASON_REQUEST_TOO_LARGE: _ClassVar[ErrorReason]
     ERROR_REASON_SLOTS_IN_USE: _ClassVar[ErrorReason]
+    ERROR_REASON_ANOTHER_ANSWER: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_EMPTY_PROMPT: ErrorReason
 ERROR_REASON_PROMPT_TOO_LONG: ErrorReason
@@ -86,3 +87,4 @@ ERROR_REASON_NOT_JOINED: ErrorReason
 ERROR_REASON_OPTIONS_TOO_LONG: ErrorReason
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason
 ERROR_REASON_SLOTS_IN_USE: ErrorReason
+ERROR_REASON_ANOTHER_ANSWER: ErrorReason

@@ -48,7 +48,7 @@ class Envelope(_message.Message):
     def __init__(self, event_id: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., producer: _Optional[str] = ..., schema: _Optional[int] = ..., traceparent: _Optional[str] = ..., interaction: _Optional[_Union[InteractionRecorded, _Mapping]] = ..., feedback: _Optional[_Union[FeedbackRecorded, _Mapping]] = ..., retraction: _Optional[_Union[FeedbackRetracted, _Mapping]] = ..., release: _Optional[_Union[ReleaseChanged, _Mapping]] = ..., rejected: _Optional[_Union[RecordRejected, _Mapping]] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("candidate_id", "release_version", "release_digest", "prompt_tokens", "tokens", "logprobs_raw", "logprobs_sampled", "text", "displayed_text", "finish_reason", "sampling", "seed", "width", "propensity", "redacted", "valid", "option_id")
+    __slots__ = ("candidate_id", "release_version", "release_digest", "prompt_tokens", "tokens", "logprobs_raw", "logprobs_sampled", "text", "displayed_text", "finish_reason", "sampling", "seed", "width", "propensity", "redacted", "valid", "option_id", "probability")
     CANDIDATE_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Candidate(_message.Message):
     REDACTED_FIELD_NUMBER: _ClassVar[int]
     VALID_FIELD_NUMBER: _ClassVar[int]
     OPTION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     candidate_id: str
     release_version: int
     release_digest: str
@@ -83,10 +84,11 @@ class Candidate(_message.Message):
     redacted: bool
     valid: bool
     option_id: str
-    def __init__(self, candidate_id: _Optional[str] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs_raw: _Optional[_Iterable[float]] = ..., logprobs_sampled: _Optional[_Iterable[float]] = ..., text: _Optional[str] = ..., displayed_text: _Optional[str] = ..., finish_reason: _Optional[_Union[_assistant_pb2.FinishReason, str]] = ..., sampling: _Optional[_Union[_assistant_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., width: _Optional[int] = ..., propensity: _Optional[float] = ..., redacted: _Optional[bool] = ..., valid: _Optional[bool] = ..., option_id: _Optional[str] = ...) -> None: ...
+    probability: float
+    def __init__(self, candidate_id: _Optional[str] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs_raw: _Optional[_Iterable[float]] = ..., logprobs_sampled: _Optional[_Iterable[float]] = ..., text: _Optional[str] = ..., displayed_text: _Optional[str] = ..., finish_reason: _Optional[_Union[_assistant_pb2.FinishReason, str]] = ..., sampling: _Optional[_Union[_assistant_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., width: _Optional[int] = ..., propensity: _Optional[float] = ..., redacted: _Optional[bool] = ..., valid: _Optional[bool] = ..., option_id: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class InteractionRecorded(_message.Message):
-    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "purpose", "action", "messages", "passages", "prompt_group", "candidates", "plugin_version", "base_digest", "completed_at")
+    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "purpose", "action", "messages", "passages", "prompt_group", "candidates", "plugin_version", "base_digest", "completed_at", "schema", "prompt_tokens", "order_logprob", "answers")
     INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +104,10 @@ class InteractionRecorded(_message.Message):
     PLUGIN_VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     COMPLETED_AT_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ORDER_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     domain: str
     tenant: str
@@ -117,26 +123,34 @@ class InteractionRecorded(_message.Message):
     plugin_version: str
     base_digest: str
     completed_at: _timestamp_pb2.Timestamp
-    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., purpose: _Optional[_Union[_assistant_pb2.Purpose, str]] = ..., action: _Optional[_Union[Action, str]] = ..., messages: _Optional[_Iterable[_Union[_assistant_pb2.Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[_assistant_pb2.Passage, _Mapping]]] = ..., prompt_group: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., plugin_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    schema: int
+    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    order_logprob: float
+    answers: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., purpose: _Optional[_Union[_assistant_pb2.Purpose, str]] = ..., action: _Optional[_Union[Action, str]] = ..., messages: _Optional[_Iterable[_Union[_assistant_pb2.Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[_assistant_pb2.Passage, _Mapping]]] = ..., prompt_group: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., plugin_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., schema: _Optional[int] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., order_logprob: _Optional[float] = ..., answers: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class FeedbackRecorded(_message.Message):
-    __slots__ = ("feedback", "interaction_id", "domain", "tenant", "accepted_at", "body_digest")
+    __slots__ = ("feedback", "interaction_id", "domain", "tenant", "accepted_at", "body_digest", "schema", "answer")
     FEEDBACK_FIELD_NUMBER: _ClassVar[int]
     INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_AT_FIELD_NUMBER: _ClassVar[int]
     BODY_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     feedback: _feedback_pb2.Feedback
     interaction_id: str
     domain: str
     tenant: str
     accepted_at: _timestamp_pb2.Timestamp
     body_digest: bytes
-    def __init__(self, feedback: _Optional[_Union[_feedback_pb2.Feedback, _Mapping]] = ..., interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., body_digest: _Optional[bytes] = ...) -> None: ...
+    schema: int
+    answer: bytes
+    def __init__(self, feedback: _Optional[_Union[_feedback_pb2.Feedback, _Mapping]] = ..., interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., body_digest: _Optional[bytes] = ..., schema: _Optional[int] = ..., answer: _Optional[bytes] = ...) -> None: ...
 
 class FeedbackRetracted(_message.Message):
-    __slots__ = ("feedback_id", "interaction_id", "domain", "tenant", "rater", "session_id", "accepted_at")
+    __slots__ = ("feedback_id", "interaction_id", "domain", "tenant", "rater", "session_id", "accepted_at", "schema")
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +158,7 @@ class FeedbackRetracted(_message.Message):
     RATER_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_AT_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
     feedback_id: str
     interaction_id: str
     domain: str
@@ -151,22 +166,25 @@ class FeedbackRetracted(_message.Message):
     rater: str
     session_id: str
     accepted_at: _timestamp_pb2.Timestamp
-    def __init__(self, feedback_id: _Optional[str] = ..., interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., rater: _Optional[str] = ..., session_id: _Optional[str] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    schema: int
+    def __init__(self, feedback_id: _Optional[str] = ..., interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., rater: _Optional[str] = ..., session_id: _Optional[str] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., schema: _Optional[int] = ...) -> None: ...
 
 class ReleaseChanged(_message.Message):
-    __slots__ = ("state", "release", "actor", "reason")
+    __slots__ = ("state", "release", "actor", "reason", "schema")
     STATE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
     state: _releases_pb2.ChannelState
     release: _releases_pb2.Release
     actor: str
     reason: str
-    def __init__(self, state: _Optional[_Union[_releases_pb2.ChannelState, _Mapping]] = ..., release: _Optional[_Union[_releases_pb2.Release, _Mapping]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    schema: int
+    def __init__(self, state: _Optional[_Union[_releases_pb2.ChannelState, _Mapping]] = ..., release: _Optional[_Union[_releases_pb2.Release, _Mapping]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., schema: _Optional[int] = ...) -> None: ...
 
 class RecordRejected(_message.Message):
-    __slots__ = ("reason", "message", "topic", "partition", "offset", "key", "value")
+    __slots__ = ("reason", "message", "topic", "partition", "offset", "key", "value", "schema")
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     TOPIC_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +192,7 @@ class RecordRejected(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
     reason: _errors_pb2.ErrorReason
     message: str
     topic: str
@@ -181,4 +200,5 @@ class RecordRejected(_message.Message):
     offset: int
     key: bytes
     value: bytes
-    def __init__(self, reason: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ..., topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
+    schema: int
+    def __init__(self, reason: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ..., topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., schema: _Optional[int] = ...) -> None: ...

@@ -22,7 +22,7 @@ PAIR_OUTCOME_SECOND: PairOutcome
 PAIR_OUTCOME_TIE: PairOutcome
 
 class EvidenceRow(_message.Message):
-    __slots__ = ("interaction_id", "feedback_id", "index", "kind", "who", "accepted_at", "prompt_group", "domain", "tenant", "pair", "ranking", "binary", "scalar", "demo", "label")
+    __slots__ = ("interaction_id", "feedback_id", "index", "kind", "who", "accepted_at", "prompt_group", "domain", "tenant", "pair", "ranking", "binary", "scalar", "demo", "label", "schema")
     INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class EvidenceRow(_message.Message):
     SCALAR_FIELD_NUMBER: _ClassVar[int]
     DEMO_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     feedback_id: str
     index: int
@@ -53,7 +54,8 @@ class EvidenceRow(_message.Message):
     scalar: ScalarEvidence
     demo: DemoEvidence
     label: LabelEvidence
-    def __init__(self, interaction_id: _Optional[str] = ..., feedback_id: _Optional[str] = ..., index: _Optional[int] = ..., kind: _Optional[str] = ..., who: _Optional[str] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., prompt_group: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., pair: _Optional[_Union[PairEvidence, _Mapping]] = ..., ranking: _Optional[_Union[RankingEvidence, _Mapping]] = ..., binary: _Optional[_Union[BinaryEvidence, _Mapping]] = ..., scalar: _Optional[_Union[ScalarEvidence, _Mapping]] = ..., demo: _Optional[_Union[DemoEvidence, _Mapping]] = ..., label: _Optional[_Union[LabelEvidence, _Mapping]] = ...) -> None: ...
+    schema: int
+    def __init__(self, interaction_id: _Optional[str] = ..., feedback_id: _Optional[str] = ..., index: _Optional[int] = ..., kind: _Optional[str] = ..., who: _Optional[str] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., prompt_group: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., pair: _Optional[_Union[PairEvidence, _Mapping]] = ..., ranking: _Optional[_Union[RankingEvidence, _Mapping]] = ..., binary: _Optional[_Union[BinaryEvidence, _Mapping]] = ..., scalar: _Optional[_Union[ScalarEvidence, _Mapping]] = ..., demo: _Optional[_Union[DemoEvidence, _Mapping]] = ..., label: _Optional[_Union[LabelEvidence, _Mapping]] = ..., schema: _Optional[int] = ...) -> None: ...
 
 class PairEvidence(_message.Message):
     __slots__ = ("first", "second", "outcome", "tie_offered", "margin")
