@@ -85,7 +85,8 @@ def test_a_service_that_is_not_there_is_a_failure_in_the_ledger():
     assert ledger.counts()["requests_failed"] == ledger.counts()["requests"] > 0
 
 
-def test_gold_judges_the_base_against_itself_as_even(served):
+def test_gold_judges_the_base_against_itself_as_even(served, monkeypatch):
+    monkeypatch.setattr("plaudit.simulate.evaluate.SCREENED_ON", 8)
     found = evaluate(
         EvaluateSettings(
             target=served.target, releases=(0,), population=POPULATION, samples=2, prompts=12, concurrency=8
