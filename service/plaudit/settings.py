@@ -156,7 +156,7 @@ class JoinSettings(Section):
 
 
 class RewardSettings(Section):
-    """The reward model (methods 1, 4.5)."""
+    """The reward model (docs/reward.md)."""
 
     heads: int = Field(default=3, ge=1, le=64)
     """Ensemble members; each sees bootstrap weights of its own."""
@@ -189,7 +189,7 @@ class RewardSettings(Section):
 
 
 class PolicySettings(Section):
-    """PPO (methods 2, 4.5)."""
+    """The policy's optimiser (docs/learner.md)."""
 
     temperature: float = Field(default=0.7, ge=0.05, le=5)
     """The policy is softmax(logits / temperature)."""
@@ -238,7 +238,7 @@ class PolicySettings(Section):
 
 
 class GateSettings(Section):
-    """What a candidate release must show (methods 3.4, 4.5)."""
+    """What a candidate release must show (docs/release.md)."""
 
     prompts: int = Field(default=100, ge=1, le=100_000)
     """Gate prompts asked."""

@@ -122,7 +122,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One completion or option as it was made (architecture: Records).
+    """One completion or option as it was made.
 
     Log-probs are in nats, one per token of `tokens` (the ending token included). `probability`: of an option, that it
     is the first. `propensity`: with which it was shown in its place, given those before it (1 if nothing was drawn).
@@ -295,7 +295,7 @@ class Feedback:
 
     @property
     def who(self) -> str:
-        """The rater, else the session, else the interaction (architecture: Splits)."""
+        """The rater, else the session, else the interaction (docs/reward.md, splits)."""
         return self.rater or (f"session:{self.session_id}" if self.session_id else f"interaction:{self.interaction_id}")
 
     @property

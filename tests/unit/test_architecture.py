@@ -120,3 +120,16 @@ def test_generated_code_is_not_newer_than_the_runtime_that_is_asked_for():
     protobuf = re.search(r"Protobuf Python Version: ([\d.]+)", header)[1]
     wanted = re.search(r'"protobuf>=([\d.]+)"', project)[1]
     assert tuple(map(int, wanted.split("."))) >= tuple(map(int, protobuf.split(".")))
+
+
+def test_nothing_points_to_a_page_that_is_not_here():
+    """ "methods 4.5" or "architecture 8" name pages that no reader of this repository has."""
+    elsewhere = re.compile(
+        r"\b(?:methods|architecture)(?:\.md)? (?:§ ?)?\d|\((?:methods|architecture)[,:)]", re.IGNORECASE
+    )
+    found = []
+    for path in tracked():
+        if path.suffix in {".py", ".md", ".proto", ".yaml", ".toml", ".json"} and path != Path(__file__).resolve():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1) if elsewhere.search(line)]
+    assert not found

@@ -1,4 +1,4 @@
-"""The house taste: a hidden gold preference in fourteen bounded parts (methods 4.5).
+"""The house taste: a hidden gold preference in fourteen bounded parts.
 
 A request and a displayed text enter; parts in [0, 1] and their value leave. Style counts as much as the text keeps to
 its topic and does its task, so that no constant text is good everywhere. Only simulated people and evaluations

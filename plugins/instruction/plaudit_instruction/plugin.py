@@ -46,7 +46,7 @@ RATING_SCALE = Scale(low=1.0, high=5.0)
 REASONS = frozenset(
     {"too_long", "too_short", "off_topic", "unclear", "wrong_tone", "incorrect", "unsafe", "bad_format", "repetitive"}
 )
-# Further edits are rewrites: a reward model would learn "written by a person" from them (methods 1.4).
+# Further edits are rewrites: a reward model would learn "written by a person" from them.
 LARGEST_EDIT = 0.6
 FULL_MARGIN_EDIT = 0.5
 FULL_MARGIN = 0.5
@@ -221,7 +221,7 @@ def _pair(interaction: Interaction, act: Choice) -> Pair:
 
 
 def _demo(candidate: Candidate, text: str) -> tuple[Evidence, ...]:
-    """The correction with a margin that grows with the edit (methods 1.4); never a thumb beside it."""
+    """The correction with a margin that grows with the edit; never a thumb beside it."""
     # Long texts are compared by their beginnings: the distance takes time with the product of the lengths.
     distance = edit_distance(_tokens(candidate.displayed_text), _tokens(text))
     if not 0.0 < distance <= LARGEST_EDIT:

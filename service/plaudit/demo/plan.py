@@ -41,7 +41,7 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Sizes of a run (methods 4.5)."""
+    """Sizes of a run."""
 
     model: Literal["smollm2", "tiny"]
     population: str

@@ -1,4 +1,4 @@
-"""Makes logged replies again on an idle engine and counts those that differ (architecture 8: altered).
+"""Makes logged replies again on an idle engine and counts those that differ.
 
 Enters: settings, replies out of the log, and the registry. Leaves: how many were replayed, how many differ, and the
 first that do. The engine is of the same build, with the same settings and number of threads as the one that served,

@@ -33,7 +33,7 @@ MOST_THUMBS = 2 * MOST_CONTRASTS
 
 
 class Treatment(StrEnum):
-    """How thumbs enter (methods: two treatments, one switch)."""
+    """How thumbs enter (docs/reward.md)."""
 
     CONTRAST = "A"
     CENTRED = "B"

@@ -33,7 +33,7 @@ from plaudit.types import (
 if TYPE_CHECKING:
     from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 
-# What one event of a kind is worth (methods, table of likelihoods); a ranking is worth one a place.
+# What one event of a kind is worth (docs/reward.md); a ranking is worth one a place.
 PAIR_WEIGHT = 1.0
 MOST_RANKING_WEIGHT = 3.0
 LABEL_WEIGHT = 1.0

@@ -3,8 +3,8 @@
 What enters: a release's manifest and an engine in which it and the base are staged. What leaves: the two differences
 that were measured, or ProofFailed. Never changes what is served.
 
-The probes of a manifest are completions with the trainer's log-probs; the engine must give the same (architecture,
-proof tolerances), and log-probs that differ from the base's, or the adapter was not applied at all.
+The probes of a manifest are completions with the trainer's log-probs; the engine must give the same
+within a tolerance, and log-probs that differ from the base's, or the adapter was not applied at all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How simulated people turn what they like into acts of feedback.
 
 A rater's liking of each shown text enters, an act leaves. What the liking is, a population decides; the noise, the
-ties and the thresholds are the same for all (methods 4.2, 4.5). Every draw comes from the generator passed in.
+ties and the thresholds are the same for all. Every draw comes from the generator passed in.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIE_WITHIN = 0.25
 
 
 def make_raters(seed: int, parts: Sequence[str], threshold: float, count: int = RATERS) -> list[Rater]:
-    """`count` people whose weights, noise, thumb thresholds and liking of length differ (methods 4.5)."""
+    """`count` people whose weights, noise, thumb thresholds and liking of length differ."""
     rng = random.Random(f"raters:{seed}")
     return [
         Rater(
