@@ -4,10 +4,12 @@ import gc
 import logging
 import os
 import subprocess
+import uuid
 import warnings
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 ROOT = Path(__file__).resolve().parent.parent
 # A program that starts real brokers on loopback and prints the variables, kept beside the repository.
@@ -68,3 +70,35 @@ def kafka_leftovers():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """SQLAlchemy URL of a real PostgreSQL server whose user may create databases: PLAUDIT_TEST_POSTGRES."""
+    given = os.environ.get("PLAUDIT_TEST_POSTGRES")
+    if not given:
+        pytest.skip(
+            "NO POSTGRESQL: set PLAUDIT_TEST_POSTGRES (postgresql+psycopg://...); the store was tested on SQLite"
+        )
+    return given
+
+
+@pytest.fixture
+def postgres_url(postgres_server):
+    """A fresh database on the server, dropped afterwards."""
+    name = f"plaudit_{uuid.uuid4().hex}"
+    server = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    server.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request, tmp_path):
+    """An empty database of each kind that the store runs on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.sqlite'}"
+    return request.getfixturevalue("postgres_url")

@@ -9,7 +9,7 @@ PlauditError
 │   ├── OptionsTooLong · RequestTooLarge
 │   ├── MessageTooLarge · NotOffered · GenerationChanged · WrongState
 ├── Busy                          retry later
-│   ├── QueueFull · SlotsInUse · NotServing · LogUnavailable
+│   ├── QueueFull · SlotsInUse · NotServing · LogUnavailable · StoreUnavailable
 ├── CallEnded                     the caller's clock or hand ended the call
 │   ├── DeadlinePassed · Cancelled
 ├── Broken                        an operator must look
@@ -227,6 +227,12 @@ class LogUnavailable(Busy):
     """The record could not be made durable, so nothing was acknowledged; retry."""
 
     reason = "LOG_UNAVAILABLE"
+
+
+class StoreUnavailable(Busy):
+    """The database of evidence and releases is away, locked or full; retry."""
+
+    reason = "STORE_UNAVAILABLE"
 
 
 class CallEnded(PlauditError):

@@ -1,0 +1,1 @@
+"""The SQL database that evidence, registry, leases and remembered turn outcomes share."""

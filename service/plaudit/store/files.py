@@ -1,0 +1,38 @@
+"""Files and folders that only their owner may read, and what a full disk looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+# Less free space than this counts as a full disk: SQLite and the file system need some for a single page.
+FULL_BELOW_BYTES = 1 << 20
+
+
+def private_folder(path: Path) -> None:
+    """Makes the folder where it is missing, for its owner alone; one that exists keeps its mode. Raises OSError."""
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
+def private_database(path: Path) -> None:
+    """Makes a SQLite file that only its owner may read and write; SQLite gives its side files the same mode.
+
+    A file that exists is narrowed where this user owns it; otherwise it is left as it is. Raises OSError.
+    """
+    private_folder(path.parent)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    for each in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            each.chmod(0o600)
+
+
+def is_full(folder: Path) -> bool:
+    """Whether the disk of a folder has no room left."""
+    try:
+        return shutil.disk_usage(folder).free < FULL_BELOW_BYTES
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""One module per change. A module that was released is never edited."""
