@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load_settings(arguments.report / "plaudit.toml")
     torch.set_num_threads(settings.model.threads or torch.get_num_threads())
-    base = Base.load(settings.model.path, device=settings.model.device, dtype=settings.model.dtype)
+    base = Base.of(settings)
     with Registry(settings.store_url, settings.registry_root) as registry:
         salt = registry.salt(CHANNEL)
     store = EvidenceStore(settings.store_url)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from plaudit.errors import PlauditError
+from plaudit.errors import Misconfigured, PlauditError
 from plaudit.settings import Settings
 
 Role = Literal["all", "serve", "join", "learn"]
@@ -236,8 +236,27 @@ def _model(settings: Settings) -> Iterator[Finding]:
         remedy = "save the model again in the Hugging Face format (save_pretrained of model and tokenizer)"
         yield Finding("model", "bad", f"{folder}: {'; '.join(problems)}", remedy)
     else:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "?")
-        yield Finding("model", "good", f"{folder} ({kind}), with tokenizer and chat template")
+        yield from _base(folder, settings)
+
+
+def _base(folder: Path, settings: Settings) -> Iterator[Finding]:
+    from plaudit.engine.base import Base
+    from plaudit.engine.limits import context_in_force
+    from plaudit.engine.targets import targets
+
+    try:
+        base = Base.outline(folder)
+        context = context_in_force(base.model.config.to_dict(), settings.engine.context_length)
+    except Misconfigured as error:
+        yield Finding("model", "bad", f"{folder}: {error.message}", "do what the message says, or use another base")
+        return
+    names = targets(base, settings.model.adapter_layers)
+    if not names:
+        yield Finding("model", "bad", f"{folder}: no linear of it can carry an adapter", "use another base")
+        return
+    system = "takes" if base.chat.takes_system else "refuses"
+    words = f"{base.model.config.model_type}, context {context}, adapters on {', '.join(names)}"
+    yield Finding("model", "good", f"{folder} ({words}); its chat template {system} a system message")
 
 
 def _model_problems(folder: Path) -> list[str]:

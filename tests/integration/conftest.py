@@ -94,10 +94,11 @@ class ReleaseMaker:
     def _probes(self, temperature):
         import torch
         from plaudit.engine import adapters
+        from plaudit.engine.targets import start_layer
         from plaudit.release.manifest import Probe
         from plaudit.types import Message
 
-        start = adapters.start_layer(self.base, ADAPTER_LAYERS)
+        start = start_layer(self.base, ADAPTER_LAYERS)
         probes = []
         for text in ("Name a colour.", "What is tea?"):
             prompt = self.base.encode([Message("user", text)]).tokens

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from plaudit.engine import adapters
+from plaudit.engine import adapter_files, adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
@@ -53,8 +53,8 @@ def _adapter(base, directory, seed):
 
 
 def _written(directory, config, state):
-    save_file(state, directory / adapters.WEIGHTS)
-    (directory / adapters.CONFIG).write_text(json.dumps(config))
+    save_file(state, directory / adapter_files.WEIGHTS)
+    (directory / adapter_files.CONFIG).write_text(json.dumps(config))
     return directory
 
 
@@ -261,9 +261,9 @@ def test_a_prompt_longer_than_a_chunk_and_without_a_prefix_is_the_same_prompt(ba
 
 
 def test_a_truncated_adapter_is_refused_and_serving_goes_on(engine, saved, tmp_path):
-    for name in (adapters.CONFIG, adapters.WEIGHTS):
+    for name in (adapter_files.CONFIG, adapter_files.WEIGHTS):
         data = (saved[ONE] / name).read_bytes()
-        (tmp_path / name).write_bytes(data if name == adapters.CONFIG else data[: len(data) // 2])
+        (tmp_path / name).write_bytes(data if name == adapter_files.CONFIG else data[: len(data) // 2])
     with pytest.raises(BadArtifact, match="fetch the release again"):
         engine.stage(ReleaseKey("toy/default", 7, "cut"), tmp_path)
     engine.submit([_job(_prompt(engine, "tea"))])[0].result(30)
@@ -272,7 +272,7 @@ def test_a_truncated_adapter_is_refused_and_serving_goes_on(engine, saved, tmp_p
 def test_an_adapter_that_is_not_finite_is_refused_and_spoils_no_neighbour(engine, base, saved, tmp_path):
     job = _job(_prompt(engine, "tea"), ONE, seed=5)
     before = engine.submit([job])[0].result(30)
-    config, state = adapters.read(saved[TWO])
+    config, state = adapter_files.read(saved[TWO])
     broken = {name: torch.full_like(weight, torch.inf) for name, weight in state.items()}
     with pytest.raises(BadArtifact, match="no finite numbers"):
         engine.stage(ReleaseKey("toy/default", 7, "inf"), _written(tmp_path, config, broken))
@@ -282,7 +282,7 @@ def test_an_adapter_that_is_not_finite_is_refused_and_spoils_no_neighbour(engine
 def test_an_adapter_that_overflows_fails_its_own_completions_alone(engine, saved, tmp_path):
     job = _job(_prompt(engine, "tea"), ONE, seed=5, width=8)
     before = engine.submit([job])[0].result(30)
-    config, state = adapters.read(saved[TWO])
+    config, state = adapter_files.read(saved[TWO])
     huge = ReleaseKey("toy/default", 7, "huge")
     engine.stage(huge, _written(tmp_path, config, {name: weight * 1e30 for name, weight in state.items()}))
     beside = engine.submit([job, _job(job.prompt, huge, width=8)])

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from plaudit.engine import adapters
+from plaudit.engine import adapter_files, adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Generated, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
@@ -177,7 +177,7 @@ def test_an_engine_that_captures_nothing_trains_the_same_adapter(folder, tmp_pat
             iterations=2,
         )
         optimised = Ppo().optimise(task)
-        made[blind] = adapters.read(optimised.adapter)[1]
+        made[blind] = adapter_files.read(optimised.adapter)[1]
         engine.close()
     assert any(weights.abs().max() > 0 for name, weights in made[True].items() if "lora_B" in name)
     for name, weights in made[False].items():

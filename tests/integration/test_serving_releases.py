@@ -88,6 +88,14 @@ def test_a_difference_within_the_tolerance_passes_the_proof(local, client, make_
     assert client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
 
 
+def test_a_release_of_a_trainer_in_bf16_is_proved_at_the_tolerance_of_bf16(local, client, make_release):
+    def spoil(manifest):
+        return off_by(2e-3)(manifest).replace(base_dtype="bfloat16")
+
+    row = make_release(local.registry, CHANNEL, 3, spoil=spoil)
+    assert client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
+
+
 def test_a_damaged_artifact_is_not_servable(local, client, make_release):
     row = make_release(local.registry, CHANNEL, 4)
     (weights,) = local.settings.data_dir.glob("registry/**/*.safetensors")

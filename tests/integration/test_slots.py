@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from plaudit.engine import adapters
+from plaudit.engine import adapter_files, adapters
 from plaudit.engine.protocol import Job, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import BadArtifact, Cancelled, ReleaseNotServable, SlotsInUse
@@ -94,7 +94,7 @@ def test_serving_goes_on_while_an_adapter_is_read(engine, folders):
     def read():
         reading.set()
         assert go_on.wait(60)
-        return adapters.read(folders[b])
+        return adapter_files.read(folders[b])
 
     first = threading.Thread(target=lambda: found.append(engine._slots.hold(b, read, 1.0)))
     first.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import sys
 
@@ -11,7 +12,7 @@ from plaudit import cli
 from plaudit.doctor import diagnose, render
 from plaudit.errors import Misconfigured
 from plaudit.settings import load_settings
-from plaudit.testing.models import tiny_model
+from plaudit.testing.models import tiny_family, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +72,6 @@ def test_a_damaged_log_is_found(settings, tmp_path):
 
 
 def test_a_model_without_a_chat_template_is_found(settings, model, tmp_path):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     (broken / "config.json").write_text("{")
@@ -85,6 +84,38 @@ def test_a_model_without_a_chat_template_is_found(settings, model, tmp_path):
     message = by_check(settings(f"model.path={broken}"))["model"].message
     assert "config.json" in message
     assert "no chat template" in message
+
+
+def test_what_the_start_would_refuse_a_base_for_is_told_before(settings, tmp_path):
+    gpt2 = tiny_family(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4)
+    gemma3 = tiny_family(tmp_path / "gemma3", "gemma3_text", head_dim=16)
+    for folder in (gpt2, gemma3):
+        finding = by_check(settings(f"model.path={folder}"), role="serve")["model"]
+        assert (finding.status, "Llama family" in finding.message) == ("bad", True)
+    window = tiny_family(tmp_path / "mistral", "mistral", sliding_window=64)
+    finding = by_check(settings(f"model.path={window}"))["model"]
+    assert (finding.status, "set engine.context_length to 64 or less" in finding.message) == ("bad", True)
+    assert by_check(settings(f"model.path={window}", "engine.context_length=64"))["model"].status == "good"
+    assert "knows 512 positions" in by_check(settings("engine.context_length=4096"))["model"].message
+
+
+def test_the_base_s_adapters_and_its_system_message_are_told(settings, model, tmp_path):
+    message = by_check(settings())["model"].message
+    assert "adapters on q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in message
+    assert "takes a system message" in message
+    strict = shutil.copytree(model, tmp_path / "strict")
+    template = strict / "chat_template.jinja"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    finding = by_check(settings(f"model.path={strict}"))["model"]
+    assert (finding.status, "refuses a system message" in finding.message) == ("good", True)
+
+
+def test_packages_of_serving_leave_out_peft_and_those_of_learning_name_it():
+    from plaudit.doctor import _PACKAGES
+
+    assert "peft" not in _PACKAGES["serve"]
+    assert "peft" in _PACKAGES["learn"]
 
 
 def test_a_taken_port_is_found(settings):

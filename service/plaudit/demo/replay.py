@@ -106,7 +106,7 @@ def _engine(settings: Settings) -> Iterator[TorchEngine]:
 
     if settings.model.threads:
         torch.set_num_threads(settings.model.threads)
-    base = Base.load(settings.model.path, device=settings.model.device, dtype=settings.model.dtype)
+    base = Base.of(settings)
     engine = TorchEngine(base, settings.engine, settings.model)
     try:
         yield engine

@@ -1,14 +1,13 @@
 """LoRA adapters on the shared base, injected and saved by PEFT.
 
 In: a Base. Out: named adapters on its upper layers. Between calls all adapters are off, so that the base is the
-reference; `active` turns one on for a block. Files are PEFT's own format (adapter_config.json, safetensors).
+reference; `active` turns one on for a block. Files are those of `adapter_files`.
 Hu et al. 2021, arXiv:2106.09685.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,32 +17,23 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping_func import get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from plaudit.engine import adapter_files
 from plaudit.engine.base import Base
-from plaudit.errors import BadArtifact
-
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+from plaudit.engine.targets import linears, targets
+from plaudit.errors import BadArtifact, Misconfigured
 
 
-def _config(layers: range, rank: int, alpha: int) -> LoraConfig:
+def _config(layers: range, names: tuple[str, ...], rank: int, alpha: int) -> LoraConfig:
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=list(LINEARS),
+        target_modules=list(names),
         layers_to_transform=list(layers),
         bias="none",
         task_type="CAUSAL_LM",
     )
-
-
-def start_layer(base: Base, layers: int) -> int:
-    """First layer that carries adapters; those below are the shared trunk."""
-    return base.num_layers - min(layers, base.num_layers)
 
 
 def inject(base: Base, name: str, *, layers: int, rank: int, alpha: int, seed: int, stop: int | None = None) -> None:
@@ -52,7 +42,14 @@ def inject(base: Base, name: str, *, layers: int, rank: int, alpha: int, seed: i
     It sits on the `layers` layers below layer `stop`; None is the top.
     """
     end = base.num_layers if stop is None else stop
-    config = _config(range(max(0, end - layers), end), rank, alpha)
+    span = range(max(0, end - layers), end)
+    names = targets(base, span)
+    if not names:
+        raise Misconfigured(
+            f"no linear of {type(base.model).__name__} can carry an adapter; use a base of the Llama family",
+            setting="model.path",
+        )
+    config = _config(span, names, rank, alpha)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT asks transformers for names that it calls deprecated.
         warnings.simplefilter("ignore", FutureWarning)
@@ -67,6 +64,21 @@ def inject(base: Base, name: str, *, layers: int, rank: int, alpha: int, seed: i
     for parameter in parameters(base, name):
         parameter.data = parameter.data.float()
     _switch(base, None)
+    _require_same(base, name, span, names)
+
+
+def _require_same(base: Base, name: str, span: range, names: tuple[str, ...]) -> None:
+    """Refuse a base on which PEFT adapts other weights than the engine's bank holds: nothing trained would load."""
+    wanted = {f"layers.{index}." + n for index in span for n in linears(base, index) if n.rpartition(".")[2] in names}
+    mark = f".lora_A.{name}."
+    adapted = {n.partition(mark)[0].partition(".layers.")[2] for n, _ in base.model.named_parameters() if mark in n}
+    if {f"layers.{each}" for each in adapted} != wanted:
+        remove(base, name)
+        raise Misconfigured(
+            f"adapters of {type(base.model).__name__} would sit on weights that this engine cannot serve; "
+            "use another base",
+            setting="model.path",
+        )
 
 
 def _lora_layers(base: Base) -> Iterator[LoraLayer]:
@@ -117,30 +129,12 @@ def export(base: Base, name: str) -> tuple[dict[str, Any], dict[str, torch.Tenso
 
 def save(base: Base, name: str, directory: Path) -> None:
     """Write one adapter in PEFT's format."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config, state = export(base, name)
-    save_file(state, directory / WEIGHTS)
-    (directory / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set | frozenset) else str(value)
-
-
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Config and weights of a saved adapter; raises BadArtifact for anything that is not one."""
-    try:
-        config = json.loads((directory / CONFIG).read_text())
-        return config, load_file(directory / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise BadArtifact(
-            f"the adapter in {directory.name!r} cannot be read ({error}); fetch the release again or train it anew"
-        ) from error
+    adapter_files.write(directory, *export(base, name))
 
 
 def load(base: Base, name: str, directory: Path) -> None:
     """Add a saved adapter under `name`, switched off; raises BadArtifact where it does not fit the base."""
-    config, state = read(directory)
+    config, state = adapter_files.read(directory)
     layers = config["layers_to_transform"]
     rank, alpha = config["r"], config["lora_alpha"]
     inject(base, name, layers=len(layers), rank=rank, alpha=alpha, seed=0, stop=max(layers) + 1)

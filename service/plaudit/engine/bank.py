@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from plaudit.engine.adapters import LINEARS, start_layer
 from plaudit.engine.base import Base
+from plaudit.engine.targets import linears, start_layer, targets
 from plaudit.errors import BadArtifact
 
 
@@ -29,10 +29,11 @@ class AdapterBank:
         self._owner = torch.arange(1, slots + 1, device=base.device).repeat_interleave(rank)  # (S R,)
         self._own: torch.Tensor | None = None
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        names = targets(base, layers)
         for index in range(start_layer(base, layers), base.num_layers):
-            for name, module in base.layer(index).named_modules():
-                leaf = name.rpartition(".")[2]
-                if leaf in LINEARS and hasattr(module, "in_features"):
+            for name in linears(base, index):
+                if name.rpartition(".")[2] in names:
+                    module = base.layer(index).get_submodule(name)
                     # PEFT may have wrapped the linear; the hook belongs on the base's own.
                     linear: Any = getattr(module, "base_layer", module)
                     self._hook(f"layers.{index}.{name}", linear)

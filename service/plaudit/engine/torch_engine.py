@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from plaudit.engine import adapters
+from plaudit.engine import adapter_files
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.lanes import Lane, Prefix, extend, extend_together, token_bytes
@@ -29,11 +29,13 @@ from plaudit.engine.options import Plan, Tree, Walk
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.sampling import check, draw
 from plaudit.engine.slots import Slots, Weights
+from plaudit.engine.targets import start_layer
 from plaudit.engine.threads import release_team
 from plaudit.engine.ticket import TorchScoreTicket, TorchTicket
 from plaudit.errors import (
     Cancelled,
     InternalError,
+    Misconfigured,
     NotServing,
     OptionsTooLong,
     PromptTooLong,
@@ -51,7 +53,7 @@ PROMPT_CHUNK = 16
 
 
 def _reader(adapter: Path | None) -> Callable[[], Weights] | None:
-    return None if adapter is None else functools.partial(adapters.read, adapter)
+    return None if adapter is None else functools.partial(adapter_files.read, adapter)
 
 
 @dataclass(slots=True)
@@ -91,10 +93,13 @@ class TorchEngine:
         self.base_digest = base.digest
         self.end_of_turn = base.end_of_turn
         self.context_length = engine.context_length or base.context_length
+        if self.context_length > base.context_length:
+            raise Misconfigured(
+                f"engine.context_length is {self.context_length} and the base was checked up to {base.context_length}",
+                setting="engine.context_length",
+            )
         self.widths = tuple(sorted(engine.widths))
-        self.capture_layer = (
-            adapters.start_layer(base, model.adapter_layers) if capture_layer is None else capture_layer
-        )
+        self.capture_layer = start_layer(base, model.adapter_layers) if capture_layer is None else capture_layer
         self._settings = engine
         self._bank = AdapterBank(base, layers=model.adapter_layers, rank=model.adapter_rank, slots=engine.adapter_slots)
         self._lanes = {w: Lane(base, self._bank, w, self.capture_layer) for w in self.widths}

@@ -31,7 +31,7 @@ def pick(
     if settings.model.threads:
         torch.set_num_threads(settings.model.threads)
     plugin = load_plugins((channel.domain,))[channel.domain]
-    base = Base.load(settings.model.path, device=settings.model.device, dtype=settings.model.dtype)
+    base = Base.of(settings)
     with (
         Registry(settings.store_url, settings.registry_root) as registry,
         tempfile.TemporaryDirectory(prefix="plaudit-best-of-") as folder,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.domain import DomainPlugin
-from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
+from plaudit.engine.targets import start_layer
 from plaudit.eventlog import EventLog
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import fail_point
@@ -93,4 +93,4 @@ class Turn:
     @property
     def start_layer(self) -> int:
         """First layer that carries the policy's adapter."""
-        return adapters.start_layer(self.base, self.settings.model.adapter_layers)
+        return start_layer(self.base, self.settings.model.adapter_layers)

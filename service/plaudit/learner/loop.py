@@ -62,7 +62,7 @@ def open_learner(settings: Settings) -> Learner:
     if settings.model.threads:
         torch.set_num_threads(settings.model.threads)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    base = Base.load(settings.model.path, device=settings.model.device, dtype=settings.model.dtype)
+    base = Base.of(settings)
     metrics = Metrics(CollectorRegistry())
     # Rollouts come in bursts: rows are filled before they decode, and nobody waits for the first token.
     rows = max(each.prompts * each.samples for each in settings.policies)

@@ -20,6 +20,7 @@ import torch
 
 from plaudit.engine import adapters
 from plaudit.engine.protocol import UNREGISTERED, ReleaseKey
+from plaudit.engine.targets import start_layer
 from plaudit.policy import ppo
 from plaudit.policy.iterates import CERTAIN, Iterate, Rise, best, rise
 from plaudit.policy.optimizer import Optimised, PolicyTask
@@ -163,7 +164,7 @@ class PolicyTrainer:
     def __init__(self, task: PolicyTask) -> None:
         settings = task.settings
         self.task, self.base, self.engine, self.settings = task, task.base, task.engine, settings
-        self._start = adapters.start_layer(self.base, task.model.adapter_layers)
+        self._start = start_layer(self.base, task.model.adapter_layers)
         self._parameters = adapters.parameters(self.base, NAME)
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.lr, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0

@@ -32,7 +32,7 @@ from plaudit.types import Channel
 MANIFEST_NAME = "manifest.json"
 ADAPTER_WEIGHTS = "policy/adapter_model.safetensors"
 # Fields that came after v0.1.0: unset they are left out, so that older manifests keep their text and their digest.
-_ADDED_LATER = frozenset({"generation", "newest_feedback_at"})
+_ADDED_LATER = frozenset({"base_dtype", "generation", "newest_feedback_at"})
 # A pickle runs code when it is read; none of these can.
 ALLOWED_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".md"})
 
@@ -107,6 +107,8 @@ class Manifest(_Frozen):
     """Generation of the channel when the turn began: from it alone the learner may promote the release."""
     base_digest: str = Field(min_length=1)
     """Digest of the frozen base, under which alone the adapter means anything."""
+    base_dtype: str | None = None
+    """Number format in which the trainer held the base ("float32"); the proof's tolerance depends on it."""
     temperature: float = Field(default=1.0, gt=0)
     """The policy is softmax(logits / temperature); the release's default at serving."""
     adapter: Adapter | None = None

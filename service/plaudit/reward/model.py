@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from plaudit.engine import adapters
+from plaudit.engine import adapter_files, adapters
 from plaudit.engine.base import Base
 from plaudit.errors import BadArtifact
 from plaudit.reward.batch import Shared, Treatment
@@ -321,7 +321,7 @@ class RewardModel:
 def _files(directory: Path, adapter: bool) -> Iterable[str]:
     names = [HEADS_FILE]
     if adapter:
-        names += [f"{ADAPTER_FOLDER}/{name}" for name in (adapters.CONFIG, adapters.WEIGHTS)]
+        names += [f"{ADAPTER_FOLDER}/{name}" for name in (adapter_files.CONFIG, adapter_files.WEIGHTS)]
     return names
 
 

@@ -169,7 +169,7 @@ def serve(settings: Settings) -> None:
     plugins = load_plugins(settings.plugins.allow)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     metrics = Metrics(CollectorRegistry())
-    base = Base.load(settings.model.path, device=settings.model.device, dtype=settings.model.dtype)
+    base = Base.of(settings)
     exact = str(base.dtype) == "torch.float32"
     registry = Registry(settings.store_url, settings.registry_root)
     event_log = open_log(settings)

@@ -100,6 +100,9 @@ def _llama(
     )
 
 
+WORDS = "you your tea cup walk rain book kind warm plain short help list three how what the a an is and to of"
+
+
 def tiny_model(directory: Path, *, seed: int = 0, layers: int = 4, hidden: int = 64) -> Path:
     """A seeded random Llama of about 0.2M parameters with its own tokenizer and chat template; seconds to make."""
 
@@ -107,12 +110,44 @@ def tiny_model(directory: Path, *, seed: int = 0, layers: int = 4, hidden: int =
         import torch
         from transformers import LlamaForCausalLM
 
-        words = "you your tea cup walk rain book kind warm plain short help list three how what the a an is and to of"
-        tokenizer = _train_tokenizer([words, words.title(), "system user assistant You help."], 384)
+        tokenizer = _train_tokenizer([WORDS, WORDS.title(), "system user assistant You help."], 384)
         config = _llama(tokenizer, hidden=hidden, intermediate=hidden * 2, layers=layers, initializer_range=0.2)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = LlamaForCausalLM(config)
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+    return _made_once(directory, make)
+
+
+def tiny_family(directory: Path, model_type: str, *, seed: int = 0, **changes: object) -> Path:
+    """A seeded random model of any family that transformers knows, with the tiny model's tokenizer and template.
+
+    `changes` are fields of the family's configuration; sizes are as small as most families allow.
+    """
+
+    def make(folder: Path) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        tokenizer = _train_tokenizer([WORDS, WORDS.title(), "system user assistant You help."], 384)
+        sizes = {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.2,
+        }
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = AutoConfig.for_model(
+            model_type, **{"vocab_size": len(tokenizer), **sizes, **ids, "pad_token_id": 2, **changes}
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config)
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from plaudit.engine import adapters
+from plaudit.engine import adapter_files, adapters
 from plaudit.engine.protocol import UNREGISTERED, ReleaseKey
 from plaudit.learner.context import Turn
 from plaudit.learner.measure import Measurer, kl_by_prompt, logprobs_of
@@ -49,7 +49,7 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
         seed=turn.seed * 7919 + 1,
         detail=turn.tell,
     )
-    digest = file_digest(optimised.adapter / adapters.WEIGHTS)
+    digest = file_digest(optimised.adapter / adapter_files.WEIGHTS)
     with (
         _staged(turn, ReleaseKey(str(turn.channel), UNREGISTERED, digest), optimised.adapter, temperature) as key,
         _loaded(turn, "policy", optimised.adapter),
