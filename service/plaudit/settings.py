@@ -222,7 +222,7 @@ class PolicySettings(Section):
     max_grad_norm: float = Field(default=1.0, ge=0.001, le=1_000)
     """Gradient clipping."""
     kl_coef: float = Field(default=0.02, ge=0, le=10)
-    """Reward that a nat of KL to the base costs: where the controller begins, and what choosing a state counts."""
+    """Reward that a nat of KL to the base costs as the controller begins; states are compared at this price, too."""
     kl_live_coef: float = Field(default=0.02, ge=0, le=10)
     """Reward that a nat of KL to the live release costs; nothing is added if the base is live."""
     kl_target: float = Field(default=10.0, ge=0.01, le=1_000)

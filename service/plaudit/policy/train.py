@@ -22,7 +22,7 @@ from plaudit.engine import adapters
 from plaudit.engine.protocol import UNREGISTERED, ReleaseKey
 from plaudit.engine.targets import start_layer
 from plaudit.policy import ppo
-from plaudit.policy.iterates import CERTAIN, Iterate, Rise, best, rise
+from plaudit.policy.iterates import Iterate, Rise, best, rise
 from plaudit.policy.optimizer import Optimised, PolicyTask
 from plaudit.policy.rollout import Rollout, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.policy.value import LinearValue, features
@@ -34,7 +34,7 @@ REFERENCES = 2  # Base answers of a prompt with which rewards are centred.
 GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8  # Gradients of A begin near 1e-5: the customary 1e-5 here would take part of their step away.
-HELD_OUT_SAMPLES = 2  # Completions of a held-out prompt; more prompts tell more than more completions.
+HELD_OUT_SAMPLES = 3  # Completions of a held-out prompt; more prompts tell more than more completions.
 KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.005, 0.2
 
 
@@ -98,11 +98,10 @@ class Ppo:
             # Nothing can be compared: the last one leaves, and the gate decides.
             trainer.keep(settings.iterations)
             return _optimised(task, found, iterates, settings.iterations, True, "")
-        live_coef = settings.kl_live_coef if task.live is not None else 0.0
-        chosen = best(iterates, kl_coef=settings.kl_coef, kl_live_coef=live_coef)
+        chosen = best(iterates, settings.kl_coef)
         gain = rise(iterates[0], chosen)
         log.info("chosen", channel=str(task.channel), iteration=chosen.iteration, rise=gain.mean, error=gain.error)
-        return _optimised(task, found, iterates, chosen.iteration, gain.certain, _why(iterates, gain))
+        return _optimised(task, found, iterates, chosen.iteration, gain.counts, _why(iterates, gain))
 
 
 def _optimised(
@@ -121,7 +120,7 @@ def _optimised(
 def _why(iterates: Sequence[Iterate], gain: Rise) -> str:
     return (
         f"reward on {len(iterates[0].rewards)} held-out prompts rose by {gain.mean:.3f} at best, which must exceed "
-        f"{CERTAIN * gain.error:.3f}; more feedback on the live release's own answers would show where to go"
+        f"{gain.bound:.3f}; more feedback on the live release's own answers would show where to go"
     )
 
 
