@@ -38,9 +38,20 @@ class Mode(StrEnum):
     TRAIN = "train"
 
 
+class OptionScore(StrEnum):
+    """How the score of an option is made of the log-probs of its tokens, its end of turn included.
+
+    SUM is the log-probability that the policy writes the option and nothing else: a longer text has more factors. MEAN
+    is that sum per token, for options whose length says nothing about them.
+    """
+
+    SUM = "sum"
+    MEAN = "mean"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """Frozen facts about a domain."""
+    """Frozen facts about a domain. `option_score` matters to domains of choices alone."""
 
     name: str
     version: str
@@ -52,6 +63,7 @@ class Declaration:
     labels: frozenset[str] = frozenset()
     contract_version: int = CONTRACT_VERSION
     few_raters: bool = False
+    option_score: OptionScore = OptionScore.SUM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ class RankedOption:
     option_id: str
     candidate_id: str
     probability: float
-    logprob_raw: float
+    logprob: float
 
 
 # A candidate is named by its place in the reply, its id, or the object itself.
@@ -318,7 +318,7 @@ def decision(message: assistant_pb2.ChooseResponse, send: Callable[[feedback_pb2
                 option_id=option.option_id,
                 candidate_id=option.candidate_id,
                 probability=option.probability,
-                logprob_raw=option.logprob_raw,
+                logprob=option.logprob,
             )
             for option in message.ranking
         ),

@@ -6,6 +6,9 @@ import uuid
 
 import grpc
 import pytest
+from plaudit import ordering
+from plaudit.domain import OptionScore
+from plaudit.engine.protocol import ReleaseKey
 from plaudit.errors import (
     DeadlinePassed,
     EmptyPrompt,
@@ -27,6 +30,7 @@ from plaudit.errors import (
 )
 from plaudit.eventlog import Topic
 from plaudit.replies import Delta, Reply, drafts
+from plaudit.serving.generation import score_of
 from plaudit.serving.handle import answer_mark
 from plaudit.testing.evidence import make_candidate
 from plaudit.types import Message, Option, Purpose, Ranking, Thumbs
@@ -94,15 +98,56 @@ def test_a_choice_ranks_by_exact_probability_and_is_recorded_in_that_order(local
     assert [o.probability for o in decision.ranking] == sorted((o.probability for o in decision.ranking), reverse=True)
     # By the definition: p_i / p_j = exp(logprob_i - logprob_j).
     first, last = decision.ranking[0], decision.ranking[-1]
-    assert math.isclose(
-        first.probability / last.probability, math.exp(first.logprob_raw - last.logprob_raw), rel_tol=1e-6
-    )
+    assert math.isclose(first.probability / last.probability, math.exp(first.logprob - last.logprob), rel_tol=1e-6)
     (interaction,) = local.records(Topic.INTERACTIONS)
     assert [c.option_id for c in interaction.candidates] == [o.option_id for o in decision.ranking]
     assert [c.probability for c in interaction.candidates] == [o.probability for o in decision.ranking]
     # Nothing was drawn: the order was shown with certainty.
     assert [c.propensity for c in interaction.candidates] == [1.0] * 3
     assert interaction.order_logprob == 0.0
+
+
+def test_an_option_that_begins_another_does_not_always_win(local, client):
+    """The end of turn is scored too, so a beginning is no free lunch: p(option) is of writing it and nothing else."""
+    decision = client.choose("echo-choice", HELLO, ["tea", "tea with milk"])
+    (interaction,) = local.records(Topic.INTERACTIONS)
+    shown = {option.option_id: option for option in decision.ranking}
+    for candidate in interaction.candidates:
+        assert candidate.tokens[-1] == local.engine.end_of_turn
+        assert len(candidate.logprobs_sampled) == len(candidate.tokens)
+        prompt = local.engine.encode(interaction.messages)
+        key = ReleaseKey(str(interaction.channel), 0, candidate.release_digest)
+        (alone,) = local.engine.score(prompt, [candidate.tokens], key, candidate.sampling.temperature)
+        assert math.isclose(shown[candidate.option_id].logprob, math.fsum(alone), abs_tol=1e-3)
+
+
+def test_exploring_draws_the_order_and_records_its_exact_probability(local, client):
+    options = ["a", "b", "c"]  # as long as each other, so that none is sure to be first
+    for _ in range(12):
+        client.choose("echo-choice", HELLO, options, purpose=Purpose.EXPLORE)
+    drawn = local.records(Topic.INTERACTIONS)
+    assert len({tuple(c.option_id for c in interaction.candidates) for interaction in drawn}) > 1
+    for interaction in drawn:
+        scores = [math.fsum(c.logprobs_sampled) for c in interaction.candidates]
+        factors = ordering.log_factors(scores, range(3))
+        assert math.isclose(interaction.order_logprob, math.fsum(factors), abs_tol=1e-5)
+        assert interaction.order_logprob < 0
+        for candidate, factor in zip(interaction.candidates, factors, strict=True):
+            assert math.isclose(candidate.propensity, math.exp(factor), rel_tol=1e-5)
+        # Of being first, whatever came first.
+        by_score = sorted(zip(scores, (c.probability for c in interaction.candidates), strict=True))
+        assert [p for _, p in by_score] == sorted(p for _, p in by_score)
+
+
+def test_a_request_to_explore_sent_again_draws_the_same_order(client):
+    asked = {"purpose": Purpose.EXPLORE, "interaction_id": str(uuid.uuid4())}
+    first, again = (client.choose("echo-choice", HELLO, ["yes", "no", "perhaps"], **asked) for _ in range(2))
+    assert first.ranking == again.ranking
+
+
+def test_a_domain_may_score_options_per_token():
+    assert score_of((-1.0, -2.0, -3.0), OptionScore.SUM) == -6.0
+    assert score_of((-1.0, -2.0, -3.0), OptionScore.MEAN) == -2.0
 
 
 def test_feedback_is_recorded_under_a_pseudonym_before_it_is_acknowledged(local, client):

@@ -140,7 +140,7 @@ def _chosen(recorded: Recorded) -> assistant_pb2.ChooseResponse:
                 option_id=candidate.option_id,
                 candidate_id=candidate.candidate_id,
                 probability=candidate.probability,
-                logprob_raw=math.fsum(candidate.logprobs_raw),
+                logprob=math.fsum(candidate.logprobs_sampled),
             )
             for candidate in interaction.candidates
         ],

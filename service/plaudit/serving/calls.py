@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from plaudit.engine.protocol import Generated, Ticket
+from plaudit.engine.protocol import Generated, ScoreTicket, Ticket
 from plaudit.errors import Cancelled, DeadlinePassed
 
 
@@ -28,7 +28,16 @@ class Call:
             raise DeadlinePassed()
         return left
 
-    def watch(self, tickets: Sequence[Ticket]) -> None:
+    def result(self, ticket: ScoreTicket) -> list[tuple[float, ...]]:
+        """What the ticket gives; raises DeadlinePassed, Cancelled or what broke it, and cancels it."""
+        try:
+            return ticket.result(self.remaining())
+        except TimeoutError as error:
+            raise DeadlinePassed() from error
+        finally:
+            ticket.cancel()
+
+    def watch(self, tickets: Sequence[Ticket | ScoreTicket]) -> None:
         """Cancels the tickets when the call ends in any way; a finished ticket takes no notice."""
 
         def cancel() -> None:

@@ -18,8 +18,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from plaudit import __version__
-from plaudit.domain import DecodeSpec, DomainPlugin, Mode
+from plaudit import __version__, ordering
+from plaudit.domain import DecodeSpec, DomainPlugin, Mode, OptionScore
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, Ticket
 from plaudit.errors import InvalidField, WrongAction
 from plaudit.eventlog import EventLog, Topic
@@ -142,10 +142,11 @@ class Generation:
     # Choices -------------------------------------------------------------------------------------
 
     def choose(self, wanted: ChoiceWanted, call: Call) -> Recorded:
-        """Ranks the options by the probability of their text among the options, most probable first.
+        """Ranks the options by the probability that the policy writes them and nothing else.
 
-        Probabilities are the softmax over summed token log-probs at temperature 1: exact for the question "which of
-        these texts would the policy write", in which a longer text has more factors.
+        An option's score is the log-probability of its tokens and of the end of turn behind them, under the release's
+        temperature: their sum, or their mean per token if the domain declares that. SERVE shows the most probable
+        first; EXPLORE draws the order (`plaudit.ordering`) and records its exact log-probability.
         """
         envelope = wanted.envelope
         plugin = self._plugin(envelope, Action.CHOICE)
@@ -153,39 +154,44 @@ class Generation:
         options = prompt.options or envelope.request.options
         encoded = self._engine.encode(prompt.messages)
         texts = [self._engine.encode_text(option.text) for option in options]
-        versions = () if wanted.version is None else (wanted.version,)
         check_options(encoded, texts, self._engine.context_length)
-        call.remaining()
+        versions = () if wanted.version is None else (wanted.version,)
         with self._router.lease(envelope.channel, versions, 1) as (release,):
-            logprobs = self._engine.score(encoded, texts, release.key)
-        call.remaining()
-        probabilities = softmax([math.fsum(each) for each in logprobs])
+            ticket = self._engine.score_options(encoded, texts, release.key, release.temperature)
+        call.watch([ticket])
+        logprobs = call.result(ticket)
+        scores = [score_of(each, plugin.declaration.option_score) for each in logprobs]
+        if envelope.purpose is Purpose.EXPLORE:
+            order = ordering.draw(scores, seed_of(envelope.interaction_id))
+        else:
+            order = ordering.most_probable(scores)
+        probabilities = ordering.first_probabilities(scores)
         candidates = []
-        for index, option in enumerate(options):
+        for place, propensity in zip(order.places, order.propensities, strict=True):
+            option = options[place]
             outcome = plugin.parse(prompt, option.text)
             candidates.append(
                 Candidate(
-                    candidate_id=candidate_id(envelope.interaction_id, index, option.option_id),
+                    candidate_id=candidate_id(envelope.interaction_id, place, option.option_id),
                     release_version=release.key.version,
                     release_digest=release.key.digest,
-                    tokens=texts[index],
-                    logprobs_raw=logprobs[index],
-                    logprobs_sampled=(),
+                    tokens=(*texts[place], self._engine.end_of_turn),
+                    logprobs_raw=(),
+                    logprobs_sampled=logprobs[place],
                     text=option.text,
                     displayed_text=outcome.displayed,
                     finish_reason=None,
-                    sampling=Sampling(),
-                    seed=0,
+                    sampling=Sampling(temperature=release.temperature),
+                    seed=seed_of(envelope.interaction_id) if envelope.purpose is Purpose.EXPLORE else 0,
                     width=0,
-                    probability=probabilities[index],
+                    probability=probabilities[place],
+                    propensity=propensity,
                     valid=outcome.valid,
                     option_id=option.option_id,
                 )
             )
         self._metrics.tokens.labels("prompt").inc(len(encoded.tokens))
-        # Ties keep the caller's order, so that equal requests get equal answers.
-        candidates.sort(key=lambda candidate: -candidate.probability)
-        return self._record(envelope, plugin, prompt, encoded.tokens, Action.CHOICE, candidates)
+        return self._record(envelope, plugin, prompt, encoded.tokens, Action.CHOICE, candidates, order.logprob)
 
     # Common --------------------------------------------------------------------------------------
 
@@ -211,6 +217,7 @@ class Generation:
         prompt_tokens: tuple[int, ...],
         action: Action,
         candidates: Sequence[Candidate],
+        order_logprob: float = 0.0,
     ) -> Recorded:
         now = dt.datetime.now(dt.UTC)
         channel = envelope.channel
@@ -226,6 +233,7 @@ class Generation:
             candidates=tuple(candidates),
             completed_at=now,
             prompt_tokens=prompt_tokens,
+            order_logprob=order_logprob,
             answers=(answer,),
             session_id=envelope.session_id,
             end_user=pseudonym(self._pseudonym_key, channel.tenant, envelope.end_user),
@@ -288,12 +296,10 @@ def candidate_id(interaction_id: str, index: int, option_id: str = "") -> str:
     return str(uuid.uuid5(uuid.UUID(interaction_id), f"{index}\0{option_id}"))
 
 
-def softmax(values: Sequence[float]) -> list[float]:
-    """Probabilities proportional to exp(value); sums to 1."""
-    top = max(values)
-    weights = [math.exp(value - top) for value in values]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
+def score_of(logprobs: Sequence[float], how: OptionScore) -> float:
+    """Score (nats) of an option from the log-probs of its tokens and of its end."""
+    total = math.fsum(logprobs)
+    return total / len(logprobs) if how is OptionScore.MEAN else total
 
 
 def _as_logged(value: float) -> float:

@@ -187,16 +187,16 @@ class ChooseRequest(_message.Message):
     def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., options: _Optional[_Iterable[_Union[Option, _Mapping]]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_version: _Optional[int] = ...) -> None: ...
 
 class RankedOption(_message.Message):
-    __slots__ = ("option_id", "candidate_id", "probability", "logprob_raw")
+    __slots__ = ("option_id", "candidate_id", "probability", "logprob")
     OPTION_ID_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_ID_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
-    LOGPROB_RAW_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
     option_id: str
     candidate_id: str
     probability: float
-    logprob_raw: float
-    def __init__(self, option_id: _Optional[str] = ..., candidate_id: _Optional[str] = ..., probability: _Optional[float] = ..., logprob_raw: _Optional[float] = ...) -> None: ...
+    logprob: float
+    def __init__(self, option_id: _Optional[str] = ..., candidate_id: _Optional[str] = ..., probability: _Optional[float] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class ChooseResponse(_message.Message):
     __slots__ = ("interaction_id", "ranking", "release_version", "release_digest", "handle", "handle_expires_at")

@@ -71,7 +71,8 @@ class AssistantServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Choose(self, request, context):
-        """Ranks given options with exact probabilities; all options are scored by one release.
+        """Ranks given options with exact probabilities; all options are scored by one release. PURPOSE_SERVE shows the most
+        probable first; PURPOSE_EXPLORE draws the order, so that what people choose says something about every option.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
