@@ -90,6 +90,13 @@ class UnknownRelease(RequestRefused):
     reason = "UNKNOWN_RELEASE"
 
 
+class UnknownTenant(RequestRefused):
+    """The operator of the service does not name this tenant."""
+
+    code = "NOT_FOUND"
+    reason = "UNKNOWN_TENANT"
+
+
 class UnknownChannel(RequestRefused):
     """The channel has never served; a channel begins with its first request."""
 

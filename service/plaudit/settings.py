@@ -88,13 +88,17 @@ class ServeSettings(Section):
     metrics_port: int = Field(default=9464, ge=0, le=65535)
     """Prometheus port; 0 turns it off."""
     workers: int = Field(default=96, ge=1, le=10_000)
-    """Calls answered at once; a streamed call holds one until it ends."""
+    """Open calls; a stream or a watch is one until it ends. What is above is answered QUEUE_FULL at once."""
+    tenants: tuple[str, ...] = ("default",)
+    """Tenants that may ask; "*" among them lets callers name any, each a channel of its own."""
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=65_536, le=1_073_741_824)
     """Largest message taken."""
     max_tokens: int = Field(default=512, ge=1, le=1_048_576)
     """Most tokens that a caller may ask for."""
     default_deadline_seconds: float = Field(default=120.0, ge=0.1, le=86_400)
-    """Deadline of calls that bring none."""
+    """Longest time of a call, and its deadline if it brings none; streams of feedback and watches have another."""
+    stream_seconds: float = Field(default=3600.0, ge=0.1, le=86_400)
+    """Longest time of a StreamFeedback or WatchReleases call; it ends with DEADLINE_PASSED and may be opened again."""
     drain_seconds: float = Field(default=25.0, ge=0, le=3_600)
     """Time for calls under way after SIGTERM; Kubernetes gives 30 s, 5 are kept for closing the log."""
     poll_seconds: float = Field(default=0.5, ge=0.01, le=60)

@@ -15,11 +15,12 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from plaudit.errors import PlauditError
+from plaudit.errors import DeadlinePassed, PlauditError
 from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import encode_feedback, encode_retraction
 from plaudit.metrics import Metrics
 from plaudit.serving.acts import Acts
+from plaudit.serving.calls import Call
 from plaudit.serving.generation import PRODUCER
 from plaudit.serving.interceptors import Unreadable
 from plaudit.telemetry import traceparent
@@ -35,7 +36,8 @@ _LOOK_SECONDS = 0.2
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: ignore[misc]
     """Takes feedback."""
 
-    def __init__(self, acts: Acts, log: EventLog, metrics: Metrics) -> None:
+    def __init__(self, acts: Acts, log: EventLog, metrics: Metrics, *, stream_seconds: float) -> None:
+        self._stream_seconds = stream_seconds
         self._acts = acts
         self._log = log
         self._metrics = metrics
@@ -55,7 +57,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
     def StreamFeedback(self, request_iterator: Iterator[Any], context: Any) -> Iterator[Any]:
         """See feedback.proto. Items that came while the last append ran share the next one."""
         index = 0
-        for batch in _ReadAhead(request_iterator, context).batches():
+        for batch in _ReadAhead(request_iterator, context).batches(Call(context, self._stream_seconds)):
             for answer in self._answers(batch):
                 answer.index = index
                 index += 1
@@ -125,10 +127,10 @@ class _ReadAhead:
         self._left = threading.Event()
         threading.Thread(target=self._read, name="plaudit-bulk", daemon=True).start()
 
-    def batches(self) -> Iterator[list[Any]]:
-        """What has come since the last batch, in order."""
+    def batches(self, call: Call) -> Iterator[list[Any]]:
+        """What has come since the last batch, in order; raises DeadlinePassed when the call's time is over."""
         try:
-            item = self._items.get()
+            item = self._next(call)
             while item is not self._end:
                 batch = [item]
                 item = None
@@ -138,9 +140,15 @@ class _ReadAhead:
                         batch.append(item)
                 yield batch
                 if item is not self._end:
-                    item = self._items.get()
+                    item = self._next(call)
         finally:
             self._left.set()
+
+    def _next(self, call: Call) -> Any:
+        try:
+            return self._items.get(timeout=call.remaining())
+        except queue.Empty:
+            raise DeadlinePassed() from None
 
     def _read(self) -> None:
         # The library raises a bare Exception here when the call ends; the call's own end says what it was.

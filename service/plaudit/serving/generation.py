@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from plaudit import __version__, ordering
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode, OptionScore
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, Ticket
-from plaudit.errors import InvalidField, WrongAction
+from plaudit.errors import InvalidField, UnknownTenant, WrongAction
 from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import encode_interaction
 from plaudit.metrics import Metrics
@@ -32,6 +32,7 @@ from plaudit.serving.validate import ChoiceWanted, CompletionsWanted, Envelope, 
 from plaudit.telemetry import traceparent
 from plaudit.types import Action, Candidate, Interaction, Prompt, Purpose, Sampling
 
+ANY_TENANT = "*"
 PRODUCER = f"plaudit-serve/{__version__}"
 _MODES = {Purpose.SERVE: Mode.SERVE, Purpose.EXPLORE: Mode.EXPLORE, Purpose.EVALUATE: Mode.SERVE}
 
@@ -70,7 +71,9 @@ class Generation:
         metrics: Metrics,
         *,
         max_tokens: int,
+        tenants: Sequence[str] = (ANY_TENANT,),
     ) -> None:
+        self._tenants = frozenset(tenants)
         self._engine = engine
         self._router = router
         self._log = log
@@ -199,6 +202,11 @@ class Generation:
         plugin = self._plugins.get(envelope.channel.domain)
         if plugin is None:
             raise unknown_domain(envelope.channel.domain, self._plugins)
+        if not self._tenants & {envelope.channel.tenant, ANY_TENANT}:
+            raise UnknownTenant(
+                f"this service has no tenant {envelope.channel.tenant!r}; its operator names tenants in serve.tenants",
+                tenant=envelope.channel.tenant,
+            )
         declared = plugin.declaration.action
         if declared is not action:
             call = "Generate" if declared is Action.COMPLETION else "Choose"

@@ -1,14 +1,16 @@
 """What surrounds every call of a Plaudit service.
 
-What enters: a call's bytes and metadata. What leaves: its reply, or the status of its error. In one place: trace ids,
-size and UTF-8 of the message, a deadline that is over already, errors to statuses, metrics. Calls of other services
-(health, reflection) pass untouched.
+What enters: a call's bytes and metadata. What leaves: its reply, or the status of its error. In one place: the limit on
+open calls, trace ids, size and UTF-8 of the message, a deadline that is over already, errors to statuses, metrics.
+Calls of other services pass untouched, but for a limit on open reflection streams, each of which holds a thread.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -24,12 +26,14 @@ from plaudit.errors import (
     MessageTooLarge,
     PlauditError,
     PluginFailed,
+    QueueFull,
 )
 from plaudit.metrics import Metrics
 from plaudit.serving.wire import to_status
 from plaudit.telemetry import RequestIds, child_traceparent, get_logger, request_ids
 
 OURS = "/plaudit.v1."
+_REFLECTION = "/grpc.reflection."
 REQUEST_ID_KEY = "x-request-id"
 _MAX_REQUEST_ID_CHARS = 128
 # A deadline travels as a duration, rounded up, and begins anew on arrival: the caller's own ends a little before ours.
@@ -45,22 +49,64 @@ class Unreadable:
         self.error = error
 
 
-class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Wraps every method of `plaudit.v1`."""
+class OpenCalls:
+    """Counts open calls up to a limit. Refuses at once: whoever waited would hold a thread that health needs."""
 
-    def __init__(self, metrics: Metrics, max_message_bytes: int) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._places = threading.BoundedSemaphore(limit)
+
+    def enter(self) -> None:
+        """Takes a place until `leave`; raises QueueFull."""
+        if not self._places.acquire(blocking=False):
+            raise QueueFull(
+                f"this replica has {self._limit} open calls, its limit (serve.workers); retry with backoff, elsewhere "
+                "if you can",
+                waiting=self._limit,
+                limit=self._limit,
+            )
+
+    def leave(self) -> None:
+        """Gives the place back."""
+        self._places.release()
+
+
+class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Wraps every method of `plaudit.v1`. `open_calls` is the limit of those, `reflections` that of reflection."""
+
+    def __init__(self, metrics: Metrics, max_message_bytes: int, *, open_calls: int, reflections: int) -> None:
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
+        self._open = OpenCalls(open_calls)
+        self._reflections = OpenCalls(reflections)
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         """The method's handler, wrapped where it is one of ours."""
         handler = continuation(details)
+        if handler is not None and details.method.startswith(_REFLECTION) and handler.stream_stream:
+            return _limited(handler, self._reflections)
         if handler is None or not details.method.startswith(OURS):
             return handler
         service, method = details.method.removeprefix(OURS).split("/", 1)
         metadata = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
-        around = _Around(self._metrics, service, method, metadata)
+        around = _Around(self._metrics, self._open, service, method, metadata)
         return wrapped(handler, around, self._max_message_bytes)
+
+
+def _limited(handler: Any, places: OpenCalls) -> Any:
+    """A handler of a stream that takes one of `places` while it is open."""
+
+    def answer(requests: Any, context: Any) -> Iterator[Any]:
+        try:
+            places.enter()
+        except QueueFull as error:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
+        try:
+            yield from handler.stream_stream(requests, context)
+        finally:
+            places.leave()
+
+    return grpc.stream_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
 
 def wrapped(handler: Any, around: _Around, max_message_bytes: int) -> Any:
@@ -95,8 +141,11 @@ def _careful(read: Callable[[bytes], Any], limit: int) -> Callable[[bytes], Any]
 class _Around:
     """One call: its ids, its clock and what becomes of its errors."""
 
-    def __init__(self, metrics: Metrics, service: str, method: str, metadata: dict[str, str]) -> None:
+    def __init__(
+        self, metrics: Metrics, open_calls: OpenCalls, service: str, method: str, metadata: dict[str, str]
+    ) -> None:
         self._metrics = metrics
+        self._open = open_calls
         self._service = service
         self._method = method
         self._ids = RequestIds(
@@ -114,7 +163,8 @@ class _Around:
             self._begin(context)
             with request_ids(self._ids):
                 try:
-                    reply = behaviour(_readable(request, context), context)
+                    with self._place():
+                        reply = behaviour(_readable(request, context), context)
                 except Exception as error:
                     failure = self._failure(error, context)
             self._end(started, failure)
@@ -134,7 +184,8 @@ class _Around:
             try:
                 with request_ids(self._ids):
                     try:
-                        yield from behaviour(_readable(request, context), context)
+                        with self._place():
+                            yield from behaviour(_readable(request, context), context)
                         failure = None
                     except Exception as error:
                         failure = self._failure(error, context)
@@ -144,6 +195,14 @@ class _Around:
                 self._abort(context, failure)
 
         return answer
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        self._open.enter()
+        try:
+            yield
+        finally:
+            self._open.leave()
 
     def _begin(self, context: Any) -> None:
         self._metrics.requests_in_flight.inc()

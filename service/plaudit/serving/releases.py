@@ -19,6 +19,7 @@ from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import ReleaseChange, encode_release_changed
 from plaudit.release.moves import Change, ChannelState, Move, Pin, Promote, ReleaseRow, RollBack
 from plaudit.release.registry import Registry
+from plaudit.serving.calls import Call
 from plaudit.serving.generation import PRODUCER
 from plaudit.serving.validate import MAX_REASON_BYTES, channel_name, short_text
 from plaudit.telemetry import get_logger, traceparent
@@ -35,11 +36,18 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
     """Releases of channels."""
 
     def __init__(
-        self, registry: Registry, event_log: EventLog, *, poll_seconds: float, draining: Callable[[], bool]
+        self,
+        registry: Registry,
+        event_log: EventLog,
+        *,
+        poll_seconds: float,
+        stream_seconds: float,
+        draining: Callable[[], bool],
     ) -> None:
         self._registry = registry
         self._log = event_log
         self._poll_seconds = poll_seconds
+        self._stream_seconds = stream_seconds
         self._draining = draining
 
     def ListReleases(
@@ -59,6 +67,7 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
 
     def WatchReleases(self, request: releases_pb2.WatchReleasesRequest, context: Any) -> Iterator[Any]:
         """See releases.proto. Ends with NOT_SERVING when this replica drains, so that the watcher goes elsewhere."""
+        call = Call(context, self._stream_seconds)
         channel = channel_name(request.channel) if request.channel else None
         if channel is not None:
             self._state(channel)
@@ -70,7 +79,7 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
                 if channel in (None, state.channel) and seen.get(state.channel) != state.generation:
                     seen[state.channel] = state.generation
                     yield releases_pb2.WatchReleasesResponse(state=_channel_state(state))
-            time.sleep(self._poll_seconds)
+            time.sleep(min(self._poll_seconds, call.remaining()))
 
     def PromoteRelease(
         self, request: releases_pb2.PromoteReleaseRequest, context: Any

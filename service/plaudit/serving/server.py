@@ -53,8 +53,9 @@ SERVICES = (
 _ASSISTANT = SERVICES[0]
 # Above the service's own limit the message still arrives and is refused with an ErrorInfo; above this it does not.
 _LIBRARY_LIMIT_FACTOR = 4
-# Health and reflection answer beside the workers, so that a full server still says that it is alive.
+# Threads beside those of the open calls: for refusals, health and reflection, so that a full server says it is alive.
 _OTHER_WORKERS = 8
+_REFLECTIONS = _OTHER_WORKERS // 2
 
 log = get_logger("plaudit.serve")
 
@@ -93,7 +94,15 @@ class Server:
         )
         signer, person_key = handle_signer(settings), pseudonym_key(settings)
         generation = Generation(
-            engine, self.router, event_log, plugins, signer, person_key, metrics, max_tokens=settings.serve.max_tokens
+            engine,
+            self.router,
+            event_log,
+            plugins,
+            signer,
+            person_key,
+            metrics,
+            max_tokens=settings.serve.max_tokens,
+            tenants=settings.serve.tenants,
         )
         self._server = _grpc_server(settings, metrics)
         server: Any = self._server
@@ -101,11 +110,18 @@ class Server:
             AssistantServicer(generation, settings.serve, metrics), server
         )
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackServicer(Acts(plugins, signer, person_key), event_log, metrics), server
+            FeedbackServicer(
+                Acts(plugins, signer, person_key), event_log, metrics, stream_seconds=settings.serve.stream_seconds
+            ),
+            server,
         )
         releases_pb2_grpc.add_ReleaseServiceServicer_to_server(
             ReleaseServicer(
-                registry, event_log, poll_seconds=settings.serve.poll_seconds, draining=self._draining.is_set
+                registry,
+                event_log,
+                poll_seconds=settings.serve.poll_seconds,
+                stream_seconds=settings.serve.stream_seconds,
+                draining=self._draining.is_set,
             ),
             server,
         )
@@ -202,7 +218,9 @@ def _grpc_server(settings: Settings, metrics: Metrics) -> grpc.Server:
     limit = settings.serve.max_message_bytes
     return grpc.server(
         ThreadPoolExecutor(settings.serve.workers + _OTHER_WORKERS, thread_name_prefix="plaudit-grpc"),
-        interceptors=[CallInterceptor(metrics, limit)],
+        interceptors=[
+            CallInterceptor(metrics, limit, open_calls=settings.serve.workers, reflections=_REFLECTIONS),
+        ],
         options=[
             ("grpc.max_receive_message_length", _LIBRARY_LIMIT_FACTOR * limit),
             ("grpc.max_send_message_length", -1),

@@ -49,7 +49,15 @@ class LocalServer:
 
 def serve_settings(data_dir: Path, **serve: object) -> Settings:
     """Settings of a server on a free loopback port that looks at the channel states often."""
-    wanted = {"port": 0, "metrics_port": 0, "poll_seconds": 0.05, "drain_seconds": 5.0, "workers": 32, **serve}
+    wanted = {
+        "port": 0,
+        "metrics_port": 0,
+        "poll_seconds": 0.05,
+        "drain_seconds": 5.0,
+        "workers": 32,
+        "tenants": ("*",),
+        **serve,
+    }
     return Settings(data_dir=data_dir, serve=ServeSettings.model_validate(wanted))
 
 

@@ -48,6 +48,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_SLOTS_IN_USE: _ClassVar[ErrorReason]
     ERROR_REASON_ANOTHER_ANSWER: _ClassVar[ErrorReason]
     ERROR_REASON_STORE_UNAVAILABLE: _ClassVar[ErrorReason]
+    ERROR_REASON_UNKNOWN_TENANT: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_EMPTY_PROMPT: ErrorReason
 ERROR_REASON_PROMPT_TOO_LONG: ErrorReason
@@ -90,3 +91,4 @@ ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason
 ERROR_REASON_SLOTS_IN_USE: ErrorReason
 ERROR_REASON_ANOTHER_ANSWER: ErrorReason
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason
+ERROR_REASON_UNKNOWN_TENANT: ErrorReason

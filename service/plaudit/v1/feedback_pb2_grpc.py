@@ -64,7 +64,8 @@ class FeedbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamFeedback(self, request_iterator, context):
-        """Bulk: one acknowledgement per item, in order. A refused item does not end the stream.
+        """Bulk: one acknowledgement per item, in order. A refused item does not end the stream. Ends with DEADLINE_EXCEEDED
+        after the service's serve.stream_seconds (an hour); open it again for what was not acknowledged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

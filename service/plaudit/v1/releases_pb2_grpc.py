@@ -86,7 +86,8 @@ class ReleaseServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchReleases(self, request, context):
-        """Channel states as they change, beginning with the state at the call.
+        """Channel states as they change, beginning with the state at the call. Ends with DEADLINE_EXCEEDED after the service's
+        serve.stream_seconds (an hour), and with UNAVAILABLE if the replica drains; call again and go on from the state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
