@@ -70,6 +70,8 @@ class EngineSettings(Section):
     """Completions that may wait for a slot; more are refused with QUEUE_FULL."""
     prefill_chunk: int = Field(default=128, ge=16, le=65_536)
     """Prompt tokens computed between two decode steps, and most tokens of options."""
+    kv_memory_mb: int = Field(default=0, ge=0, le=10_000_000)
+    """Memory (MiB) for keys and values; 0 is a quarter of the machine's, the container's or the GPU's."""
     score_memory_mb: int = Field(default=256, ge=16, le=65_536)
     """Memory (MiB) for scoring the options of a choice; they are computed in pieces that fit."""
     score_tokens: int = Field(default=65_536, ge=1, le=10_000_000)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plaudit.engine import adapters
 from plaudit.engine.bank import AdapterBank
-from plaudit.engine.lanes import Prefix, extend, token_bytes
+from plaudit.engine.memory import Layout
 from plaudit.engine.options import Plan, Tree, Walk
+from plaudit.engine.prefixes import Prefix, extend
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import Cancelled, OptionsTooLong, QueueFull, ReleaseNotServable
@@ -164,7 +165,7 @@ def test_scoring_keeps_within_its_memory(tiny_base, budget):
     prompt = [5 + i % 300 for i in range(40)]
     options = [[drawn.randrange(3, 300) for _ in range(400)] for _ in range(4)]
     tree = Tree.of(prompt[-1], options)
-    plan = Plan.of(tiny_base, tree, len(prompt), token_bytes(tiny_base), most=128, budget=budget)
+    plan = Plan.of(tiny_base, tree, len(prompt), Layout.of(tiny_base).token_bytes, most=128, budget=budget)
     assert plan.needed <= budget
     bank, prefix = AdapterBank(tiny_base, layers=2, rank=8, slots=2), Prefix()
     with torch.no_grad():
@@ -196,7 +197,7 @@ def test_what_cannot_be_scored_is_refused_with_the_figures(engine, tiny_base, fo
         engine.score_options(prompt, [[7]], ReleaseKey("toy/default", 9, "x"))
     tree = Tree.of(1, [[7] * 400])
     with pytest.raises(OptionsTooLong, match="score_memory_mb"):
-        Plan.of(tiny_base, tree, 10, token_bytes(tiny_base), most=16, budget=100_000)
+        Plan.of(tiny_base, tree, 10, Layout.of(tiny_base).token_bytes, most=16, budget=100_000)
 
 
 def _long_options(engine, prompt, count, seed=0):

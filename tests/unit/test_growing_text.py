@@ -210,3 +210,17 @@ def test_a_stop_inside_a_token_is_not_shown_nor_is_what_follows(pieces, stop, wa
         grown.add(index)
         assert wanted.startswith(grown.safe)
     assert grown.text == wanted
+
+
+def test_a_stopped_stream_is_what_went_out_and_the_tokens_behind_it():
+    ticket = _ticket("bytes", [])
+    tokens = encode("bytes", "Tea 🦔")
+    for token in tokens[:-1]:
+        ticket.push(token, -0.5, -0.25)
+    assert (ticket.so_far().text, ticket.so_far().tokens) == ("", ())
+    assert next(ticket.deltas(30)) == "Tea "
+    stopped = ticket.so_far()
+    assert stopped.text == "Tea "
+    assert stopped.tokens == tuple(tokens[:-1])
+    assert len(stopped.logprobs_raw) == len(stopped.logprobs_sampled) == len(stopped.tokens)
+    assert stopped.finish_reason is FinishReason.CANCELLED

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,10 +34,17 @@ log = get_logger("plaudit.engine")
 ATTENTION = "plaudit_grouped"
 
 
+class KeysInPieces(Protocol):
+    """Keys and values that do not lie in one tensor, as those of a lane."""
+
+    def attend(self, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+        """Attention (B, T, Hq, D) of queries (B, Hq, T, D)."""
+
+
 def grouped_attention(
-    module: torch.nn.Module,
+    module: torch.nn.Module | None,
     query: torch.Tensor,
-    key: torch.Tensor,
+    key: torch.Tensor | KeysInPieces,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
@@ -46,8 +53,11 @@ def grouped_attention(
     """Attention in which the query heads of a group share their key without copies of it.
 
     query (B, Hq, T, D); key, value (B, Hk, L, D); attention_mask is added to the scores, (B or 1, 1, T, L), and
-    None means causal, the last query standing at the last key. Returns (B, T, Hq, D).
+    None means causal, the last query standing at the last key. Returns (B, T, Hq, D). Keys in pieces hold their values
+    and masks themselves.
     """
+    if not isinstance(key, torch.Tensor):
+        return key.attend(query, scaling), None
     batch, heads, length, dim = query.shape
     groups = key.shape[1]
     keys = key.shape[2]

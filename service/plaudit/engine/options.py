@@ -16,7 +16,7 @@ import torch
 
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
-from plaudit.engine.lanes import Prefix
+from plaudit.engine.prefixes import Prefix
 from plaudit.engine.sampling import SMALLEST_TEMPERATURE
 from plaudit.errors import OptionsTooLong
 

@@ -86,6 +86,9 @@ class Ticket(Protocol):
     def result(self, timeout: float | None = None) -> Generated:
         """The finished completion; raises TimeoutError, Cancelled, or what broke the job."""
 
+    def so_far(self) -> Generated:
+        """What `deltas` has given out, with the tokens behind it, as a completion that was cancelled."""
+
     def cancel(self) -> None:
         """Frees the slot at the next step; no effect on a finished job."""
 
@@ -123,7 +126,7 @@ class Engine(Protocol):
         """Text of token ids, special tokens left out."""
 
     def submit(self, jobs: Sequence[Job]) -> Sequence[Ticket]:
-        """Queues jobs; raises QueueFull, PromptTooLong or ReleaseNotServable, and then queues none."""
+        """Queues jobs; raises QueueFull, PromptTooLong, RequestTooLarge or ReleaseNotServable, and then queues none."""
 
     def score(
         self,
@@ -147,7 +150,7 @@ class Engine(Protocol):
         """Queues options; the ticket gives the log-probs of each one's tokens and of the end of turn behind them.
 
         Their sum is the exact log-probability that the release writes the option and nothing else. `temperature` None
-        is the release's own. Raises QueueFull, OptionsTooLong or ReleaseNotServable.
+        is the release's own. Raises QueueFull, PromptTooLong, RequestTooLarge, OptionsTooLong or ReleaseNotServable.
         """
 
     def stage(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> None:

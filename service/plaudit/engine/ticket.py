@@ -71,6 +71,11 @@ class TorchTicket:
             self._read_on()
             return self._generated(len(self.tokens), self._text.text, reason)
 
+    def so_far(self) -> Generated:
+        """What `deltas` has given out, with the tokens behind it, as a completion that was cancelled."""
+        with self._reading:
+            return self._generated(self._text.count, self._shown, FinishReason.CANCELLED)
+
     def cancel(self) -> None:
         """Frees the slot at the next step; no effect on a finished job."""
         self.cancelled = True

@@ -1,0 +1,332 @@
+"""From waiting jobs to rows that decode: who is next, where there is memory, and whose prompt is computed.
+
+In: groups of jobs on one prompt. Out: rows of lanes, filled. Memory is taken before anything is computed: for the
+prompt, and for the first job's row, as many tokens as it may come to. A job that does not fit yet waits, and none that
+came later is let in before it; what can be computed again (cached prefixes, prompts whose row is not there yet) makes
+room first, so whoever waits gets in at the latest when all that decodes has ended.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from plaudit.engine.bank import AdapterBank
+from plaudit.engine.base import Base
+from plaudit.engine.lanes import Lane
+from plaudit.engine.memory import Budget, Layout
+from plaudit.engine.prefixes import Prefix, extend, extend_together
+from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.slots import Slots
+from plaudit.engine.ticket import TorchTicket
+from plaudit.errors import Cancelled, InternalError, RequestTooLarge
+
+log = structlog.get_logger(__name__)
+
+PREFIX_ENTRIES = 16
+# Cached prefixes hold at most this share of the memory.
+PREFIX_SHARE = 8
+# Tokens of each prompt in a pass over several: short, because a pass is padded to it.
+PROMPT_CHUNK = 16
+
+
+@dataclass(slots=True)
+class Group:
+    """Jobs of one submit on one prompt and release: they share the prefill."""
+
+    prompt: EncodedPrompt
+    release: ReleaseKey
+    waiting: collections.deque[TorchTicket]
+    lane: Lane | None = None
+    # The row of the first waiting job, taken while the prompt is computed.
+    row: int | None = None
+    prefix: Prefix | None = None
+    # Bytes of the budget for the prompt.
+    held: int = 0
+
+    @property
+    def missing(self) -> list[int]:
+        """Prompt tokens that are still to be computed: all but the last, with which decoding begins."""
+        return list(self.prompt.tokens[self.prefix.length if self.prefix else 0 : -1])
+
+    @property
+    def length(self) -> int:
+        """The most tokens to which the first waiting job may come."""
+        return _length(self.waiting[0].job)
+
+
+def _length(job: Job) -> int:
+    return len(job.prompt.tokens) + job.sampling.max_tokens
+
+
+class Admission:
+    """The queue of jobs and the memory that they take. `rows` are the jobs that decode, by lane width and row."""
+
+    def __init__(
+        self,
+        base: Base,
+        bank: AdapterBank,
+        slots: Slots,
+        lanes: Mapping[int, Lane],
+        layout: Layout,
+        budget: Budget,
+        lock: threading.Condition,
+        rows: dict[tuple[int, int], TorchTicket],
+        *,
+        chunk: int,
+        capture_layer: int,
+    ) -> None:
+        self._base, self._bank, self._slots, self._lanes = base, bank, slots, lanes
+        self._layout, self._budget = layout, budget
+        self._lock, self._rows = lock, rows
+        self._chunk, self._capture_layer = chunk, capture_layer
+        self._groups: collections.deque[Group] = collections.deque()
+        self._cache: collections.OrderedDict[tuple[int, tuple[int, ...]], Prefix] = collections.OrderedDict()
+        self._cached = 0
+        # Nobody is let in while options wait for memory.
+        self.closed = False
+        self.waiting = 0
+
+    # Callers' threads -----------------------------------------------------------------------------
+
+    def check_memory(self, job: Job) -> None:
+        """Raise RequestTooLarge for a job that all of the memory would not hold."""
+        lanes = self._lanes.values() if job.width is None else [self._lanes[job.width]]
+        self._check(self._prompt_bytes(job.prompt) + max(lane.block_bytes(_length(job)) for lane in lanes))
+
+    def check_prompt(self, prompt: EncodedPrompt) -> None:
+        """Raise RequestTooLarge for a prompt that all of the memory would not hold."""
+        self._check(self._prompt_bytes(prompt))
+
+    def _check(self, needed: int) -> None:
+        if needed > self._budget.limit:
+            needed_mb, limit_mb = -(-needed // 2**20), self._budget.limit // 2**20
+            raise RequestTooLarge(
+                f"keys and values of this request take {needed_mb} MiB, and engine.kv_memory_mb allows {limit_mb}; "
+                "shorten the prompt or ask for fewer tokens",
+                needed_mb=needed_mb,
+                limit_mb=limit_mb,
+            )
+
+    def add(self, groups: Iterable[Group]) -> None:
+        """Queue groups (with the lock)."""
+        for group in groups:
+            self._groups.append(group)
+            self.waiting += len(group.waiting)
+
+    # The engine's thread --------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """Whether a group is in the queue."""
+        return bool(self._groups)
+
+    @property
+    def tickets(self) -> list[TorchTicket]:
+        """The jobs that wait."""
+        return [ticket for group in self._groups for ticket in group.waiting]
+
+    def prefill(self) -> None:
+        """Compute waiting prompts, at most `chunk` tokens, and fill rows with their jobs."""
+        left = self._chunk
+        while left > 0:
+            groups = self._next_groups()
+            if not groups:
+                return
+            try:
+                left -= self._compute(groups)
+            except Exception as error:  # the outermost loop: these jobs fail, the engine goes on
+                log.exception("prefill failed", release=str(groups[0].release))
+                for each in groups:
+                    self._fail(each, error)
+
+    def hold_prompt(self, prompt: EncodedPrompt) -> int:
+        """Memory (bytes) for a prompt that is computed outside of the queue; 0 if there is none yet."""
+        size = self._prompt_bytes(prompt)
+        self.closed = not self._make_room(lambda: size)
+        if self.closed:
+            return 0
+        self._budget.take(size)
+        return size
+
+    def let_go(self, held: int) -> None:
+        """Give memory of `hold_prompt` back."""
+        self._budget.give(held)
+
+    def begin(self, prompt: EncodedPrompt, release: ReleaseKey) -> Prefix:
+        """The shared prefix of a prompt, computed once per release as a chunk of its own, whatever is cached."""
+        shared = prompt.tokens[: min(prompt.prefix_length, len(prompt.tokens) - 1)]
+        staged = self._slots.of(release)
+        key = (staged.serial, shared)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key].copy()
+        prefix = Prefix()
+        if shared:
+            extend(self._base, self._bank, prefix, list(shared), staged.slot, self._capture_layer)
+            self._remember(key, prefix)
+        return prefix.copy()
+
+    def extend(self, prefix: Prefix, prompt: EncodedPrompt, release: ReleaseKey) -> int:
+        """Compute the next chunk of a prompt; returns its tokens."""
+        chunk = list(prompt.tokens[prefix.length : len(prompt.tokens) - 1][: self._chunk])
+        extend(self._base, self._bank, prefix, chunk, self._slots.of(release).slot, self._capture_layer)
+        return len(chunk)
+
+    # Who is next ----------------------------------------------------------------------------------
+
+    def _next_groups(self) -> list[Group]:
+        """The next groups with something to do, all of one lane, as many as that lane computes prompts at once."""
+        with self._lock:
+            for group in self._groups:
+                self._drop_cancelled(group)
+            for group in [group for group in self._groups if not group.waiting]:
+                self._withdraw(group)
+                self._groups.remove(group)
+            queue = list(self._groups)
+        found: list[Group] = []
+        closed = self.closed
+        for group in queue:
+            lane = group.lane or self._lane_for(group.waiting[0].job)
+            if lane is None or (found and lane is not found[0].lane) or (group.row is None and not lane.free):
+                continue
+            if group.row is None and (closed or not self._admit(group, lane)):
+                closed = True
+                continue
+            found.append(group)
+            if len(found) == lane.prompts:
+                break
+        return found
+
+    def _lane_for(self, job: Job) -> Lane | None:
+        """The lane for a job if it has a free row: the smallest that takes all that decodes and waits.
+
+        A lane costs its full width whatever it holds, so work is gathered in one and the others run empty: upwards
+        as load comes, downwards as it goes.
+        """
+        if job.width is not None:
+            lane = self._lanes[job.width]
+        else:
+            load = len(self._rows) + self.waiting
+            widest = list(self._lanes.values())[-1]
+            lane = next((each for each in self._lanes.values() if each.width >= load), widest)
+        return lane if lane.free else None
+
+    def _drop_cancelled(self, group: Group) -> None:
+        for ticket in [t for t in group.waiting if t.cancelled]:
+            group.waiting.remove(ticket)
+            self.waiting -= 1
+            self._slots.job_ended(group.release)
+            ticket.fail(Cancelled())
+
+    # Memory ---------------------------------------------------------------------------------------
+
+    def _prompt_bytes(self, prompt: EncodedPrompt) -> int:
+        return len(prompt.tokens) * self._layout.prompt_bytes
+
+    def _admit(self, group: Group, lane: Lane) -> bool:
+        """Take memory for a group's prompt, if it has none, and a row for its first job; False if there is none."""
+        prompt = 0 if group.held else self._prompt_bytes(group.prompt)
+        if not self._make_room(lambda: prompt + lane.growth(group.length), keep=group):
+            return False
+        self._budget.take(prompt)
+        group.held += prompt
+        group.lane = lane
+        group.row = lane.take(group.length)
+        return True
+
+    def _make_room(self, needed: Callable[[], int], keep: Group | None = None) -> bool:
+        """Whether `needed()` bytes fit, after what can be computed again was given up as far as it has to be."""
+        if self._budget.fits(needed()):
+            return True
+        for lane in self._lanes.values():
+            lane.shrink()
+        while not self._budget.fits(needed()) and self._cache:
+            self._forget_oldest()
+        for group in reversed(self._groups):
+            if self._budget.fits(needed()):
+                return True
+            if group is not keep and group.held and group.row is None:
+                self._withdraw(group)
+        return self._budget.fits(needed())
+
+    def _withdraw(self, group: Group) -> None:
+        """Give back what a group holds; it begins anew."""
+        if group.row is not None and group.lane is not None:
+            group.lane.release(group.row)
+        self._budget.give(group.held)
+        group.row, group.lane, group.prefix, group.held = None, None, None, 0
+
+    def _remember(self, key: tuple[int, tuple[int, ...]], prefix: Prefix) -> None:
+        size, share = prefix.length * self._layout.prompt_bytes, self._budget.limit // PREFIX_SHARE
+        while self._cache and (len(self._cache) >= PREFIX_ENTRIES or self._cached + size > share):
+            self._forget_oldest()
+        if self._cached + size <= share and self._budget.fits(size):
+            self._budget.take(size)
+            self._cached += size
+            self._cache[key] = prefix
+
+    def _forget_oldest(self) -> None:
+        _, prefix = self._cache.popitem(last=False)
+        size = prefix.length * self._layout.prompt_bytes
+        self._cached -= size
+        self._budget.give(size)
+
+    # Prompts --------------------------------------------------------------------------------------
+
+    def _compute(self, groups: list[Group]) -> int:
+        """One pass over the groups' prompts; jobs of those that are complete get their rows. Returns tokens done."""
+        lane = groups[0].lane
+        assert lane is not None, "a lane was chosen with the groups"
+        for group in groups:
+            if group.prefix is None:
+                group.prefix = self.begin(group.prompt, group.release)
+        open_ones = [group for group in groups if group.missing]
+        cost = 1
+        if open_ones and lane.prompts == 1:
+            assert open_ones[0].prefix is not None
+            cost += self.extend(open_ones[0].prefix, open_ones[0].prompt, open_ones[0].release)
+        elif open_ones:
+            extend_together(
+                self._base,
+                self._bank,
+                [group.prefix for group in open_ones if group.prefix is not None],
+                [group.missing[:PROMPT_CHUNK] for group in open_ones],
+                [self._slots.of(group.release).slot for group in open_ones],
+                width=lane.prompts,
+                chunk=PROMPT_CHUNK,
+                capture_layer=self._capture_layer,
+            )
+            cost += PROMPT_CHUNK * lane.prompts
+        for group in groups:
+            if not group.missing:
+                self._place(group, lane)
+        return cost
+
+    def _place(self, group: Group, lane: Lane) -> None:
+        """Fill rows with a computed prompt's jobs, as far as there are rows and memory for them."""
+        while group.waiting and (group.row is not None or (lane.free and self._admit(group, lane))):
+            assert group.prefix is not None
+            assert group.row is not None
+            ticket, row = group.waiting[0], group.row
+            lane.fill(row, group.prefix, group.prompt.tokens[-1], self._slots.of(group.release).slot)
+            if ticket.job.capture and group.prefix.hidden is not None:
+                ticket.hidden.append(group.prefix.hidden)
+            ticket.width = lane.width
+            group.row = None
+            with self._lock:
+                group.waiting.popleft()
+                self.waiting -= 1
+                self._rows[lane.width, row] = ticket
+
+    def _fail(self, group: Group, error: Exception) -> None:
+        with self._lock:
+            for ticket in group.waiting:
+                ticket.fail(InternalError(f"the prompt could not be computed: {type(error).__name__}"))
+                self._slots.job_ended(group.release)
+            self.waiting -= len(group.waiting)
+            group.waiting.clear()

@@ -1,0 +1,198 @@
+"""Memory for keys and values follows the tokens that are there, and never passes its budget."""
+
+import random
+import time
+
+import pytest
+import torch
+from plaudit.engine import adapters, lanes
+from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.torch_engine import TorchEngine
+from plaudit.errors import Cancelled, RequestTooLarge
+from plaudit.settings import EngineSettings, ModelSettings
+from plaudit.types import Sampling
+
+BASE, ONE = ReleaseKey("toy/default", 0, "base"), ReleaseKey("toy/default", 1, "one")
+MODEL = ModelSettings(adapter_layers=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_base, tmp_path_factory):
+    made = tmp_path_factory.mktemp("adapter")
+    adapters.inject(tiny_base, "made", layers=2, rank=8, alpha=16, seed=1)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapters.parameters(tiny_base, "made"):
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    adapters.save(tiny_base, "made", made)
+    adapters.remove(tiny_base, "made")
+    return made
+
+
+@pytest.fixture
+def start(tiny_base, folder):
+    """Starts engines whose budget is checked whenever memory is taken; closes them."""
+    made = []
+
+    def begin(**engine):
+        found = TorchEngine(tiny_base, EngineSettings(**{"widths": (8,), "max_waiting": 200, **engine}), MODEL)
+        made.append(found)
+        found.stage(BASE, None)
+        found.stage(ONE, folder, temperature=0.7)
+        return found
+
+    yield begin
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """The tiny model has a KiB per token: blocks of 4 rows of 128, 2 of 256, 1 of 512."""
+    monkeypatch.setattr(lanes, "BLOCK_BYTES", 512 * 1024)
+
+
+def _prompt(length, seed=0, shared=0):
+    drawn = random.Random(seed)
+    return EncodedPrompt((5,) * shared + tuple(drawn.randrange(3, 300) for _ in range(length - shared)), shared)
+
+
+def _job(prompt, key=BASE, seed=0, max_tokens=20, width=8):
+    return Job(prompt=prompt, release=key, sampling=Sampling(max_tokens=max_tokens), seed=seed, width=width)
+
+
+def _idle(engine):
+    ends_at = time.monotonic() + 60
+    while engine.load() != (0, 0) or engine._admission.pending:
+        assert time.monotonic() < ends_at
+        time.sleep(0.005)
+
+
+def _plain(base, prompt, tokens):
+    ids = torch.tensor([[*prompt.tokens, *tokens]])
+    with torch.no_grad():
+        logits = base.logits(base.upper(base.trunk(ids, 0), 0))[0]
+    logprobs = torch.log_softmax(logits, -1)
+    return [logprobs[len(prompt.tokens) - 1 + i, token].item() for i, token in enumerate(tokens)]
+
+
+def test_one_long_row_in_a_wide_lane_takes_its_own_tokens_and_no_more(start, small_blocks):
+    engine = start(widths=(64,))
+    token = engine._layout.token_bytes
+    assert token == 1024
+    (short,) = engine.submit([_job(_prompt(60, 1), max_tokens=60, width=64)])
+    short.result(60)
+    (long,) = engine.submit([_job(_prompt(480, 2), max_tokens=30, width=64)])
+    next(long.deltas(60))
+    # A rectangle of 64 rows would be 32 MiB: this is 4 rows of 128, 1 of 512, and the prompt while it is computed.
+    assert engine._budget.held <= (4 * 128 + 512) * token + 480 * engine._layout.prompt_bytes
+    long.result(60)
+    _idle(engine)
+    # The long row's memory went with it.
+    assert engine._budget.held == 4 * 128 * token
+
+
+def test_rows_in_blocks_are_bit_equal_to_their_replay_and_to_a_plain_pass(start, small_blocks, tiny_base):
+    engine = start(widths=(8, 16))
+    lengths = [7, 60, 100, 130, 200, 300, 20, 90, 400, 11]
+    jobs = [
+        _job(_prompt(length, n), BASE if n % 3 else ONE, seed=n, max_tokens=10 + n, width=16 if n % 4 else 8)
+        for n, length in enumerate(lengths * 3)
+    ]
+    tickets = [engine.submit([job])[0] for job in jobs]
+    crowded = [ticket.result(120) for ticket in tickets]
+    for job, made in list(zip(jobs, crowded, strict=True))[::2]:
+        alone = engine.submit([job])[0].result(60)
+        assert (alone.tokens, alone.logprobs_raw) == (made.tokens, made.logprobs_raw)
+        if job.release == BASE:
+            assert made.logprobs_raw == pytest.approx(_plain(tiny_base, job.prompt, made.tokens), abs=1e-3)
+
+
+def test_jobs_that_do_not_fit_now_wait_and_the_budget_holds(start, monkeypatch):
+    engine = start(kv_memory_mb=1, widths=(8, 32))
+    peaks = []
+    take = type(engine._budget).take
+
+    def watched(self, size):
+        take(self, size)
+        peaks.append(self.held)
+
+    monkeypatch.setattr(type(engine._budget), "take", watched)
+    drawn = random.Random(5)
+    jobs = [
+        _job(_prompt(drawn.randrange(5, 200), n), (BASE, ONE)[n % 2], n, drawn.randrange(1, 60), width=None)
+        for n in range(40)
+    ]
+    # Several of one prompt in a group, too.
+    groups = [jobs[:1], *([job, job, job] for job in jobs[1:])]
+    made = [[ticket.result(120) for ticket in tickets] for tickets in [engine.submit(group) for group in groups]]
+    assert max(peaks) <= engine._budget.limit == 2**20
+    assert max(peaks) > engine._budget.limit / 2, "the budget must be short for this test to mean anything"
+    _idle(engine)
+    for group, results in list(zip(groups, made, strict=True))[::5]:
+        again = engine.submit([group[0]])[0].result(60)
+        if again.width == results[0].width:
+            assert again.tokens == results[0].tokens
+    assert engine._admission._cached <= engine._budget.limit // 8
+
+
+def test_a_job_that_never_fits_is_refused_with_the_figures(start):
+    engine = start(kv_memory_mb=1)
+    # 480 tokens with trunk activations are 600 KiB, a row of 512 tokens half a MiB.
+    with pytest.raises(RequestTooLarge, match=r"take 2 MiB, and engine\.kv_memory_mb allows 1") as refused:
+        engine.submit([_job(_prompt(480), max_tokens=30)])
+    assert refused.value.metadata == {"needed_mb": "2", "limit_mb": "1"}
+    assert refused.value.code == "RESOURCE_EXHAUSTED"
+    assert engine.submit([_job(_prompt(300), max_tokens=200)])[0].result(60).tokens
+    assert engine.load() == (0, 0)
+
+
+def test_a_large_job_is_not_overtaken_for_ever(start):
+    engine = start(kv_memory_mb=1, widths=(16,))
+    before = [engine.submit([_job(_prompt(60, n), seed=n, max_tokens=60, width=16)])[0] for n in range(6)]
+    (large,) = engine.submit([_job(_prompt(300, 9), max_tokens=100, width=16)])
+    after = [engine.submit([_job(_prompt(60, n), seed=n, max_tokens=40, width=16)])[0] for n in range(40)]
+    while not after[-1].width:
+        begun = any(ticket.width for ticket in after)
+        assert large.width or not begun, "a job that came later began first"
+        time.sleep(0.001)
+    for ticket in [*before, large, *after]:
+        ticket.result(120)
+
+
+def test_options_wait_for_memory_and_get_it(start):
+    engine = start(kv_memory_mb=1)
+    running = [engine.submit([_job(_prompt(250, n), seed=n, max_tokens=150)])[0] for n in range(6)]
+    ticket = engine.score_options(_prompt(300, 7), [[7, 8], [9]], BASE)
+    assert [len(each) for each in ticket.result(120)] == [3, 2]
+    for each in running:
+        each.result(120)
+    with pytest.raises(RequestTooLarge):
+        engine._admission.check_prompt(EncodedPrompt((5,) * 900))
+
+
+def test_memory_comes_back_whatever_ends_a_job(start):
+    engine = start(kv_memory_mb=1)
+    drawn = random.Random(3)
+    for turn in range(30):
+        prompt = _prompt(drawn.randrange(5, 250), turn, shared=4)
+        tickets = engine.submit([_job(prompt, seed=n, max_tokens=drawn.randrange(1, 80)) for n in range(3)])
+        for ticket in tickets[: drawn.randrange(4)]:
+            ticket.cancel()
+    for ticket in tickets:
+        try:
+            ticket.result(60)
+        except Cancelled:
+            continue
+    _idle(engine)
+    for lane in engine._lanes.values():
+        lane.shrink()
+    assert engine._budget.held == engine._admission._cached
+
+
+def test_prefixes_that_callers_invent_are_forgotten(start):
+    engine = start()
+    for number in range(40):
+        prompt = EncodedPrompt((*(3 + (number * 7 + i) % 300 for i in range(50)), 9, 10), 50)
+        engine.submit([_job(prompt, max_tokens=1)])[0].result(60)
+    assert len(engine._admission._cache) == 16
+    assert engine._admission._cached == 16 * 50 * engine._layout.prompt_bytes
