@@ -228,7 +228,7 @@ def test_a_reader_keeps_its_moment_while_the_join_writes(filled: Filled) -> None
     assert len(filled.store.freeze(CHANNEL, SALT).rows) == 1
 
 
-@pytest.mark.parametrize("url", ["nonsense", "sqlite:////no/such/folder/evidence.sqlite", "oracledb3://host/name"])
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////dev/null/folder/evidence.sqlite", "oracledb3://host/name"])
 def test_a_wrong_url_is_a_clear_refusal(url: str) -> None:
     with pytest.raises(Misconfigured, match=r"store\.url"):
         EvidenceStore(url)

@@ -388,7 +388,7 @@ def test_a_move_from_a_stale_reading_is_not_made(registry: Registry) -> None:
     stale = registry.state(CHANNEL)
     assert stale is not None
     registry.change(CHANNEL, Pin(False), expected_generation=0, actor="ops", reason="")
-    with registry._engine.begin() as connection:
+    with registry.database.writing() as connection:
         assert make_move(connection, stale, Pin(True), "late", "") is None
     assert registry.state(CHANNEL) == dataclasses.replace(stale, generation=1)
     assert [row.actor for row in registry.history(CHANNEL)] == ["registry", "ops"]

@@ -16,15 +16,15 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, RowMapping, Table, and_, bindparam, delete, exists, insert, select, update
 
+from plaudit import __version__
 from plaudit.domain import DomainPlugin
 from plaudit.errors import IdConflict, NoInteraction, PlauditError
 from plaudit.eventlog import Positions, Record
-from plaudit.eventlog.codec import Retraction, body_digest, decode
+from plaudit.eventlog.codec import Retraction, body_digest, decode, encode_interaction, request_digest
 from plaudit.evidence import rows
 from plaudit.evidence.derive import Derived, Key, StoredAct, StoredRetraction, derive
 from plaudit.evidence.rejections import Rejection, write_rejections
 from plaudit.evidence.tables import (
-    CandidateRow,
     EvidenceTable,
     FeedbackRow,
     InteractionRow,
@@ -35,14 +35,13 @@ from plaudit.evidence.tables import (
     to_micros,
     where_in,
 )
-from plaudit.types import Channel, Feedback, FeedbackKind, Interaction
+from plaudit.types import Channel, Feedback, FeedbackKind, Interaction, Purpose
 
 SWEEP_LIMIT = 1000  # interactions that one sweep takes up, so that a transaction stays short
 
 Row: TypeAlias = RowMapping
 
 _INTERACTIONS: Table = InteractionRow.metadata.tables["interactions"]
-_CANDIDATES: Table = CandidateRow.metadata.tables["candidates"]
 _FEEDBACK: Table = FeedbackRow.metadata.tables["feedback"]
 _EVIDENCE: Table = EvidenceTable.metadata.tables["evidence"]
 _OFFSETS: Table = OffsetRow.metadata.tables["offsets"]
@@ -95,7 +94,7 @@ def write_interactions(
     heads: list[dict[str, Any]] = []
     rejections: list[Rejection] = []
     for record, interaction in arrived:
-        head = rows.interaction_row(interaction)
+        head = _interaction_row(record, interaction)
         known = digests.get(interaction.interaction_id)
         if known is None:
             digests[interaction.interaction_id] = head["digest"]
@@ -106,9 +105,6 @@ def write_interactions(
             rejections.append(Rejection.of(record, IdConflict(message)))
     if heads:
         connection.execute(insert(_INTERACTIONS), heads)
-    candidates = [row for interaction in fresh.values() for row in rows.candidate_rows(interaction)]
-    if candidates:
-        connection.execute(insert(_CANDIDATES), candidates)
     return fresh, rejections
 
 
@@ -234,18 +230,16 @@ def take_up_again(connection: Connection, domains: Iterable[str], reasons: Itera
     )
 
 
-def load_interactions(connection: Connection, heads: Iterable[Row]) -> dict[str, Interaction]:
-    """The interactions of these rows, with their candidates."""
-    found = {row["interaction_id"]: row for row in heads}
-    candidates: dict[str, list[Row]] = defaultdict(list)
-    for row in where_in(connection, _CANDIDATES, "interaction_id", list(found)):
-        candidates[row["interaction_id"]].append(row)
-    return {
-        interaction_id: rows.interaction_from_rows(
-            row, sorted(candidates[interaction_id], key=lambda each: int(each["position"]))
-        )
-        for interaction_id, row in found.items()
-    }
+def load_interactions(heads: Iterable[Row]) -> dict[str, Interaction]:
+    """The interactions of these rows by id, in order of it: nothing depends on the order in which they arrived."""
+    return {row["interaction_id"]: interaction_of(row["record"]) for row in sorted(heads, key=_by_id)}
+
+
+def interaction_of(record: bytes) -> Interaction:
+    """The interaction that the store keeps as this record."""
+    interaction = decode(record)
+    assert isinstance(interaction, Interaction), "the join stores interactions only"
+    return interaction
 
 
 def _lock_and_load(
@@ -255,7 +249,7 @@ def _lock_and_load(
     # no row locks and one writer.
     query = select(_INTERACTIONS).where(_INTERACTIONS.c.interaction_id.in_(ids)).order_by("interaction_id")
     heads = connection.execute(query.with_for_update()).mappings().all()
-    stored = load_interactions(connection, [row for row in heads if row["interaction_id"] not in fresh])
+    stored = load_interactions([row for row in heads if row["interaction_id"] not in fresh])
     return stored | {
         row["interaction_id"]: fresh[row["interaction_id"]] for row in heads if row["interaction_id"] in fresh
     }
@@ -283,6 +277,37 @@ def _changed(stored: Iterable[Row], derived: Derived) -> Iterator[tuple[Row, Sta
         error = derived.errors.get(_key(row))
         if (row["status"], row["reason"]) != (status.value, error.reason if error else ""):
             yield row, status, error
+
+
+def _interaction_row(record: Record, interaction: Interaction) -> dict[str, Any]:
+    evaluated = interaction.purpose is Purpose.EVALUATE
+    return {
+        "interaction_id": interaction.interaction_id,
+        "domain": interaction.channel.domain,
+        "tenant": interaction.channel.tenant,
+        "purpose": interaction.purpose.value,
+        "prompt_group": "" if evaluated else interaction.prompt_group,
+        "completed_at": to_micros(interaction.completed_at),
+        "digest": request_digest(interaction),
+        "record": _without_text(interaction) if evaluated else record.value,
+    }
+
+
+def _without_text(interaction: Interaction) -> bytes:
+    """An interaction that nothing may learn from: what tells that it was seen, and nothing that anybody wrote."""
+    bare = Interaction(
+        interaction_id=interaction.interaction_id,
+        channel=interaction.channel,
+        purpose=interaction.purpose,
+        action=interaction.action,
+        messages=(),
+        prompt_group="",
+        candidates=(),
+        completed_at=interaction.completed_at,
+        plugin_version=interaction.plugin_version,
+        base_digest=interaction.base_digest,
+    )
+    return encode_interaction(bare, producer=f"plaudit-join/{__version__}", event_id=interaction.interaction_id)
 
 
 def _feedback_row(record: Record, item: Feedback | Retraction, now: dt.datetime) -> dict[str, Any]:
@@ -318,7 +343,14 @@ def _evidence_row(row: rows.StoredEvidence) -> dict[str, Any]:
         "domain": row.channel.domain,
         "tenant": row.channel.tenant,
         "payload": rows.evidence_to_bytes(row),
+        "kind": row.kind.value,
+        "who": row.who,
+        "accepted_at": to_micros(row.accepted_at),
     }
+
+
+def _by_id(row: Row) -> str:
+    return str(row["interaction_id"])
 
 
 def _key(row: Row) -> Key:

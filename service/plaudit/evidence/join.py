@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy import RowMapping
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from plaudit import __version__
 from plaudit.domain import DomainPlugin
@@ -40,6 +40,7 @@ from plaudit.errors import (
     LogUnavailable,
     PlauditError,
     PluginFailed,
+    StoreUnavailable,
     Undecodable,
     UnknownDomain,
 )
@@ -108,7 +109,7 @@ class Join:
             while not stop.is_set():
                 try:
                     self.run_once(self._settings.poll_seconds)
-                except (LogUnavailable, OperationalError, IntegrityError) as error:
+                except (LogUnavailable, StoreUnavailable, IntegrityError) as error:
                     _log.warning("join.retry", error=str(error), seconds=RETRY_SECONDS)
                     stop.wait(RETRY_SECONDS)
                 except Overtaken as error:

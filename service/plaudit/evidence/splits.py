@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
+from typing import TypeAlias
 
 _SPAN = 2**64
 
@@ -20,20 +21,41 @@ class Split(StrEnum):
     CALIBRATION = "calibration"
 
 
-# Upper bounds of the unit interval, in order.
+# Splits with their upper bounds in the unit interval, in order.
+Bounds: TypeAlias = tuple[tuple[float, Split], ...]
 _RATERS = ((0.60, Split.TRAIN), (0.80, Split.GATE), (1.0, Split.CALIBRATION))
 _GROUPS = ((0.75, Split.TRAIN), (1.0, Split.GATE))
 _GROUPS_FEW_RATERS = ((0.70, Split.TRAIN), (0.85, Split.GATE), (1.0, Split.CALIBRATION))
 
 
+def rater_unit(salt: bytes, who: str) -> float:
+    """A rater's place in [0, 1), for ever."""
+    return _unit(salt, b"rater", who)
+
+
+def group_unit(salt: bytes, group: str) -> float:
+    """A prompt group's place in [0, 1), for ever."""
+    return _unit(salt, b"group", group)
+
+
+def rater_bounds() -> Bounds:
+    """Which part of the unit interval is which split of raters."""
+    return _RATERS
+
+
+def group_bounds(few_raters: bool = False) -> Bounds:
+    """Which part of the unit interval is which split of prompt groups."""
+    return _GROUPS_FEW_RATERS if few_raters else _GROUPS
+
+
 def rater_split(salt: bytes, who: str) -> Split:
     """The split of a rater (`Feedback.who`): train 60%, gate 20%, calibration 20%."""
-    return _place(_unit(salt, b"rater", who), _RATERS)
+    return _place(rater_unit(salt, who), rater_bounds())
 
 
 def group_split(salt: bytes, group: str, few_raters: bool = False) -> Split:
     """The split of a prompt group: train 75%, gate 25%; with few_raters 70%, 15% and calibration 15%."""
-    return _place(_unit(salt, b"group", group), _GROUPS_FEW_RATERS if few_raters else _GROUPS)
+    return _place(group_unit(salt, group), group_bounds(few_raters))
 
 
 def _unit(salt: bytes, what: bytes, name: str) -> float:
@@ -42,8 +64,8 @@ def _unit(salt: bytes, what: bytes, name: str) -> float:
     return int.from_bytes(digest.digest()[:8], "big") / _SPAN
 
 
-def _place(unit: float, bounds: tuple[tuple[float, Split], ...]) -> Split:
-    for bound, split in bounds:
+def _place(unit: float, bounds: Bounds) -> Split:
+    for bound, split in bounds[:-1]:
         if unit < bound:
             return split
-    return bounds[-1][1]  # a float just below 1 may round to 1
+    return bounds[-1][1]

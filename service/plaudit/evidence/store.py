@@ -16,22 +16,18 @@ from types import MappingProxyType
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 
 from plaudit.eventlog import Positions, Topic
-from plaudit.evidence import ingest
-from plaudit.evidence.rows import (
-    evidence_from_bytes,
-    messages_from_json,
-    passages_from_json,
-    tokens_from_bytes,
-)
+from plaudit.evidence import counts, ingest
+from plaudit.evidence.counts import Tally
+from plaudit.evidence.rows import evidence_from_bytes
 from plaudit.evidence.splits import Split, group_split, rater_split
 from plaudit.evidence.tables import (
-    Database,
     EvidenceTable,
     FeedbackRow,
     InteractionRow,
     OffsetRow,
     Status,
 )
+from plaudit.store.database import Database
 from plaudit.types import Channel, Evidence, FeedbackKind, Interaction, Message, Passage, Purpose
 
 
@@ -185,28 +181,24 @@ class EvidenceStore:
         )
         ranked = (
             select(
-                InteractionRow.prompt_group,
-                InteractionRow.interaction_id,
-                InteractionRow.messages,
-                InteractionRow.passages,
-                InteractionRow.prompt_tokens,
+                InteractionRow.record,
                 age.label("age"),
             )
             .where(_of_channel(channel), _LEARNED_FROM)
             .subquery()
         )
-        query = select(ranked).where(ranked.c.age == 1)
+        query = select(ranked.c.record).where(ranked.c.age == 1)
         with self.database.reading() as connection:
-            found = connection.execute(query).mappings().all()
+            found = connection.execute(query).scalars().all()
         prompts = [
             PromptRow(
-                group=row["prompt_group"],
-                interaction_id=row["interaction_id"],
-                messages=messages_from_json(row["messages"]),
-                passages=passages_from_json(row["passages"]),
-                prompt_tokens=tokens_from_bytes(row["prompt_tokens"]),
+                group=each.prompt_group,
+                interaction_id=each.interaction_id,
+                messages=each.messages,
+                passages=each.passages,
+                prompt_tokens=each.prompt_tokens,
             )
-            for row in found
+            for each in map(ingest.interaction_of, found)
         ]
         return sorted(prompts, key=lambda prompt: prompt.group)
 
@@ -235,12 +227,31 @@ class EvidenceStore:
             retractions_rejected=retractions[Status.REJECTED],
         )
 
+    def count_new(
+        self, channel: Channel, salt: bytes, since: dt.datetime | None = None, *, few_raters: bool = False
+    ) -> int:
+        """Training events: acts by train raters on train groups, accepted after `since` (None: ever).
+
+        One count in SQL; no evidence is read but what came since the last count (`counts`).
+        """
+        counts.fill_places(self.database, channel, salt)
+        with self.database.reading() as connection:
+            return counts.count_new(connection, channel, since, few_raters)
+
+    def tally(
+        self, channel: Channel, salt: bytes, since: dt.datetime | None = None, *, few_raters: bool = False
+    ) -> tuple[Tally, ...]:
+        """Acts and raters by kind and splits, counted in SQL; `since` and few_raters as in `count_new`."""
+        counts.fill_places(self.database, channel, salt)
+        with self.database.reading() as connection:
+            return counts.tally(connection, channel, since, few_raters)
+
     def interaction(self, interaction_id: str) -> Interaction | None:
         """An interaction for SERVE or EXPLORE; None where there is none of that id."""
         query = select(InteractionRow.__table__).where(InteractionRow.interaction_id == interaction_id, _LEARNED_FROM)
         with self.database.reading() as connection:
             heads = connection.execute(query).mappings().all()
-            return ingest.load_interactions(connection, heads).get(interaction_id)
+            return ingest.load_interactions(heads).get(interaction_id)
 
 
 def digest_of(payloads: Iterable[bytes]) -> str:
@@ -267,4 +278,4 @@ def _offsets(connection: Connection) -> list[OffsetRange]:
 def _interactions_with_evidence(connection: Connection, channel: Channel) -> dict[str, Interaction]:
     has_evidence = exists().where(EvidenceTable.interaction_id == InteractionRow.interaction_id)
     query = select(InteractionRow.__table__).where(_of_channel(channel), has_evidence)
-    return ingest.load_interactions(connection, connection.execute(query).mappings().all())
+    return ingest.load_interactions(connection.execute(query).mappings().all())

@@ -1,45 +1,36 @@
-"""The SQL schema of the evidence store, and how its transactions begin.
+"""The tables of the evidence store.
 
-Everything here is portable SQL through SQLAlchemy; `_prepare_sqlite` is the one place that knows a dialect.
-Times are integer microseconds since 1970 (UTC), so that every database sorts and compares them alike; token ids and
-log-probs are little-endian arrays.
+Times are integer microseconds since 1970 (UTC), so that every database sorts and compares them alike.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Connection,
-    Engine,
     Float,
     Index,
     Integer,
     LargeBinary,
+    PrimaryKeyConstraint,
     RowMapping,
     String,
     Table,
     Text,
-    create_engine,
-    event,
-    make_url,
     select,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from plaudit.errors import Misconfigured
+from plaudit.store.database import METADATA
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 MICROSECOND = dt.timedelta(microseconds=1)
 IN_LIMIT = 500  # values of one IN list: below every database's limit on parameters
-BUSY_SECONDS = 30  # a join transaction holds a SQLite file for well under a second; far longer means that one hangs
 
 
 class Status(StrEnum):
@@ -64,58 +55,27 @@ class Status(StrEnum):
 class Base(DeclarativeBase):
     """The tables of the evidence store."""
 
+    metadata = METADATA
+
 
 class InteractionRow(Base):
-    """An interaction. Of an EVALUATE one only id, channel, purpose and digest are kept."""
+    """An interaction as its log record, and what is asked about it. The record of an EVALUATE one has no text."""
 
     __tablename__ = "interactions"
 
-    interaction_id: Mapped[str] = mapped_column(String, primary_key=True)
+    interaction_id: Mapped[str] = mapped_column(String)
     domain: Mapped[str] = mapped_column(String)
     tenant: Mapped[str] = mapped_column(String)
     purpose: Mapped[str] = mapped_column(String)
-    action: Mapped[str] = mapped_column(String)
-    session_id: Mapped[str] = mapped_column(String)
-    end_user: Mapped[str] = mapped_column(String)
-    rater: Mapped[str] = mapped_column(String)
-    messages: Mapped[str] = mapped_column(Text)  # JSON [[role, content], ...]
-    passages: Mapped[str] = mapped_column(Text)  # JSON [[passage_id, text, source], ...]
     prompt_group: Mapped[str] = mapped_column(Text)
-    plugin_version: Mapped[str] = mapped_column(String)
-    base_digest: Mapped[str] = mapped_column(String)
     completed_at: Mapped[int] = mapped_column(BigInteger)
-    prompt_tokens: Mapped[bytes] = mapped_column(LargeBinary)  # uint32
-    order_logprob: Mapped[float] = mapped_column(Float(53))
-    answers: Mapped[str] = mapped_column(Text)  # JSON [mark in hex, ...]
     digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the request, to tell a repeat from a conflict
+    record: Mapped[bytes] = mapped_column(LargeBinary)  # decoded whenever it is read
 
-    __table_args__ = (Index("interactions_by_channel", "domain", "tenant", "purpose"),)
-
-
-class CandidateRow(Base):
-    """A candidate of an interaction, in order of `position`."""
-
-    __tablename__ = "candidates"
-
-    interaction_id: Mapped[str] = mapped_column(String, primary_key=True)
-    position: Mapped[int] = mapped_column(Integer, primary_key=True)
-    candidate_id: Mapped[str] = mapped_column(String)
-    release_version: Mapped[int] = mapped_column(BigInteger)
-    release_digest: Mapped[str] = mapped_column(String)
-    tokens: Mapped[bytes] = mapped_column(LargeBinary)  # uint32
-    logprobs_raw: Mapped[bytes] = mapped_column(LargeBinary)  # float32, as in the log
-    logprobs_sampled: Mapped[bytes] = mapped_column(LargeBinary)  # float32, as in the log
-    text: Mapped[str] = mapped_column(Text)
-    displayed_text: Mapped[str] = mapped_column(Text)
-    finish_reason: Mapped[str] = mapped_column(String)  # empty where there is none
-    sampling: Mapped[str] = mapped_column(Text)  # JSON
-    seed: Mapped[str] = mapped_column(String)  # decimal: a uint64 does not fit SQL's largest integer
-    width: Mapped[int] = mapped_column(BigInteger)
-    probability: Mapped[float] = mapped_column(Float(53))
-    propensity: Mapped[float] = mapped_column(Float(53))
-    redacted: Mapped[bool] = mapped_column(Boolean)
-    valid: Mapped[bool] = mapped_column(Boolean)
-    option_id: Mapped[str] = mapped_column(String)
+    __table_args__ = (
+        PrimaryKeyConstraint("interaction_id", name="interactions_by_id"),
+        Index("interactions_by_channel", "domain", "tenant", "purpose"),
+    )
 
 
 class FeedbackRow(Base):
@@ -157,8 +117,18 @@ class EvidenceTable(Base):
     domain: Mapped[str] = mapped_column(String)
     tenant: Mapped[str] = mapped_column(String)
     payload: Mapped[bytes] = mapped_column(LargeBinary)
+    kind: Mapped[str] = mapped_column(String, server_default="")
+    who: Mapped[str] = mapped_column(String, server_default="")
+    accepted_at: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    # Places of rater and prompt group in the unit interval, by the channel's salt. The join does not know the salt;
+    # whoever counts does, and fills them in where they are missing.
+    rater_unit: Mapped[float | None] = mapped_column(Float(53))
+    group_unit: Mapped[float | None] = mapped_column(Float(53))
 
-    __table_args__ = (Index("evidence_by_channel", "domain", "tenant"),)
+    __table_args__ = (
+        Index("evidence_to_count", "domain", "tenant", "accepted_at"),
+        Index("evidence_without_units", "domain", "tenant", "rater_unit"),
+    )
 
 
 class OffsetRow(Base):
@@ -191,34 +161,6 @@ class RejectionRow(Base):
     __table_args__ = (Index("rejections_by_published", "published"),)
 
 
-class Database:
-    """An open evidence database."""
-
-    def __init__(self, url: str) -> None:
-        self.engine = _open(url)
-        with self.writing() as connection:
-            Base.metadata.create_all(connection)
-
-    @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """One transaction that writes: committed where the block ends, undone where it raises."""
-        with self.engine.connect().execution_options(plaudit_writes=True) as connection, connection.begin():
-            yield connection
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """One transaction whose reads all see the same state (repeatable read)."""
-        with self.engine.connect() as connection:
-            if self.engine.dialect.name != "sqlite":  # there every transaction reads one snapshot
-                connection.execution_options(isolation_level="REPEATABLE READ")
-            with connection.begin():
-                yield connection
-
-    def close(self) -> None:
-        """Closes every connection."""
-        self.engine.dispose()
-
-
 def to_micros(moment: dt.datetime) -> int:
     """Microseconds since 1970 of an aware time."""
     return (moment - EPOCH) // MICROSECOND
@@ -242,43 +184,3 @@ def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
     """The values in runs that fit an IN list."""
     for start in range(0, len(values), IN_LIMIT):
         yield values[start : start + IN_LIMIT]
-
-
-def _open(url: str) -> Engine:
-    try:
-        is_sqlite = make_url(url).get_backend_name() == "sqlite"
-        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS} if is_sqlite else {})
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise Misconfigured(
-            f"store.url is not the URL of a database that is installed here ({error}); "
-            "write it as sqlite:////path/to/file or postgresql+psycopg://user@host/name",
-            setting="store.url",
-        ) from error
-    if is_sqlite:
-        _prepare_sqlite(engine)
-    try:
-        engine.connect().close()
-    except DBAPIError as error:
-        engine.dispose()
-        raise Misconfigured(
-            f"the evidence store cannot be opened ({error.orig}); check store.url, the folder and its permissions",
-            setting="store.url",
-        ) from error
-    return engine
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    """Makes SQLite keep snapshots, wait for locks, and begin a write as a write."""
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
-        connection.execute("PRAGMA journal_mode = WAL")
-        # The log is the truth: what a power cut takes from the end of this file is read from the log again.
-        connection.execute("PRAGMA synchronous = NORMAL")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A read that later wants to write would be refused, not queued: writers take the lock at once.
-        writes = connection.get_execution_options().get("plaudit_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

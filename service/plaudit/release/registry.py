@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -38,7 +38,8 @@ from plaudit.release.moves import (
     RollBack,
 )
 from plaudit.release.rows import channel_state, read_history, read_release, read_state, release_row, unknown_channel
-from plaudit.release.tables import CHANNEL_CHANGE, CHANNEL_STATE, RELEASE, create_tables, open_engine, reading
+from plaudit.release.tables import CHANNEL_CHANGE, CHANNEL_STATE, RELEASE
+from plaudit.store.database import Database
 from plaudit.types import Channel
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ __all__ = [
     "RollBack",
 ]
 
+# Asked first in a transaction that writes; raises if its caller may no longer write (a lease that went to another).
+Guard: TypeAlias = Callable[[sa.Connection], None]
+
 # Each lost attempt means that somebody else won one, so that many losses in a row are a fault, not bad luck.
 _ATTEMPTS = 64
 _DECIDABLE = (ReleaseState.TRAINED, ReleaseState.GATED)
@@ -66,10 +70,8 @@ class Registry:
     """Releases and channel states in one database (`url`), artifacts under `root` (a path or an fsspec URL)."""
 
     def __init__(self, url: str, root: str) -> None:
-        self._engine = open_engine(url)
-        self._reader = reading(self._engine)
         self._artifacts = ArtifactStore(root)
-        create_tables(self._engine)
+        self.database = Database(url)
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +81,7 @@ class Registry:
 
     def close(self) -> None:
         """Closes the database connections."""
-        self._engine.dispose()
+        self.database.close()
 
     # Channels.
 
@@ -105,18 +107,18 @@ class Registry:
 
     def state(self, channel: Channel) -> ChannelState | None:
         """What the channel serves; None where it has never served."""
-        with self._reader.connect() as connection:
+        with self.database.reading() as connection:
             return read_state(connection, channel)
 
     def states(self) -> list[ChannelState]:
         """What every channel serves, in order of channel."""
-        with self._reader.connect() as connection:
+        with self.database.reading() as connection:
             rows = connection.execute(sa.select(CHANNEL_STATE).order_by(CHANNEL_STATE.c.channel))
             return [channel_state(row) for row in rows.mappings()]
 
     def history(self, channel: Channel) -> list[ChangeRow]:
         """Every change of the channel, oldest first."""
-        with self._reader.connect() as connection:
+        with self.database.reading() as connection:
             return read_history(connection, channel)
 
     # Releases.
@@ -124,12 +126,12 @@ class Registry:
     def releases(self, channel: Channel) -> list[ReleaseRow]:
         """All releases of the channel, oldest first."""
         query = sa.select(RELEASE).where(RELEASE.c.channel == str(channel)).order_by(RELEASE.c.version)
-        with self._reader.connect() as connection:
+        with self.database.reading() as connection:
             return [release_row(row) for row in connection.execute(query).mappings()]
 
     def release(self, channel: Channel, version: int) -> ReleaseRow:
         """One release; raises UnknownRelease."""
-        with self._reader.connect() as connection:
+        with self.database.reading() as connection:
             return read_release(connection, channel, version)
 
     def manifest(self, channel: Channel, version: int) -> Manifest:
@@ -137,11 +139,12 @@ class Registry:
         row = self.release(channel, version)
         return self._artifacts.manifest(channel, version, row.digest)
 
-    def register(self, manifest: Manifest, artifacts_dir: Path) -> ReleaseRow:
+    def register(self, manifest: Manifest, artifacts_dir: Path, *, guard: Guard | None = None) -> ReleaseRow:
         """Writes a release's artifacts once, takes the next version, and records it as trained.
 
         `manifest` has no version; its `artifacts` are filled in here from the folder, or must agree with it.
-        Registering an equal manifest again changes nothing, so that a turn may repeat the call after a crash.
+        Registering an equal manifest again changes nothing, so that a turn may repeat the call after a crash. `guard`
+        is asked first in the transaction that takes the version: what it raises leaves everything as it was.
         """
         draft = self._checked_draft(manifest, artifacts_dir)
         for _ in range(_ATTEMPTS):
@@ -151,7 +154,8 @@ class Registry:
             self._artifacts.write(numbered, artifacts_dir)  # 1
             fail_point("release.1")
             try:
-                with self._engine.begin() as connection:  # 2
+                with self.database.writing() as connection:  # 2
+                    _ask(guard, connection)
                     connection.execute(sa.insert(RELEASE).values(**_new_row(numbered, draft.digest)))
             except IntegrityError:
                 continue
@@ -159,13 +163,14 @@ class Registry:
             return self.release(draft.channel, _number(numbered))  # 3
         raise GenerationChanged(f"{manifest.channel}: {_ATTEMPTS} rivals in a row took the next version; try again")
 
-    def decide(self, channel: Channel, version: int, decision: Decision) -> ReleaseRow:
-        """Records the gate's decision with its numbers: the release becomes gated or rejected."""
+    def decide(self, channel: Channel, version: int, decision: Decision, *, guard: Guard | None = None) -> ReleaseRow:
+        """Records the gate's decision with its numbers: the release becomes gated or rejected. `guard` as above."""
         state = ReleaseState.GATED if decision.accepted else ReleaseState.REJECTED
         allowed = [str(known) for known in _DECIDABLE]
         chosen = (RELEASE.c.channel == str(channel)) & (RELEASE.c.version == version)
         update = sa.update(RELEASE).where(chosen, RELEASE.c.state.in_(allowed))
-        with self._engine.begin() as connection:
+        with self.database.writing() as connection:
+            _ask(guard, connection)
             changed = connection.execute(update.values(state=str(state), decision=decision.to_json())).rowcount
             row = read_release(connection, channel, version)
             if not changed:
@@ -186,15 +191,24 @@ class Registry:
     # The one way to change a channel.
 
     def change(
-        self, channel: Channel, move: Move, *, expected_generation: int | None, actor: str, reason: str
+        self,
+        channel: Channel,
+        move: Move,
+        *,
+        expected_generation: int | None,
+        actor: str,
+        reason: str,
+        guard: Guard | None = None,
     ) -> Change:
         """Promotes, rolls back or pins by compare-and-set on the generation; of two rivals exactly one wins.
 
         With an `expected_generation` the move is made from that state or not at all (GenerationChanged); with None
-        it is made from whatever state it finds. Raises UnknownChannel, UnknownRelease or WrongState.
+        it is made from whatever state it finds. `guard` as in `register`. Raises UnknownChannel, UnknownRelease or
+        WrongState.
         """
         for _ in range(_ATTEMPTS):
-            with self._engine.connect() as connection, connection.begin() as transaction:
+            with self.database.writing() as connection:
+                _ask(guard, connection)
                 state = read_state(connection, channel)
                 if state is None:
                     raise unknown_channel(channel)
@@ -203,7 +217,7 @@ class Registry:
                 change = make_move(connection, state, move, actor, reason)
                 if change is not None:
                     return change
-                transaction.rollback()
+                connection.rollback()
         raise GenerationChanged(f"{channel}: lost {_ATTEMPTS} times in a row to other changes; try again")
 
     def _begin_channel(self, channel: Channel, base_digest: str, temperature: float) -> ChannelState:
@@ -219,7 +233,7 @@ class Registry:
         row = {**_new_row(manifest, manifest.digest), "state": str(ReleaseState.LIVE)}
         born = {**state, "move": "begin", "at": _now(), "actor": "registry", "reason": "the channel's first request"}
         try:
-            with self._engine.begin() as connection:
+            with self.database.writing() as connection:
                 connection.execute(sa.insert(RELEASE).values(**row))
                 connection.execute(sa.insert(CHANNEL_STATE).values(**state))
                 connection.execute(sa.insert(CHANNEL_CHANGE).values(**born))
@@ -251,14 +265,19 @@ class Registry:
 
     def _registered(self, draft: Manifest) -> ReleaseRow | None:
         mine = (RELEASE.c.channel == str(draft.channel)) & (RELEASE.c.draft == draft.digest)
-        with self._reader.connect() as connection:
+        with self.database.reading() as connection:
             row = connection.execute(sa.select(RELEASE).where(mine)).mappings().one_or_none()
         return None if row is None else release_row(row)
 
     def _next_version(self, channel: Channel) -> int:
         query = sa.select(sa.func.max(RELEASE.c.version)).where(RELEASE.c.channel == str(channel))
-        with self._reader.connect() as connection:
+        with self.database.reading() as connection:
             return int(connection.execute(query).scalar_one()) + 1
+
+
+def _ask(guard: Guard | None, connection: sa.Connection) -> None:
+    if guard is not None:
+        guard(connection)
 
 
 def _new_row(manifest: Manifest, draft: str) -> dict[str, object]:

@@ -25,7 +25,7 @@ from plaudit.store import sqlite
 from plaudit.store.files import is_full, private_database
 
 METADATA = sa.MetaData()
-SCHEMA = "0002"  # the newest migration
+SCHEMA = "0003"  # the newest migration
 BUSY_SECONDS = 30.0  # a join transaction holds a SQLite file for well under a second; far longer means that one hangs
 CONNECT_SECONDS = 10
 # Any fixed number: the lock under which PostgreSQL runs the migrations.
@@ -127,12 +127,11 @@ def _engine(url: str) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "sqlite":
-            engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+            engine = sa.create_engine(parsed, hide_parameters=True, connect_args={"timeout": BUSY_SECONDS})
         else:
             # A connection that a restart of the database cut is replaced before it is used.
-            engine = sa.create_engine(
-                parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS}, future=True
-            )
+            options = {"connect_timeout": CONNECT_SECONDS}
+            engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=options)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
         raise Misconfigured(
             f"store.url is not the URL of a database that is installed here ({error}); "
