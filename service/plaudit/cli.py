@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -174,7 +175,16 @@ def model_prepare(
     """Write a base model in the Hugging Face format, without a hub."""
     from plaudit.testing import models
 
-    typer.echo(str(models.smollm2(out) if name == "smollm2" else models.pretrained_tiny(out)))
+    began = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        spent = time.monotonic() - began
+        if done % max(1, total // 20) == 0:
+            left = f", about {spent / done * (total - done):.0f} s left" if done < total else f" after {spent:.0f} s"
+            typer.echo(f"{name}: step {done} of {total}{left}", err=True)
+
+    typer.echo(f"{name}: a minute or so, longer on a busy machine; once per folder", err=True)
+    typer.echo(str((models.smollm2 if name == "smollm2" else models.pretrained_tiny)(out, progress=tell)))
 
 
 def echo_json(value: Any) -> None:

@@ -44,6 +44,7 @@ RIGHT = {
     "mistral": {"sliding_window": None},
     "qwen2": {"sliding_window": 64, "use_sliding_window": False},
     "qwen3_moe": EXPERTS,
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
     "mixtral": {"num_local_experts": 4},
 }
 WINDOWS = {
@@ -135,7 +136,8 @@ def test_a_family_that_cannot_be_served_is_refused_in_one_way(make, name):
 
 def test_what_a_family_trains_is_what_its_bank_holds(make):
     """An adapter that PEFT trained loads into the bank and gives the trainer's log-probs, experts left out."""
-    for name, wanted in {"qwen3_moe": LINEARS[:4], "mixtral": LINEARS[:4], "phi3": ("o_proj", "down_proj")}.items():
+    experts = dict.fromkeys(("qwen3_moe", "qwen2_moe", "mixtral"), LINEARS[:4])
+    for name, wanted in {**experts, "phi3": ("o_proj", "down_proj")}.items():
         base = Base.load(make(name, **RIGHT.get(name, {})))
         assert targets(base, 2) == wanted
         adapters.inject(base, "made", layers=2, rank=4, alpha=8, seed=1)

