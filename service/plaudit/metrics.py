@@ -117,8 +117,11 @@ class Metrics:
         self.turn_seconds = self._histogram(
             "learn", "turn_step_seconds", "Seconds of one step of a turn.", _STEP_SECONDS, "step"
         )
-        self.turn_events = self._gauge(
-            "learn", "turn_waiting_events", "Training events since the last turn.", "channel"
+        self.turn_have = self._gauge(
+            "learn", "turn_have", "What a channel's next turn has of what it needs.", "channel", "need"
+        )
+        self.turn_want = self._gauge(
+            "learn", "turn_want", "What a channel's next turn needs; it waits while it has less.", "channel", "need"
         )
         self.reward_accuracy = self._gauge(
             "learn",

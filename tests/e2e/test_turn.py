@@ -1,191 +1,367 @@
-"""A turn of the learner on a tiny real model: from feedback over gRPC to a live release, and deaths on the way."""
+"""Turns of the learner on a tiny real model with their real gates: how each ends, and what it leaves."""
 
+import dataclasses
 import datetime as dt
 import json
 import os
-import random
-import shutil
 import subprocess
 import sys
-import tomllib
 
 import pytest
-from plaudit.client import Plaudit
-from plaudit.engine.base import Base
-from plaudit.engine.torch_engine import TorchEngine
-from plaudit.errors import BadArtifact
-from plaudit.eventlog import Topic, open_log
+from plaudit.engine import adapters
+from plaudit.eventlog import Topic
 from plaudit.eventlog.codec import ReleaseChange, decode
-from plaudit.evidence.join import Join
-from plaudit.evidence.store import EvidenceStore
+from plaudit.evidence.splits import Split, group_split
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
 from plaudit.learner import context
-from plaudit.learner.loop import maybe_turn, new_events, open_learner
+from plaudit.learner.look import LEASE, Watch, look
 from plaudit.learner.outcome import TurnOutcome
-from plaudit.learner.steps import promote
+from plaudit.learner.steps import optimise, promote
 from plaudit.learner.turn import new_turn, run
-from plaudit.plugins import load_plugins
-from plaudit.release import gate
-from plaudit.release.moves import ReleaseState
+from plaudit.release.moves import Pin, Promote, ReleaseState, RollBack
 from plaudit.release.registry import Registry
-from plaudit.settings import Settings
 from plaudit.settings_text import toml
-from plaudit.testing.models import tiny_model
-from plaudit.testing.serving import local_server
-from plaudit.types import Channel
+from plaudit.store.leases import LEASE as LEASES
+from plaudit.types import Channel, Request, RewardTerms
 
 CHANNEL = Channel("instruction", "default")
-# Nothing here measures quality: every threshold is one that a turn on random weights can pass.
-SETTINGS = {
-    "model": {"adapter_layers": 2, "threads": 2},
-    "engine": {"widths": [4, 16]},
-    "serve": {"port": 0, "metrics_port": 0, "poll_seconds": 0.05},
-    "reward": {"epochs": 1.0, "heads": 2},
-    # Nothing is held out: on random weights no state of the policy need be better than its start.
-    "policy": {
-        **{"iterations": 2, "prompts": 4, "samples": 4, "held_out": 0, "epochs": 1, "minibatch": 8},
-        **{"max_tokens": 8, "lr": 1e-2},
-    },
-    "gate": {
-        **{"prompts": 8, "min_prompts": 4, "samples": 2, "kl_base": 1000.0, "kl_live": 1000.0, "win_base": 0.0},
-        **{"win_live": 0.0, "distinct_ratio": 0.0, "reward_comparisons": 20, "reward_raters": 2},
-    },
-    "learn": {"min_events": 20, "nice": 0},
-}
 
 
 class Died(BaseException):
     """Stands for a process that ends: no handler of the learner catches it."""
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """A data directory in which people have asked and rated; tests copy it."""
-    folder = tmp_path_factory.mktemp("asked")
-    model = tiny_model(folder / "model")
-    settings = Settings.model_validate({**SETTINGS, "data_dir": folder / "data"})
-    engine = TorchEngine(Base.load(model), settings.engine, settings.model)
-    with local_server(folder / "data", engine, load_plugins(("instruction",)), settings=settings) as server:
-        _people(server.target)
-    engine.close()
-    _join(settings)
-    return folder
+class Wrapped:
+    """Something with some members replaced."""
+
+    def __init__(self, inner, **members):
+        self._inner = inner
+        self.__dict__.update(members)
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
 
 
-def _people(target):
-    """Forty raters of one taste: the letter e. They choose between two and give thumbs."""
-    rng = random.Random(0)
-    with Plaudit(target) as client:
-        for i in range(60):
-            reply = client.generate("instruction", f"list {i} kinds of tea", n=4, seed=i, max_tokens=8)
-            shares = [c.text.lower().count("e") / (len(c.text) + 1) for c in reply.completions]
-            for rater in rng.sample(range(40), 5):
-                a, b = rng.sample(range(4), 2)
-                better, worse = (a, b) if shares[a] >= shares[b] else (b, a)
-                reply.choose(better, worse, rater=f"rater-{rater}")
-            reply.rank(sorted(range(4), key=lambda j: -shares[j]), rater=f"rater-{rng.randrange(40)}")
+def states(learner):
+    return [row.state for row in learner.registry.releases(CHANNEL)][1:]
 
 
-def _join(settings):
-    log, store = open_log(settings), EvidenceStore(settings.store_url)
-    join = Join(log, store, load_plugins(("instruction",)), settings.join)
-    while join.run_once(0.1):
-        pass
-    join.close()
-    store.close()
-    log.close()
+def checks(learner, version):
+    decision = json.loads(learner.registry.release(CHANNEL, version).decision_json)
+    return {check["name"]: check for check in decision["checks"]}
 
 
-@pytest.fixture
-def settings(asked, tmp_path):
-    shutil.copytree(asked / "data", tmp_path / "data")
-    table = {**SETTINGS, "data_dir": str(tmp_path / "data")}
-    table["model"] = {**SETTINGS["model"], "path": str(asked / "model")}
-    (tmp_path / "plaudit.toml").write_text(toml(table))
-    return Settings.model_validate(tomllib.loads((tmp_path / "plaudit.toml").read_text()))
+def at_step(monkeypatch, number, act):
+    """Lets `act` run once where the turn begins a step."""
+    left = [act]
+
+    def passed(name):
+        if name == f"learn.{number}" and left:
+            left.pop()()
+
+    for module in (context, promote):
+        monkeypatch.setattr(module, "fail_point", passed)
 
 
-@pytest.fixture
-def shop(settings):
-    made = open_learner(settings)
-    yield made
-    made.close()
+def change(learner, move):
+    learner.registry.change(CHANNEL, move, expected_generation=None, actor="operator", reason="test")
 
 
-@pytest.fixture(autouse=True)
-def _gates_are_open(monkeypatch):
-    """Random weights may miss the bounds that no setting can lower; decisions have tests of their own."""
-    monkeypatch.setattr(gate, "reward_outcome", lambda _: gate.Outcome.ACCEPT)
-    decide = gate.decide
-
-    def lenient(measurements, settings, **options):
-        found = decide(measurements, settings, **options)
-        return gate.Decision(True, found.checks, found.decided_at)
-
-    monkeypatch.setattr(gate, "decide", lenient)
+# Promoted --------------------------------------------------------------------------------------------
 
 
-def test_a_turn_takes_evidence_to_a_live_release_with_its_lineage(shop):
-    assert new_events(shop, CHANNEL) > 20
-    assert maybe_turn(shop, CHANNEL).outcome is TurnOutcome.PROMOTED
-    manifest = shop.registry.manifest(CHANNEL, 1)
-    frozen = shop.store.freeze(CHANNEL, shop.registry.salt(CHANNEL))
+def test_a_turn_takes_evidence_to_a_live_release_with_its_lineage(learner):
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.PROMOTED, result.reason
+    manifest = learner.registry.manifest(CHANNEL, 1)
+    frozen = learner.store.freeze(CHANNEL, learner.registry.salt(CHANNEL))
     assert manifest.evidence_digest == frozen.digest
+    assert manifest.newest_feedback_at == max(row.accepted_at for row in frozen.rows)
+    assert (manifest.parent, manifest.generation) == (0, 0)
     assert {o.topic for o in manifest.offsets} == {Topic.INTERACTIONS, Topic.FEEDBACK}
     assert manifest.probes
-    assert manifest.base_digest == shop.base.digest
-    assert shop.registry.state(CHANNEL).live == 1
-    changes = [decode(r.value) for r in shop.log.consumer((Topic.RELEASES,), "test", dict).poll(1.0, 10)]
+    assert manifest.base_digest == learner.base.digest
+    assert learner.registry.state(CHANNEL).live == 1
+    changes = [decode(r.value) for r in learner.log.consumer((Topic.RELEASES,), "test", dict).poll(1.0, 10)]
     assert [c.live for c in changes if isinstance(c, ReleaseChange)] == [1]
-    assert maybe_turn(shop, CHANNEL) is None, "nothing is new, so no turn begins"
-    assert json.loads((shop.settings.data_dir / "learner.json").read_text())["step"] == 0
+    info = learner.metrics.registry.get_sample_value
+    labels = {"channel": str(CHANNEL), "version": "1", "digest": learner.registry.release(CHANNEL, 1).digest[:12]}
+    assert info("plaudit_release_info", labels) == 1
+
+    again = look(learner, CHANNEL, Watch())
+    assert again.outcome is TurnOutcome.WAITED
+    assert str(again.needs[0]) == "0 of 20 new training events"
+    told = json.loads((learner.settings.data_dir / "learner.json").read_text())
+    assert (told["step"], told["channel"]) == (0, str(CHANNEL))
+    assert "0 of 20" in told["detail"]
+    assert learner.registry.manifest(CHANNEL, 1).settings["policy"]["iterations"] == 10
+    assert adapters.names(learner.base) == []
+    assert not learner.engine.staged()
 
 
-def test_the_same_evidence_and_seed_give_the_same_adapter(settings, asked, tmp_path):
+def test_the_same_evidence_and_seed_give_the_same_adapter(settings_of, learner_of):
     digests = []
-    for name in ("one", "two"):
-        copy = tmp_path / name
-        shutil.copytree(asked / "data", copy)
-        shop = open_learner(settings.model_copy(update={"data_dir": copy}))
-        as_of = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
-        with new_turn(shop, CHANNEL, 7, as_of) as turn:
-            assert run(turn).outcome is TurnOutcome.PROMOTED
-        manifest = shop.registry.manifest(CHANNEL, 1)
+    as_of = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+    for _ in range(2):
+        learner = learner_of(settings_of())
+        with learner.leases.take("test") as lease, new_turn(learner, CHANNEL, 7, lease, as_of) as turn:
+            assert run(turn).version == 1
+        manifest = learner.registry.manifest(CHANNEL, 1)
         digests.append((manifest.adapter.digest, manifest.reward_model, manifest.evidence_digest))
-        shop.close()
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize("step", range(1, 8))
-def test_a_death_at_any_step_is_made_good_by_the_next_look(shop, monkeypatch, step):
-    def die(name):
-        if name == f"learn.{step}":
-            raise Died
+def test_a_turn_asks_its_gate_prompts_that_no_update_has_seen(settings_of, learner_of):
+    """Recorded at the engine: what was asked under weights of the turn, step by step."""
+    learner = learner_of(settings_of())
+    asked = {"policy": set(), "measure": set()}
 
-    monkeypatch.setattr(context, "fail_point", die)
-    monkeypatch.setattr(promote, "fail_point", die)
+    def submit(jobs):
+        step = learner.status._name
+        if step in asked:
+            asked[step] |= {job.prompt.tokens for job in jobs if job.release.version != 0}
+        return learner.engine.submit(jobs)
+
+    spied = dataclasses.replace(learner, engine=Wrapped(learner.engine, submit=submit))
+    look(spied, CHANNEL, Watch())
+    salt = learner.registry.salt(CHANNEL)
+    groups = {}
+    for row in learner.store.prompts(CHANNEL):
+        prompt = learner.plugins[CHANNEL.domain].render(Request(messages=row.messages, passages=row.passages))
+        groups[learner.engine.encode(prompt.messages).tokens] = group_split(salt, row.group)
+    assert {groups[tokens] for tokens in asked["policy"]} == {Split.TRAIN}
+    ours = {tokens for tokens in asked["measure"] if tokens in groups}
+    assert {groups[tokens] for tokens in ours} == {Split.GATE}
+    assert len(ours) == min(24, sum(split is Split.GATE for split in groups.values()))
+
+
+def test_the_plugins_reward_is_what_the_policy_is_paid(settings_of, learner_of):
+    learner = learner_of(settings_of(policy={"iterations": 2}))
+    plugin = Wrapped(
+        learner.plugins[CHANNEL.domain], reward=lambda prompt, outcome, score: RewardTerms(terms=(("flat", 0.25),))
+    )
+    look(dataclasses.replace(learner, plugins={CHANNEL.domain: plugin}), CHANNEL, Watch())
+    assert [each["reward"] for each in learner.registry.manifest(CHANNEL, 1).settings["iterations"]] == [0.25, 0.25]
+
+
+# Refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_candidate_that_gate_raters_dislike_is_refused_whatever_the_training_model_thinks(settings_of, learner_of):
+    """Gate raters are of the opposite taste: what pleases the training reward model must not go live."""
+    learner = learner_of(settings_of(Split.GATE))
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.REJECTED
+    assert "win_base" in result.reason
+    assert checks(learner, 1)["win_base"]["value"] < 0.5
+    assert states(learner) == [ReleaseState.REJECTED]
+    assert learner.registry.state(CHANNEL).live == 0
+
+
+def test_a_planted_bad_candidate_is_refused_and_not_made_again(settings_of, learner_of, monkeypatch):
+    learner = learner_of(settings_of())
+    rewards = optimise.ModelReward
+
+    class Contrary(rewards):
+        def __call__(self, samples):
+            found = super().__call__(samples)
+            return found._replace(totals=-found.totals)
+
+    monkeypatch.setattr(optimise, "ModelReward", Contrary)
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.REJECTED, result.reason
+    assert "win_base" in result.reason
+    assert states(learner) == [ReleaseState.REJECTED]
+    again = look(learner, CHANNEL, Watch(), force=True)
+    assert again.outcome is TurnOutcome.WAITED
+    assert states(learner) == [ReleaseState.REJECTED], "nothing is new, so nothing is made again"
+
+
+def test_a_reward_model_that_calibration_raters_contradict_steers_nothing_and_is_not_fitted_again(
+    settings_of, learner_of, monkeypatch
+):
+    settings = settings_of(Split.CALIBRATION)
+    learner = learner_of(settings)
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.REFUSED
+    assert "reward_accuracy" in result.reason
+    assert states(learner) == []
+    remembered = learner.outcomes.last(CHANNEL)
+    assert (remembered.outcome, remembered.reason) == ("refused", result.reason)
+
+    def refit(*_, **__):
+        raise AssertionError("fitted again from the same evidence")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plaudit.learner.steps.fit.fit_reward", refit)
+        for force in (False, True):
+            assert look(learner, CHANNEL, Watch(), force=force).outcome is TurnOutcome.WAITED
+        with learner.leases.take("test") as lease, new_turn(learner, CHANNEL, 1, lease) as turn:
+            assert "nothing new since it was refused" in run(turn).reason
+        assert look(learner_of(settings), CHANNEL, Watch()).outcome is TurnOutcome.WAITED, "another process knows too"
+
+    other = settings.model_copy(update={"reward": settings.reward.model_copy(update={"heads": 3})})
+    assert look(learner_of(other), CHANNEL, Watch()).outcome is TurnOutcome.REFUSED, "other settings are worth a try"
+
+
+# Waiting ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learn": {"min_events": 10_000}}, " of 10000 new training events"),
+        ({"gate": {"reward_comparisons": 5_000, "reward_raters": 40}}, " of 5000 calibration comparisons"),
+        ({"gate": {"prompts": 500, "min_prompts": 500}}, " of 500 gate prompts"),
+        ({"policy": {"max_tokens": 500}}, "more are too long for the context"),
+    ],
+)
+def test_a_turn_that_waits_says_for_what_and_how_far_it_is(settings_of, learner_of, changes, words):
+    learner = learner_of(settings_of(**changes))
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.WAITED
+    assert words in result.reason
+    need = next(need for need in result.needs if not need.met)
+    labels = {"channel": str(CHANNEL), "need": need.what}
+    sample = learner.metrics.registry.get_sample_value
+    assert (sample("plaudit_turn_have", labels), sample("plaudit_turn_want", labels)) == (need.have, need.want)
+    assert states(learner) == []
+
+
+def test_a_look_that_read_everything_to_find_too_little_is_not_repeated_at_once(settings_of, learner_of):
+    learner, watch = learner_of(settings_of(gate={"reward_comparisons": 5_000})), Watch()
+    assert look(learner, CHANNEL, watch).outcome is TurnOutcome.WAITED
+    assert look(learner, CHANNEL, watch) is None
+    assert look(learner, CHANNEL, watch, force=True).outcome is TurnOutcome.WAITED
+
+
+def test_new_events_are_those_of_train_raters_on_train_groups_since_the_last_turn(learner):
+    salt = learner.registry.salt(CHANNEL)
+    rows = learner.store.freeze(CHANNEL, salt).rows
+    ours = [row for row in rows if (row.rater_split, row.group_split) == (Split.TRAIN, Split.TRAIN)]
+    acts = {(row.interaction_id, row.feedback_id): row.accepted_at for row in ours}
+    assert 0 < len(acts) < len({(row.interaction_id, row.feedback_id) for row in rows})
+    assert learner.store.count_new(CHANNEL, salt, None) == len(acts)
+    middle = sorted(acts.values())[len(acts) // 2]
+    assert learner.store.count_new(CHANNEL, salt, middle) == sum(at > middle for at in acts.values())
+
+
+def test_few_raters_split_prompts_alone(learner):
+    salt = learner.registry.salt(CHANNEL)
+    rows = learner.store.freeze(CHANNEL, salt, few_raters=True).rows
+    acts = {(row.interaction_id, row.feedback_id) for row in rows if row.group_split is Split.TRAIN}
+    assert learner.store.count_new(CHANNEL, salt, None, few_raters=True) == len(acts)
+    inner = learner.plugins[CHANNEL.domain]
+    few = Wrapped(inner, declaration=dataclasses.replace(inner.declaration, few_raters=True))
+    result = look(dataclasses.replace(learner, plugins={CHANNEL.domain: few}), CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.PROMOTED, result.reason
+
+
+# Overtaken -------------------------------------------------------------------------------------------
+
+
+def test_a_turn_that_an_operator_overtook_stays_gated_and_says_so(learner, monkeypatch):
+    """Pinned and unpinned while it trained: the channel is as it was, and still somebody touched it."""
+    at_step(monkeypatch, 4, lambda: (change(learner, Pin(True)), change(learner, Pin(False))))
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.OVERTAKEN
+    assert states(learner) == [ReleaseState.GATED]
+    assert learner.registry.state(CHANNEL).live == 0
+    check = checks(learner, 1)["overtaken"]
+    assert (check["threshold"], check["value"]) == (0.0, 2.0)
+    for _ in range(2):
+        look(learner, CHANNEL, Watch())
+    assert learner.registry.state(CHANNEL).live == 0, "no later look promotes it either"
+    change(learner, Promote(1))
+    assert learner.registry.state(CHANNEL).live == 1, "an operator may"
+
+
+def test_a_second_turn_starts_from_what_is_live_and_a_roll_back_meanwhile_wins(
+    settings_of, learner_of, ask_more, monkeypatch
+):
+    settings = settings_of()
+    assert look(learner_of(settings), CHANNEL, Watch()).outcome is TurnOutcome.PROMOTED
+    ask_more(settings, range(100, 130))
+    # Where the reward model reads was changed while a release is live.
+    changed = settings.model_copy(update={"reward": settings.reward.model_copy(update={"layer": 2})})
+    learner = learner_of(changed)
+    at_step(monkeypatch, 5, lambda: change(learner, RollBack()))
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.OVERTAKEN, result.reason
+    assert learner.registry.manifest(CHANNEL, 2).parent == 1
+    assert checks(learner, 2)["reward_against_live"]["note"] != "no reward model is live"
+    assert states(learner) == [ReleaseState.ROLLED_BACK, ReleaseState.GATED]
+    assert learner.registry.state(CHANNEL).live == 0
+    third = look(learner, CHANNEL, Watch(), force=True)
+    assert third.outcome is TurnOutcome.WAITED, "what both turns learnt from is not new"
+
+
+def test_a_pinned_channel_is_trained_and_not_promoted(learner):
+    change(learner, Pin(True))
+    assert look(learner, CHANNEL, Watch()).outcome is TurnOutcome.GATED
+    assert learner.registry.state(CHANNEL).live == 0
+
+
+# Deaths ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+def test_a_death_at_any_step_is_made_good_by_the_next_look(settings_of, learner_of, monkeypatch, step):
+    learner = learner_of(settings_of())
+
+    def die():
+        raise Died
+
+    at_step(monkeypatch, step, die)
     with pytest.raises(Died):
-        maybe_turn(shop, CHANNEL)
-    monkeypatch.setattr(context, "fail_point", lambda _: None)
-    monkeypatch.setattr(promote, "fail_point", lambda _: None)
-    result = maybe_turn(shop, CHANNEL)
-    live = shop.registry.state(CHANNEL).live
-    states = [row.state for row in shop.registry.releases(CHANNEL)]
-    if step <= 5:
-        assert result.outcome is TurnOutcome.PROMOTED
-        assert (live, states[1:]) == (1, [ReleaseState.LIVE])
+        look(learner, CHANNEL, Watch())
+    after_death = states(learner)
+    if step < 5:
+        # Nothing is left of it, so that the next turn is as the first one.
+        assert (after_death, adapters.names(learner.base), learner.engine.staged()) == ([], [], {})
+        assert learner.leases.holder(LEASE.format(channel=CHANNEL)) is None
+        return
+    result = look(learner, CHANNEL, Watch())
+    live = learner.registry.state(CHANNEL).live
+    if step == 5:
+        assert (after_death, result.outcome, live) == ([], TurnOutcome.PROMOTED, 1)
     elif step == 6:
-        # Registered without a decision: rejected. Its evidence counts as used, so the next turn waits for more.
-        assert (live, states[1:]) == (0, [ReleaseState.REJECTED])
+        # Registered without a decision: rejected, and its evidence makes another.
+        assert after_death == [ReleaseState.TRAINED]
+        assert (states(learner), live) == ([ReleaseState.REJECTED, ReleaseState.LIVE], 2)
     else:
-        assert (live, states[1:]) == (1, [ReleaseState.LIVE])
+        assert after_death == [ReleaseState.GATED]
+        assert (result.outcome, states(learner), live) == (TurnOutcome.WAITED, [ReleaseState.LIVE], 1)
+
+
+def test_what_a_dead_turn_left_gated_is_not_promoted_over_people(settings_of, learner_of, monkeypatch):
+    learner = learner_of(settings_of())
+
+    def die():
+        raise Died
+
+    at_step(monkeypatch, 7, die)
+    with pytest.raises(Died):
+        look(learner, CHANNEL, Watch())
+    change(learner, Pin(True))
+    look(learner, CHANNEL, Watch())
+    change(learner, Pin(False))
+    look(learner, CHANNEL, Watch())
+    assert states(learner) == [ReleaseState.GATED]
+    assert checks(learner, 1)["overtaken"]["value"] == 2.0
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_serving_as_it_was(settings, tmp_path):
-    # Before the reward model is judged: whether it passes depends on the salt that sorts raters.
+def test_a_killed_process_leaves_serving_as_it_was(settings_of, tmp_path):
+    settings = settings_of()
+    config = tmp_path / "plaudit.toml"
+    table = settings.model_dump(mode="json")
+    table["serve"].pop("handle_keys")
+    table["serve"].pop("pseudonym_key")
+    table["store"].pop("url")
+    config.write_text(toml(table))
     environ = {**os.environ, FAIL_POINT_VARIABLE: "learn.2"}
-    command = [sys.executable, "-m", "plaudit.cli", "learn", "--once", "--config", str(tmp_path / "plaudit.toml")]
+    command = [sys.executable, "-m", "plaudit.cli", "learn", "--once", "--config", str(config)]
     killed = subprocess.run(command, env=environ, capture_output=True, timeout=120, check=False)
     assert killed.returncode == EXIT_CODE, killed.stderr.decode()[-2000:]
     with Registry(settings.store_url, settings.registry_root) as registry:
@@ -193,20 +369,88 @@ def test_a_killed_process_leaves_serving_as_it_was(settings, tmp_path):
         assert [row.version for row in registry.releases(CHANNEL)] == [0]
 
 
-def test_a_pinned_channel_is_trained_and_not_promoted(shop):
-    from plaudit.release.moves import Pin
-
-    shop.registry.change(CHANNEL, Pin(True), expected_generation=None, actor="test", reason="hold")
-    assert maybe_turn(shop, CHANNEL).outcome is TurnOutcome.GATED
-    assert shop.registry.state(CHANNEL).live == 0
+# Faults ----------------------------------------------------------------------------------------------
 
 
-def test_a_release_that_was_damaged_in_the_registry_stops_the_turn_and_not_serving(shop):
-    assert maybe_turn(shop, CHANNEL).outcome is TurnOutcome.PROMOTED
-    folder = next((shop.settings.data_dir / "registry").rglob("adapter_model.safetensors"))
+def raises(error):
+    def raising(*_, **__):
+        raise error
+
+    return raising
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("plaudit.learner.steps.optimise.Ppo.optimise", MemoryError()),
+        ("plaudit.learner.steps.fit.calibrate", OSError(28, "No space left on device")),
+        ("plaudit.learner.steps.measure.adapters.load", ValueError("a secret that a person wrote")),
+    ],
+)
+def test_what_breaks_a_turn_ends_it_by_name_backs_off_and_leaves_nothing_behind(
+    settings_of, learner_of, monkeypatch, where, error
+):
+    learner, watch = learner_of(settings_of()), Watch()
+    with monkeypatch.context() as patch:
+        patch.setattr(where, raises(error))
+        result = look(learner, CHANNEL, watch)
+    assert result.outcome is TurnOutcome.FAILED
+    assert type(error).__name__ in result.reason
+    assert "secret" not in result.reason
+    assert learner.outcomes.last(CHANNEL).outcome == "failed"
+    assert look(learner, CHANNEL, watch) is None, "it rests"
+    assert (watch.failures, adapters.names(learner.base), learner.engine.staged()) == (1, [], {})
+    result = look(learner, CHANNEL, watch, force=True)
+    assert result.outcome is TurnOutcome.PROMOTED, result.reason
+    assert watch.failures == 0
+
+
+def test_a_plugin_that_raises_and_a_damaged_release_end_that_turn_alone(settings_of, learner_of, ask_more):
+    settings = settings_of()
+    learner = learner_of(settings)
+    plugin = Wrapped(learner.plugins[CHANNEL.domain], parse=raises(KeyError("boom")))
+    broken = dataclasses.replace(learner, plugins={CHANNEL.domain: plugin})
+    assert look(broken, CHANNEL, Watch()).outcome is TurnOutcome.FAILED
+    assert look(learner, CHANNEL, Watch()).outcome is TurnOutcome.PROMOTED
+    ask_more(settings, range(200, 230))
+    folder = next((settings.data_dir / "registry").rglob("adapter_model.safetensors"))
     folder.chmod(0o644)
     folder.write_bytes(folder.read_bytes()[:-7])
-    assert maybe_turn(shop, CHANNEL, force=True) is None, "nothing is new"
-    with pytest.raises(BadArtifact), new_turn(shop, CHANNEL, 5) as turn:
-        run(turn)
-    assert shop.registry.state(CHANNEL).live == 1
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.FAILED
+    assert "SHA-256" in result.reason
+    assert learner.registry.state(CHANNEL).live == 1
+
+
+# Two learners ----------------------------------------------------------------------------------------
+
+
+def test_of_two_learners_one_works_and_the_other_waits_and_says_so(settings_of, learner_of, monkeypatch):
+    settings = settings_of()
+    first, second = learner_of(settings), learner_of(settings)
+    found = []
+    # The first one's release stands there without a decision.
+    at_step(monkeypatch, 6, lambda: found.append(look(second, CHANNEL, Watch())))
+    result = look(first, CHANNEL, Watch())
+    assert [each.outcome for each in found] == [TurnOutcome.WAITED]
+    assert first.leases.owner in found[0].reason
+    assert result.outcome is TurnOutcome.PROMOTED
+    assert states(first) == [ReleaseState.LIVE]
+    assert look(second, CHANNEL, Watch()).outcome is TurnOutcome.WAITED
+    assert first.leases.holder(LEASE.format(channel=CHANNEL)) is None
+
+
+def test_a_learner_that_lost_its_lease_writes_nothing_more(settings_of, learner_of, monkeypatch):
+    """It was stopped for longer than its lease, and another began in the meantime."""
+    settings = settings_of()
+    first, second = learner_of(settings), learner_of(settings)
+
+    def stopped():
+        with first.store.database.writing() as connection:
+            connection.execute(LEASES.update().values(owner="", expires_at=dt.datetime.now(dt.UTC)))
+        second.leases.take(LEASE.format(channel=CHANNEL))
+
+    at_step(monkeypatch, 5, stopped)
+    result = look(first, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.OVERTAKEN, result.reason
+    assert states(first) == []

@@ -19,6 +19,8 @@ from plaudit.metrics import Metrics
 from plaudit.release.moves import ChannelState
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings
+from plaudit.store.leases import Lease, LeaseLost, Leases
+from plaudit.store.outcomes import TurnOutcomes
 from plaudit.types import Channel, Sampling
 
 
@@ -35,6 +37,8 @@ class Learner:
     plugins: Mapping[str, DomainPlugin]
     metrics: Metrics
     status: Status
+    leases: Leases
+    outcomes: TurnOutcomes
 
     def close(self) -> None:
         """Close the engine, the stores and the log."""
@@ -47,8 +51,10 @@ class Turn:
     """One turn's facts, fixed when it begins.
 
     `settings` are the channel's. `state` is the channel's state from which the turn began and from whose generation
-    alone it may promote. `seed` fixes everything that is drawn, and `as_of` the age of evidence: with both from a
-    manifest, the same log, machine and versions, a turn comes to the same adapter. `folder` is gone after the turn.
+    alone it may promote. `digest` is of all that decides what the turn comes to beside the evidence. `lease` says
+    whether this process may still work on the channel. `seed` fixes everything that is drawn, and `as_of` the age of
+    evidence: with both from a manifest, the same log, machine and versions, a turn comes to the same adapter.
+    `folder` is gone after the turn.
     """
 
     learner: Learner
@@ -56,13 +62,17 @@ class Turn:
     plugin: DomainPlugin
     settings: Settings
     state: ChannelState
+    digest: str
+    lease: Lease
     seed: int
     as_of: dt.datetime
     folder: Path
 
     def begin(self, number: int, name: str) -> None:
-        """Begin a numbered step."""
+        """Begin a numbered step; raises LeaseLost if another learner took the channel over."""
         fail_point(f"learn.{number}")
+        if self.lease.lost:
+            raise LeaseLost(str(self.channel))
         self.learner.status.step(number, name)
 
     def tell(self, text: str) -> None:

@@ -1,10 +1,16 @@
-"""How a turn ends: always with one outcome and a reason in words."""
+"""How a turn ends: always with one outcome, a reason in words, and what is still needed in numbers.
+
+Reasons name checks, counts and types of errors, never what people wrote.
+"""
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from plaudit.errors import PlauditError
 
 
 class TurnOutcome(StrEnum):
@@ -21,26 +27,25 @@ class TurnOutcome(StrEnum):
     REFUSED = "refused"
     """The reward model was refused: it may steer nothing."""
     NO_PROGRESS = "no_progress"
-    """No iterate was better than the live release: there is no candidate."""
+    """No iterate was better than what is live: there is no candidate."""
     WAITED = "waited"
-    """Too little evidence, or too few prompts."""
+    """Too little evidence, too few prompts, another learner, or nothing new since a refusal."""
     FAILED = "failed"
     """Something broke; the turn is tried again after a pause."""
 
 
-# What the same evidence under the same settings would only come to again.
-FINAL = frozenset(
-    {TurnOutcome.REJECTED, TurnOutcome.REFUSED, TurnOutcome.NO_PROGRESS, TurnOutcome.OVERTAKEN, TurnOutcome.WAITED}
-)
+# Refusals: the same evidence under the same settings would only come to them again.
+REFUSALS = (TurnOutcome.REJECTED, TurnOutcome.REFUSED, TurnOutcome.NO_PROGRESS)
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """How far a channel is on the way to something: `have` of `want` things of one kind."""
+    """How far a channel is on the way to a turn: `have` of `want` things of one kind."""
 
     what: str
     have: int
     want: int
+    note: str = ""
 
     @property
     def met(self) -> bool:
@@ -49,11 +54,11 @@ class Need:
 
     def __str__(self) -> str:
         """Return, for example, "142 of 150 comparisons"."""
-        return f"{self.have} of {self.want} {self.what}"
+        return f"{self.have} of {self.want} {self.what}" + (f" ({self.note})" if self.note else "")
 
 
 class TurnEnded(Exception):
-    """Ends a turn before its last step. `needs` says in numbers what a turn that waits is waiting for."""
+    """Ends a turn before its last step."""
 
     def __init__(self, outcome: TurnOutcome, reason: str, needs: Sequence[Need] = ()) -> None:
         super().__init__(reason)
@@ -62,16 +67,25 @@ class TurnEnded(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a turn came to. `evidence` is the frozen evidence's digest, empty if the turn ended before it was known."""
+    """What a turn, or a look at a channel that needs none, came to."""
 
     outcome: TurnOutcome
     reason: str
     needs: tuple[Need, ...] = ()
     version: int | None = None
     evidence: str = ""
+    """Digest of the frozen evidence; empty if there is nothing to remember about it."""
+    as_of: dt.datetime | None = None
+    """When the evidence was frozen."""
 
 
 def require(*needs: Need) -> None:
-    """End the turn as waiting if anything is short; the reason lists every need, so that nobody meets them singly."""
+    """End the turn as waiting if anything is short; the reason has every need, so that nobody meets them singly."""
     if not all(need.met for need in needs):
         raise TurnEnded(TurnOutcome.WAITED, "waits: " + ", ".join(str(need) for need in needs), needs)
+
+
+def failed(error: Exception) -> Result:
+    """The result of what broke: our own message, or the kind of an error whose words may quote people's."""
+    reason = error.message if isinstance(error, PlauditError) else f"{type(error).__name__}; the log says where"
+    return Result(outcome=TurnOutcome.FAILED, reason=reason)

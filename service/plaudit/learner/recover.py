@@ -10,34 +10,45 @@ from plaudit.learner.context import Learner
 from plaudit.learner.steps.promote import OVERTAKEN, overtake, promote
 from plaudit.release.gate import Check, Decision
 from plaudit.release.moves import ReleaseRow, ReleaseState
+from plaudit.store.leases import Lease
 from plaudit.types import Channel
 
 log = structlog.get_logger(__name__)
 
 
-def recover(learner: Learner, channel: Channel, *, may_promote: bool) -> None:
+def is_left(learner: Learner, channel: Channel, *, may_promote: bool) -> bool:
+    """Whether there is something to recover, or a turn of another learner under way."""
+    releases, state = learner.registry.releases(channel), learner.registry.state(channel)
+    if any(row.state is ReleaseState.TRAINED and row.version for row in releases):
+        return True
+    waits = releases[-1].state is ReleaseState.GATED and not _overtaken(releases[-1])
+    return waits and may_promote and state is not None and not state.pinned
+
+
+def recover(learner: Learner, channel: Channel, lease: Lease, *, may_promote: bool) -> None:
     """Reject releases without a decision; promote a gated one if the channel is still where its turn began."""
     releases = learner.registry.releases(channel)
     for row in releases:
         if row.state is ReleaseState.TRAINED and row.version:
             check = Check("interrupted", False, 0.0, 0.0, note="the turn ended before its decision")
-            learner.registry.decide(channel, row.version, Decision(False, (check,), dt.datetime.now(dt.UTC)))
+            decision = Decision(False, (check,), dt.datetime.now(dt.UTC))
+            learner.registry.decide(channel, row.version, decision, guard=lease.check)
             log.warning("rejected what an interrupted turn left", channel=str(channel), version=row.version)
     newest = releases[-1]
     if newest.state is ReleaseState.GATED and may_promote and not _overtaken(newest):
-        _promote(learner, channel, newest)
+        _promote(learner, channel, newest, lease)
 
 
-def _promote(learner: Learner, channel: Channel, row: ReleaseRow) -> None:
+def _promote(learner: Learner, channel: Channel, row: ReleaseRow, lease: Lease) -> None:
     manifest, state = learner.registry.manifest(channel, row.version), learner.registry.state(channel)
     if state is None or state.pinned:
         return
     # A release of v0.1.0 does not say from which generation its turn began.
     if manifest.generation is None or manifest.parent != state.live:
-        overtake(learner, channel, row.version, manifest.generation or 0)
+        overtake(learner, channel, row.version, manifest.generation or 0, lease)
         return
     log.warning("promoting what an interrupted turn left", channel=str(channel), version=row.version)
-    promote(learner, channel, row.version, manifest.generation)
+    promote(learner, channel, row.version, manifest.generation, lease)
 
 
 def _overtaken(row: ReleaseRow) -> bool:

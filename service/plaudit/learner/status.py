@@ -1,19 +1,23 @@
 """Tells what the learner is doing: a small JSON file that people and the demo read, a log line, and metrics.
 
-Enters: steps as they begin. Leaves: `<data_dir>/learner.json`, replaced whole each time. Nothing reads it back to
-decide anything.
+Enters: steps as they begin. Leaves: `<data_dir>/learner.json`, replaced whole each time; of several learners the one
+that wrote last is seen. Nothing reads it back to decide anything, so that a full disk costs the file alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+import uuid
 from pathlib import Path
 
 import structlog
 
+from plaudit.learner.outcome import Result
 from plaudit.metrics import Metrics
+from plaudit.types import Channel
 
 log = structlog.get_logger(__name__)
 _LEAST_SECONDS = 0.2  # Progress within a step is told at most this often.
@@ -24,22 +28,24 @@ class Status:
 
     def __init__(self, path: Path, metrics: Metrics) -> None:
         self._path = path
+        self._partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}.partial")
         self._metrics = metrics
+        self._channel = ""
         self._turn = self._number = 0
         self._name = ""
         self._began = self._told = time.time()
         self.seconds: dict[str, float] = {}
 
-    def turn(self, turn: int) -> None:
-        """Begin a turn."""
-        self._turn = turn
+    def turn(self, channel: Channel, turn: int) -> None:
+        """Begin a turn that would make version `turn` of a channel."""
+        self._channel, self._turn = str(channel), turn
         self.seconds = {}
 
     def step(self, number: int, name: str) -> None:
         """Begin a numbered step of the turn."""
         self.end_step()
         self._number, self._name, self._began = number, name, time.time()
-        log.info("step", turn=self._turn, number=number, name=name)
+        log.info("step", channel=self._channel, turn=self._turn, number=number, name=name)
         self._write("")
 
     def end_step(self) -> None:
@@ -55,21 +61,23 @@ class Status:
         if time.time() - self._told >= _LEAST_SECONDS:
             self._write(text)
 
-    def idle(self, text: str) -> None:
-        """Between turns."""
+    def idle(self, channel: Channel, result: Result) -> None:
+        """Between turns: what the last look at a channel came to."""
         self.end_step()
-        self._number, self._name = 0, ""
-        self._write(text)
+        self._channel, self._number, self._name = str(channel), 0, ""
+        self._write(f"{result.outcome}: {result.reason}")
 
     def _write(self, detail: str) -> None:
         self._told = time.time()
         fields = {
+            "pid": os.getpid(),
+            "channel": self._channel,
             "turn": self._turn,
             "step": self._number,
             "name": self._name,
             "detail": detail,
             "started_at": self._began,
         }
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(fields))
-        os.replace(partial, self._path)
+        with contextlib.suppress(OSError):
+            self._partial.write_text(json.dumps(fields))
+            os.replace(self._partial, self._path)

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from plaudit.engine import adapters
 from plaudit.learner.context import Learner, Turn
-from plaudit.learner.outcome import Result, TurnEnded, TurnOutcome
+from plaudit.learner.outcome import REFUSALS, Result, TurnEnded, TurnOutcome
+from plaudit.learner.since import settings_digest
 from plaudit.learner.steps.decide import decide, failed_checks
 from plaudit.learner.steps.fit import fit
 from plaudit.learner.steps.freeze import freeze
@@ -33,11 +34,14 @@ from plaudit.learner.steps.measure import measure
 from plaudit.learner.steps.optimise import optimise
 from plaudit.learner.steps.promote import promote
 from plaudit.learner.steps.register import register
+from plaudit.store.leases import Lease
 from plaudit.types import Channel
 
 
 @contextlib.contextmanager
-def new_turn(learner: Learner, channel: Channel, seed: int, as_of: dt.datetime | None = None) -> Iterator[Turn]:
+def new_turn(
+    learner: Learner, channel: Channel, seed: int, lease: Lease, as_of: dt.datetime | None = None
+) -> Iterator[Turn]:
     """A turn from what the channel serves now; `as_of` is the present if it is not given.
 
     Whatever the turn leaves on the base, in the engine or on disk is taken away at the end, so that a turn that broke
@@ -46,15 +50,18 @@ def new_turn(learner: Learner, channel: Channel, seed: int, as_of: dt.datetime |
     state = learner.registry.state(channel)
     if state is None:
         raise ValueError(f"{channel} has no state: a channel begins with its first request")
+    plugin, settings = learner.plugins[channel.domain], learner.settings.for_channel(channel)
     staged = set(learner.engine.staged())
     folder = Path(tempfile.mkdtemp(prefix="plaudit-turn-"))
     try:
         yield Turn(
             learner=learner,
             channel=channel,
-            plugin=learner.plugins[channel.domain],
-            settings=learner.settings.for_channel(channel),
+            plugin=plugin,
+            settings=settings,
             state=state,
+            digest=settings_digest(settings, plugin.declaration, learner.registry, state),
+            lease=lease,
             seed=seed,
             as_of=as_of or dt.datetime.now(dt.UTC),
             folder=folder,
@@ -70,23 +77,28 @@ def new_turn(learner: Learner, channel: Channel, seed: int, as_of: dt.datetime |
 
 def run(turn: Turn) -> Result:
     """Run the steps; raises what broke one of them, and then nothing is promoted."""
-    digest = ""
+    evidence = ""
     try:
         turn.engine.stage(turn.base_key, None, temperature=turn.sampling.temperature)
         frozen = freeze(turn)
-        digest = frozen.data.digest
+        evidence = frozen.data.digest
+        before = turn.learner.outcomes.find(turn.channel, evidence, turn.digest)
+        if before is not None and before.outcome in REFUSALS:
+            return Result(
+                outcome=TurnOutcome.WAITED, reason=f"nothing new since it was {before.outcome}: {before.reason}"
+            )
         with contextlib.closing(fit(turn, frozen)) as fitted:
             optimised = optimise(turn, frozen, fitted)
             measured = measure(turn, frozen, fitted, optimised)
             release = register(turn, frozen, fitted, optimised, measured)
         decision = decide(turn, measured, release)
     except TurnEnded as end:
-        return Result(outcome=end.outcome, reason=end.reason, needs=end.needs, evidence=digest)
+        return Result(outcome=end.outcome, reason=end.reason, needs=end.needs, evidence=evidence, as_of=turn.as_of)
     if not decision.accepted:
         outcome, reason = TurnOutcome.REJECTED, f"the gate refused version {release.version}: {failed_checks(decision)}"
     elif turn.state.pinned or not turn.settings.learn.promote:
         why = "the channel is pinned" if turn.state.pinned else "learn.promote is off"
         outcome, reason = TurnOutcome.GATED, f"{why}: promote version {release.version} by hand"
     else:
-        outcome, reason = promote(turn.learner, turn.channel, release.version, turn.state.generation)
-    return Result(outcome=outcome, reason=reason, version=release.version, evidence=digest)
+        outcome, reason = promote(turn.learner, turn.channel, release.version, turn.state.generation, turn.lease)
+    return Result(outcome=outcome, reason=reason, version=release.version, evidence=evidence, as_of=turn.as_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -50,24 +51,40 @@ class TurnOutcomes:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else _remembered(row)
 
-    def last(self, channel: Channel) -> RememberedTurn | None:
-        """The channel's newest turn; None before its first."""
+    def last(
+        self, channel: Channel, *, settings_digest: str | None = None, outcomes: Sequence[str] = ()
+    ) -> RememberedTurn | None:
+        """The channel's newest turn, of those under the settings and with one of the outcomes that are given."""
+        query = sa.select(TURN_OUTCOME).where(TURN_OUTCOME.c.channel == str(channel))
+        if settings_digest is not None:
+            query = query.where(TURN_OUTCOME.c.settings_digest == settings_digest)
+        if outcomes:
+            query = query.where(TURN_OUTCOME.c.outcome.in_([str(outcome) for outcome in outcomes]))
         newest = (TURN_OUTCOME.c.at.desc(), TURN_OUTCOME.c.evidence_digest, TURN_OUTCOME.c.settings_digest)
-        query = sa.select(TURN_OUTCOME).where(TURN_OUTCOME.c.channel == str(channel)).order_by(*newest).limit(1)
         with self._database.reading() as connection:
-            row = connection.execute(query).mappings().one_or_none()
+            row = connection.execute(query.order_by(*newest).limit(1)).mappings().one_or_none()
         return None if row is None else _remembered(row)
 
     def remember(
-        self, channel: Channel, evidence_digest: str, settings_digest: str, outcome: str, reason: str
+        self,
+        channel: Channel,
+        evidence_digest: str,
+        settings_digest: str,
+        outcome: str,
+        reason: str,
+        *,
+        at: dt.datetime | None = None,
     ) -> RememberedTurn:
-        """Notes how a turn ended; a repeat replaces outcome, reason and time, and counts one attempt more."""
+        """Notes how a turn ended; a repeat replaces outcome, reason and time, and counts one attempt more.
+
+        `at` is the time as of which the turn saw the evidence; the present if it is not given.
+        """
         mine = _is(channel, evidence_digest, settings_digest)
         with self._database.writing() as connection:
             values = {
                 "outcome": outcome,
                 "reason": reason.replace("\0", "\ufffd"),
-                "at": self._database.now(connection),
+                "at": at or self._database.now(connection),
             }
             update = sa.update(TURN_OUTCOME).where(mine).values(attempts=TURN_OUTCOME.c.attempts + 1, **values)
             if connection.execute(update).rowcount == 0:

@@ -20,7 +20,7 @@ def decide(turn: Turn, measured: Measured, row: ReleaseRow) -> Decision:
     turn.begin(6, "decide")
     metrics, channel = turn.learner.metrics, str(turn.channel)
     decision = gate.decide(measured.measurements, turn.settings.gate, seed=turn.seed)
-    turn.learner.registry.decide(turn.channel, row.version, decision)
+    turn.learner.registry.decide(turn.channel, row.version, decision, guard=turn.lease.check)
     for check in decision.checks:
         if math.isfinite(check.value):
             metrics.gate_check.labels(channel, check.name).set(check.value)

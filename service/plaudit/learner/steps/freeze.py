@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 from plaudit.errors import RequestRefused
@@ -17,50 +18,33 @@ from plaudit.types import Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """What a turn learns from.
-
-    `train` and `gate` are prompts in the turn's order, which does not depend on when they came; `too_long` counts
-    those that leave no room for an answer.
-    """
+    """What a turn learns from. `train` and `gate` are prompts, in an order that does not depend on when they came."""
 
     data: FrozenDataSet
     references: References
     train: tuple[TrainPrompt, ...]
     gate: tuple[TrainPrompt, ...]
-    too_long: int
 
 
 def freeze(turn: Turn) -> Frozen:
     """Read the channel's evidence and prompts; waits if nothing could be rolled out or asked."""
     turn.begin(1, "freeze")
-    learner, few_raters = turn.learner, turn.plugin.declaration.few_raters
+    learner, gate = turn.learner, turn.settings.gate
+    few_raters = turn.plugin.declaration.few_raters
     salt = learner.registry.salt(turn.channel)
     data = learner.store.freeze(turn.channel, salt, turn.as_of, few_raters=few_raters)
+    usable, left_out = _prompts(turn)
     prompts: dict[Split, list[TrainPrompt]] = {split: [] for split in Split}
-    too_long = refused = 0
-    for row in learner.store.prompts(turn.channel):
-        rendered = turn.plugin.render(Request(messages=row.messages, passages=row.passages))
-        try:
-            encoded = turn.engine.encode(rendered.messages)
-        except RequestRefused:
-            # Another base took it: this one's chat template does not.
-            refused += 1
-            continue
-        if len(encoded.tokens) + turn.sampling.max_tokens > turn.engine.context_length:
-            too_long += 1
-            continue
-        split = group_split(salt, row.group, few_raters)
-        prompts[split].append(TrainPrompt(rendered=rendered, encoded=encoded))
+    for each in usable:
+        prompts[group_split(salt, each.group, few_raters)].append(each)
     draw = random.Random(turn.seed)
     for several in prompts.values():
         several.sort(key=lambda prompt: prompt.group)
         draw.shuffle(several)
-    gate = turn.settings.gate
-    left_out = f" ({too_long} more are too long for the context)" if too_long else ""
-    left_out += f" ({refused} more are refused by the model's chat template)" if refused else ""
+    note = ", ".join(f"{count} more {why}" for why, count in sorted(left_out.items()))
     require(
-        Need(f"prompts to train on{left_out}", len(prompts[Split.TRAIN]), 1),
-        Need("gate prompts", len(prompts[Split.GATE]), gate.min_prompts),
+        Need("prompts to train on", len(prompts[Split.TRAIN]), 1, note),
+        Need("gate prompts", len(prompts[Split.GATE]), gate.min_prompts, note),
     )
     references = References(turn.base, turn.plugin, turn.engine, turn.base_key, turn.sampling)
     references.take_from(data)
@@ -69,5 +53,21 @@ def freeze(turn: Turn) -> Frozen:
         references=references,
         train=tuple(prompts[Split.TRAIN]),
         gate=tuple(prompts[Split.GATE][: gate.prompts]),
-        too_long=too_long,
     )
+
+
+def _prompts(turn: Turn) -> tuple[list[TrainPrompt], Counter[str]]:
+    """Prompts that people sent, and how many cannot be asked again, by the reason."""
+    found, left_out = [], Counter[str]()
+    for row in turn.learner.store.prompts(turn.channel):
+        try:
+            rendered = turn.plugin.render(Request(messages=row.messages, passages=row.passages))
+            encoded = turn.engine.encode(rendered.messages)
+        except RequestRefused:  # another version of the plugin took it, or another base's chat template
+            left_out["are refused by the plugin or the chat template"] += 1
+            continue
+        if len(encoded.tokens) + turn.sampling.max_tokens > turn.engine.context_length:
+            left_out["are too long for the context"] += 1
+            continue
+        found.append(TrainPrompt(rendered=rendered, encoded=encoded))
+    return found, left_out

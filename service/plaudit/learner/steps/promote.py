@@ -15,6 +15,7 @@ from plaudit.learner.outcome import TurnOutcome
 from plaudit.release import publish
 from plaudit.release.gate import Check, Decision
 from plaudit.release.moves import Promote
+from plaudit.store.leases import Lease
 from plaudit.types import Channel
 
 log = structlog.get_logger(__name__)
@@ -24,7 +25,7 @@ PRODUCER = f"plaudit-learn/{plaudit.__version__}"
 OVERTAKEN = "overtaken"
 
 
-def promote(learner: Learner, channel: Channel, version: int, generation: int) -> tuple[TurnOutcome, str]:
+def promote(learner: Learner, channel: Channel, version: int, generation: int, lease: Lease) -> tuple[TurnOutcome, str]:
     """Make a gated release live from exactly `generation`, and tell the replicas; the outcome and its reason.
 
     Somebody who rolled back, pinned or promoted meanwhile knew better than a turn that began before: the release
@@ -35,16 +36,21 @@ def promote(learner: Learner, channel: Channel, version: int, generation: int) -
     reason = "the gate accepted it"
     try:
         change = learner.registry.change(
-            channel, Promote(version), expected_generation=generation, actor=ACTOR, reason=reason
+            channel,
+            Promote(version),
+            expected_generation=generation,
+            actor=ACTOR,
+            reason=reason,
+            guard=lease.check,
         )
     except GenerationChanged:
-        return TurnOutcome.OVERTAKEN, overtake(learner, channel, version, generation)
+        return TurnOutcome.OVERTAKEN, overtake(learner, channel, version, generation, lease)
     publish.publish(learner.log, change, actor=ACTOR, reason=reason, producer=PRODUCER)
     learner.metrics.set_release_info(channel, version, change.release.digest)
     return TurnOutcome.PROMOTED, reason
 
 
-def overtake(learner: Learner, channel: Channel, version: int, generation: int) -> str:
+def overtake(learner: Learner, channel: Channel, version: int, generation: int, lease: Lease) -> str:
     """Record in a gated release's decision that its channel moved on; the reason in words."""
     registry = learner.registry
     state = registry.state(channel)
@@ -53,6 +59,7 @@ def overtake(learner: Learner, channel: Channel, version: int, generation: int) 
     decision = Decision.from_json(registry.release(channel, version).decision_json)
     check = Check(OVERTAKEN, False, float(found), float(generation), note=note)
     now = dt.datetime.now(dt.UTC)
-    registry.decide(channel, version, dataclasses.replace(decision, checks=(*decision.checks, check), decided_at=now))
+    overtaken = dataclasses.replace(decision, checks=(*decision.checks, check), decided_at=now)
+    registry.decide(channel, version, overtaken, guard=lease.check)
     log.warning("overtaken", channel=str(channel), version=version, began=generation, found=found)
     return note

@@ -11,6 +11,7 @@ import torch
 
 import plaudit
 from plaudit.learner.context import Turn
+from plaudit.learner.since import in_force
 from plaudit.learner.steps.fit import Fitted
 from plaudit.learner.steps.freeze import Frozen
 from plaudit.learner.steps.measure import Measured
@@ -18,9 +19,6 @@ from plaudit.policy.optimizer import Optimised
 from plaudit.release.artifacts import file_digest, list_artifacts
 from plaudit.release.manifest import ADAPTER_WEIGHTS, Adapter, Manifest, Offsets, folder_digest
 from plaudit.release.moves import ReleaseRow
-
-# Settings that decide what a turn comes to.
-SECTIONS = ("model", "reward", "policy", "gate")
 
 
 def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, measured: Measured) -> ReleaseRow:
@@ -32,7 +30,6 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
     fitted.judge.save(folder / "gate_reward")
     (folder / "reward_report.json").write_text(fitted.report.to_json())
     settings, data, declaration = turn.settings, frozen.data, turn.plugin.declaration
-    in_force = {name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS}
     manifest = Manifest(
         channel=turn.channel,
         parent=turn.state.live,
@@ -54,7 +51,7 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         ),
         evidence_digest=data.digest,
         evidence_counts=data.counts,
-        settings=in_force
+        settings=in_force(settings)
         | {
             "iterations": [_finite(each) for each in optimised.statistics],
             "iterates": [_finite(each) for each in optimised.iterates],
@@ -70,7 +67,7 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         probes=measured.proof,
         kl=measured.kl,
     )
-    return turn.learner.registry.register(manifest, folder)
+    return turn.learner.registry.register(manifest, folder, guard=turn.lease.check)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

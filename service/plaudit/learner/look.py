@@ -1,0 +1,149 @@
+"""One look at a channel: a turn if it is due, else what it waits for. Never raises what a channel's trouble is.
+
+Enters: a channel. Leaves: a Result, remembered and told. A look costs a few SQL reads; the channel's lease is taken
+only for a turn or for what a dead turn left, so that of several learners one works and the others say that they wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+import structlog
+import tenacity
+
+from plaudit.errors import PlauditError
+from plaudit.learner.context import Learner
+from plaudit.learner.outcome import Need, Result, TurnEnded, TurnOutcome, failed, require
+from plaudit.learner.recover import is_left, recover
+from plaudit.learner.since import learnt_until, settings_digest
+from plaudit.learner.turn import new_turn, run
+from plaudit.release.moves import ChannelState
+from plaudit.settings import Settings
+from plaudit.store.leases import Lease, LeaseHeld, LeaseLost
+from plaudit.telemetry import places
+from plaudit.types import Action, Channel
+
+log = structlog.get_logger(__name__)
+
+FIRST_PAUSE_SECONDS = 2.0
+# A look that reads all evidence only to find too little may take at most this share of the time.
+SHARE_OF_TIME = 0.05
+LEASE = "learn {channel}"
+
+
+@dataclass(slots=True)
+class Watch:
+    """What a process knows of one channel between looks."""
+
+    failures: int = 0
+    rest_until: float = 0.0
+    told: tuple[object, ...] = ()
+
+
+def look(learner: Learner, channel: Channel, watch: Watch, *, force: bool = False) -> Result | None:
+    """Run a turn if it is due; None if the channel rests after a failure or has never served.
+
+    With `force` any new evidence is enough and no rest is kept.
+    """
+    if not force and time.monotonic() < watch.rest_until:
+        return None
+    began = time.monotonic()
+    try:
+        state = learner.registry.state(channel)
+        if state is None:
+            return None
+        result = _looked(learner, state, force=force)
+        watch.failures = 0
+        if result.outcome is TurnOutcome.WAITED:
+            watch.rest_until = time.monotonic() + (time.monotonic() - began) / SHARE_OF_TIME
+    except Exception as error:  # the outermost loop: this channel's turn is lost, and others go on
+        watch.failures += 1
+        result = failed(error)
+        pause = _pause(learner.settings.learn.backoff_seconds, watch.failures)
+        watch.rest_until = time.monotonic() + pause
+        learner.metrics.turns.labels(str(channel), str(result.outcome)).inc()
+        with contextlib.suppress(PlauditError):  # the store may be what failed
+            learner.outcomes.remember(channel, "", "", str(result.outcome), result.reason)
+        log.error(
+            "turn failed",
+            channel=str(channel),
+            reason=result.reason,
+            failures=watch.failures,
+            pause_seconds=round(pause, 1),
+            places=places(error),
+        )
+    _tell(learner, channel, watch, result)
+    return result
+
+
+def _looked(learner: Learner, state: ChannelState, *, force: bool) -> Result:
+    """The turn's result, or what it waits for."""
+    channel = state.channel
+    if channel.domain not in learner.plugins:
+        return Result(outcome=TurnOutcome.WAITED, reason=f"the domain {channel.domain} is not loaded here")
+    if learner.plugins[channel.domain].declaration.action is not Action.COMPLETION:
+        return Result(outcome=TurnOutcome.WAITED, reason="ordered choices are recorded, and not learnt from yet")
+    settings = learner.settings.for_channel(channel)
+    try:
+        if is_left(learner, channel, may_promote=settings.learn.promote):
+            with learner.leases.take(LEASE.format(channel=channel)) as lease:
+                recover(learner, channel, lease, may_promote=settings.learn.promote)
+            state = learner.registry.state(channel) or state
+        _require_new_events(learner, settings, state, force=force)
+        with learner.leases.take(LEASE.format(channel=channel)) as lease:
+            # Another learner may have ended a turn between the first look and the lease.
+            _require_new_events(learner, settings, learner.registry.state(channel) or state, force=force)
+            return _turn(learner, channel, settings, lease)
+    except TurnEnded as end:
+        return Result(outcome=end.outcome, reason=end.reason, needs=end.needs)
+    except LeaseHeld as held:
+        return Result(outcome=TurnOutcome.WAITED, reason=f"another learner works on it: {held.owner}")
+    except LeaseLost:
+        reason = "another learner took the channel over; nothing of this turn was written"
+        return Result(outcome=TurnOutcome.OVERTAKEN, reason=reason)
+
+
+def _require_new_events(learner: Learner, settings: Settings, state: ChannelState, *, force: bool) -> None:
+    channel, declaration = state.channel, learner.plugins[state.channel.domain].declaration
+    digest = settings_digest(settings, declaration, learner.registry, state)
+    since = learnt_until(learner.registry, learner.outcomes, state, digest)
+    salt = learner.registry.salt(channel)
+    events = learner.store.count_new(channel, salt, since, few_raters=declaration.few_raters)
+    require(Need("new training events", events, 1 if force else settings.learn.min_events))
+
+
+def _turn(learner: Learner, channel: Channel, settings: Settings, lease: Lease) -> Result:
+    version = len(learner.registry.releases(channel))
+    learner.status.turn(channel, version)
+    with new_turn(learner, channel, settings.learn.seed + version, lease) as turn:
+        result = run(turn)
+    learner.metrics.turns.labels(str(channel), str(result.outcome)).inc()
+    if result.evidence:
+        learner.outcomes.remember(
+            channel, result.evidence, turn.digest, str(result.outcome), result.reason, at=result.as_of
+        )
+    return result
+
+
+def _pause(longest: float, failures: int) -> float:
+    """Seconds before the next try: doubled with each failure, and spread, so that channels do not come together."""
+    attempt = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    attempt.attempt_number = failures
+    wait = tenacity.wait_exponential_jitter(multiplier=FIRST_PAUSE_SECONDS, max=longest, jitter=FIRST_PAUSE_SECONDS / 2)
+    return wait(attempt)
+
+
+def _tell(learner: Learner, channel: Channel, watch: Watch, result: Result) -> None:
+    """Status and metrics always; the log once per change, and a change of numbers alone is none."""
+    for need in result.needs:
+        learner.metrics.turn_have.labels(str(channel), need.what).set(need.have)
+        learner.metrics.turn_want.labels(str(channel), need.what).set(need.want)
+    learner.status.idle(channel, result)
+    short = tuple(need.what for need in result.needs if not need.met)
+    told = (result.outcome, short) if short else (result.outcome, result.reason)
+    if told != watch.told and result.outcome is not TurnOutcome.FAILED:
+        seconds = learner.status.seconds if result.outcome is not TurnOutcome.WAITED else {}
+        log.info("turn", channel=str(channel), outcome=str(result.outcome), reason=result.reason, seconds=seconds)
+    watch.told = told

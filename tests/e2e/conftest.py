@@ -1,0 +1,185 @@
+"""People who have asked and rated over gRPC on a tiny random model, and a learner on a copy of their data.
+
+Everything that draws is fixed here (keys, salt, seeds), so that the gates' decisions are the same each time; no
+threshold is lower than a turn with so little evidence needs, and no gate is opened. A turn takes one or two seconds.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import random
+import shutil
+import uuid
+
+import pytest
+import uuid6
+from plaudit.client import Plaudit
+from plaudit.engine.base import Base
+from plaudit.engine.torch_engine import TorchEngine
+from plaudit.eventlog import open_log
+from plaudit.evidence.join import Join
+from plaudit.evidence.splits import rater_split
+from plaudit.evidence.store import EvidenceStore
+from plaudit.learner.loop import open_learner
+from plaudit.plugins import load_plugins
+from plaudit.release import registry
+from plaudit.serving.handle import pseudonym
+from plaudit.settings import Settings
+from plaudit.testing.models import tiny_model
+from plaudit.testing.serving import local_server
+from plaudit.types import Channel
+
+CHANNEL = Channel("instruction", "default")
+SALT, KEY = "5a" * 32, "k" * 32
+PROMPTS, RATERS = 110, 30
+TABLES = {
+    "model": {"adapter_layers": 2, "threads": 1},
+    "engine": {"widths": [4, 16]},
+    "serve": {
+        **{"port": 0, "metrics_port": 0, "poll_seconds": 0.05, "pseudonym_key": KEY},
+        **{"handle_keys": {"k1": KEY}, "max_tokens": 64},
+    },
+    "reward": {"adapter": False, "heads": 4, "layer": 1, "half_life_days": 100_000.0},
+    "policy": {
+        **{"iterations": 10, "prompts": 24, "samples": 4, "minibatch": 32, "max_tokens": 8, "temperature": 1.0},
+        **{"lr": 0.03, "update_kl": 0.3, "kl_coef": 0.0, "held_out": 0},
+    },
+    # A random model moves far; what people like decides here.
+    "gate": {
+        **{"prompts": 24, "min_prompts": 8, "samples": 4, "kl_base": 100.0, "kl_live": 100.0, "distinct_ratio": 0.0},
+        **{"reward_comparisons": 60, "reward_raters": 3},
+    },
+    "learn": {"seed": 1, "min_events": 20, "nice": 0, "poll_seconds": 0.05, "backoff_seconds": 1},
+}
+
+
+@contextlib.contextmanager
+def counted_ids():
+    """Ids in place of random ones: heads draw their bootstrap weights by them."""
+    numbers = itertools.count(1)
+
+    def next_id():
+        number = next(numbers)
+        return uuid6.UUID(int=(1_800_000_000_000 + number) << 80 | 0x7 << 76 | 0x8 << 60 | number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uuid6, "uuid7", next_id)
+        yield
+
+
+class People:
+    """Raters who like spaces, or who by their split are of the opposite taste. They rank four answers at a time."""
+
+    def __init__(self, dislike=()):
+        self._dislike, self._rng = set(dislike), random.Random(0)
+
+    def split(self, rater):
+        return rater_split(bytes.fromhex(SALT), pseudonym(KEY.encode(), CHANNEL.tenant, rater))
+
+    def ask_and_rate(self, target, prompts, domain=CHANNEL.domain):
+        with Plaudit(target) as client:
+            for i in prompts:
+                reply = client.generate(domain, f"list {i} kinds of tea", n=4, seed=i, max_tokens=8)
+                for number in self._rng.sample(range(RATERS), 3):
+                    rater = f"rater-{number}"
+                    sign = -1 if self.split(rater) in self._dislike else 1
+                    order = sorted(range(4), key=lambda j: -sign * reply.completions[j].text.count(" "))
+                    reply.rank(order, rater=rater)
+
+
+def settings_for(folder, **changes):
+    tables = {name: {**table, **changes.get(name, {})} for name, table in TABLES.items()}
+    tables["model"]["path"] = str(folder / "model")
+    rest = {name: value for name, value in changes.items() if name not in TABLES}
+    return Settings.model_validate({**tables, "data_dir": folder / "data", **rest})
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model") / "model", layers=3, hidden=32)
+
+
+@contextlib.contextmanager
+def serving(settings):
+    engine = TorchEngine(Base.load(settings.model.path), settings.engine, settings.model)
+    plugins = load_plugins(settings.plugins.allow or ("instruction",))
+    try:
+        with local_server(settings.data_dir, engine, plugins, settings=settings) as server:
+            yield server
+    finally:
+        engine.close()
+
+
+def joined(settings):
+    log, store = open_log(settings), EvidenceStore(settings.store_url)
+    join = Join(log, store, load_plugins(("instruction",)), settings.join)
+    while join.run_once(0.1):
+        pass
+    join.close()
+    store.close()
+    log.close()
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory, model):
+    """Data directories by the splits whose raters dislike what the others like; made once each."""
+    made = {}
+
+    def world(*dislike):
+        if dislike not in made:
+            folder = tmp_path_factory.mktemp("world")
+            (folder / "model").symlink_to(model)
+            settings = settings_for(folder)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(registry.secrets, "token_hex", lambda _: SALT)
+                with counted_ids(), serving(settings) as server:
+                    People(dislike).ask_and_rate(server.target, range(PROMPTS))
+            joined(settings)
+            made[dislike] = folder
+        return made[dislike]
+
+    return world
+
+
+@pytest.fixture
+def settings_of(worlds, model, tmp_path):
+    """Settings on a fresh copy of a world's data."""
+
+    def of(*dislike, **changes):
+        folder = tmp_path / uuid.uuid4().hex
+        folder.mkdir()
+        (folder / "model").symlink_to(model)
+        shutil.copytree(worlds(*dislike) / "data", folder / "data")
+        return settings_for(folder, **changes)
+
+    return of
+
+
+@pytest.fixture
+def learner_of():
+    """Learners on settings; closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def of(settings, **changes):
+            made = open_learner(settings)
+            stack.callback(made.close)
+            return dataclasses.replace(made, **changes)
+
+        yield of
+
+
+@pytest.fixture
+def learner(settings_of, learner_of):
+    return learner_of(settings_of())
+
+
+@pytest.fixture
+def ask_more():
+    """Lets people ask and rate more on the data of some settings, and joins it."""
+
+    def ask(settings, prompts, dislike=()):
+        with serving(settings) as server:
+            People(dislike).ask_and_rate(server.target, prompts)
+        joined(settings)
+
+    return ask
