@@ -209,7 +209,7 @@ class PolicySettings(Section):
     """Completions of each prompt of a rollout."""
     held_out: int = Field(default=24, ge=0, le=4_096)
     """Prompts that no update uses, on which states of the policy are compared; a quarter of all at most; 0: none."""
-    compared: int = Field(default=3, ge=1, le=1_000)
+    compared: int = Field(default=2, ge=1, le=1_000)
     """States of the policy that are compared with its start, evenly spread over the iterations."""
     epochs: int = Field(default=2, ge=1, le=100)
     """Maximum passes over a rollout."""
