@@ -229,7 +229,9 @@ def _model(settings: Settings) -> Iterator[Finding]:
         if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
             yield Finding("model", "bad", f"{name} does not exist", "correct model.path, or: plaudit model prepare")
         else:
-            yield Finding("model", "note", f"{name} is taken for a hub id; it is fetched at the first start")
+            yield Finding(
+                "model", "note", f"there is no folder {name} here; taken for a hub id, it is fetched at the first start"
+            )
         return
     problems = _model_problems(folder)
     if problems:
@@ -240,13 +242,11 @@ def _model(settings: Settings) -> Iterator[Finding]:
 
 
 def _base(folder: Path, settings: Settings) -> Iterator[Finding]:
-    from plaudit.engine.base import Base
-    from plaudit.engine.limits import context_in_force
+    from plaudit.engine.outline import outline
     from plaudit.engine.targets import targets
 
     try:
-        base = Base.outline(folder)
-        context = context_in_force(base.model.config.to_dict(), settings.engine.context_length)
+        base, context = outline(folder, settings.engine.context_length)
     except Misconfigured as error:
         yield Finding("model", "bad", f"{folder}: {error.message}", "do what the message says, or use another base")
         return

@@ -12,6 +12,7 @@ import pytest
 import torch
 from plaudit.engine import adapter_files, adapters, limits
 from plaudit.engine.base import Base
+from plaudit.engine.outline import outline
 from plaudit.engine.protocol import Job, ReleaseKey
 from plaudit.engine.targets import LINEARS, targets
 from plaudit.engine.torch_engine import TorchEngine
@@ -132,6 +133,35 @@ def test_a_family_that_cannot_be_served_is_refused_in_one_way(make, name):
     with pytest.raises(Misconfigured, match="use a base of the Llama family") as refused:
         Base.load(make(name, **OTHER[name]))
     assert "engine.context_length" not in refused.value.message
+
+
+LARGE = {"vocab_size": 128256, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+WIDE = {"hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 131072, **LARGE}
+SCALED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+STRETCHED = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+PHI = {"hidden_size": 3072, "original_max_position_embeddings": 4096, "rope_scaling": STRETCHED, "pad_token_id": 0}
+REAL = {
+    "llama": ({"rope_scaling": {"rope_type": "llama3", **SCALED}}, None),
+    "mistral": ({"sliding_window": 4096}, "engine.context_length to 4096 or less"),
+    "phi3": (PHI, "engine.context_length to 4096 or less"),
+    "granite": ({"logits_scaling": 8.0, "embedding_multiplier": 12.0}, "Llama family"),
+    "gemma3_text": ({"head_dim": 256}, "Llama family"),
+}
+
+
+@pytest.mark.parametrize("family", REAL)
+def test_a_large_base_is_judged_without_its_weights(make, tmp_path, family):
+    changes, refusal = REAL[family]
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(make("llama") / name, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **WIDE, **changes}))
+    if refusal is None:
+        base, context = outline(tmp_path, 8192)
+        assert (context, targets(base, 10)) == (8192, LINEARS)
+        assert sum(p.numel() for p in base.model.parameters()) < 2e7
+    else:
+        with pytest.raises(Misconfigured, match=refusal):
+            outline(tmp_path, 8192)
 
 
 def test_what_a_family_trains_is_what_its_bank_holds(make):

@@ -89,7 +89,9 @@ def test_a_model_without_a_chat_template_is_found(settings, model, tmp_path):
 def test_what_the_start_would_refuse_a_base_for_is_told_before(settings, tmp_path):
     gpt2 = tiny_family(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4)
     gemma3 = tiny_family(tmp_path / "gemma3", "gemma3_text", head_dim=16)
-    for folder in (gpt2, gemma3):
+    gemma2 = tiny_family(tmp_path / "gemma2", "gemma2", head_dim=16)
+    sinks = tiny_family(tmp_path / "gpt_oss", "gpt_oss", head_dim=16, num_local_experts=4, layer_types=None)
+    for folder in (gpt2, gemma3, gemma2, sinks):
         finding = by_check(settings(f"model.path={folder}"), role="serve")["model"]
         assert (finding.status, "Llama family" in finding.message) == ("bad", True)
     window = tiny_family(tmp_path / "mistral", "mistral", sliding_window=64)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
@@ -79,6 +79,11 @@ def causal_bias(length: int, keys: int, device: torch.device, dtype: torch.dtype
     return bias.masked_fill_(key_at > query_at, -math.inf)[None, None]
 
 
+def register_attention() -> None:
+    """Let models name this attention; registering the same function again changes nothing."""
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)
+
+
 class Base:
     """Weights, tokenizer and chat template of the frozen base."""
 
@@ -117,8 +122,7 @@ class Base:
         settle_kernels()
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         number = {"auto": torch.bfloat16 if where == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
-        # Attention is replaced by name; registering the same function again changes nothing.
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)
+        register_attention()
         transformers_logging.disable_progress_bar()
         folder = source.find(path)
         try:
@@ -136,16 +140,6 @@ class Base:
         model.requires_grad_(False).eval().to(where)
         base = cls(model, tokenizer, source.digest(folder, tokenizer))
         base.context_length = fidelity.check(base, ATTENTION, context_length)
-        return base
-
-    @classmethod
-    def outline(cls, folder: Path) -> Base:
-        """The base in a folder without its weights: its build and its texts; raises Misconfigured as `load` does."""
-        tokenizer, config = AutoTokenizer.from_pretrained(str(folder)), AutoConfig.from_pretrained(str(folder))
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        base = cls(model, tokenizer, "")
-        fidelity.check_shape(base)
         return base
 
     @property
