@@ -28,6 +28,7 @@ from plaudit.errors import Misconfigured, NotServing, PlauditError
 from plaudit.release.moves import ChannelState, ReleaseRow, ReleaseState
 from plaudit.replies import (
     Acknowledged,
+    Begun,
     ChooseOptions,
     Decision,
     Delta,
@@ -38,6 +39,7 @@ from plaudit.replies import (
     Reply,
     ReplyCompletion,
     acknowledged,
+    begun,
     choose_request,
     decision,
     drafts,
@@ -59,6 +61,7 @@ from plaudit.v1 import (
 __all__ = [
     "Acknowledged",
     "AsyncPlaudit",
+    "Begun",
     "BulkAcknowledged",
     "Decision",
     "Delta",
@@ -153,8 +156,8 @@ class Plaudit:
 
     def stream(
         self, domain: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
-    ) -> Iterator[Delta | Reply[Acknowledged]]:
-        """Text as it comes, and at the end the reply, recorded."""
+    ) -> Iterator[Begun[Acknowledged] | Delta | Reply[Acknowledged]]:
+        """The handle first, then text as it comes, and at the end the reply, recorded."""
         request = assistant_pb2.StreamGenerateRequest(request=generate_request(domain, prompt, options))
         for event in self._each(self._stubs.assistant.StreamGenerate(request, timeout=timeout or self._timeout)):
             yield _event(event, self.submit)
@@ -173,7 +176,7 @@ class Plaudit:
         return decision(self._again(self._stubs.assistant.Choose, request, timeout), self.submit)
 
     def feedback_from_handle(self, handle: str, candidate_ids: Sequence[str] = ()) -> FeedbackGiver[Acknowledged]:
-        """Gives feedback where only the handle (and perhaps the candidate ids) was kept."""
+        """Gives feedback if only the handle was kept."""
         return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=self.submit)
 
     def submit(self, act: feedback_pb2.Feedback) -> Acknowledged:
@@ -308,8 +311,8 @@ class AsyncPlaudit:
 
     async def stream(
         self, domain: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
-    ) -> AsyncIterator[Delta | Reply[Awaitable[Acknowledged]]]:
-        """Text as it comes, and at the end the reply, recorded."""
+    ) -> AsyncIterator[Begun[Awaitable[Acknowledged]] | Delta | Reply[Awaitable[Acknowledged]]]:
+        """The handle first, then text as it comes, and at the end the reply, recorded."""
         request = assistant_pb2.StreamGenerateRequest(request=generate_request(domain, prompt, options))
         self._check_loop()
         answers = self._stubs.assistant.StreamGenerate(request, timeout=timeout or self._timeout)
@@ -337,7 +340,7 @@ class AsyncPlaudit:
     def feedback_from_handle(
         self, handle: str, candidate_ids: Sequence[str] = ()
     ) -> FeedbackGiver[Awaitable[Acknowledged]]:
-        """Gives feedback where only the handle (and perhaps the candidate ids) was kept."""
+        """Gives feedback if only the handle was kept."""
         return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=self.submit)
 
     async def submit(self, act: feedback_pb2.Feedback) -> Acknowledged:
@@ -415,9 +418,12 @@ def _policy(patience: float) -> dict[str, Any]:
 
 def _event(
     event: assistant_pb2.StreamGenerateResponse, send: Callable[[feedback_pb2.Feedback], Answer]
-) -> Delta | Reply[Answer]:
-    if event.WhichOneof("event") == "delta":
-        return Delta(event.delta.index, event.delta.text)
+) -> Begun[Answer] | Delta | Reply[Answer]:
+    match event.WhichOneof("event"):
+        case "begun":
+            return begun(event.begun, send)
+        case "delta":
+            return Delta(event.delta.index, event.delta.text)
     return reply(event.done, send)
 
 

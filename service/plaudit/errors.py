@@ -90,6 +90,13 @@ class UnknownRelease(RequestRefused):
     reason = "UNKNOWN_RELEASE"
 
 
+class UnknownFeedback(RequestRefused):
+    """No act of this id was acknowledged on the handle's interaction."""
+
+    code = "NOT_FOUND"
+    reason = "UNKNOWN_FEEDBACK"
+
+
 class UnknownTenant(RequestRefused):
     """The operator of the service does not name this tenant."""
 

@@ -26,6 +26,7 @@ _FINISH = {
     assistant_pb2.FINISH_REASON_EOS: FinishReason.EOS,
     assistant_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     assistant_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    assistant_pb2.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
 }
 
 
@@ -77,7 +78,10 @@ Which: TypeAlias = int | str | ReplyCompletion | RankedOption
 
 @dataclass(frozen=True, kw_only=True)
 class FeedbackGiver(Generic[Sent]):
-    """Sends feedback under a handle. `candidate_ids` may be empty where only the handle was kept; then name ids."""
+    """Sends feedback under a handle, which is all that it needs: candidates are named by their place in the reply.
+
+    `candidate_ids` may be empty if only the handle was kept; then the service finds the ids.
+    """
 
     handle: str = field(repr=False)
     candidate_ids: tuple[str, ...] = ()
@@ -167,13 +171,21 @@ class FeedbackGiver(Generic[Sent]):
             return candidate
         if not isinstance(candidate, int):
             return candidate.candidate_id
-        if not 0 <= candidate < len(self.candidate_ids):
+        known = len(self.candidate_ids)
+        if candidate < 0 or (known and candidate >= known):
             raise UnknownCandidate(
-                f"there is no candidate {candidate} among {len(self.candidate_ids)}; "
-                "count from 0, or name the candidate_id where only the handle was kept",
+                f"there is no candidate {candidate}{f' among {known}' if known else ''}; count from 0",
                 candidate_id=candidate,
             )
-        return self.candidate_ids[candidate]
+        return self.candidate_ids[candidate] if known else f"#{candidate}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun(FeedbackGiver[Sent]):
+    """The first of a stream: feedback can be given under it on what has gone out, even if the stream is stopped."""
+
+    interaction_id: str
+    handle_expires_at: dt.datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +288,17 @@ def choose_request(
         **_common(prompt, _known(options, ChooseOptions)),
     )
     return request
+
+
+def begun(message: assistant_pb2.StreamBegun, send: Callable[[feedback_pb2.Feedback], Sent]) -> Begun[Sent]:
+    """The typed first message of a stream."""
+    return Begun(
+        handle=message.handle,
+        candidate_ids=tuple(message.candidate_ids),
+        send=send,
+        interaction_id=message.interaction_id,
+        handle_expires_at=message.handle_expires_at.ToDatetime(dt.UTC),
+    )
 
 
 def reply(message: assistant_pb2.GenerateResponse, send: Callable[[feedback_pb2.Feedback], Sent]) -> Reply[Sent]:

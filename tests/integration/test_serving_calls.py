@@ -21,19 +21,21 @@ from plaudit.errors import (
     OutOfScale,
     PlauditError,
     PromptTooLong,
+    RetractionByOther,
     UndeclaredKind,
     UndeclaredReason,
     UnknownCandidate,
     UnknownDomain,
+    UnknownFeedback,
     UnknownRelease,
     WrongAction,
 )
 from plaudit.eventlog import Topic
-from plaudit.replies import Delta, Reply, drafts
+from plaudit.replies import Begun, Delta, Reply, drafts
 from plaudit.serving.generation import score_of
 from plaudit.serving.handle import answer_mark
 from plaudit.testing.evidence import make_candidate
-from plaudit.types import Message, Option, Purpose, Ranking, Thumbs
+from plaudit.types import Choice, Message, Option, Purpose, Ranking, Rating, Thumbs
 from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2, privacy_pb2, privacy_pb2_grpc
 
 HELLO = "Say hello."
@@ -82,7 +84,9 @@ def test_another_text_under_the_same_interaction_id_has_another_mark():
 
 
 def test_a_stream_gives_the_text_in_pieces_and_the_record_last(local, client):
-    *deltas, reply = client.stream("echo", HELLO, n=3, max_tokens=8, seed=3)
+    begun, *deltas, reply = client.stream("echo", HELLO, n=3, max_tokens=8, seed=3)
+    assert isinstance(begun, Begun)
+    assert (begun.interaction_id, begun.candidate_ids) == (reply.interaction_id, reply.candidate_ids)
     assert all(isinstance(delta, Delta) for delta in deltas)
     assert isinstance(reply, Reply)
     (interaction,) = local.records(Topic.INTERACTIONS)
@@ -172,6 +176,37 @@ def test_a_handle_that_names_a_rater_takes_nobody_else(local, client):
     reply.thumbs_down(rater="ana")
     first, second = local.records(Topic.FEEDBACK)
     assert first.rater == second.rater != ""
+
+
+def test_a_handle_is_all_that_feedback_needs(local, client):
+    one, two = client.generate("echo", HELLO, max_tokens=4), client.generate("echo", HELLO, n=2, max_tokens=4)
+    client.submit(feedback_pb2.Feedback(handle=one.handle, thumbs=feedback_pb2.Thumbs(up=True)))
+    client.feedback_from_handle(one.handle).thumbs_up()
+    kept = client.feedback_from_handle(two.handle)
+    kept.choose(1, 0)
+    kept.rank([1, 0])
+    kept.rate(0.5, 1)
+    acts = [feedback.act for feedback in local.records(Topic.FEEDBACK)]
+    first, second = two.candidate_ids
+    assert acts[:2] == [Thumbs(one.candidate_ids[0], up=True)] * 2
+    assert acts[2:] == [Choice(second, first), Ranking((second, first)), Rating(second, 0.5)]
+    for nobody in (lambda: kept.thumbs_up(2), lambda: kept.thumbs_up("#9999"), lambda: kept.thumbs_up("")):
+        with pytest.raises(UnknownCandidate):
+            nobody()
+
+
+def test_retracting_anothers_act_or_another_interactions_is_refused_at_once(local, client):
+    reply, other = client.generate("echo", HELLO, max_tokens=4), client.generate("echo", HELLO, max_tokens=4)
+    given = reply.thumbs_up(rater="ana")
+    for handle, rater, error in (
+        (reply.handle, "bo", RetractionByOther),
+        (reply.handle, "", RetractionByOther),
+        (other.handle, "ana", UnknownFeedback),
+    ):
+        with pytest.raises(error):
+            client.retract(handle, given.feedback_id, rater=rater)
+    assert len(local.records(Topic.FEEDBACK)) == 1
+    client.retract(reply.handle, given.feedback_id, rater="ana")
 
 
 def test_a_retraction_is_recorded(local, client):
@@ -327,7 +362,6 @@ def test_a_caller_who_leaves_a_stream_frees_its_slots(local, client):
     next(stream)
     stream.close()
     _wait_until(lambda: local.engine.load() == (0, 0))
-    assert local.records(Topic.INTERACTIONS) == []
 
 
 def test_an_evaluation_is_recorded_as_one(local, client):

@@ -37,6 +37,7 @@ from plaudit.types import (
     Sampling,
     Scalar,
     Scale,
+    Signal,
     Thumbs,
 )
 
@@ -63,10 +64,13 @@ _DECLARATION = Declaration(
             FeedbackKind.CORRECTION,
             FeedbackKind.RATING,
             FeedbackKind.COMMENT,
+            FeedbackKind.SIGNAL,
         }
     ),
     reasons=REASONS,
     rating_scale=RATING_SCALE,
+    # A person stopped the text while it was written; 1, or the share of it that had been written.
+    signals=(("stopped", Scale(low=0.0, high=1.0)),),
 )
 
 
@@ -104,7 +108,7 @@ class Instruction(DomainPlugin):
         return Outcome(displayed=displayed)
 
     def to_evidence(self, interaction: Interaction, feedback: Feedback) -> Sequence[Evidence]:
-        """One item of evidence for each act, none for comments and for corrections that rewrite or change nothing."""
+        """One item of evidence per act, none for comments, stops and corrections that rewrite or change nothing."""
         act = feedback.act
         match act:
             case Thumbs():
@@ -123,7 +127,8 @@ class Instruction(DomainPlugin):
                     raise OutOfScale(f"rating {act.value} is outside 1 to 5", value=act.value)
                 value = (act.value - RATING_SCALE.low) / (RATING_SCALE.high - RATING_SCALE.low)
                 return (Scalar(candidate=_candidate(interaction, act.candidate_id).candidate_id, value=value),)
-            case Comment():
+            case Comment() | Signal():
+                # Who stops a text may have read enough, or had enough of it: kept, and evidence of nothing.
                 return ()
         raise UndeclaredKind(f"the instruction domain takes no {feedback.kind} feedback", kind=feedback.kind)
 

@@ -87,6 +87,10 @@ class KafkaEventLog:
         """A member of the group; Kafka shares the partitions among the members."""
         return KafkaLogConsumer(self._settings, topics, group, positions)
 
+    def find(self, topic: Topic, key: str, most: int) -> list[bytes] | None:
+        """None: a topic can only be read from end to end."""
+        return None
+
     def close(self) -> None:
         """Sends what is under way, waits for it at most the timeout, and disconnects."""
         with self._lock:

@@ -78,6 +78,9 @@ class EventLog(Protocol):
     def append_many(self, topic: Topic, items: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
         """As `append`, for several records in order; returns once all are durable, raises where any is not."""
 
+    def find(self, topic: Topic, key: str, most: int) -> list[bytes] | None:
+        """The first `most` records under a key, oldest first; None if this log cannot look them up (Kafka)."""
+
     def consumer(self, topics: Sequence[Topic], group: str, positions: Callable[[], Positions]) -> Consumer:
         """A reader of these topics. `positions` is asked whenever partitions are assigned to it."""
 

@@ -19,11 +19,13 @@ from pathlib import Path
 from plaudit.errors import LogUnavailable, Misconfigured, PlauditError
 from plaudit.eventlog.protocol import Positions, Record, Topic, check_size
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDER_VERSIONS = (0, 1)  # no file yet, and one without the index
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS records (
         topic TEXT NOT NULL, offset INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, ts INTEGER NOT NULL,
         PRIMARY KEY (topic, offset))""",
+    "CREATE INDEX IF NOT EXISTS records_by_key ON records (topic, key, offset)",
     # The next offset stands apart from the records, so that deleting the newest ones never gives an offset twice.
     "CREATE TABLE IF NOT EXISTS ends (topic TEXT PRIMARY KEY, next INTEGER NOT NULL) WITHOUT ROWID",
 )
@@ -63,6 +65,8 @@ class SqliteEventLog:
                 setting="data_dir",
             ) from error
         self._connection = _open(path, busy_seconds)
+        self._lookup = threading.Lock()
+        self._reader = _open(path, busy_seconds)  # of its own: a look-up does not wait for an fsync
 
     def append(self, topic: Topic, key: str, value: bytes) -> tuple[int, int]:
         """Partition 0 and the offset of the record, once it is on disk."""
@@ -96,6 +100,20 @@ class SqliteEventLog:
             ) from batch.error
         return [(PARTITION, batch.first + index) for index in range(len(items))]
 
+    def find(self, topic: Topic, key: str, most: int) -> list[bytes]:
+        """The first `most` records under a key, oldest first. Raises LogUnavailable."""
+        with self._lookup:
+            if self._closed:
+                raise LogUnavailable(f"the event log {self._path} is closed", topic=topic)
+            try:
+                rows = self._reader.execute(
+                    "SELECT value FROM records WHERE topic = ? AND key = ? ORDER BY offset LIMIT ?",
+                    (topic.value, key.encode(), most),
+                ).fetchall()
+            except sqlite3.Error as error:
+                raise LogUnavailable(f"the event log {self._path} cannot be read ({error}); retry") from error
+        return [value for (value,) in rows]
+
     def consumer(self, topics: Sequence[Topic], group: str, positions: Callable[[], Positions]) -> SqliteConsumer:
         """A reader of all records of these topics, whatever its group."""
         return SqliteConsumer(self._path, topics, positions, busy_seconds=self._busy_seconds)
@@ -106,6 +124,8 @@ class SqliteEventLog:
             self._closed = True
             self._turn.wait_for(lambda: not (self._writing or self._waiting), timeout=self._busy_seconds)
             self._connection.close()
+        with self._lookup:
+            self._reader.close()
 
     def _write_group(self, group: list[_Batch]) -> None:
         """Writes what has gathered and wakes its callers, whatever happens."""
@@ -280,7 +300,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, busy_seconds: float) ->
     connection.execute("BEGIN IMMEDIATE")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if version not in (0, SCHEMA_VERSION) or (version == 0 and tables):
+    if version not in (*OLDER_VERSIONS, SCHEMA_VERSION) or (version == 0 and tables):
         raise Misconfigured(
             f"{path} has version {version} and {tables} tables, not an event log of version {SCHEMA_VERSION}; "
             "open it with the release of plaudit that wrote it, or set data_dir to another folder",

@@ -1,7 +1,7 @@
 """Decides about feedback what its handle and the domain's declaration can decide.
 
 What enters: a Feedback message, or a withdrawal. What leaves: the act as the log keeps it, or a RequestRefused. Reads
-nothing: no store and no log, so that the answer costs one durable append and nothing else.
+nothing, so that the answer costs one durable append and nothing else; a withdrawal is given what it is checked against.
 
 In order: 1 the handle; 2 who gives it; 3 its id, texts and session; 4 the kind; 5 the candidates; 6 values and reasons.
 """
@@ -17,11 +17,13 @@ from plaudit.errors import (
     HandleWrongRater,
     IncompleteRanking,
     OutOfScale,
+    RetractionByOther,
     UndeclaredKind,
     UndeclaredReason,
     UnknownCandidate,
+    UnknownFeedback,
 )
-from plaudit.eventlog.codec import Retraction, act_from_proto
+from plaudit.eventlog.codec import Retraction, act_from_proto, decode
 from plaudit.serving.handle import HandleClaims, HandleSigner, pseudonym
 from plaudit.serving.router import unknown_domain
 from plaudit.serving.validate import (
@@ -52,6 +54,8 @@ from plaudit.v1 import feedback_pb2
 
 MAX_COMMENT_BYTES = 16_384
 MAX_REASONS = 16
+# Records of one interaction that a retraction reads; of more it reads none, and the join decides.
+MOST_LOOKED_AT = 1_000
 
 
 class Acts:
@@ -74,7 +78,7 @@ class Acts:
             raise refused(
                 "act", "missing", "one of thumbs, choice, ranking, correction, rating, label, signal, comment"
             )
-        act = checked_act(act_from_proto(message), claims, plugin.declaration)
+        act = checked_act(named(act_from_proto(message), claims.candidate_ids), claims, plugin.declaration)
         return Feedback(
             feedback_id=feedback_id,
             interaction_id=claims.interaction_id,
@@ -88,7 +92,7 @@ class Acts:
         )
 
     def retraction(self, message: feedback_pb2.RetractFeedbackRequest, now: dt.datetime) -> Retraction:
-        """The withdrawal, accepted at `now`. Whether the same rater gave the act is for the join to see."""
+        """The withdrawal, accepted at `now`. Who gave the act is in the log alone: see `check_retraction`."""
         claims, rater = self._who(message.handle, message.rater, now)
         if not message.feedback_id:
             raise refused("feedback_id", "empty", "the id of the act that is withdrawn")
@@ -101,6 +105,26 @@ class Acts:
             session_id=short_text("session_id", message.session_id, MAX_SESSION_BYTES),
         )
 
+    def check_retraction(self, retraction: Retraction, records: Sequence[bytes] | None) -> None:
+        """Raises UnknownFeedback or RetractionByOther, if the interaction's feedback in the log tells.
+
+        `records` is None or too long to be all of it, if the log cannot tell; then the join decides.
+        """
+        if records is None or len(records) >= MOST_LOOKED_AT:
+            return
+        acts = [act for act in map(decode, records) if isinstance(act, Feedback)]
+        mine = [act for act in acts if act.feedback_id == retraction.feedback_id]
+        if not mine:
+            raise UnknownFeedback(
+                f"no feedback {retraction.feedback_id} on interaction {retraction.interaction_id} was acknowledged; "
+                "withdraw it under the handle that it was given under",
+                feedback_id=retraction.feedback_id,
+            )
+        if all(act.who != retraction.who for act in mine):
+            raise RetractionByOther(
+                f"feedback {retraction.feedback_id} was given by another rater; only who gave it withdraws it"
+            )
+
     def _who(self, handle: str, person: str, now: dt.datetime) -> tuple[HandleClaims, str]:
         """The handle's claims and the pseudonym of who acts."""
         claims = self._signer.verify(handle, now)
@@ -109,6 +133,31 @@ class Acts:
         if claims.rater and rater and rater != claims.rater:
             raise HandleWrongRater()
         return claims, rater or claims.rater
+
+
+def named(act: Act, ids: Sequence[str]) -> Act:
+    """The act with every candidate by its id.
+
+    A candidate may also be named by its place in the reply ("#0", "#1" and so on), and the only one of an interaction
+    not at all: then a handle is all that feedback needs.
+    """
+    match act:
+        case Choice(chosen, other):
+            return dataclasses.replace(act, chosen_id=_id(chosen, ids), other_id=_id(other, ids))
+        case Ranking(candidates):
+            return Ranking(tuple(_id(candidate, ids) for candidate in candidates))
+        case Comment(""):
+            return act  # on the whole interaction
+        case _:
+            candidate = act.candidate_id or (ids[0] if len(ids) == 1 else "")
+            return dataclasses.replace(act, candidate_id=_id(candidate, ids))
+
+
+def _id(name: str, ids: Sequence[str]) -> str:
+    place = name.removeprefix("#")
+    if place == name or not (place.isascii() and place.isdigit() and len(place) < 4):
+        return name
+    return ids[int(place)] if int(place) < len(ids) else name
 
 
 def checked_act(act: Act, claims: HandleClaims, declaration: Declaration) -> Act:
@@ -164,7 +213,8 @@ def _check_candidates(named: Iterable[str], claims: HandleClaims) -> None:
     for candidate in named:
         if candidate not in claims.candidate_ids:
             raise UnknownCandidate(
-                f"the interaction has no candidate {candidate[:64]!r}; use the candidate_ids of its reply",
+                f"the interaction has no candidate {candidate[:64]!r}; use the candidate_ids of its reply, or places "
+                f"from #0 to #{len(claims.candidate_ids) - 1}",
                 candidate_id=candidate[:64],
             )
 

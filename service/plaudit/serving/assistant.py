@@ -13,10 +13,11 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.engine.protocol import Ticket
-from plaudit.errors import DeadlinePassed
+from plaudit.errors import Cancelled, DeadlinePassed
 from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
-from plaudit.serving.generation import Generation, Recorded
+from plaudit.serving.generation import Generation
+from plaudit.serving.recording import Recorded
 from plaudit.serving.validate import choice_wanted, completions_wanted
 from plaudit.settings import ServeSettings
 from plaudit.types import FinishReason
@@ -26,6 +27,7 @@ _FINISH = {
     FinishReason.EOS: assistant_pb2.FINISH_REASON_EOS,
     FinishReason.STOP: assistant_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: assistant_pb2.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: assistant_pb2.FINISH_REASON_CANCELLED,
     None: assistant_pb2.FINISH_REASON_UNSPECIFIED,
 }
 
@@ -51,15 +53,27 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
         call = self._call(context)
         wanted = completions_wanted(request.request, self._settings.max_tokens)
         started = self._generation.start(wanted)
+        if isinstance(started, Recorded):
+            yield from _told_again(started)
+            return
         call.watch(started.tickets)
-        first = True
-        for index, text in _deltas(started.tickets, call):
-            if first:
-                self._metrics.first_text_seconds.observe(time.perf_counter() - arrived)
-                first = False
-            yield assistant_pb2.StreamGenerateResponse(delta=assistant_pb2.TextDelta(index=index, text=text))
-        recorded = self._generation.finish(started, call.results(started.tickets))
-        yield assistant_pb2.StreamGenerateResponse(done=_generated(recorded))
+        sent = [""] * len(started.tickets)
+        ended = False
+        try:
+            yield _begun(started.head.interaction_id, started.candidate_ids, *self._generation.begin(started))
+            for index, text in _deltas(started.tickets, call):
+                if not any(sent):
+                    self._metrics.first_text_seconds.observe(time.perf_counter() - arrived)
+                sent[index] += text
+                yield assistant_pb2.StreamGenerateResponse(delta=assistant_pb2.TextDelta(index=index, text=text))
+            recorded = self._generation.finish(started, call.results(started.tickets), streamed=True)
+            ended = True
+            yield assistant_pb2.StreamGenerateResponse(done=_generated(recorded))
+        except (Cancelled, DeadlinePassed, GeneratorExit):
+            # The caller's hand or clock ended it, or it left while a message was written. People read what went out.
+            if not ended:
+                self._generation.stop(started, sent)
+            raise
 
     def Choose(self, request: assistant_pb2.ChooseRequest, context: Any) -> assistant_pb2.ChooseResponse:
         """See assistant.proto."""
@@ -106,6 +120,30 @@ def _interleaved(tickets: Sequence[Ticket], call: Call) -> Iterator[tuple[int, s
             raise piece
         else:
             yield index, piece
+
+
+def _begun(
+    interaction_id: str, candidate_ids: Sequence[str], handle: str, expires_at: dt.datetime
+) -> assistant_pb2.StreamGenerateResponse:
+    begun = assistant_pb2.StreamBegun(
+        interaction_id=interaction_id,
+        candidate_ids=candidate_ids,
+        handle=handle,
+        handle_expires_at=_timestamp(expires_at),
+    )
+    return assistant_pb2.StreamGenerateResponse(begun=begun)
+
+
+def _told_again(recorded: Recorded) -> Iterator[assistant_pb2.StreamGenerateResponse]:
+    """The stream of an answer that was recorded before: each completion in one piece."""
+    interaction = recorded.interaction
+    ids = [candidate.candidate_id for candidate in interaction.candidates]
+    yield _begun(interaction.interaction_id, ids, recorded.handle, recorded.expires_at)
+    for index, candidate in enumerate(interaction.candidates):
+        if candidate.text:
+            delta = assistant_pb2.TextDelta(index=index, text=candidate.text)
+            yield assistant_pb2.StreamGenerateResponse(delta=delta)
+    yield assistant_pb2.StreamGenerateResponse(done=_generated(recorded))
 
 
 def _generated(recorded: Recorded) -> assistant_pb2.GenerateResponse:

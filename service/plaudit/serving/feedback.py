@@ -19,10 +19,10 @@ from plaudit.errors import DeadlinePassed, PlauditError
 from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import encode_feedback, encode_retraction
 from plaudit.metrics import Metrics
-from plaudit.serving.acts import Acts
+from plaudit.serving.acts import MOST_LOOKED_AT, Acts
 from plaudit.serving.calls import Call
-from plaudit.serving.generation import PRODUCER
 from plaudit.serving.interceptors import Unreadable
+from plaudit.serving.recording import PRODUCER
 from plaudit.telemetry import traceparent
 from plaudit.types import Feedback
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc
@@ -68,6 +68,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
     ) -> feedback_pb2.RetractFeedbackResponse:
         """See feedback.proto."""
         retraction = self._acts.retraction(request, dt.datetime.now(dt.UTC))
+        records = self._log.find(Topic.FEEDBACK, retraction.interaction_id, MOST_LOOKED_AT)
+        self._acts.check_retraction(retraction, records)
         record = encode_retraction(retraction, producer=PRODUCER, traceparent=traceparent())
         self._log.append(Topic.FEEDBACK, retraction.interaction_id, record)
         return feedback_pb2.RetractFeedbackResponse(accepted_at=_timestamp(retraction.accepted_at))

@@ -1,60 +1,60 @@
 """From a checked request to a recorded interaction.
 
 What enters: a checked request, the plugin of its domain, the engine, the router. What leaves: an Interaction in the
-log, and with it a signed handle. Never answers before the record is durable; never knows gRPC.
+log, and with it a signed handle (`recording`). Never knows gRPC.
 
-A completion, in steps: 1 the plugin renders the prompt; 2 the engine encodes it; 3 the router pins a release to each
-candidate; 4 the engine generates; 5 the plugin parses what came; 6 the interaction is appended; 7 the handle is signed.
+A completion, in steps: 1 the plugin renders the prompt (and if the request was answered before, that answer comes
+back); 2 the engine encodes it; 3 the router pins a release to each candidate; 4 the engine generates; 5 the plugin
+parses what came; 6 the interaction is appended; 7 the handle is signed. A stream's handle is signed before step 5 too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import hashlib
 import math
+import secrets
 import struct
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from plaudit import __version__, ordering
+from plaudit import ordering
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode, OptionScore
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, Ticket
 from plaudit.errors import InvalidField, UnknownTenant, WrongAction
-from plaudit.eventlog import EventLog, Topic
-from plaudit.eventlog.codec import encode_interaction
 from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
-from plaudit.serving.handle import HandleClaims, HandleSigner, answer_mark, pseudonym
+from plaudit.serving.handle import ANSWER_BYTES, answer_mark
+from plaudit.serving.recording import Recorded, Recorder
 from plaudit.serving.router import Router, unknown_domain
 from plaudit.serving.validate import ChoiceWanted, CompletionsWanted, Envelope, SamplingWish, refused
-from plaudit.telemetry import traceparent
-from plaudit.types import Action, Candidate, Interaction, Prompt, Purpose, Sampling
+from plaudit.types import Action, Candidate, Interaction, Outcome, Prompt, Purpose, Sampling
 
 ANY_TENANT = "*"
-PRODUCER = f"plaudit-serve/{__version__}"
 _MODES = {Purpose.SERVE: Mode.SERVE, Purpose.EXPLORE: Mode.EXPLORE, Purpose.EVALUATE: Mode.SERVE}
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """A durable interaction and the handle that goes with it."""
-
-    interaction: Interaction
-    handle: str
-    expires_at: dt.datetime
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A request whose completions are being generated."""
+    """A request whose completions are being generated.
 
-    wanted: CompletionsWanted
+    `head` is its interaction without candidates. `mark` is a random mark of this attempt: a stream's handle leaves with
+    its first message, when nobody knows yet what will be shown.
+    """
+
+    head: Interaction
     plugin: DomainPlugin
     prompt: Prompt
     jobs: tuple[Job, ...]
     tickets: tuple[Ticket, ...]
+    mark: str
+
+    @property
+    def candidate_ids(self) -> tuple[str, ...]:
+        """Ids of the candidates to come, in order."""
+        return tuple(candidate_id(self.head.interaction_id, index) for index in range(len(self.jobs)))
 
 
 class Generation:
@@ -64,35 +64,33 @@ class Generation:
         self,
         engine: Engine,
         router: Router,
-        log: EventLog,
+        recorder: Recorder,
         plugins: Mapping[str, DomainPlugin],
-        signer: HandleSigner,
-        pseudonym_key: bytes,
         metrics: Metrics,
         *,
         max_tokens: int,
         tenants: Sequence[str] = (ANY_TENANT,),
     ) -> None:
-        self._tenants = frozenset(tenants)
         self._engine = engine
         self._router = router
-        self._log = log
+        self._recorder = recorder
         self._plugins = plugins
-        self._signer = signer
-        self._pseudonym_key = pseudonym_key
         self._metrics = metrics
         self._max_tokens = max_tokens
+        self._tenants = frozenset(tenants)
 
     # Completions ---------------------------------------------------------------------------------
 
-    def start(self, wanted: CompletionsWanted) -> Started:
-        """Steps 1 to 4: the completions are under way when this returns."""
+    def start(self, wanted: CompletionsWanted) -> Started | Recorded:
+        """Steps 1 to 4: the completions are under way when this returns, or what was recorded is found again."""
         plugin = self._plugin(wanted.envelope, Action.COMPLETION)
         prompt = plugin.render(wanted.envelope.request)
         spec = plugin.decode_spec(prompt, _MODES[wanted.envelope.purpose])
         n = wanted.n or spec.n
         if len(wanted.versions) > 1 and len(wanted.versions) != n:
             raise refused("release_versions", f"{len(wanted.versions)} entries", f"empty, one entry, or {n} entries")
+        if (recorded := self._recorder.find(wanted.envelope, Action.COMPLETION, n=wanted.n)) is not None:
+            return recorded
         encoded = self._engine.encode(prompt.messages)
         seed = wanted.seed if wanted.seed is not None else seed_of(wanted.envelope.interaction_id)
         with self._router.lease(wanted.envelope.channel, wanted.versions, n) as routed:
@@ -106,41 +104,75 @@ class Generation:
                 for index, release in enumerate(routed)
             )
             tickets = tuple(self._engine.submit(jobs))
-        return Started(wanted, plugin, prompt, jobs, tickets)
+        return Started(
+            head=self._head(wanted.envelope, plugin, prompt, encoded, Action.COMPLETION),
+            plugin=plugin,
+            prompt=prompt,
+            jobs=jobs,
+            tickets=tickets,
+            mark=secrets.token_hex(ANSWER_BYTES),
+        )
 
     def generate(self, wanted: CompletionsWanted, call: Call) -> Recorded:
         """All steps, without intermediate text."""
         started = self.start(wanted)
+        if isinstance(started, Recorded):
+            return started
         call.watch(started.tickets)
         return self.finish(started, call.results(started.tickets))
 
-    def finish(self, started: Started, results: Sequence[Generated]) -> Recorded:
+    def begin(self, started: Started) -> tuple[str, dt.datetime]:
+        """The handle of a stream that begins, and when it expires. What it marks is this attempt."""
+        return self._recorder.handle(started.head, started.candidate_ids, started.mark, dt.datetime.now(dt.UTC))
+
+    def finish(self, started: Started, results: Sequence[Generated], *, streamed: bool = False) -> Recorded:
         """Steps 5 to 7."""
-        envelope = started.wanted.envelope
+        candidates = [
+            self._candidate(started, index, result, started.plugin.parse(started.prompt, result.text))
+            for index, result in enumerate(results)
+        ]
+        marks = (answer_mark(candidates), *((started.mark,) if streamed else ()))
+        return self._record(started, candidates, marks)
+
+    def stop(self, started: Started, sent: Sequence[str]) -> Recorded | None:
+        """Records a stream that its caller's deadline or hand ended: what went out is what people saw.
+
+        `sent` is the text that went out of each completion; None if that is nothing at all.
+        """
+        if not any(sent):
+            return None
         candidates = []
-        for index, (job, result) in enumerate(zip(started.jobs, results, strict=True)):
-            outcome = started.plugin.parse(started.prompt, result.text)
-            candidates.append(
-                Candidate(
-                    candidate_id=candidate_id(envelope.interaction_id, index),
-                    release_version=result.release.version,
-                    release_digest=result.release.digest,
-                    tokens=result.tokens,
-                    logprobs_raw=result.logprobs_raw,
-                    logprobs_sampled=result.logprobs_sampled,
-                    text=result.text,
-                    displayed_text=outcome.displayed,
-                    finish_reason=result.finish_reason,
-                    sampling=job.sampling,
-                    seed=job.seed,
-                    width=result.width,
-                    valid=outcome.valid,
-                )
-            )
-            self._metrics.tokens.labels("completion").inc(len(result.tokens))
-        self._metrics.tokens.labels("prompt").inc(len(started.jobs[0].prompt.tokens))
-        tokens = started.jobs[0].prompt.tokens
-        return self._record(envelope, started.plugin, started.prompt, tokens, Action.COMPLETION, candidates)
+        for index, (ticket, text) in enumerate(zip(started.tickets, sent, strict=True)):
+            ticket.cancel()
+            valid = started.plugin.parse(started.prompt, text).valid
+            candidates.append(self._candidate(started, index, ticket.so_far(), Outcome(displayed=text, valid=valid)))
+        return self._record(started, candidates, (started.mark,))
+
+    def _candidate(self, started: Started, index: int, result: Generated, outcome: Outcome) -> Candidate:
+        job = started.jobs[index]
+        self._metrics.tokens.labels("completion").inc(len(result.tokens))
+        return Candidate(
+            candidate_id=candidate_id(started.head.interaction_id, index),
+            release_version=result.release.version,
+            release_digest=result.release.digest,
+            tokens=result.tokens,
+            logprobs_raw=result.logprobs_raw,
+            logprobs_sampled=result.logprobs_sampled,
+            text=result.text,
+            displayed_text=outcome.displayed,
+            finish_reason=result.finish_reason,
+            sampling=job.sampling,
+            seed=job.seed,
+            width=result.width,
+            valid=outcome.valid,
+        )
+
+    def _record(self, started: Started, candidates: Sequence[Candidate], marks: tuple[str, ...]) -> Recorded:
+        self._metrics.tokens.labels("prompt").inc(len(started.head.prompt_tokens))
+        whole = dataclasses.replace(
+            started.head, candidates=tuple(candidates), answers=marks, completed_at=dt.datetime.now(dt.UTC)
+        )
+        return self._recorder.record(whole)
 
     # Choices -------------------------------------------------------------------------------------
 
@@ -155,6 +187,9 @@ class Generation:
         plugin = self._plugin(envelope, Action.CHOICE)
         prompt = plugin.render(envelope.request)
         options = prompt.options or envelope.request.options
+        option_ids = [option.option_id for option in options]
+        if (recorded := self._recorder.find(envelope, Action.CHOICE, option_ids=option_ids)) is not None:
+            return recorded
         encoded = self._engine.encode(prompt.messages)
         texts = [self._engine.encode_text(option.text) for option in options]
         check_options(encoded, texts, self._engine.context_length)
@@ -194,7 +229,13 @@ class Generation:
                 )
             )
         self._metrics.tokens.labels("prompt").inc(len(encoded.tokens))
-        return self._record(envelope, plugin, prompt, encoded.tokens, Action.CHOICE, candidates, order.logprob)
+        whole = dataclasses.replace(
+            self._head(envelope, plugin, prompt, encoded, Action.CHOICE),
+            candidates=tuple(candidates),
+            order_logprob=order.logprob,
+            answers=(answer_mark(candidates),),
+        )
+        return self._recorder.record(whole)
 
     # Common --------------------------------------------------------------------------------------
 
@@ -217,62 +258,28 @@ class Generation:
             )
         return plugin
 
-    def _record(
-        self,
-        envelope: Envelope,
-        plugin: DomainPlugin,
-        prompt: Prompt,
-        prompt_tokens: tuple[int, ...],
-        action: Action,
-        candidates: Sequence[Candidate],
-        order_logprob: float = 0.0,
-    ) -> Recorded:
-        now = dt.datetime.now(dt.UTC)
-        channel = envelope.channel
-        rater = pseudonym(self._pseudonym_key, channel.tenant, envelope.rater)
-        answer = answer_mark(candidates)
-        interaction = Interaction(
+    def _head(
+        self, envelope: Envelope, plugin: DomainPlugin, prompt: Prompt, encoded: EncodedPrompt, action: Action
+    ) -> Interaction:
+        """The interaction of a request before it has candidates."""
+        tenant = envelope.channel.tenant
+        return Interaction(
             interaction_id=envelope.interaction_id,
-            channel=channel,
+            channel=envelope.channel,
             purpose=envelope.purpose,
             action=action,
             messages=envelope.request.messages,
             prompt_group=prompt.group,
-            candidates=tuple(candidates),
-            completed_at=now,
-            prompt_tokens=prompt_tokens,
-            order_logprob=order_logprob,
-            answers=(answer,),
+            candidates=(),
+            completed_at=dt.datetime.now(dt.UTC),
+            prompt_tokens=encoded.tokens,
             session_id=envelope.session_id,
-            end_user=pseudonym(self._pseudonym_key, channel.tenant, envelope.end_user),
-            rater=rater,
+            end_user=self._recorder.pseudonym(tenant, envelope.end_user),
+            rater=self._recorder.pseudonym(tenant, envelope.rater),
             passages=envelope.request.passages,
             plugin_version=plugin.declaration.version,
             base_digest=self._engine.base_digest,
         )
-        self._append(interaction)
-        expires_at = self._signer.expiry(now)
-        handle = self._signer.sign(
-            HandleClaims(
-                tenant=channel.tenant,
-                domain=channel.domain,
-                interaction_id=interaction.interaction_id,
-                candidate_ids=tuple(candidate.candidate_id for candidate in candidates),
-                answer=answer,
-                rater=rater,
-                expires_at=expires_at,
-            )
-        )
-        return Recorded(interaction, handle, expires_at)
-
-    def _append(self, interaction: Interaction) -> None:
-        started = time.perf_counter()
-        record = encode_interaction(interaction, producer=PRODUCER, traceparent=traceparent())
-        self._log.append(Topic.INTERACTIONS, interaction.interaction_id, record)
-        self._metrics.append_seconds.labels(Topic.INTERACTIONS.value).observe(time.perf_counter() - started)
-        for candidate in interaction.candidates:
-            valid = "true" if candidate.valid else "false"
-            self._metrics.completions.labels(str(interaction.channel), interaction.purpose.value, valid).inc()
 
 
 def resolve(wish: SamplingWish, spec: DecodeSpec, release_temperature: float, max_tokens: int) -> Sampling:

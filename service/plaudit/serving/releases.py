@@ -20,7 +20,7 @@ from plaudit.eventlog.codec import ReleaseChange, encode_release_changed
 from plaudit.release.moves import Change, ChannelState, Move, Pin, Promote, ReleaseRow, RollBack
 from plaudit.release.registry import Registry
 from plaudit.serving.calls import Call
-from plaudit.serving.generation import PRODUCER
+from plaudit.serving.recording import PRODUCER
 from plaudit.serving.validate import MAX_REASON_BYTES, channel_name, short_text
 from plaudit.telemetry import get_logger, traceparent
 from plaudit.types import Channel

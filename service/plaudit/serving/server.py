@@ -36,6 +36,7 @@ from plaudit.serving.generation import Generation
 from plaudit.serving.interceptors import CallInterceptor
 from plaudit.serving.keys import handle_signer, pseudonym_key
 from plaudit.serving.privacy import PrivacyServicer
+from plaudit.serving.recording import Recorder
 from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
 from plaudit.settings import Settings
@@ -96,10 +97,14 @@ class Server:
         generation = Generation(
             engine,
             self.router,
-            event_log,
+            Recorder(
+                event_log,
+                signer,
+                person_key,
+                metrics,
+                remembered_bytes=settings.serve.remembered_mb * 1024 * 1024,
+            ),
             plugins,
-            signer,
-            person_key,
             metrics,
             max_tokens=settings.serve.max_tokens,
             tenants=settings.serve.tenants,

@@ -137,12 +137,26 @@ class StreamGenerateRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ...) -> None: ...
 
 class StreamGenerateResponse(_message.Message):
-    __slots__ = ("delta", "done")
+    __slots__ = ("delta", "done", "begun")
     DELTA_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     delta: TextDelta
     done: GenerateResponse
-    def __init__(self, delta: _Optional[_Union[TextDelta, _Mapping]] = ..., done: _Optional[_Union[GenerateResponse, _Mapping]] = ...) -> None: ...
+    begun: StreamBegun
+    def __init__(self, delta: _Optional[_Union[TextDelta, _Mapping]] = ..., done: _Optional[_Union[GenerateResponse, _Mapping]] = ..., begun: _Optional[_Union[StreamBegun, _Mapping]] = ...) -> None: ...
+
+class StreamBegun(_message.Message):
+    __slots__ = ("interaction_id", "candidate_ids", "handle", "handle_expires_at")
+    INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_IDS_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    interaction_id: str
+    candidate_ids: _containers.RepeatedScalarFieldContainer[str]
+    handle: str
+    handle_expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, interaction_id: _Optional[str] = ..., candidate_ids: _Optional[_Iterable[str]] = ..., handle: _Optional[str] = ..., handle_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class TextDelta(_message.Message):
     __slots__ = ("index", "text")

@@ -64,7 +64,8 @@ class AssistantServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """As Generate, token by token. The last message carries the handle and comes after the record is durable.
+        """As Generate, token by token. The first message carries a handle, so that a stream which is stopped can be rated too:
+        what went out of it is recorded with FINISH_REASON_CANCELLED. The last message comes after the record is durable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -72,7 +72,7 @@ class FeedbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetractFeedback(self, request, context):
-        """Withdraws an earlier act. Counts only from the same rater.
+        """Withdraws an earlier act. Counts only from the same rater; refused at once if the log can tell another's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
