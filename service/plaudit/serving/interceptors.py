@@ -74,7 +74,7 @@ class OpenCalls:
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Wraps every method of `plaudit.v1`. `open_calls` is the limit of those, `reflections` that of reflection."""
 
-    def __init__(self, metrics: Metrics, max_message_bytes: int, *, open_calls: int, reflections: int) -> None:
+    def __init__(self, metrics: Metrics, max_message_bytes: int, *, open_calls: int = 96, reflections: int = 4) -> None:
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
         self._open = OpenCalls(open_calls)
