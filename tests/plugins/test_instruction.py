@@ -23,6 +23,7 @@ from plaudit.types import (
     Rating,
     Request,
     Scalar,
+    Signal,
     Thumbs,
 )
 from plaudit_instruction.plugin import Instruction, edit_distance
@@ -59,6 +60,7 @@ class TestInstruction(PluginConformance):
             Correction("c0", "Warm the pot first. Then add one spoon of tea."),
             Rating("c3", 4.0),
             Comment("c0", "Nice."),
+            Signal("c0", "stopped", 1.0),
         ]
 
 
@@ -118,9 +120,30 @@ def test_requests_that_differ_in_case_space_and_punctuation_share_a_group():
     assert PLUGIN.render(asked("Name a bush.")).group not in groups
 
 
-def test_the_group_is_of_the_last_user_text_without_its_passages():
-    request = Request(messages=(Message("user", "Who?"),), passages=(Passage("p", "Ada."),))
-    assert PLUGIN.render(request).group == PLUGIN.render(asked("Before", "Who?")).group
+def test_the_group_is_the_whole_conversation_with_its_passages():
+    """ "Sum it up." after 900 different texts is 900 prompts; one group would tie all of them to one split."""
+
+    def conversation(*texts, passages=(), system=""):
+        roles = ("user", "assistant")
+        messages = [Message(roles[place % 2], text) for place, text in enumerate(texts)]
+        head = (Message("system", system),) if system else ()
+        return PLUGIN.render(Request(messages=(*head, *messages), passages=passages)).group
+
+    last = "Sum it up."
+    tea, book = Passage("p", "Tea is a drink."), Passage("p", "A book has pages.")
+    groups = [
+        conversation(last),
+        conversation("Tea is a drink.", "Yes.", last),
+        conversation("A book has pages.", "Yes.", last),
+        conversation("A book has pages.", "No.", last),
+        conversation(last, passages=(tea,)),
+        conversation(last, passages=(book,)),
+        conversation(last, system="Be brief."),
+    ]
+    assert len(set(groups)) == len(groups)
+    assert conversation("tea  is A drink", "yes", "Sum it up!") == conversation("Tea is a drink.", "Yes.", last)
+    assert conversation(last) == "sum it up"
+    assert len(conversation("tea " * 10_000, "Yes.", "sum " * 10_000)) < 300
 
 
 def test_passages_are_numbered_in_the_last_user_turn():

@@ -6,6 +6,7 @@ leaves; an act of feedback enters, evidence leaves. Everything is pure. Nothing 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ from plaudit.types import (
 from plaudit_instruction.sentences import cut_after_last_sentence
 
 RATING_SCALE = Scale(low=1.0, high=5.0)
+GROUP_CHARS = 200  # of the last message, for whoever reads a group's name
 REASONS = frozenset(
     {"too_long", "too_short", "off_topic", "unclear", "wrong_tone", "incorrect", "unsafe", "bad_format", "repetitive"}
 )
@@ -83,7 +85,7 @@ class Instruction(DomainPlugin):
         return _DECLARATION
 
     def render(self, request: Request) -> Prompt:
-        """The conversation, with passages in the last user turn; the group is the last user text, normalised."""
+        """The conversation, with passages in the last user turn; the group is all of it, normalised."""
         if request.options:
             raise InvalidField(
                 "the instruction domain completes text and takes no options; leave them out", field="options"
@@ -98,7 +100,7 @@ class Instruction(DomainPlugin):
         if not last.content.strip():
             raise EmptyPrompt("the last user message has no text; send what should be answered")
         turn = Message("user", with_passages(last.content, request.passages))
-        return Prompt(messages=(*request.messages[:-1], turn), group=normalised(last.content))
+        return Prompt(messages=(*request.messages[:-1], turn), group=group_of(request))
 
     def parse(self, prompt: Prompt, output: str) -> Outcome:
         """People see the text up to its last full sentence, or whole where it has none; nothing is invalid."""
@@ -127,8 +129,11 @@ class Instruction(DomainPlugin):
                     raise OutOfScale(f"rating {act.value} is outside 1 to 5", value=act.value)
                 value = (act.value - RATING_SCALE.low) / (RATING_SCALE.high - RATING_SCALE.low)
                 return (Scalar(candidate=_candidate(interaction, act.candidate_id).candidate_id, value=value),)
-            case Comment() | Signal():
+            case Comment():
+                return ()
+            case Signal():
                 # Who stops a text may have read enough, or had enough of it: kept, and evidence of nothing.
+                _candidate(interaction, act.candidate_id)
                 return ()
         raise UndeclaredKind(f"the instruction domain takes no {feedback.kind} feedback", kind=feedback.kind)
 
@@ -174,6 +179,23 @@ def normalised(text: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     collapsed = re.sub(r"\s+", " ", folded).strip()
     return collapsed.strip(" .,;:!?\"'“”‘’()[]") or collapsed
+
+
+def group_of(request: Request) -> str:
+    """The prompt group: the whole conversation with its passages, so that equal last words do not make equal prompts.
+
+    A single message is its own normalised text; of anything longer a digest stands behind the last one's beginning.
+    """
+    last = normalised(request.messages[-1].content)
+    if len(request.messages) == 1 and not request.passages:
+        return last
+    digest = hashlib.sha256()
+    parts = [(message.role, message.content) for message in request.messages]
+    parts += [("passage", passage.text) for passage in request.passages]
+    for role, text in parts:
+        for part in (role, normalised(text)):
+            digest.update(hashlib.sha256(part.encode()).digest())
+    return f"{last[:GROUP_CHARS]} #{digest.hexdigest()[:32]}"
 
 
 def with_passages(text: str, passages: Sequence[Passage]) -> str:

@@ -52,7 +52,8 @@ from plaudit.types import (
 MOST_RENDERED_BYTES = 64 * 65_536  # What a request may carry: 64 messages of 65,536 bytes.
 THREADS = 8
 # Kinds that give no evidence by their nature.
-SILENT_KINDS = frozenset({FeedbackKind.COMMENT})
+# Free text, and behaviour that a domain may keep without taking it for evidence.
+SILENT_KINDS = frozenset({FeedbackKind.COMMENT, FeedbackKind.SIGNAL})
 
 
 class PluginConformance:
@@ -157,7 +158,7 @@ class PluginConformance:
         parses()
 
     def test_every_declared_kind_gives_evidence(self) -> None:
-        """An act of each declared kind (but comments) gives at least one item of evidence about its interaction."""
+        """An act of each declared kind (but comments and signals) gives at least one item of evidence about it."""
         plugin, interaction = self.make_plugin(), self.interaction()
         ids = {candidate.candidate_id for candidate in interaction.candidates}
         silent = set(plugin.declaration.kinds) - SILENT_KINDS
