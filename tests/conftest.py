@@ -102,3 +102,17 @@ def store_url(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store.sqlite'}"
     return request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """The folder of a file system of two megabytes, so that a test can fill it."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(
+            f"NO SMALL DISK: tmpfs cannot be mounted here ({mounted.stderr.strip()}); full disks were not tested"
+        )
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -1,5 +1,6 @@
 """What every event log promises, run over the embedded log and over a real Kafka."""
 
+import contextlib
 import datetime as dt
 import multiprocessing
 import sqlite3
@@ -242,6 +243,47 @@ class TestEmbedded(EventLogContract):
             thread.join()
         blocker.close()
         assert len(commits) == 2
+
+    def test_every_connection_waits_for_the_disk_before_a_commit_returns(self, log, consume):
+        # In WAL mode anything less than FULL (2) acknowledges what a power cut takes back. Asked of the very
+        # connections that append and read, because the pragma holds for one connection alone.
+        for connection in (log._connection, consume()._connection):
+            pragmas = {
+                name: connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("journal_mode", "synchronous", "locking_mode")
+            }
+            assert pragmas == {"journal_mode": "wal", "synchronous": 2, "locking_mode": "normal"}
+
+    def test_the_write_ahead_log_is_folded_in_as_it_grows_and_at_the_end(self, settings, log):
+        side = settings.data_dir / "log.sqlite-wal"
+        for _ in range(40):
+            log.append_many(Topic.FEEDBACK, [("k", b"x" * 4000)] * 100)
+        assert side.stat().st_size < 12_000_000  # of the 16 MB that were written
+        log.close()
+        assert not side.exists()
+        log = open_log(settings)
+        assert log.append(Topic.FEEDBACK, "k", b"v") == (0, 4000)
+        log.close()
+
+    def test_only_the_owner_reads_its_folder_and_files(self, settings, log):
+        log.append(Topic.FEEDBACK, "k", b"v")
+        assert settings.data_dir.stat().st_mode & 0o777 == 0o700
+        assert {each.stat().st_mode & 0o777 for each in settings.data_dir.iterdir()} == {0o600}
+
+    def test_a_disk_that_is_full_is_named_at_the_start_and_at_an_append(self, small_disk):
+        settings = Settings(data_dir=small_disk / "data")
+        log = open_log(settings)
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(LogUnavailable, match="disk is full"):
+            log.append(Topic.FEEDBACK, "k", b"x" * 100_000)
+        with pytest.raises(LogUnavailable, match=r"other.*full"):
+            open_log(Settings(data_dir=small_disk / "other"))
+        filler.unlink()
+        assert log.append(Topic.FEEDBACK, "k", b"v") == (0, 0)
+        log.close()
 
     def test_a_long_backlog_of_one_topic_does_not_starve_another(self, log, consume):
         log.append_many(Topic.INTERACTIONS, [("k", b"v")] * 200)

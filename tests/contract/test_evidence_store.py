@@ -14,6 +14,7 @@ from plaudit.errors import Misconfigured
 from plaudit.eventlog import Topic
 from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
+from plaudit.evidence import counts
 from plaudit.evidence.join import Join
 from plaudit.evidence.rows import StoredEvidence, evidence_from_bytes, evidence_to_bytes
 from plaudit.evidence.splits import Split, group_split, rater_split
@@ -30,10 +31,12 @@ from plaudit.types import (
     FeedbackKind,
     Interaction,
     Label,
+    Message,
     Pair,
     PairOutcome,
     Passage,
     Purpose,
+    Ranking,
     RankingEvidence,
     Scalar,
     Thumbs,
@@ -55,8 +58,8 @@ ATOMS: list[Evidence] = [
 class Filled:
     """A store that a join fills from a log."""
 
-    def __init__(self, folder: Path) -> None:
-        self.url = f"sqlite:///{folder / 'evidence.sqlite'}"
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.url = url or f"sqlite:///{folder / 'evidence.sqlite'}"
         self.log = SqliteEventLog(folder / "log.sqlite")
         self.store = EvidenceStore(self.url)
         self.worker = Join(self.log, self.store, {"plain": PlainDomain()}, JoinSettings())
@@ -77,8 +80,8 @@ class Filled:
 
 
 @pytest.fixture
-def filled(tmp_path: Path) -> Iterator[Filled]:
-    filled = Filled(tmp_path)
+def filled(tmp_path: Path, store_url: str) -> Iterator[Filled]:
+    filled = Filled(tmp_path, store_url)
     yield filled
     filled.close()
 
@@ -194,6 +197,104 @@ def test_prompts_are_the_newest_of_each_group_and_never_evaluate(filled: Filled)
     assert [(each.group, each.interaction_id) for each in prompts] == [("a", "i3"), ("b", "i1"), ("e", "i7")]
     assert prompts[1].messages == make_interaction("i1", group="b").messages
     assert [each.prompt_tokens for each in prompts] == [(1, 2, 3)] * 3
+
+
+def test_what_a_data_set_holds_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
+    names = [f"i{index}" for index in range(6)]
+    seen = []
+    for number, order in enumerate((names, names[::-1], names[3:] + names[:3])):
+        (tmp_path / str(number)).mkdir()
+        filled = Filled(tmp_path / str(number))
+        for name in order:
+            filled.join(
+                make_interaction(name, group="same"),
+                make_feedback(f"g{name}", name, Thumbs("b", False), rater="bob"),
+                make_feedback(f"f{name}", name, Thumbs("a", True)),
+            )
+        frozen = filled.store.freeze(CHANNEL, SALT, START)
+        prompts = [each.interaction_id for each in filled.store.prompts(CHANNEL)]
+        seen.append((frozen.digest, frozen.rows, list(frozen.interactions.items()), prompts))
+        filled.close()
+    assert seen[0] == seen[1] == seen[2]
+    assert list(dict(seen[0][2])) == names
+
+
+def test_new_evidence_is_counted_as_a_data_set_would_be(filled: Filled) -> None:
+    filled.join(*[make_interaction(f"i{index}", candidates=3, group=f"g{index % 17}") for index in range(80)])
+    for index in range(80):
+        ranked = make_feedback(f"r{index}", f"i{index}", Ranking(("c", "a", "b")), rater=f"rater {index % 13}")
+        thumb = make_feedback(f"f{index}", f"i{index}", Thumbs("a", True), rater=f"rater {index % 11}")
+        accepted = START + dt.timedelta(seconds=index)
+        filled.join(*[dataclasses.replace(act, accepted_at=accepted) for act in (ranked, thumb)])
+    for few_raters in (False, True):
+        rows = filled.store.freeze(CHANNEL, SALT, few_raters=few_raters).rows
+        for since in (None, START + dt.timedelta(seconds=40)):
+            new = [row for row in rows if since is None or row.accepted_at > since]
+            trained_on = [row for row in new if row.rater_split is row.group_split is Split.TRAIN]
+            count = filled.store.count_new(CHANNEL, SALT, since, few_raters=few_raters)
+            assert count == len({(row.interaction_id, row.feedback_id) for row in trained_on}) > 0
+            cells = {(row.kind, row.rater_split, row.group_split) for row in new}
+            tally = filled.store.tally(CHANNEL, SALT, since, few_raters=few_raters)
+            assert [(each.kind, each.rater_split, each.group_split) for each in tally] == sorted(cells)
+            for each in tally:
+                mine = [
+                    row
+                    for row in new
+                    if (row.kind, row.rater_split, row.group_split) == (each.kind, each.rater_split, each.group_split)
+                ]
+                assert each.acts == len({(row.interaction_id, row.feedback_id) for row in mine})
+                assert each.raters == len({row.who for row in mine})
+    assert filled.store.count_new(OTHER, SALT) == 0
+
+
+def test_evidence_that_is_derived_anew_is_counted_anew(filled: Filled) -> None:
+    filled.join(make_interaction("i"))
+    who = next(f"rater {n}" for n in range(100) if rater_split(SALT, f"rater {n}") is Split.TRAIN)
+    other = next(f"rater {n}" for n in range(100) if rater_split(SALT, f"rater {n}") is Split.GATE)
+    salt_of_group = make_interaction("i").prompt_group
+    assert group_split(SALT, salt_of_group) is Split.TRAIN, "choose another id for the interaction"
+    filled.join(make_feedback("f1", "i", Thumbs("a", True), rater=who))
+    assert filled.store.count_new(CHANNEL, SALT) == 1
+    filled.join(
+        make_feedback("f2", "i", Thumbs("b", True), rater=who), make_feedback("f3", "i", Thumbs("b", True), rater=other)
+    )
+    assert filled.store.count_new(CHANNEL, SALT) == 2
+    with filled.store.database.reading() as connection:
+        decoded = connection.exec_driver_sql("SELECT count(*) FROM evidence WHERE rater_unit IS NULL").scalar_one()
+    assert decoded == 0
+
+
+def test_a_count_does_not_read_evidence_again(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled.join(make_interaction("i"), make_feedback("f", "i", Thumbs("a", True)))
+    before = filled.store.count_new(CHANNEL, SALT)
+    monkeypatch.setattr(counts, "evidence_from_bytes", lambda payload: pytest.fail("decoded again"))
+    assert filled.store.count_new(CHANNEL, SALT) == before
+
+
+def test_nothing_that_anybody_wrote_is_kept_of_an_evaluate_interaction(filled: Filled) -> None:
+    secrets = ("Ein Geheimnis", "und noch eins", "die Antwort darauf", "g-geheim", "wer-fragt", "sitzung-9")
+    asked = make_interaction("i", purpose=Purpose.EVALUATE)
+    candidate = dataclasses.replace(asked.candidates[0], text=secrets[2], displayed_text=secrets[2])
+    asked = dataclasses.replace(
+        asked,
+        messages=(Message("user", secrets[0]),),
+        passages=(Passage("p", secrets[1], "s"),),
+        candidates=(candidate,),
+        prompt_group=secrets[3],
+        rater=secrets[4],
+        end_user=secrets[4],
+        session_id=secrets[5],
+    )
+    filled.join(asked, make_feedback("f", "i", Thumbs("a", True)))
+    with filled.store.database.reading() as connection:
+        rows = connection.exec_driver_sql("SELECT * FROM interactions").mappings().all()
+    assert len(rows) == 1
+    kept = b"\0".join(
+        bytes(value) if not isinstance(value, str | int) else str(value).encode() for value in rows[0].values()
+    )
+    assert [secret for secret in secrets if secret.encode() in kept] == []
+    assert filled.store.interaction("i") is None
+    assert filled.store.counts(CHANNEL).rejected == 1  # and feedback on it is refused
 
 
 def test_channels_do_not_see_each_other(filled: Filled) -> None:

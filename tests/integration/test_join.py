@@ -29,6 +29,7 @@ from plaudit.eventlog.codec import (
     encode_retraction,
 )
 from plaudit.eventlog.sqlite import SqliteEventLog
+from plaudit.evidence.ingest import Overtaken
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE
@@ -424,6 +425,24 @@ def test_a_worker_that_was_overtaken_writes_nothing(world: World) -> None:
     zombie.close()
     assert len(world.evidence()) == 2
     assert world.store.counts(CHANNEL).acknowledged == 2
+
+
+def test_a_worker_whose_offset_moved_on_writes_nothing(world: World) -> None:
+    zombie = Join(world.log, world.store, PLUGINS, world.settings, now=lambda: world.clock)
+    world.append(make_interaction("i"), make_feedback("f", "i", Thumbs("a", True)))
+    zombie.run_once(0)  # it knows where both partitions stand
+    zombie.lag()
+    world.join(make_feedback("g", "i", Thumbs("b", True)))
+    places = world.store.positions()
+    world.append(make_feedback("h", "i", Thumbs("a", False), rater="bob"))
+    with pytest.raises(Overtaken, match=r"plaudit\.feedback\[0\] no longer stands at 1"):
+        zombie.run_once(0)
+    assert world.store.positions() == places
+    assert world.store.counts(CHANNEL).acknowledged == 2
+    zombie.run_once(0)  # from where the store stands
+    zombie.close()
+    assert world.store.counts(CHANNEL).acknowledged == 3
+    assert len(world.evidence()) == 3
 
 
 def test_two_workers_on_one_log_and_store_double_nothing(world: World) -> None:

@@ -1,16 +1,28 @@
 """The join's process: it counts what it does and ends when it is told to."""
 
+import contextlib
 import threading
+import time
+import uuid
 from collections import Counter
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
+import pytest
+from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.protocol import Record, Topic
+from plaudit.eventlog.sqlite import SqliteEventLog
+from plaudit.evidence import join as join_module
 from plaudit.evidence.ingest import Outcome
-from plaudit.evidence.worker import count, run_join
+from plaudit.evidence.join import Join
+from plaudit.evidence.store import EvidenceStore
+from plaudit.evidence.worker import Progress, count, run_join
 from plaudit.metrics import Metrics
-from plaudit.settings import Settings
-from plaudit.types import Channel, FeedbackKind
+from plaudit.settings import JoinSettings, Settings
+from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.types import Channel, FeedbackKind, Interaction, Thumbs
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 
 def test_every_record_and_row_is_counted_under_its_labels():
@@ -25,6 +37,132 @@ def test_every_record_and_row_is_counted_under_its_labels():
     assert of("plaudit_join_joined_total", {"channel": str(channel)}) == 3
     assert of("plaudit_join_evidence_total", {"channel": str(channel), "kind": kind.value}) == 5
     assert of("plaudit_join_rejected_total", {"reason": "ID_CONFLICT"}) == 1
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A log, a store and a join of PlainDomain with its progress, and a clock that the test moves."""
+    clock = [0.0]
+    registry = CollectorRegistry()
+    log, store = SqliteEventLog(tmp_path / "log.sqlite"), EvidenceStore(f"sqlite:///{tmp_path / 'store.sqlite'}")
+    progress = Progress(Metrics(registry), store, clock=lambda: clock[0])
+    settings = JoinSettings(batch_records=2)
+    join = Join(log, store, {"plain": PlainDomain()}, settings, observe=progress.observe, look=progress.look)
+    yield SimpleNamespace(log=log, join=join, progress=progress, of=registry.get_sample_value, clock=clock)
+    join.close()
+    store.close()
+    log.close()
+
+
+def append(log, *items):
+    for item in items:
+        if isinstance(item, Interaction):
+            log.append(Topic.INTERACTIONS, item.interaction_id, encode_interaction(item, producer="test"))
+        else:
+            log.append(Topic.FEEDBACK, item.interaction_id, encode_feedback(item, producer="test"))
+
+
+def test_lag_waiting_acts_and_batch_time_are_measured(started):
+    of, labels = started.of, {"topic": "plaudit.feedback", "partition": "0"}
+    append(started.log, *[make_feedback(f"f{n}", "late", Thumbs("a", True)) for n in range(5)])
+    started.join.run_once(0)
+    started.progress.look(started.join)
+    assert of("plaudit_join_lag_records", labels) == 3
+    assert of("plaudit_join_waiting", {"channel": str(CHANNEL)}) == 2
+    assert of("plaudit_join_batch_seconds_count") == 1
+    assert of("plaudit_join_batch_seconds_sum") > 0
+    append(started.log, make_interaction("late"))
+    while started.join.run_once(0):
+        pass
+    started.progress.look(started.join)
+    assert of("plaudit_join_lag_records", labels) == 3, "looks are rare"
+    started.clock[0] += 6
+    started.progress.look(started.join)
+    assert of("plaudit_join_lag_records", labels) == 0
+    assert of("plaudit_join_waiting", {"channel": str(CHANNEL)}) == 0
+    assert of("plaudit_join_batch_seconds_count") == 3
+
+
+def test_a_healthy_join_says_what_it_did_at_most_once_a_minute(started):
+    with capture_logs() as lines:
+        for minute in range(3):
+            for second in range(0, 60, 10):
+                started.clock[0] = minute * 60 + second
+                if minute < 2:
+                    append(started.log, make_interaction(f"i{minute}.{second}"))
+                while started.join.run_once(0):
+                    pass
+                started.progress.look(started.join)
+    assert [line["event"] for line in lines] == ["join.progress"] * 3
+    assert [line["records"] for line in lines] == [1, 6, 5]
+
+
+def test_a_join_started_on_a_full_disk_says_so_and_goes_on_once_there_is_room(small_disk, monkeypatch):
+    monkeypatch.setattr(join_module, "RETRY_SECONDS", 0.05)
+    filler, stop, folder = small_disk / "filler", threading.Event(), small_disk / "data"
+    folder.mkdir()
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with capture_logs() as lines:
+        worker = threading.Thread(target=run_join, args=(Settings(data_dir=folder), stop))
+        worker.start()
+        assert eventually(lambda: [line for line in lines if line["event"] == "join.waits"])
+        filler.unlink()
+        ready = eventually(lambda: [line for line in lines if line["event"] == "join.ready"])
+        stop.set()
+        worker.join(20)
+    assert ready
+    assert "full" in lines[0]["why"]
+    assert str(folder) in lines[0]["why"]
+
+
+def test_a_join_whose_disk_fills_up_waits_and_loses_nothing(small_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(join_module, "RETRY_SECONDS", 0.05)
+    filler, stop = small_disk / "filler", threading.Event()
+    log = SqliteEventLog(tmp_path / "log.sqlite")
+    store = EvidenceStore(f"sqlite:///{small_disk / 'store.sqlite'}")
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    append(log, *[make_interaction(f"i{n}", group="x" * 2000) for n in range(200)])
+    with capture_logs() as lines:
+        join = Join(log, store, {"plain": PlainDomain()}, JoinSettings())
+        worker = threading.Thread(target=join.run, args=(stop,))
+        worker.start()
+        assert eventually(lambda: [line for line in lines if line["event"] == "join.waits"])
+        filler.unlink()
+        assert eventually(lambda: store.counts(CHANNEL).interactions == 200)
+        stop.set()
+        worker.join(20)
+    assert "store.sqlite cannot grow: its disk is full" in lines[0]["why"]
+    store.close()
+    log.close()
+
+
+def eventually(holds, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := holds()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+def test_it_starts_on_a_folder_that_is_not_there_yet(tmp_path, request, kind):
+    folder, stop, more = tmp_path / "not" / "there", threading.Event(), {}
+    if kind == "kafka":
+        bootstrap = request.getfixturevalue("kafka_bootstrap")
+        request.getfixturevalue("kafka_leftovers")
+        more = {"log": {"kind": "kafka", "kafka": {"bootstrap": bootstrap, "topic_prefix": f"{uuid.uuid4().hex}."}}}
+    with capture_logs() as lines:
+        worker = threading.Thread(target=run_join, args=(Settings(data_dir=folder, **more), stop))
+        worker.start()
+        ready = eventually(lambda: [line for line in lines if line["event"] == "join.ready"])
+        stop.set()
+        worker.join(60)
+    assert ready
+    assert not worker.is_alive()
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_process_ends_when_told_to(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from plaudit.errors import (
     BadArtifact,
     GenerationChanged,
     InvalidField,
+    StoreUnavailable,
     UnknownChannel,
     UnknownRelease,
     WrongState,
@@ -26,6 +29,7 @@ from plaudit.release.change import make_move
 from plaudit.release.gate import Check, Decision
 from plaudit.release.manifest import Adapter, Manifest
 from plaudit.release.registry import Pin, Promote, Registry, ReleaseRow, ReleaseState, RollBack
+from plaudit.store.leases import LeaseLost, Leases
 from plaudit.types import Channel
 
 CHANNEL = Channel("instruction", "acme")
@@ -36,11 +40,12 @@ NO = Decision(False, (Check("win_base", False, 0.5, 0.5, 0.45, 0.55),), dt.datet
 
 
 def open_registry(tmp_path: Path) -> Registry:
-    return Registry(f"sqlite:///{tmp_path / 'store.sqlite'}", str(tmp_path / "registry"))
+    return Registry((tmp_path / "url").read_text(), str(tmp_path / "registry"))
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
+def registry(tmp_path: Path, store_url: str) -> Iterator[Registry]:
+    (tmp_path / "url").write_text(store_url)  # for other processes, too
     with open_registry(tmp_path) as found:
         found.ensure_channel(CHANNEL, BASE)
         yield found
@@ -343,7 +348,7 @@ from plaudit.errors import GenerationChanged
 from plaudit.release.registry import Promote, Registry
 from plaudit.types import Channel
 directory, version = Path(sys.argv[1]), int(sys.argv[2])
-with Registry(f"sqlite:///{directory / 'store.sqlite'}", str(directory / "registry")) as registry:
+with Registry((directory / "url").read_text(), str(directory / "registry")) as registry:
     print("ready", flush=True)
     sys.stdin.readline()
     try:
@@ -438,6 +443,73 @@ def test_rivals_that_begin_a_channel_agree_on_its_salt(registry: Registry) -> No
     assert len(salts) == 1
 
 
+# Guards and full disks.
+
+
+def refuse(connection: sa.Connection) -> None:
+    raise LeaseLost("another learner works on this channel")
+
+
+def test_whoever_lost_its_lease_writes_nothing(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(LeaseLost):
+        registry.register(draft(), artifacts(tmp_path), guard=refuse)
+    assert [row.version for row in registry.releases(CHANNEL)] == [0]
+    row = registry.register(draft(), artifacts(tmp_path))
+    with pytest.raises(LeaseLost):
+        registry.decide(CHANNEL, row.version, YES, guard=refuse)
+    assert registry.release(CHANNEL, row.version).state is ReleaseState.TRAINED
+    registry.decide(CHANNEL, row.version, YES)
+    move = Promote(row.version)
+    with pytest.raises(LeaseLost):
+        registry.change(CHANNEL, move, expected_generation=0, actor="late", reason="", guard=refuse)
+    assert registry.state(CHANNEL).generation == 0
+    lease = Leases(registry.database).take("learn")
+    registry.change(CHANNEL, move, expected_generation=0, actor="holder", reason="", guard=lease.check)
+    assert registry.state(CHANNEL).live == row.version
+
+
+def test_a_full_disk_is_unavailable_for_a_first_request_and_then_the_channel_begins(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    with Registry(f"sqlite:///{tmp_path / 'store.sqlite'}", str(small_disk / "registry")) as registry:
+        filler = small_disk / "filler"
+        fill(filler)
+        with pytest.raises(StoreUnavailable, match="full") as caught:
+            registry.ensure_channel(CHANNEL, BASE)
+        assert caught.value.code == "UNAVAILABLE"
+        assert registry.state(CHANNEL) is None
+        filler.unlink()
+        assert registry.ensure_channel(CHANNEL, BASE).live == 0
+
+
+def test_a_full_disk_of_the_database_is_unavailable_and_is_named(small_disk: Path) -> None:
+    url = f"sqlite:///{small_disk / 'store.sqlite'}"
+    filler = small_disk / "filler"
+    with Registry(url, f"memory://{small_disk.name}") as registry:
+        fill(filler)
+        with pytest.raises(StoreUnavailable, match=r"store\.sqlite cannot grow: its disk is full"):
+            fill_with_channels(registry)
+        filler.unlink()
+        registry.ensure_channel(CHANNEL, BASE)
+
+
+def test_a_start_on_a_full_disk_says_what_is_full(small_disk: Path) -> None:
+    fill(small_disk / "filler")
+    with pytest.raises(StoreUnavailable, match="full"):
+        Registry(f"sqlite:///{small_disk / 'store.sqlite'}", str(small_disk / "registry"))
+
+
+def fill_with_channels(registry: Registry) -> None:
+    for number in range(1000):
+        registry.ensure_channel(Channel("instruction", f"tenant-{number}"), BASE)
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 # Crashes.
 
 DYING = """
@@ -446,7 +518,7 @@ from pathlib import Path
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Registry
 directory = Path(sys.argv[1])
-with Registry(f"sqlite:///{directory / 'store.sqlite'}", str(directory / "registry")) as registry:
+with Registry((directory / "url").read_text(), str(directory / "registry")) as registry:
     registry.register(Manifest.from_json((directory / "draft.json").read_text()), directory / "trained")
 """
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from plaudit.errors import LogUnavailable, Misconfigured, PlauditError
 from plaudit.eventlog.protocol import Positions, Record, Topic, check_size
+from plaudit.store import sqlite
+from plaudit.store.files import is_full, private_database
 
 SCHEMA_VERSION = 2
 OLDER_VERSIONS = (0, 1)  # no file yet, and one without the index
@@ -58,10 +60,12 @@ class SqliteEventLog:
         self._writing = False
         self._closed = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_database(path)
         except OSError as error:
+            if is_full(path.parent):
+                raise LogUnavailable(f"the disk of the event log {path} is full; free space") from error
             raise Misconfigured(
-                f"the folder {path.parent} of the event log cannot be made ({error}); set data_dir to one that can",
+                f"the event log {path} cannot be made ({error}); set data_dir to a folder where this user may write",
                 setting="data_dir",
             ) from error
         self._connection = _open(path, busy_seconds)
@@ -93,9 +97,9 @@ class SqliteEventLog:
         if group:
             self._write_group(group)
         if batch.error is not None:
+            full = "its disk is full" if is_full(self._path.parent) else "check free space and permissions"
             raise LogUnavailable(
-                f"the event log {self._path} did not take the record ({batch.error}); "
-                "check free space and permissions, then send it again",
+                f"the event log {self._path} did not take the record ({batch.error}): {full}; then send it again",
                 topic=topic,
             ) from batch.error
         return [(PARTITION, batch.first + index) for index in range(len(items))]
@@ -282,18 +286,7 @@ def _open(path: Path, busy_seconds: float) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, busy_seconds: float) -> None:
-    deadline = time.monotonic() + busy_seconds
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            break
-        except sqlite3.OperationalError as error:
-            # Two processes that make the file at once: SQLite does not wait for this lock by itself.
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_SECONDS)
-    # FULL: in WAL mode anything less acknowledges before the fsync.
-    connection.execute("PRAGMA synchronous = FULL")
+    sqlite.prepare(connection, busy_seconds)
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == SCHEMA_VERSION:
         return
@@ -313,7 +306,9 @@ def _prepare(connection: sqlite3.Connection, path: Path, busy_seconds: float) ->
 
 
 def _unusable(path: Path, error: sqlite3.OperationalError) -> PlauditError:
-    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL):
+    if is_full(path.parent):
+        return LogUnavailable(f"the event log {path} cannot grow: its disk is full ({error}); free space")
+    if sqlite.passes(error):
         return LogUnavailable(f"the event log {path} cannot be opened now ({error}); retry")
     return Misconfigured(
         f"the event log {path} cannot be opened ({error}); check that this user may write there", setting="data_dir"

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ from plaudit.types import Feedback, Interaction
 GROUP = "plaudit-join"
 TOPICS = (Topic.INTERACTIONS, Topic.FEEDBACK)
 MAX_ID_BYTES = 512  # ids are UUIDs; far longer ones do not fit a database's index
-RETRY_SECONDS = 1.0  # wait before a log or database that is away is asked again
+RETRY_SECONDS = 1.0  # wait before a log or database that is away is asked again; twice as long each time
+LONGEST_RETRY_SECONDS = 15.0
 PUBLISH_RECORDS = 100  # rejections published at once; each may carry a record of 16 MiB
 # A rejection's event id is made from its identity, so that one that was published twice can be told.
 REJECTION_IDS = uuid.UUID("5b0c5f6e-6d0f-5d53-9f0e-2f1f3f9a7a10")
@@ -79,7 +81,8 @@ class _Batch:
 class Join:
     """Reads the log into the evidence store. For one thread; several workers may share a log and a store.
 
-    `observe` is told what each transaction changed, for metrics; `now` is the clock of the waiting limit.
+    `observe` is told what each transaction read, changed and took (seconds), `look` is called after each batch of
+    `run`: both for metrics. `now` is the clock of the waiting limit.
     """
 
     def __init__(
@@ -89,7 +92,8 @@ class Join:
         plugins: Mapping[str, DomainPlugin],
         settings: JoinSettings,
         *,
-        observe: Callable[[Sequence[Record], Outcome], None] | None = None,
+        observe: Callable[[Sequence[Record], Outcome, float], None] | None = None,
+        look: Callable[[Join], None] | None = None,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._log = log
@@ -97,6 +101,7 @@ class Join:
         self._plugins = plugins
         self._settings = settings
         self._observe = observe
+        self._look = look
         self._now = now
         self._consumer: Consumer | None = None
         self._positions: dict[tuple[Topic, int], int] = {}
@@ -106,14 +111,18 @@ class Join:
     def run(self, stop: threading.Event) -> None:
         """Joins until `stop` is set; waits for a log or a database that is away."""
         try:
+            losses = 0
             while not stop.is_set():
                 try:
                     self.run_once(self._settings.poll_seconds)
+                    if self._look is not None:
+                        self._look(self)
+                    losses = 0
                 except (LogUnavailable, StoreUnavailable, IntegrityError) as error:
-                    _log.warning("join.retry", error=str(error), seconds=RETRY_SECONDS)
-                    stop.wait(RETRY_SECONDS)
+                    losses += 1
+                    pause(stop, error, losses)
                 except Overtaken as error:
-                    _log.warning("join.overtaken", error=str(error))
+                    _log.warning("join.overtaken", why=str(error))
         finally:
             self.close()
 
@@ -168,7 +177,7 @@ class Join:
 
     def _transact(self, batch: _Batch, caught_up: bool) -> None:
         """Steps 3 to 6."""
-        now = self._now()
+        now, began = self._now(), time.perf_counter()
         with self._store.database.writing() as connection:
             moved = ingest.advance(connection, self._positions, batch.records)
             fail_point("join.3")
@@ -191,7 +200,7 @@ class Join:
         fail_point("join.6")
         if self._observe is not None:
             outcome.rejected.update(each.error.reason for each in (*batch.rejections, *conflicts))
-            self._observe(batch.records, outcome)
+            self._observe(batch.records, outcome, time.perf_counter() - began)
 
     def _publish(self) -> None:
         """Steps 7 and 8. A log that takes nothing now gets the rejections later; the join goes on."""
@@ -203,7 +212,7 @@ class Join:
             try:
                 self._log.append_many(Topic.REJECTED, [_rejected_record(row) for row in pending])
             except LogUnavailable as error:
-                _log.warning("join.rejections_wait", error=str(error), rejections=len(pending))
+                _log.warning("join.rejections_wait", why=error.message, rejections=len(pending))
                 return
             fail_point("join.7")
             with self._store.database.writing() as connection:
@@ -214,6 +223,15 @@ class Join:
         """A restart is how a mended or added plugin comes in: what failed for want of it is tried again."""
         with self._store.database.writing() as connection:
             ingest.take_up_again(connection, self._plugins, (PluginFailed.reason, UnknownDomain.reason))
+
+
+def pause(stop: threading.Event, error: Exception, losses: int) -> None:
+    """Says what is away or full, and waits a second after the first loss, up to fifteen after many in a row."""
+    seconds = min(RETRY_SECONDS * 2.0 ** (losses - 1), LONGEST_RETRY_SECONDS)
+    # The messages of our own errors name files, hosts and what the disk or server said: nothing that people wrote.
+    why = error.message if isinstance(error, LogUnavailable | StoreUnavailable) else type(error).__name__
+    _log.warning("join.waits", why=why, seconds=seconds)
+    stop.wait(seconds)
 
 
 def _decode_all(records: Sequence[Record]) -> _Batch:

@@ -227,6 +227,16 @@ class EvidenceStore:
             retractions_rejected=retractions[Status.REJECTED],
         )
 
+    def waiting(self) -> dict[Channel, int]:
+        """Acts that wait for their interaction, of every channel that has some."""
+        query = (
+            select(FeedbackRow.domain, FeedbackRow.tenant, func.count())
+            .where(FeedbackRow.status == Status.WAITING.value, ~FeedbackRow.retraction)
+            .group_by(FeedbackRow.domain, FeedbackRow.tenant)
+        )
+        with self.database.reading() as connection:
+            return {Channel(domain, tenant): acts for domain, tenant, acts in connection.execute(query)}
+
     def count_new(
         self, channel: Channel, salt: bytes, since: dt.datetime | None = None, *, few_raters: bool = False
     ) -> int:

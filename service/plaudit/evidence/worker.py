@@ -1,41 +1,106 @@
 """The join's process: opens log and store, exposes metrics, joins until it is told to end.
 
-What enters: settings. What leaves: evidence in the store, and counts of what each transaction changed. Never answers
-a call: the metrics port is the only one it opens.
+What enters: settings. What leaves: evidence in the store, metrics, and a line in the log of what it did, at most one
+each minute. Never answers a call: the metrics port is the only one it opens.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import structlog
 from prometheus_client import CollectorRegistry
 
+from plaudit.errors import LogUnavailable, StoreUnavailable
 from plaudit.eventlog import open_log
 from plaudit.eventlog.protocol import Record
 from plaudit.evidence.ingest import Outcome
-from plaudit.evidence.join import Join
+from plaudit.evidence.join import Join, pause
 from plaudit.evidence.store import EvidenceStore
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import load_plugins
 from plaudit.settings import Settings
 
+LOOK_SECONDS = 5.0  # between looks at lag and waiting acts: one question to the log, one to the store
+LINE_SECONDS = 60.0
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
+
 
 def run_join(settings: Settings, stop: threading.Event) -> None:
-    """Joins until `stop` is set."""
+    """Joins until `stop` is set; waits for a log or a store that is away or full, at its start too."""
     metrics = Metrics(CollectorRegistry())
     expose(metrics, settings.join.metrics_port, settings.serve.host)
-    log = open_log(settings)
+    plugins = load_plugins(settings.plugins.allow)
+    if (log := _opened(lambda: open_log(settings), stop)) is None:
+        return
     try:
-        store = EvidenceStore(settings.store_url)
-        plugins = load_plugins(settings.plugins.allow)
+        if (store := _opened(lambda: EvidenceStore(settings.store_url), stop)) is None:
+            return
+        progress = Progress(metrics, store)
+        try:
 
-        def observe(records: Sequence[Record], outcome: Outcome) -> None:
-            count(metrics, records, outcome)
+            def start() -> Join:
+                return Join(log, store, plugins, settings.join, observe=progress.observe, look=progress.look)
 
-        Join(log, store, plugins, settings.join, observe=observe).run(stop)
+            if (join := _opened(start, stop)) is not None:
+                _log.info("join.ready", plugins=sorted(plugins))
+                join.run(stop)
+        finally:
+            store.close()
     finally:
         log.close()
+
+
+class Progress:
+    """What a join did, as metrics and as a line each minute in which it read something."""
+
+    def __init__(self, metrics: Metrics, store: EvidenceStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._metrics = metrics
+        self._store = store
+        self._clock = clock
+        self._next_look = self._next_line = clock()
+        self._records = self._joined = self._rejected = 0
+        self._waiting: set[str] = set()
+
+    def observe(self, records: Sequence[Record], outcome: Outcome, seconds: float) -> None:
+        """Adds what one transaction read and changed, and how long it took if it read anything."""
+        count(self._metrics, records, outcome)
+        if records:
+            self._metrics.join_seconds.observe(seconds)
+        self._records += len(records)
+        self._joined += outcome.joined.total()
+        self._rejected += outcome.rejected.total()
+
+    def look(self, join: Join) -> None:
+        """Measures lag and waiting acts, if it is time to. Raises LogUnavailable or StoreUnavailable."""
+        if self._clock() < self._next_look:
+            return
+        self._next_look = self._clock() + LOOK_SECONDS
+        lag = join.lag()
+        for (topic, partition), records in lag.items():
+            self._metrics.join_lag.labels(topic.value, str(partition)).set(records)
+        waiting = {str(channel): acts for channel, acts in self._store.waiting().items()}
+        for channel in self._waiting - waiting.keys():
+            self._metrics.join_waiting.labels(channel).set(0)
+        for channel, acts in waiting.items():
+            self._metrics.join_waiting.labels(channel).set(acts)
+        self._waiting |= waiting.keys()
+        if self._records and self._clock() >= self._next_line:
+            self._next_line = self._clock() + LINE_SECONDS
+            _log.info(
+                "join.progress",
+                records=self._records,
+                joined=self._joined,
+                rejected=self._rejected,
+                waiting=sum(waiting.values()),
+                unread=sum(lag.values()),
+            )
+            self._records = self._joined = self._rejected = 0
 
 
 def count(metrics: Metrics, records: Sequence[Record], outcome: Outcome) -> None:
@@ -48,3 +113,15 @@ def count(metrics: Metrics, records: Sequence[Record], outcome: Outcome) -> None
         metrics.join_evidence.labels(str(channel), kind.value).inc(rows)
     for reason, rejected in outcome.rejected.items():
         metrics.join_rejected.labels(reason).inc(rejected)
+
+
+def _opened(make: Callable[[], _T], stop: threading.Event) -> _T | None:
+    """What `make` gives, once the log or store that it needs answers; None if told to end before that."""
+    losses = 0
+    while not stop.is_set():
+        try:
+            return make()
+        except (LogUnavailable, StoreUnavailable) as error:
+            losses += 1
+            pause(stop, error, losses)
+    return None

@@ -26,6 +26,7 @@ from plaudit.plugins import load_plugins
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings
 from plaudit.signals import StopEvent
+from plaudit.store.files import private_folder
 from plaudit.store.leases import Leases
 from plaudit.store.outcomes import TurnOutcomes
 from plaudit.telemetry import places
@@ -73,7 +74,7 @@ def open_learner(settings: Settings) -> Learner:
     """Everything that turns share: base, engine, log, store, registry, plugins."""
     if settings.model.threads:
         torch.set_num_threads(settings.model.threads)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(settings.data_dir)
     base = Base.of(settings)
     metrics = Metrics(CollectorRegistry())
     # Rollouts come in bursts: rows are filled before they decode, and nobody waits for the first token.

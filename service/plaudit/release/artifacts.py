@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from plaudit.errors import BadArtifact, InvalidField
 from plaudit.release.manifest import MANIFEST_NAME, Manifest, check_artifact_path
+from plaudit.store.files import full_is_unavailable
 from plaudit.types import Channel
 
 _CHANNEL_PART = re.compile(r"[a-z0-9_-]{1,64}")
@@ -72,13 +73,17 @@ class ArtifactStore:
         self._root = str(path).rstrip("/")
 
     def write(self, manifest: Manifest, source: Path) -> None:
-        """Writes a release's files and, last, its manifest; writing the same release again changes nothing."""
+        """Writes a release's files and, last, its manifest; writing the same release again changes nothing.
+
+        Raises StoreUnavailable where the disk is full.
+        """
         folder = self._folder(manifest.channel, _version(manifest), manifest.digest)
-        for name, expected in sorted(manifest.artifacts.items()):
-            with (source / name).open("rb") as file:
-                self._write_once(f"{folder}/{name}", file, expected)
-        text = manifest.to_json().encode()
-        self._write_once(f"{folder}/{MANIFEST_NAME}", io.BytesIO(text), manifest.digest)
+        with full_is_unavailable(f"the registry {self._root}"):
+            for name, expected in sorted(manifest.artifacts.items()):
+                with (source / name).open("rb") as file:
+                    self._write_once(f"{folder}/{name}", file, expected)
+            text = manifest.to_json().encode()
+            self._write_once(f"{folder}/{MANIFEST_NAME}", io.BytesIO(text), manifest.digest)
 
     def manifest(self, channel: Channel, version: int, digest: str) -> Manifest:
         """A release's manifest, verified against `digest`; raises BadArtifact."""
@@ -106,8 +111,9 @@ class ArtifactStore:
             return target
         partial = into / f".fetch-{uuid.uuid4().hex}"
         try:
-            self._copy(manifest, partial)
-            _put_in_place(partial, target, manifest.artifacts, digest)
+            with full_is_unavailable(f"the folder {into}"):
+                self._copy(manifest, partial)
+                _put_in_place(partial, target, manifest.artifacts, digest)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return target

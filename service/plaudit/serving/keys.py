@@ -14,6 +14,7 @@ from pathlib import Path
 from plaudit.errors import Misconfigured
 from plaudit.serving.handle import HandleSigner
 from plaudit.settings import Settings
+from plaudit.store.files import private_folder
 
 _KEY_BYTES = 32
 _LEAST_BYTES = 16
@@ -53,7 +54,7 @@ def _check(setting: str, key: bytes) -> None:
 def _own_key(path: Path) -> bytes:
     """The key in `path`, made where there is none. Processes that start together agree: the first link wins."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(_KEY_BYTES))

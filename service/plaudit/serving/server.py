@@ -41,6 +41,7 @@ from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
 from plaudit.settings import Settings
 from plaudit.signals import stop_on_signals
+from plaudit.store.files import private_folder
 from plaudit.telemetry import configure, get_logger
 from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
 
@@ -188,7 +189,7 @@ def serve(settings: Settings) -> None:
     from plaudit.engine.torch_engine import TorchEngine
 
     plugins = load_plugins(settings.plugins.allow)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(settings.data_dir)
     metrics = Metrics(CollectorRegistry())
     base = Base.of(settings)
     exact = str(base.dtype) == "torch.float32"
@@ -247,7 +248,7 @@ def _bell(event_log: EventLog) -> Callable[[], Consumer]:
 
 def _write_address(settings: Settings, port: int) -> None:
     """Tells the other processes of this machine where the replica listens; the rename makes it whole or absent."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(settings.data_dir)
     written_down = {
         "host": settings.serve.host,
         "port": port,

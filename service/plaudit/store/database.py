@@ -198,12 +198,13 @@ def _migrate(connection: sa.Connection) -> None:
 
 def _translated(url: sa.URL, error: DBAPIError) -> PlauditError:
     """What the driver's error means for whoever asked. Never names the password."""
-    original, name = error.orig, url.render_as_string(hide_password=True)
+    name, original = url.render_as_string(hide_password=True), error.orig
+    said = (str(original).splitlines() or [""])[0]  # further lines of PostgreSQL's quote rows
     path = _file(url)
     if path is not None:
         name = str(path)
         if is_full(path.parent) or getattr(original, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
-            return StoreUnavailable(f"the store {name} cannot grow: its disk is full ({original}); free space")
+            return StoreUnavailable(f"the store {name} cannot grow: its disk is full ({said}); free space")
     if isinstance(original, sqlite3.Error):
         passing = sqlite.passes(original)
     else:
@@ -212,11 +213,13 @@ def _translated(url: sa.URL, error: DBAPIError) -> PlauditError:
         passing = isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.InternalError)
         passing = passing and not state.startswith(_WRONG_STATES)
         if state.startswith("53100"):
-            return StoreUnavailable(f"the store {name} cannot grow: its disk is full ({original}); free space")
+            return StoreUnavailable(f"the store {name} cannot grow: its disk is full ({said}); free space")
     if passing or error.connection_invalidated:
-        return StoreUnavailable(f"the store {name} does not answer ({original}); it is asked again, or retry")
+        return StoreUnavailable(f"the store {name} does not answer ({said}); it is asked again, or retry")
+    if isinstance(error, sa.exc.DataError):
+        said = type(original).__name__  # its message quotes the value
     return Misconfigured(
-        f"the store {name} cannot be used ({original}); check store.url, the folder and its permissions",
+        f"the store {name} cannot be used ({said}); check store.url, the folder and its permissions",
         setting="store.url",
     )
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from plaudit.errors import StoreUnavailable
 
 # Less free space than this counts as a full disk: SQLite and the file system need some for a single page.
 FULL_BELOW_BYTES = 1 << 20
@@ -36,3 +40,14 @@ def is_full(folder: Path) -> bool:
         return shutil.disk_usage(folder).free < FULL_BELOW_BYTES
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def full_is_unavailable(what: str) -> Iterator[None]:
+    """Turns the error of a full disk (or a used up quota) into StoreUnavailable that says what is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreUnavailable(f"{what} cannot grow: its disk is full ({error.strerror}); free space") from error
