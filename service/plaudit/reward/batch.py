@@ -6,6 +6,7 @@ scores. The same code serves a minibatch of a few units and the full batch of a 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,6 +31,9 @@ from plaudit.reward.trunk import Completion
 MOST_CONTRASTS = 8
 # Thumbs of one rater in one minibatch under the centred treatment, as many as the contrasts could name.
 MOST_THUMBS = 2 * MOST_CONTRASTS
+# Thumbs of one rater in a full batch. Twice the events that a rater counts for by default (reward.rater_cap): more
+# would cost the square of their number and could not weigh more.
+MOST_THUMBS_OF_ALL = 40
 
 
 class Treatment(StrEnum):
@@ -71,9 +75,14 @@ class DrawnThumbs:
 
 
 def draw_thumbs(unit: ThumbsUnit, treatment: Treatment, rng: np.random.Generator | None) -> DrawnThumbs:
-    """At most MOST_CONTRASTS contrasts of a rater (A) or MOST_THUMBS thumbs (B); everything where `rng` is None."""
+    """A part of a rater's thumbs that stands for all of them, so that no keen rater costs more than a bound.
+
+    With `rng` (a minibatch): at most MOST_CONTRASTS contrasts (A) or MOST_THUMBS thumbs (B). Without: at most
+    MOST_THUMBS_OF_ALL thumbs, always the same ones for the same rater and thumbs, and under A every contrast among
+    them; as many ups as downs as far as there are. Either sum has the mean of the sum over everything.
+    """
     if rng is None:
-        return DrawnThumbs(unit.thumbs, None, 1.0)
+        return _bounded(unit, treatment)
     if treatment is Treatment.CENTRED:
         if len(unit.thumbs) <= MOST_THUMBS:
             return DrawnThumbs(unit.thumbs, None, 1.0)
@@ -92,6 +101,32 @@ def draw_thumbs(unit: ThumbsUnit, treatment: Treatment, rng: np.random.Generator
     place = {index: at for at, index in enumerate(kept)}
     drawn = tuple((place[i], place[j]) for i, j in zip(chosen_ups, chosen_downs, strict=True))
     return DrawnThumbs(tuple(unit.thumbs[i] for i in kept), drawn, worth / count)
+
+
+def _bounded(unit: ThumbsUnit, treatment: Treatment) -> DrawnThumbs:
+    if len(unit.thumbs) <= MOST_THUMBS_OF_ALL:
+        return DrawnThumbs(unit.thumbs, None, 1.0)
+    named = hashlib.sha256("\0".join([unit.who, *(thumb.event.event_id for thumb in unit.thumbs)]).encode())
+    rng = np.random.default_rng(int.from_bytes(named.digest()[:8], "big"))
+    if treatment is Treatment.CENTRED:
+        kept = rng.choice(len(unit.thumbs), MOST_THUMBS_OF_ALL, replace=False).tolist()
+        return DrawnThumbs(tuple(unit.thumbs[i] for i in sorted(kept)), None, len(unit.thumbs) / MOST_THUMBS_OF_ALL)
+    ups, downs = ([i for i, thumb in enumerate(unit.thumbs) if thumb.positive is up] for up in (True, False))
+    half = MOST_THUMBS_OF_ALL // 2
+    most_ups = min(len(ups), max(half, MOST_THUMBS_OF_ALL - len(downs)))
+    most_downs = min(len(downs), MOST_THUMBS_OF_ALL - most_ups)
+    kept = [*rng.permutation(ups)[:most_ups].tolist(), *rng.permutation(downs)[:most_downs].tolist()]
+    # The contrast loss is worth the smaller side; its mean over the kept contrasts estimates the mean over all.
+    scale = min(len(ups), len(downs)) / max(1, min(most_ups, most_downs))
+    return DrawnThumbs(tuple(unit.thumbs[int(i)] for i in sorted(kept)), None, scale)
+
+
+def _by_width(drawn: Sequence[DrawnThumbs]) -> list[list[DrawnThumbs]]:
+    """Raters with about as many thumbs together: a block is padded to its longest, and costs the square of that."""
+    groups: dict[int, list[DrawnThumbs]] = {}
+    for each in drawn:
+        groups.setdefault(len(each.thumbs).bit_length(), []).append(each)
+    return [groups[width] for width in sorted(groups)]
 
 
 class Batch:
@@ -119,7 +154,7 @@ class Batch:
         self._rankings = _Rankings(self, [unit for unit in units if isinstance(unit, RankingUnit)])
         drawn = [draw_thumbs(unit, treatment, rng) for unit in units if isinstance(unit, ThumbsUnit)]
         kept = [each for each in drawn if len(each.thumbs) >= 2]
-        self._thumbs = _Thumbs(self, kept, references)
+        self._thumbs = [_Thumbs(self, several, references) for several in _by_width(kept)]
 
     @property
     def completions(self) -> list[Completion]:
@@ -166,9 +201,7 @@ class Batch:
                 terms.append(pairs.weight * pairs.losses(scores, shared, center, ties=pairs is self._ties))
         if len(self._rankings.rows):
             terms.append(self._rankings.weight * self._rankings.losses(scores, center))
-        if len(self._thumbs.rows):
-            terms.append(self._thumbs.losses(scores, shared, center, self._treatment))
-        return terms
+        return [*terms, *(thumbs.losses(scores, shared, center, self._treatment) for thumbs in self._thumbs)]
 
     def pair_losses(self, scores: Tensor, shared: Shared) -> Tensor:
         """Unweighted -log P of every pair, plain ones before those with ties, of the heads' mean score: (U,)."""

@@ -115,9 +115,10 @@ def _features(
     model: RewardModel, units: Units, held_out: Units, references: Mapping[str, Sequence[Completion]]
 ) -> dict[Completion, torch.Tensor]:
     """What steps 3 and 4 read; before its first step an adapter changes nothing, so these are the base's own."""
-    train = Batch(units.all, references, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
+    # Each treatment draws its own part of a keen rater's thumbs.
+    train = [Batch(units.all, references, heads=1, seed=0, treatment=each, bootstrap=False) for each in Treatment]
     pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
-    needed = list(dict.fromkeys([*train.completions, *pairs.completions]))
+    needed = list(dict.fromkeys([*(each for batch in train for each in batch.completions), *pairs.completions]))
     with torch.no_grad():
         return dict(zip(needed, model.features(needed).cpu(), strict=True))
 
