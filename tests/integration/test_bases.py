@@ -125,6 +125,7 @@ OTHER = {
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "gpt_oss": {"head_dim": 16, "sliding_window": 64, "num_local_experts": 4, **YARN},
     "cohere": {},
+    "llama4_text": {"head_dim": 16, "num_local_experts": 2, "attention_chunk_size": 64, "intermediate_size_mlp": 64},
 }
 
 

@@ -44,6 +44,8 @@ def check(base: Base, attention: str, context_length: int) -> int:
         own = base.model.config._attn_implementation
         base.model.set_attn_implementation(attention)
         _refuse_other(base, _logits(base, tokens), theirs)
+        stepped = _in_chunks_and_steps(base, tokens).to(base.dtype)
+        _refuse_other(base, base.logits(stepped)[None], theirs)
         # A family that cannot be served at all must not be told to shorten the context.
         context = context_in_force(base.model.config.to_dict(), context_length)
         long = torch.arange(context, device=base.device)[None] * 7919 % base.vocab_size
@@ -114,18 +116,31 @@ def _refuse_beyond(base: Base, ours: torch.Tensor, theirs: torch.Tensor) -> None
         )
 
 
+class _Pieces:
+    """Keys and values that attend by themselves, as those of a lane's step."""
+
+    def __init__(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        self._key, self._value = key, value
+
+    def attend(self, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+        from plaudit.engine.base import grouped_attention
+
+        return grouped_attention(None, query, self._key, self._value, None, scaling)[0]
+
+
 class _Cache:
-    """Keys and values of what was computed, per layer."""
+    """Keys and values of what was computed, per layer; a chunk gets tensors and a single step gets pieces."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[Any, Any]:
+        step = key.shape[2] == 1
         if layer in self._seen:
             before = self._seen[layer]
             key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
         self._seen[layer] = (key, value)
-        return key, value
+        return (_Pieces(key, value),) * 2 if step else (key, value)
 
 
 def _in_chunks_and_steps(base: Base, tokens: torch.Tensor) -> torch.Tensor:
