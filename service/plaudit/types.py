@@ -83,7 +83,7 @@ class Option:
 class Sampling:
     """How tokens are drawn; all fields in force.
 
-    temperature 0 is greedy; top_p 1 and top_k 0 leave the distribution untruncated.
+    A temperature below 0.001 is greedy; top_p 1 and top_k 0 leave the distribution untruncated.
     """
 
     temperature: float = 1.0

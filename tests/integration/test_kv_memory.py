@@ -6,10 +6,12 @@ import time
 import pytest
 import torch
 from plaudit.engine import adapters, lanes
+from plaudit.engine.base import Base
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
-from plaudit.errors import Cancelled, RequestTooLarge
+from plaudit.errors import Cancelled, Misconfigured, RequestTooLarge
 from plaudit.settings import EngineSettings, ModelSettings
+from plaudit.testing.models import tiny_family
 from plaudit.types import Sampling
 
 BASE, ONE = ReleaseKey("toy/default", 0, "base"), ReleaseKey("toy/default", 1, "one")
@@ -196,3 +198,32 @@ def test_prefixes_that_callers_invent_are_forgotten(start):
         engine.submit([_job(prompt, max_tokens=1)])[0].result(60)
     assert len(engine._admission._cache) == 16
     assert engine._admission._cached == 16 * 50 * engine._layout.prompt_bytes
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "phi3", "olmo2", "granite"]
+)
+def test_every_family_that_is_served_decodes_from_blocks(tmp_path, small_blocks, name):
+    changes = {
+        "mistral": {"sliding_window": None},
+        "mixtral": {"num_local_experts": 4},
+        "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    }
+    try:
+        base = Base.load(tiny_family(tmp_path / name, name, **changes.get(name, {})), device="cpu", dtype="float32")
+    except Misconfigured:
+        pytest.skip("this family is refused")
+    engine = TorchEngine(base, EngineSettings(widths=(8,)), MODEL)
+    try:
+        engine.stage(BASE, None)
+        jobs = [_job(_prompt(length, length), seed=length, max_tokens=12) for length in (20, 100, 200)]
+        for job, ticket in zip(jobs, engine.submit(jobs), strict=True):
+            made = ticket.result(60)
+            ids = torch.tensor([[*job.prompt.tokens, *made.tokens]])
+            with torch.no_grad():
+                logprobs = torch.log_softmax(base.model(input_ids=ids, use_cache=False).logits[0].float(), -1)
+            first = len(job.prompt.tokens) - 1
+            wanted = [logprobs[first + i, token].item() for i, token in enumerate(made.tokens)]
+            assert made.logprobs_raw == pytest.approx(wanted, abs=1e-3)
+    finally:
+        engine.close()

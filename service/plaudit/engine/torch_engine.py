@@ -1,9 +1,14 @@
 """The engine on torch: continuous batching in lanes, adapters mixed in one batch, staged while decoding goes on.
 
-In: jobs, score requests, adapters to stage. Out: tickets with tokens and log-probs. One thread owns the model; it
-loops over (1) admit waiting jobs, (2) prefill a few prompt tokens, (3) one decode step of every occupied lane,
-(4) score requests. A job runs on the adapter it named from its first token to its last; staging writes a slot that
-no row uses. Nothing here decides which release serves.
+In: jobs, options to score, adapters to stage. Out: tickets with tokens and log-probs. One thread owns the model; it
+loops over (1) one piece of work: a pass over waiting prompts or a piece of options, (2) one decode step of every
+occupied lane. A job runs on the adapter it named from its first token to its last. Nothing here decides which release
+serves.
+
+A job's way: `submit` checks it and queues a ticket in a `Group` (admission.py) -> memory for its prompt and a row of a
+`Lane` are taken -> the prompt is computed in chunks (prefixes.py) -> the row is filled and decodes (lanes.py) -> each
+token is drawn (sampling.py) and pushed to the ticket -> at EOS, a stop string or `max_tokens` the row is freed. A
+ticket makes text out of its tokens when somebody reads it (ticket.py, text.py).
 """
 
 from __future__ import annotations
