@@ -172,6 +172,16 @@ def test_options_wait_for_memory_and_get_it(start):
         engine._admission.check_prompt(EncodedPrompt((5,) * 900))
 
 
+def test_a_computed_prompt_that_waits_for_a_row_makes_room(start):
+    engine = start(kv_memory_mb=1)
+    # Prompt and row take 1,012 of 1,024 KiB, so the second job waits with its prompt's 500; the options need 600.
+    waiting = engine.submit([_job(_prompt(400), seed=n, max_tokens=20) for n in range(3)])
+    ticket = engine.score_options(_prompt(480, 7), [[7, 8]], BASE)
+    assert [len(each) for each in ticket.result(60)] == [3]
+    alone = engine.submit([_job(_prompt(400), seed=2, max_tokens=20)])[0].result(60)
+    assert [each.result(60) for each in waiting][2].logprobs_raw == alone.logprobs_raw
+
+
 def test_memory_comes_back_whatever_ends_a_job(start):
     engine = start(kv_memory_mb=1)
     drawn = random.Random(3)
