@@ -32,8 +32,7 @@ from plaudit.engine.torch_engine import TorchEngine
 from plaudit.eventlog import open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
-from plaudit.learner.context import Learner
-from plaudit.learner.loop import maybe_turn, open_learner
+from plaudit.learner.loop import learn
 from plaudit.learner.outcome import Result, TurnOutcome
 from plaudit.plugins import load_plugins
 from plaudit.policy.train import HELD_OUT_SAMPLES
@@ -82,8 +81,8 @@ def loop(seed: int, turns: int, overrides: Sequence[str], model: Path) -> dict[s
     with tempfile.TemporaryDirectory(prefix="plaudit-turns-", ignore_cleanup_errors=True) as folder:
         options = plan.DemoOptions(out=Path(folder), quick=True, seed=seed)
         options.config.write_text(toml(plan.settings_table(options, model)), encoding="utf-8")
-        settings = load_settings(options.config, [f"data_dir={options.data_dir}", *overrides])
-        engine = TorchEngine(Base.load(settings.model.path), settings.engine, settings.model)
+        settings = load_settings(options.config, [f"data_dir={options.data_dir}", "learn.nice=0", *overrides])
+        engine = TorchEngine(Base.of(settings), settings.engine, settings.model)
         try:
             plugins = load_plugins(settings.plugins.allow)
             with local_server(settings.data_dir, engine, plugins, settings=settings) as server:
@@ -93,32 +92,26 @@ def loop(seed: int, turns: int, overrides: Sequence[str], model: Path) -> dict[s
 
 
 def live(seed: int, turns: int, settings: Settings, server: LocalServer) -> dict[str, Any]:
-    learner = open_learner(settings)
     results: list[Result] = []
-    try:
-        for number in range(turns):
-            people(seed, number, settings, server)
-            joined(settings)
-            result = maybe_turn(learner, plan.CHANNEL, force=True)
-            assert result is not None, "people gave new evidence, so there is a turn"
-            results.append(result)
-            server.server.router.look()
-        promoted = [result.version for result in results if result.outcome is TurnOutcome.PROMOTED]
-        versions = tuple(version for version in promoted if version is not None)
-        found = evaluate(
-            EvaluateSettings(
-                target=server.target, releases=versions, population=SCALE.population, seed=seed, concurrency=PEOPLE
-            )
+    for number in range(turns):
+        people(seed, number, settings, server)
+        joined(settings)
+        results += learn(settings, once=True)
+        server.server.router.look()
+    promoted = [result.version for result in results if result.outcome is TurnOutcome.PROMOTED]
+    versions = tuple(version for version in promoted if version is not None)
+    found = evaluate(
+        EvaluateSettings(
+            target=server.target, releases=versions, population=SCALE.population, seed=seed, concurrency=PEOPLE
         )
-        return {
-            "seed": seed,
-            "turns": [{"outcome": str(result.outcome), "reason": result.reason} for result in results],
-            "releases": {version: release(learner, version, found) for version in versions},
-            "base_again": round(found.releases[0].win_rate.estimate, 3),
-            "baselines": baselines(found, seed),
-        }
-    finally:
-        learner.close()
+    )
+    return {
+        "seed": seed,
+        "turns": [{"outcome": str(result.outcome), "reason": result.reason} for result in results],
+        "releases": {version: release(server, version, found) for version in versions},
+        "base_again": round(found.releases[0].win_rate.estimate, 3),
+        "baselines": baselines(found, seed),
+    }
 
 
 def people(seed: int, number: int, settings: Settings, server: LocalServer) -> None:
@@ -147,22 +140,24 @@ def joined(settings: Settings) -> None:
     log.close()
 
 
-def release(learner: Learner, version: int, found: Evaluation) -> dict[str, Any]:
+def release(server: LocalServer, version: int, found: Evaluation) -> dict[str, Any]:
     """Figures of one release; rollouts are all completions that its training sampled, comparisons included."""
-    manifest = learner.registry.manifest(plan.CHANNEL, version)
-    policy = learner.settings.for_channel(plan.CHANNEL).policy
+    manifest = server.registry.manifest(plan.CHANNEL, version)
+    policy = server.settings.policy
     judgement = found.releases[version]
-    kept: Sequence[Mapping[str, float]] = manifest.settings["iterates"]
-    chosen = next(each for each in kept if each["iteration"] == manifest.settings["chosen"])
-    rollouts = len(manifest.settings["iterations"]) * policy.prompts * policy.samples
+    made: Any = manifest.settings
+    kept: Sequence[Mapping[str, float]] = made["iterates"]
+    chosen = next(each for each in kept if each["iteration"] == made["chosen"])
+    rollouts = len(made["iterations"]) * policy.prompts * policy.samples
     rollouts += len(kept) * policy.held_out * HELD_OUT_SAMPLES
+    distance = manifest.kl or 0.0
     gain = judgement.win_rate.estimate - 0.5
     return {
         "gold_win_rate": [round(each, 3) for each in (gain + 0.5, judgement.win_rate.low, judgement.win_rate.high)],
-        "kl_base": round(manifest.kl, 2),
+        "kl_base": round(distance, 2),
         "kl_live": round(chosen["kl_live_nats_per_sequence"], 2),
         "chosen": chosen["iteration"],
-        "gain_per_nat": round(gain / max(manifest.kl, 0.1), 3),
+        "gain_per_nat": round(gain / max(distance, 0.1), 3),
         "gain_per_1000_rollouts": round(1000 * gain / rollouts, 3),
         "rollouts": rollouts,
         "words": round(judgement.mean_words, 1),

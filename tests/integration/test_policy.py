@@ -1,6 +1,9 @@
 """PPO on a tiny real model: the checks that an implementation must pass before its curves mean anything."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, Rewa
 from plaudit.testing.models import tiny_model
 from plaudit.types import Channel, FinishReason, Message, Prompt, Sampling
 
+ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 2
 WANTED = "tea"
 
@@ -137,6 +141,7 @@ def test_the_outlook_of_a_token_knows_nothing_of_what_comes_later(base, engine):
     sentence = len(base.encode_text("you have tea."))
     assert lengths == sorted(lengths)
     assert set(lengths[sentence:known]) == {sentence}
+    assert torch.all(first[sentence:known] == first[sentence])
     assert lengths[-1] > known
 
 
@@ -455,3 +460,11 @@ def test_ppo_solves_a_toy_task(folder, tmp_path, advantage, seed):
     reached = next((i for i in range(40) if trainer.iterate(prompts, i).reward > 0.9), None)
     engine.close()
     assert reached is not None
+
+
+def test_the_benchmark_of_whole_loops_starts():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "turns.py", "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--seeds" in done.stdout
