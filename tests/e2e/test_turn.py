@@ -228,6 +228,13 @@ def test_a_turn_that_waits_says_for_what_and_how_far_it_is(settings_of, learner_
     assert states(learner) == []
 
 
+def test_prompts_that_this_base_s_template_refuses_are_counted_and_end_no_turn(learner):
+    learner.base.tokenizer.chat_template = "{{ raise_exception('no lists') }}"
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.WAITED
+    assert "more are refused by the plugin or the chat template" in result.reason
+
+
 def test_a_look_that_read_everything_to_find_too_little_is_not_repeated_at_once(settings_of, learner_of):
     learner, watch = learner_of(settings_of(gate={"reward_comparisons": 5_000})), Watch()
     assert look(learner, CHANNEL, watch).outcome is TurnOutcome.WAITED
