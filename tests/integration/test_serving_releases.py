@@ -1,13 +1,17 @@
 """What a replica does with releases: follows, proves, refuses, forgets; and what operators see."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from plaudit.client import Plaudit
 from plaudit.errors import (
     DeadlinePassed,
     GenerationChanged,
     InvalidField,
+    NotServing,
     ProofFailed,
     ReleaseNotServable,
     UnknownChannel,
@@ -18,6 +22,7 @@ from plaudit.eventlog import Topic
 from plaudit.release.manifest import Probe
 from plaudit.release.moves import Promote, RollBack
 from plaudit.serving.router import Router
+from plaudit.serving.staging import Staging
 from plaudit.types import Channel
 
 CHANNEL = Channel("echo", "default")
@@ -119,10 +124,7 @@ def test_a_replica_that_starts_late_serves_the_live_release_from_its_first_call(
         assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version
 
 
-def test_a_replica_that_has_nothing_for_a_channel_leaves_rotation(tmp_path, tiny_engine, make_release):
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-    from plaudit.errors import NotServing
+def test_one_channels_damage_is_its_own_and_the_replica_stays_in_rotation(tmp_path, tiny_engine, make_release):
     from plaudit.plugins import load_plugins
     from plaudit.testing.serving import local_server
 
@@ -133,26 +135,85 @@ def test_a_replica_that_has_nothing_for_a_channel_leaves_rotation(tmp_path, tiny
     second_server = local_server(tmp_path / "data", tiny_engine, plugins)
     with second_server as second, grpc.insecure_channel(second.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "plaudit.v1.AssistantService", "plaudit.v1.FeedbackService"):
+            asked = health_pb2.HealthCheckRequest(service=service)
+            assert stub.Check(asked).status == health_pb2.HealthCheckResponse.SERVING
+        value = second.metrics.registry.get_sample_value
+        assert value("plaudit_replica_behind", {"channel": NAME}) == 1
+        with Plaudit(second.target, patience=0.0, timeout=30.0) as client:
+            for _ in range(3):
+                with pytest.raises(NotServing, match=r"cannot serve the live release of echo/default"):
+                    client.generate("echo", "Hello")
+            # Refused from memory: a damaged release is not fetched and proved again for each request.
+            refusals = {"channel": NAME, "reason": "PROOF_FAILED"}
+            assert value("plaudit_release_refusals_total", refusals) == 1
+            assert client.generate("echo", "Hello", tenant="other", max_tokens=2).completions[0].release_version == 0
+            second.registry.change(CHANNEL, RollBack(), expected_generation=None, actor="test", reason="")
+            _wait_until(lambda: value("plaudit_replica_behind", {"channel": NAME}) == 0)
+            assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == 0
 
-        def status(service):
-            return stub.Check(health_pb2.HealthCheckRequest(service=service)).status
 
-        assert status("plaudit.v1.AssistantService") == status("") == health_pb2.HealthCheckResponse.NOT_SERVING
-        # Feedback needs no model.
-        assert status("plaudit.v1.FeedbackService") == health_pb2.HealthCheckResponse.SERVING
-        with Plaudit(second.target, patience=0.0) as client, pytest.raises(NotServing):
-            client.generate("echo", "Hello")
-        second.registry.change(CHANNEL, RollBack(), expected_generation=None, actor="test", reason="")
-        _wait_until(lambda: status("") == health_pb2.HealthCheckResponse.SERVING)
+def channels_with_releases(registry, make_release, how_many):
+    """Channels that serve a release each."""
+    channels = [Channel("echo", f"t{seed}") for seed in range(how_many)]
+    for seed, channel in enumerate(channels):
+        row = make_release(registry, channel, seed)
+        registry.change(channel, Promote(row.version), expected_generation=None, actor="test", reason="")
+    return channels
 
 
-def test_replaced_releases_are_forgotten_and_the_last_two_stay_staged(local, client, make_release):
-    client.generate("echo", "Hello", max_tokens=2)
-    rows = [make_release(local.registry, CHANNEL, seed) for seed in (1, 2, 3)]
-    for row in rows:
-        client.promote(NAME, row.version)
-        _wait_until(lambda row=row: local.server.router.serving()[CHANNEL].version == row.version)
-    _wait_until(lambda: {key.version for key in local.engine.staged()} == {0, 2, 3})
+def test_more_channels_than_slots_are_all_served_and_the_replica_is_in_rotation(tmp_path, tiny_engine, make_release):
+    from plaudit.plugins import load_plugins
+    from plaudit.testing.serving import local_server
+
+    plugins = load_plugins(("echo",))
+    with local_server(tmp_path / "data", tiny_engine, plugins) as first:
+        slots = first.settings.engine.adapter_slots
+        channels = channels_with_releases(first.registry, make_release, slots + 2)
+    with (
+        local_server(tmp_path / "data", tiny_engine, plugins) as second,
+        Plaudit(second.target, timeout=30.0) as client,
+    ):
+        for channel in [*channels, *channels]:
+            reply = client.generate("echo", "Hello", tenant=channel.tenant, max_tokens=2)
+            assert reply.completions[0].release_version == 1
+            assert len([key for key in second.engine.staged() if key.version]) <= slots
+        with grpc.insecure_channel(second.target) as channel:
+            status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+        assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_requests_for_a_channel_that_is_being_staged_wait_and_others_do_not(
+    tmp_path, tiny_engine, make_release, monkeypatch
+):
+    from plaudit.plugins import load_plugins
+    from plaudit.testing.serving import local_server
+
+    begun, go_on = threading.Event(), threading.Event()
+    plugins = load_plugins(("echo",))
+    with (
+        local_server(tmp_path / "data", tiny_engine, plugins) as local,
+        Plaudit(local.target, patience=0.0, timeout=60.0) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        monkeypatch.setattr(local.server.router, "look", lambda: None)  # only requests look at the states
+        (slow,) = channels_with_releases(local.registry, make_release, 1)
+        fetch = local.registry.fetch
+
+        def slowly(channel, version, into, **more):
+            begun.set()
+            assert go_on.wait(60)
+            return fetch(channel, version, into, **more)
+
+        monkeypatch.setattr(local.registry, "fetch", slowly)
+        first = pool.submit(client.generate, "echo", "Hello", tenant=slow.tenant, max_tokens=2)
+        assert begun.wait(60)
+        # Another channel begins and answers meanwhile, and a second request ends by its own deadline.
+        assert client.generate("echo", "Hello", tenant="quick", max_tokens=2).completions[0].release_version == 0
+        with pytest.raises(DeadlinePassed):
+            client.generate("echo", "Hello", tenant=slow.tenant, timeout=0.3)
+        go_on.set()
+        assert first.result(60).completions[0].release_version == 1
 
 
 def test_more_named_releases_than_slots_are_served_by_forgetting_the_longest_unused(local, client, make_release):
@@ -164,9 +225,10 @@ def test_more_named_releases_than_slots_are_served_by_forgetting_the_longest_unu
         assert len([key for key in local.engine.staged() if key.version]) <= slots
 
 
-def test_a_release_that_a_request_holds_is_not_forgotten(local, client, make_release):
+def test_a_release_that_a_request_holds_stays_whatever_is_promoted(local, client, make_release):
     client.generate("echo", "Hello", max_tokens=2)
-    rows = [make_release(local.registry, CHANNEL, seed) for seed in (1, 2, 3)]
+    slots = local.settings.engine.adapter_slots
+    rows = [make_release(local.registry, CHANNEL, seed) for seed in range(slots + 1)]
     serving = local.server.router.serving
     client.promote(NAME, rows[0].version)
     _wait_until(lambda: serving()[CHANNEL].version == rows[0].version)
@@ -176,6 +238,20 @@ def test_a_release_that_a_request_holds_is_not_forgotten(local, client, make_rel
             _wait_until(lambda row=row: serving()[CHANNEL].version == row.version)
         assert held.key.version == rows[0].version
         assert held.key in local.engine.staged()
+
+
+def test_a_release_that_made_room_is_proved_again_when_it_comes_back(local, client, make_release):
+    slots = local.settings.engine.adapter_slots
+    rows = [make_release(local.registry, CHANNEL, seed) for seed in range(slots + 1)]
+    for row in rows:
+        client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
+    # What lies in the cache is damaged after it was checked: the proof finds it.
+    (cached,) = local.settings.data_dir.glob(f"serve-cache/**/{rows[0].version}-*/**/adapter_model.safetensors")
+    cached.chmod(0o600)
+    (other,) = local.settings.data_dir.glob(f"serve-cache/**/{rows[1].version}-*/**/adapter_model.safetensors")
+    cached.write_bytes(other.read_bytes())
+    with pytest.raises(ProofFailed):
+        client.generate("echo", "Hello", max_tokens=2, release_versions=[rows[0].version])
 
 
 def test_operators_read_and_move_releases(local, client, make_release):
@@ -258,14 +334,15 @@ def test_a_router_refuses_a_release_of_another_base(local, make_release):
     class OtherBase:
         base_digest = "0" * 64
 
+    cache = local.settings.data_dir / "other"
     router = Router(
         local.registry,
-        OtherBase(),
+        Staging(local.registry, OtherBase(), local.metrics, cache=cache, exact=True),
         local.metrics,
+        base_digest=OtherBase.base_digest,
         domains=("echo",),
-        cache=local.settings.data_dir / "other",
         poll_seconds=1.0,
-        adapter_slots=2,
+        ready_at_start=2,
     )
     router.look()
     assert router.serving() == {}

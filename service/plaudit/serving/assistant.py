@@ -52,7 +52,7 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
         arrived = time.perf_counter()
         call = self._call(context)
         wanted = completions_wanted(request.request, self._settings.max_tokens)
-        started = self._generation.start(wanted)
+        started = self._generation.start(wanted, call)
         if isinstance(started, Recorded):
             yield from _told_again(started)
             return

@@ -81,7 +81,7 @@ class Generation:
 
     # Completions ---------------------------------------------------------------------------------
 
-    def start(self, wanted: CompletionsWanted) -> Started | Recorded:
+    def start(self, wanted: CompletionsWanted, call: Call) -> Started | Recorded:
         """Steps 1 to 4: the completions are under way when this returns, or what was recorded is found again."""
         plugin = self._plugin(wanted.envelope, Action.COMPLETION)
         prompt = plugin.render(wanted.envelope.request)
@@ -93,7 +93,7 @@ class Generation:
             return recorded
         encoded = self._engine.encode(prompt.messages)
         seed = wanted.seed if wanted.seed is not None else seed_of(wanted.envelope.interaction_id)
-        with self._router.lease(wanted.envelope.channel, wanted.versions, n) as routed:
+        with self._router.lease(wanted.envelope.channel, wanted.versions, n, call.remaining()) as routed:
             jobs = tuple(
                 Job(
                     prompt=encoded,
@@ -115,7 +115,7 @@ class Generation:
 
     def generate(self, wanted: CompletionsWanted, call: Call) -> Recorded:
         """All steps, without intermediate text."""
-        started = self.start(wanted)
+        started = self.start(wanted, call)
         if isinstance(started, Recorded):
             return started
         call.watch(started.tickets)
@@ -194,7 +194,7 @@ class Generation:
         texts = [self._engine.encode_text(option.text) for option in options]
         check_options(encoded, texts, self._engine.context_length)
         versions = () if wanted.version is None else (wanted.version,)
-        with self._router.lease(envelope.channel, versions, 1) as (release,):
+        with self._router.lease(envelope.channel, versions, 1, call.remaining()) as (release,):
             ticket = self._engine.score_options(encoded, texts, release.key, release.temperature)
         call.watch([ticket])
         logprobs = call.result(ticket)

@@ -1,116 +1,97 @@
 """Follows the channel states and says which release answers a request.
 
-What enters: channel states of the registry (polled, with the releases topic as a bell). What leaves: release keys that
-are staged and proved. Never changes a channel's state: a replica has no veto over the fleet, it can only say that it
-cannot serve a release, and goes on with what it has.
+What enters: channel states of the registry (polled; a record on the releases topic only wakes the poller early). What
+leaves: releases that are staged and proved (`staging`), each held until the engine has the request's jobs. Never
+changes a channel's state: a replica has no veto over the fleet, it can only say that it cannot serve a release, and
+goes on with what it has. A channel that it cannot serve is that channel's trouble alone: UNAVAILABLE, a metric, a line
+in the log.
 
-A change of a channel, in steps: 1 fetch the artifacts and check every digest; 2 stage the adapter beside what serves;
-3 prove it; 4 swap the pointer between two requests; 5 keep the former release staged, forget what nobody needs.
-Requests hold a lease on their release until the engine has their jobs, so step 5 never takes it from under them.
+A change of a channel: the release is made ready beside what serves (steps 1 to 3 of `staging`), then 4 the pointer is
+swapped between two requests.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from plaudit.engine.protocol import Engine, ReleaseKey
-from plaudit.errors import BadArtifact, NotServing, PlauditError, ReleaseNotServable, UnknownDomain
+from plaudit.engine.protocol import ReleaseKey
+from plaudit.errors import (
+    BadArtifact,
+    DeadlinePassed,
+    NotServing,
+    PlauditError,
+    ProofFailed,
+    ReleaseNotServable,
+    SlotsInUse,
+    UnknownDomain,
+)
 from plaudit.eventlog import Consumer
 from plaudit.metrics import Metrics
-from plaudit.release.manifest import Manifest
 from plaudit.release.moves import ChannelState
 from plaudit.release.registry import Registry
-from plaudit.serving.proof import prove
+from plaudit.serving.staging import Routed, Staging
 from plaudit.telemetry import get_logger
 from plaudit.types import Channel
 
-_FIRST_RETRY_SECONDS = 2.0
-_LONGEST_RETRY_SECONDS = 300.0
 _BELL_RECORDS = 100
+_LONGEST_SECONDS = 3600.0
 
 log = get_logger("plaudit.router")
 
 
 @dataclass(frozen=True, slots=True)
-class Routed:
-    """A release that may answer, with the temperature that is its default."""
-
-    key: ReleaseKey
-    temperature: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Serving:
-    """What this replica serves on a channel. `behind` where the state names a release that it could not stage."""
+    """What this replica serves on a channel. `behind`: the state names a release that it could not make ready."""
 
     now: Routed
-    before: Routed | None
     generation: int
     behind: bool = False
 
 
-@dataclass(slots=True)
-class _Retry:
-    generation: int
-    at: float
-    wait: float
-
-
 class Router:
-    """Routes requests to releases. `route` and `lease` may be called from any thread."""
+    """Routes requests to releases. `lease` may be called from any thread."""
 
     def __init__(
         self,
         registry: Registry,
-        engine: Engine,
+        staging: Staging,
         metrics: Metrics,
         *,
+        base_digest: str,
         domains: Sequence[str],
-        cache: Path,
         poll_seconds: float,
-        adapter_slots: int,
-        exact: bool = True,
+        ready_at_start: int,
         temperature: Callable[[Channel], float] = lambda _: 1.0,
         bell: Callable[[], Consumer] | None = None,
     ) -> None:
         self._registry = registry
-        self._temperature = temperature
-        self._engine = engine
+        self._staging = staging
         self._metrics = metrics
+        self._base_digest = base_digest
         self._domains = frozenset(domains)
-        self._cache = cache
         self._poll_seconds = poll_seconds
-        self._adapter_slots = adapter_slots
-        self._exact = exact
+        self._ready_at_start = ready_at_start
+        self._temperature = temperature
         self._bell = bell
         self._serving: dict[Channel, _Serving] = {}
-        self._staged: dict[ReleaseKey, Routed] = {}
-        self._unserved: set[Channel] = set()
-        self._retries: dict[Channel, _Retry] = {}
-        self._leases: Counter[ReleaseKey] = Counter()
-        self._used_at: dict[ReleaseKey, float] = {}
-        self._changing = threading.RLock()  # one thread stages and swaps
-        self._counting = threading.Lock()  # leases and the set of staged releases
+        self._told: dict[Channel, tuple[int, str]] = {}  # what the log was told last of a channel that is behind
+        self._following: dict[Channel, threading.Lock] = {}  # one thread changes a channel, others go on
+        self._known = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._on_health: Callable[[bool], None] = lambda healthy: None
 
     # Following -----------------------------------------------------------------------------------
 
-    def start(self, on_health: Callable[[bool], None] | None = None) -> None:
-        """Looks once, so that a replica is not ready before it serves what the states say, then follows in a thread.
+    def start(self) -> None:
+        """Looks once, so that a replica is ready with what the states say, then follows in a thread.
 
-        `on_health` is told after each look whether every channel has a release to answer with.
+        As many channels as there are adapter slots are made ready; the others are with their first request.
         """
-        if on_health is not None:
-            self._on_health = on_health
-        self.look()
+        self._look(self._ready_at_start)
         self._thread = threading.Thread(target=self._follow, name="plaudit-router", daemon=True)
         self._thread.start()
 
@@ -121,15 +102,29 @@ class Router:
             self._thread.join(timeout=self._poll_seconds + 30.0)
 
     def look(self) -> None:
-        """Reads the channel states and follows those that changed."""
-        for state in self._registry.states():
-            if state.channel.domain in self._domains:
-                self._follow_state(state)
-        self._on_health(not self._unserved)
+        """Reads the channel states and follows those that changed among the channels that this replica serves."""
+        self._look(0)
 
     def serving(self) -> Mapping[Channel, ReleaseKey]:
         """What this replica serves."""
         return {channel: serving.now.key for channel, serving in self._serving.items()}
+
+    def _look(self, first: int) -> None:
+        for state in self._registry.states():
+            if state.channel.domain not in self._domains:
+                continue
+            known = state.channel in self._serving or state.channel in self._told
+            if not (known or not state.live or first > 0):
+                continue
+            first -= bool(state.live and not known)
+            # One channel's trouble is its own, whatever a disk or a database raises: the others are followed.
+            try:
+                self._follow_state(state)
+            except SlotsInUse:
+                self._metrics.replica_behind.labels(str(state.channel)).set(1)
+            except Exception as error:
+                self._metrics.follower_errors.inc()
+                log.error("cannot follow a channel", channel=str(state.channel), error=type(error).__name__)
 
     def _follow(self) -> None:
         consumer: Consumer | None = None
@@ -143,7 +138,7 @@ class Router:
                 else:
                     consumer.poll(self._poll_seconds, _BELL_RECORDS)
             except Exception as error:
-                log.warning("the releases topic cannot be read; the states are polled", error=str(error))
+                log.warning("the releases topic cannot be read; the states are polled", error=type(error).__name__)
                 self._stop.wait(self._poll_seconds)
             if self._stop.is_set():
                 break
@@ -151,194 +146,107 @@ class Router:
                 self.look()
             except Exception as error:
                 self._metrics.follower_errors.inc()
-                log.error("the channel states cannot be read; serving goes on", error=str(error))
+                log.error("the channel states cannot be read; serving goes on", error=type(error).__name__)
         if consumer is not None:
             consumer.close()
 
-    def _follow_state(self, state: ChannelState) -> None:
-        with self._changing:
+    def _follow_state(self, state: ChannelState, seconds: float = _LONGEST_SECONDS) -> None:
+        with self._known:
+            lock = self._following.setdefault(state.channel, threading.Lock())
+        if not lock.acquire(timeout=max(seconds, 0.0)):
+            raise DeadlinePassed(f"{state.channel} was still being made ready when the call's deadline passed")
+        try:
             serving = self._serving.get(state.channel)
-            if serving is not None and not serving.behind and serving.generation >= state.generation:
-                return
             if serving is not None and serving.generation > state.generation:
                 return
-            retry = self._retries.get(state.channel)
-            if retry and retry.generation == state.generation and time.monotonic() < retry.at:
+            if serving is not None and serving.generation == state.generation and not serving.behind:
                 return
             started = time.perf_counter()
             try:
-                routed = self._ready(state.channel, state.live)
+                with self._staging.hold(state.channel, state.live, seconds) as routed:
+                    self._activate(state, serving, routed, started)
+            except (DeadlinePassed, SlotsInUse):
+                raise  # no fault of the release
             except PlauditError as error:
                 self._fall_behind(state, serving, error)
-                return
-            self._activate(state, serving, routed, started)
+        finally:
+            lock.release()
 
     def _activate(self, state: ChannelState, serving: _Serving | None, routed: Routed, started: float) -> None:
         channel, name = state.channel, str(state.channel)
-        swapped = serving is None or serving.now.key != routed.key
-        before = (serving.now if swapped else serving.before) if serving else None
         # One assignment: a request sees the former release or this one, never a mixture.
-        self._serving[channel] = _Serving(routed, before, state.generation)
-        self._retries.pop(channel, None)
-        self._unserved.discard(channel)
+        self._serving[channel] = _Serving(routed, state.generation)
+        self._told.pop(channel, None)
         self._metrics.replica_release.labels(name).set(routed.key.version)
         self._metrics.replica_generation.labels(name).set(state.generation)
         self._metrics.replica_behind.labels(name).set(0)
-        if swapped:
+        if serving is None or serving.now.key != routed.key:
             seconds = time.perf_counter() - started
             self._metrics.swaps.labels(name).inc()
             self._metrics.swap_seconds.observe(seconds)
             log.info("serves", channel=name, version=routed.key.version, generation=state.generation, seconds=seconds)
-        self._forget_unneeded(keep_slots=0)
 
     def _fall_behind(self, state: ChannelState, serving: _Serving | None, error: PlauditError) -> None:
         channel, name = state.channel, str(state.channel)
-        retry = self._retries.get(channel)
-        again = retry is not None and retry.generation == state.generation
-        wait = min(2 * retry.wait, _LONGEST_RETRY_SECONDS) if retry and again else _FIRST_RETRY_SECONDS
-        self._retries[channel] = _Retry(state.generation, time.monotonic() + wait, wait)
-        self._metrics.release_refusals.labels(name, error.reason).inc()
         self._metrics.replica_behind.labels(name).set(1)
-        if serving is None:
-            self._unserved.add(channel)
-        else:
-            self._serving[channel] = _Serving(serving.now, serving.before, state.generation, behind=True)
-        log.error(
-            "cannot serve the live release",
-            channel=name,
-            version=state.live,
-            reason=error.reason,
-            error=error.message,
-            serves=serving.now.key.version if serving else None,
-            retry_seconds=wait,
-        )
-
-    # Staging -------------------------------------------------------------------------------------
-
-    def _ready(self, channel: Channel, version: int) -> Routed:
-        """The release, fetched, staged and proved (steps 1 to 3)."""
-        with self._changing:
-            row = self._registry.release(channel, version)
-            key = ReleaseKey(str(channel), version, row.digest)
-            if key in self._staged:
-                return self._staged[key]
-            manifest = self._registry.manifest(channel, version)
-            if manifest.base_digest != self._engine.base_digest:
-                raise BadArtifact(
-                    f"{key} was trained on base {manifest.base_digest[:12]}, this replica runs "
-                    f"{self._engine.base_digest[:12]}: serve it with the base it belongs to",
-                    digest=manifest.base_digest,
-                    expected=self._engine.base_digest,
-                )
-            base = key if version == 0 else self._ready(channel, 0).key
-            self._stage(channel, key, manifest)
-            try:
-                proof = prove(self._engine, key, base, manifest, exact=self._exact)
-            except PlauditError:
-                self._engine.unstage(key)
-                raise
-            if manifest.probes:
-                log.info("proved", release=str(key), greatest=proof.greatest, from_base=proof.from_base)
-            routed = Routed(key, manifest.temperature)
-            with self._counting:
-                self._staged[key] = routed
-            self._metrics.staged_releases.set(len(self._staged))
-            return routed
-
-    def _stage(self, channel: Channel, key: ReleaseKey, manifest: Manifest) -> None:
-        adapter: Path | None = None
-        if manifest.adapter is not None:
-            self._forget_unneeded(keep_slots=1)
-            folder = self._cache / channel.domain / channel.tenant / f"{key.version}-{key.digest[:12]}"
-            adapter = self._registry.fetch(channel, key.version, folder) / "policy"
-        self._engine.stage(key, adapter, temperature=manifest.temperature)
-
-    def _forget_unneeded(self, keep_slots: int) -> None:
-        """Unstages releases named once by an operator or long replaced, the longest unused first.
-
-        What a channel serves, what it served before and version 0 stay, and so does what a request holds. Leaves
-        `keep_slots` adapter slots free; with 0 it only keeps within the slots.
-        """
-        needed = {routed.key for s in self._serving.values() for routed in (s.now, s.before) if routed is not None}
-        with self._counting:
-            adapters = [key for key in self._staged if key.version != 0]
-            spare = [key for key in adapters if key not in needed and not self._leases[key]]
-            spare.sort(key=lambda key: self._used_at.get(key, 0.0))
-            too_many = len(adapters) + keep_slots - self._adapter_slots
-            # Releases replaced twice are forgotten at once; only operators' recent ones may linger in free slots.
-            drop = [key for index, key in enumerate(spare) if index < too_many or key not in self._used_at]
-            if too_many > len(drop):
-                # Better no way back without a fetch than no way forward: the former releases go next.
-                former = {s.before.key for s in self._serving.values() if s.before} - {
-                    s.now.key for s in self._serving.values()
-                }
-                drop += sorted(k for k in former if k.version and not self._leases[k])[: too_many - len(drop)]
-            for key in drop:
-                del self._staged[key]
-                self._used_at.pop(key, None)
-        for key in drop:
-            self._engine.unstage(key)
-        self._metrics.staged_releases.set(len(self._staged))
+        if serving is not None:
+            self._serving[channel] = _Serving(serving.now, state.generation, behind=True)
+        if self._told.get(channel) != (state.generation, error.reason):
+            self._told[channel] = (state.generation, error.reason)
+            log.error(
+                "cannot serve the live release",
+                channel=name,
+                version=state.live,
+                reason=error.reason,
+                error=error.message,
+                serves=serving.now.key.version if serving else None,
+            )
 
     # Routing -------------------------------------------------------------------------------------
 
     @contextmanager
-    def lease(self, channel: Channel, versions: Sequence[int] = (), n: int = 1) -> Iterator[list[Routed]]:
-        """As `route`, and the releases stay staged until the block ends."""
-        held: list[Routed] = []
-        try:
-            for version in _per_completion(versions, n):
-                held.append(self._hold(channel, version))
-            yield held
-        finally:
-            with self._counting:
-                for routed in held:
-                    self._leases[routed.key] -= 1
-                    if self._leases[routed.key] <= 0:
-                        del self._leases[routed.key]
+    def lease(
+        self, channel: Channel, versions: Sequence[int] = (), n: int = 1, seconds: float = _LONGEST_SECONDS
+    ) -> Iterator[list[Routed]]:
+        """Release of each of `n` completions: the live one, or those that an operator names; ready for the block.
 
-    def route(self, channel: Channel, versions: Sequence[int] = (), n: int = 1) -> list[ReleaseKey]:
-        """Release of each of `n` completions: the live one, or those that an operator names.
-
-        A channel begins with its first request. Raises UnknownDomain, UnknownRelease, ReleaseNotServable, NotServing.
+        A channel begins with its first request, which waits at most `seconds` until its release is ready. Raises
+        UnknownDomain, UnknownRelease, ReleaseNotServable, SlotsInUse, DeadlinePassed, or NotServing.
         """
-        with self.lease(channel, versions, n) as routed:
-            return [each.key for each in routed]
+        ends_at = time.monotonic() + seconds
+        with ExitStack() as stack:
+            routed: dict[int, Routed] = {}
+            live = self._live(channel, seconds).key.version
+            wanted = [live if version is None else version for version in _per_completion(versions, n)]
+            for version in wanted:
+                if version not in routed:
+                    left = ends_at - time.monotonic()
+                    routed[version] = self._hold(stack, channel, version, left, named=bool(versions))
+            yield [routed[version] for version in wanted]
 
-    def _hold(self, channel: Channel, version: int | None) -> Routed:
-        while True:
-            routed = self._live(channel) if version is None else self._named(channel, version)
-            with self._counting:
-                # Between finding it and holding it, a swap may have forgotten it; then look again.
-                if routed.key in self._staged:
-                    self._leases[routed.key] += 1
-                    return routed
+    def _hold(self, stack: ExitStack, channel: Channel, version: int, seconds: float, *, named: bool) -> Routed:
+        try:
+            return stack.enter_context(self._staging.hold(channel, version, seconds))
+        except (BadArtifact, ReleaseNotServable, ProofFailed) as error:
+            if named and not isinstance(error, ProofFailed):
+                raise ReleaseNotServable(
+                    f"{channel}@{version} cannot be served here: {error.message}", channel=channel, version=version
+                ) from error
+            if named:
+                raise
+            raise _not_serving(channel) from error
 
-    def _live(self, channel: Channel) -> Routed:
+    def _live(self, channel: Channel, seconds: float) -> Routed:
         serving = self._serving.get(channel)
         if serving is None:
             if channel.domain not in self._domains:
                 raise unknown_domain(channel.domain, self._domains)
-            temperature = self._temperature(channel)
-            self._follow_state(self._registry.ensure_channel(channel, self._engine.base_digest, temperature))
+            state = self._registry.ensure_channel(channel, self._base_digest, self._temperature(channel))
+            self._follow_state(state, seconds)
             serving = self._serving.get(channel)
         if serving is None:
-            raise NotServing(
-                f"this replica cannot serve the live release of {channel}; its logs say why; retry elsewhere"
-            )
+            raise _not_serving(channel)
         return serving.now
-
-    def _named(self, channel: Channel, version: int) -> Routed:
-        self._live(channel)
-        try:
-            routed = self._ready(channel, version)
-        except (BadArtifact, ReleaseNotServable) as error:
-            raise ReleaseNotServable(
-                f"{channel}@{version} cannot be served here: {error.message}", channel=channel, version=version
-            ) from error
-        with self._counting:
-            self._used_at[routed.key] = time.monotonic()
-        return routed
 
 
 def unknown_domain(domain: str, known: Iterable[str]) -> UnknownDomain:
@@ -346,6 +254,12 @@ def unknown_domain(domain: str, known: Iterable[str]) -> UnknownDomain:
     names = ", ".join(sorted(known))
     return UnknownDomain(
         f"no plugin serves the domain {domain!r}; loaded: {names or 'none'}", domain=domain, known=names
+    )
+
+
+def _not_serving(channel: Channel) -> NotServing:
+    return NotServing(
+        f"this replica cannot serve the live release of {channel}; its logs say why; retry elsewhere, or roll back"
     )
 
 

@@ -39,6 +39,7 @@ from plaudit.serving.privacy import PrivacyServicer
 from plaudit.serving.recording import Recorder
 from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
+from plaudit.serving.staging import Staging
 from plaudit.settings import Settings
 from plaudit.signals import stop_on_signals
 from plaudit.store.files import private_folder
@@ -84,13 +85,12 @@ class Server:
         self.port = 0
         self.router = Router(
             registry,
-            engine,
+            Staging(registry, engine, metrics, cache=settings.data_dir / "serve-cache", exact=exact),
             metrics,
+            base_digest=engine.base_digest,
             domains=tuple(plugins),
-            cache=settings.data_dir / "serve-cache",
             poll_seconds=settings.serve.poll_seconds,
-            adapter_slots=settings.engine.adapter_slots,
-            exact=exact,
+            ready_at_start=settings.engine.adapter_slots,
             temperature=lambda channel: settings.for_channel(channel).policy.temperature,
             bell=_bell(event_log),
         )
@@ -151,8 +151,9 @@ class Server:
                 setting="serve.port",
             ) from error
         self._server.start()
-        self.router.start(on_health=self._assistant_health)
-        for service in SERVICES[1:]:
+        self.router.start()
+        # A replica is ready with its base and its engine; a channel that it cannot serve is that channel's UNAVAILABLE.
+        for service in SERVICES:
             self._set_health(service, healthy=True)
         _write_address(self._settings, self.port)
         log.info("listens", host=self._settings.serve.host, port=self.port)
@@ -165,10 +166,6 @@ class Server:
         seconds = self._settings.serve.drain_seconds if grace is None else grace
         self._server.stop(seconds).wait()
         self.router.stop()
-
-    def _assistant_health(self, healthy: bool) -> None:
-        if not self._draining.is_set():
-            self._set_health(_ASSISTANT, healthy=healthy)
 
     def _set_health(self, service: str, *, healthy: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -1,0 +1,156 @@
+"""Releases made ready on this replica: fetched, checked, in the engine, proved.
+
+Enters: a channel and a version. Leaves: a release that the engine serves for as long as it is held. The engine's
+adapter slots are a cache: a release is staged when it is asked for, the longest unused idle one makes room, one in use
+stays. Whoever asks for a release that is being staged waits for it within its deadline, and for no other.
+
+To make a release ready, in steps: 1 fetch the artifacts and check every digest (once per process); 2 stage the adapter
+beside what serves; 3 prove it. Steps 2 and 3 again whenever it had made room for another. What failed is refused at
+once for a while, twice as long each time, so that a damaged release costs its channel nothing but that refusal.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from plaudit.engine.protocol import Engine, ReleaseKey
+from plaudit.errors import BadArtifact, DeadlinePassed, PlauditError, SlotsInUse
+from plaudit.metrics import Metrics
+from plaudit.release.manifest import Manifest
+from plaudit.release.registry import Registry
+from plaudit.serving.proof import prove
+from plaudit.telemetry import get_logger
+from plaudit.types import Channel
+
+_FIRST_RETRY_SECONDS = 2.0
+_LONGEST_RETRY_SECONDS = 300.0
+
+log = get_logger("plaudit.staging")
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A release that may answer, with the temperature that is its default."""
+
+    key: ReleaseKey
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """A release whose files are here and checked; `adapter` None is the base."""
+
+    routed: Routed
+    manifest: Manifest
+    adapter: Path | None
+
+
+@dataclass(slots=True)
+class _Place:
+    """What is known of one release. `lock` lets one thread make it ready while others wait."""
+
+    lock: threading.Lock
+    fetched: _Fetched | None = None
+    error: PlauditError | None = None
+    retry_at: float = 0.0
+    wait: float = 0.0
+
+
+class Staging:
+    """Holds releases; may be called from any thread."""
+
+    def __init__(self, registry: Registry, engine: Engine, metrics: Metrics, *, cache: Path, exact: bool) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._metrics = metrics
+        self._cache = cache
+        self._exact = exact
+        self._places: dict[tuple[Channel, int], _Place] = {}
+        self._known = threading.Lock()
+
+    @contextmanager
+    def hold(self, channel: Channel, version: int, seconds: float = 3600.0) -> Iterator[Routed]:
+        """The release, ready until the block ends; jobs that were submitted in the block keep it themselves.
+
+        Waits at most `seconds` for another thread that stages it. Raises UnknownRelease, BadArtifact, ProofFailed,
+        SlotsInUse or DeadlinePassed.
+        """
+        place = self._place(channel, version)
+        if not place.lock.acquire(timeout=max(seconds, 0.0)):
+            raise DeadlinePassed(f"{channel}@{version} was still being staged when the call's deadline passed")
+        try:
+            fetched, held = self._ready(place, channel, version)
+        finally:
+            place.lock.release()
+        try:
+            yield fetched.routed
+        finally:
+            held.__exit__(None, None, None)
+
+    def _place(self, channel: Channel, version: int) -> _Place:
+        with self._known:
+            return self._places.setdefault((channel, version), _Place(threading.Lock()))
+
+    def _ready(self, place: _Place, channel: Channel, version: int) -> tuple[_Fetched, AbstractContextManager[bool]]:
+        if place.error is not None and time.monotonic() < place.retry_at:
+            raise type(place.error)(place.error.message, **place.error.metadata)
+        try:
+            if place.fetched is None:
+                place.fetched = self._fetch(channel, version)
+            held = self._stage(channel, place.fetched)
+        except SlotsInUse:
+            raise  # no fault of the release: the next moment may have a slot
+        except PlauditError as error:
+            place.wait = min(2 * place.wait, _LONGEST_RETRY_SECONDS) or _FIRST_RETRY_SECONDS
+            place.error, place.retry_at, place.fetched = error, time.monotonic() + place.wait, None
+            self._metrics.release_refusals.labels(str(channel), error.reason).inc()
+            raise
+        place.error, place.wait = None, 0.0
+        return place.fetched, held
+
+    def _fetch(self, channel: Channel, version: int) -> _Fetched:
+        row = self._registry.release(channel, version)
+        key = ReleaseKey(str(channel), version, row.digest)
+        manifest = self._registry.manifest(channel, version)
+        if manifest.base_digest != self._engine.base_digest:
+            raise BadArtifact(
+                f"{key} was trained on base {manifest.base_digest[:12]}, this replica runs "
+                f"{self._engine.base_digest[:12]}: serve it with the base it belongs to",
+                digest=manifest.base_digest,
+                expected=self._engine.base_digest,
+            )
+        adapter: Path | None = None
+        if manifest.adapter is not None:
+            folder = self._cache / channel.domain / channel.tenant / f"{version}-{row.digest[:12]}"
+            adapter = self._registry.fetch(channel, version, folder) / "policy"
+        return _Fetched(Routed(key, manifest.temperature), manifest, adapter)
+
+    def _stage(self, channel: Channel, fetched: _Fetched) -> AbstractContextManager[bool]:
+        """Holds the release in the engine, and proves it if it was not there; ended by whoever gets it."""
+        key, manifest = fetched.routed.key, fetched.manifest
+        held = self._engine.hold(key, fetched.adapter, temperature=manifest.temperature)
+        loaded = held.__enter__()
+        try:
+            if loaded:
+                self._prove(channel, fetched)
+        except BaseException:
+            # Within the lock: whoever waits must not find what failed.
+            self._engine.unstage(key)
+            held.__exit__(None, None, None)
+            raise
+        self._metrics.staged_releases.set(len(self._engine.staged()))
+        return held
+
+    def _prove(self, channel: Channel, fetched: _Fetched) -> None:
+        key, manifest = fetched.routed.key, fetched.manifest
+        if key.version == 0:
+            prove(self._engine, key, key, manifest, exact=self._exact)
+            return
+        with self.hold(channel, 0) as base:
+            proof = prove(self._engine, key, base.key, manifest, exact=self._exact)
+        log.info("proved", release=str(key), greatest=proof.greatest, from_base=proof.from_base)
