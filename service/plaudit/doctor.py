@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from plaudit.errors import Misconfigured, PlauditError
 from plaudit.settings import Settings
+from plaudit.store.files import private_folder
 
 Role = Literal["all", "serve", "join", "learn"]
 Status = Literal["good", "note", "bad"]
@@ -121,7 +122,7 @@ def _packages(roles: tuple[str, ...], settings: Settings) -> Iterator[Finding]:
 def _data_dir(settings: Settings) -> Iterator[Finding]:
     path = settings.data_dir.absolute()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        private_folder(path)
         with tempfile.NamedTemporaryFile(dir=path):
             pass
     except OSError as error:

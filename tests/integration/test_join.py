@@ -60,9 +60,9 @@ STEPS = 9
 class World:
     """A log, a store and a join in one folder, with a clock that the test moves."""
 
-    def __init__(self, folder: Path, batch: int = 500) -> None:
+    def __init__(self, folder: Path, batch: int = 500, url: str = "") -> None:
         self.log = SqliteEventLog(folder / "log.sqlite")
-        self.store = EvidenceStore(f"sqlite:///{folder / 'evidence.sqlite'}")
+        self.store = EvidenceStore(url or f"sqlite:///{folder / 'evidence.sqlite'}")
         self.settings = JoinSettings(batch_records=batch)
         self.clock = START
         self.worker = self.start()
@@ -105,8 +105,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
+def world(tmp_path: Path, store_url: str) -> Iterator[World]:
+    world = World(tmp_path, url=store_url)
     yield world
     world.close()
 
