@@ -13,7 +13,6 @@ from plaudit.release.intervals import (
     rater_accuracy_difference,
     resampled_mean,
     resampled_ratio,
-    wilson,
 )
 
 PROMPTS, SAMPLES, TRIALS, DRAWS = 100, 4, 1200, 800
@@ -65,7 +64,8 @@ def test_bounds_enclose_the_mean_within_the_data(values: list[float]) -> None:
 
 def test_repeating_every_answer_of_every_rater_does_not_narrow_the_bound() -> None:
     answers = [(f"r{rater}", float(rater % 3 > 0)) for rater in range(12)]
-    assert rater_accuracy(answers * 10) == rater_accuracy(answers)
+    once, often = rater_accuracy(answers), rater_accuracy(answers * 10)
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
 
 
 def test_the_difference_of_two_models_is_taken_within_raters() -> None:
@@ -82,22 +82,38 @@ def test_models_must_judge_the_same_comparisons() -> None:
         rater_accuracy_difference([("a", 1.0)], [("b", 1.0)])
 
 
-def test_wilson_agrees_with_published_figures() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3: 81/263, 15/148, 0/20, 1/29.
-    for successes, trials, low, high in [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ]:
-        found = wilson(successes, trials)
-        assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+@pytest.mark.parametrize("raters", [5, 6, 8, 12])
+@pytest.mark.parametrize("shape", ["even", "one keen rater", "people differ"])
+def test_a_reward_model_at_chance_is_accepted_one_time_in_twenty_however_few_raters(raters: int, shape: str) -> None:
+    rng = np.random.default_rng(raters)
+    counts = [30] * raters if shape != "one keen rater" else [*[12] * (raters - 1), 300]
+    # Where people differ, a model at chance on average agrees with some of them more than with others.
+    spread = 0.08 if shape == "people differ" else 0.0
+    passed = 0
+    for _ in range(TRIALS):
+        chances = np.clip(0.5 + rng.normal(0, spread, raters) if spread else np.full(raters, 0.5), 0, 1)
+        right = rng.binomial(counts, chances)
+        judged = [(f"r{r}", right[r] / counts[r]) for r in range(raters) for _ in range(counts[r])]
+        passed += rater_accuracy(judged).low > 0.5
+    # Three standard errors of 1,200 trials at 5% are .019.
+    assert passed / TRIALS <= 0.05 + 0.019
 
 
-def test_wilson_without_trials_knows_nothing_and_refuses_what_is_no_proportion() -> None:
-    assert (wilson(0, 0).low, wilson(0, 0).high) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="not a proportion"):
-        wilson(3, 2)
+def test_one_keen_and_hostile_rater_does_not_outvote_the_others() -> None:
+    # Eleven raters at .68 with 20 comparisons each, one inverted account with 220: half of all comparisons.
+    judged = [(f"r{r}", 0.68) for r in range(11) for _ in range(20)] + [("inverted", 0.2)] * 220
+    assert rater_accuracy(judged).low > 0.5
+    assert rater_accuracy(judged, rater_cap=1e9).low < 0.5
+
+
+def test_raters_that_all_agree_alike_are_still_a_sample() -> None:
+    # No spread between raters: the bound is then the binomial one, with Student's quantile for five raters.
+    found = rater_accuracy([(f"r{r}", 1.0 if i < 20 else 0.0) for r in range(5) for i in range(30)], rater_cap=30)
+    assert found.low == pytest.approx(2 / 3 - 2.1318 * (2 / 9 / 150) ** 0.5, abs=1e-4)
+
+
+def test_one_rater_is_no_sample() -> None:
+    assert rater_accuracy([("r", 1.0)] * 100).low == 0.0
 
 
 def simulated_wins(rng: np.random.Generator, rate: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 from collections.abc import Iterator, Sequence
@@ -226,7 +227,12 @@ def test_calibration_raters_confirm_it_and_the_report_survives_json(fitted: Rewa
     assert report.ece < 0.17
     assert report.nll <= report.nll_uncalibrated + 0.05
     assert sum(right for _, right in report.outcomes) / report.comparisons == pytest.approx(report.accuracy)
-    assert RewardReport.from_json(report.to_json()) == report
+    read = RewardReport.from_json(report.to_json())
+    assert dataclasses.replace(read, outcomes=report.outcomes) == report
+    # The report travels with the release: it tells raters apart and names none.
+    assert [right for _, right in read.outcomes] == [right for _, right in report.outcomes]
+    assert len({who for who, _ in read.outcomes}) == report.raters
+    assert not any(who in report.to_json() for who, _ in report.outcomes)
 
 
 def test_heads_alone_learn_it_too_and_leave_the_base_without_adapter(base: Base, data: FrozenDataSet):

@@ -206,6 +206,15 @@ def test_a_reward_model_that_is_not_surely_worse_than_the_live_one_passes() -> N
     assert check.passed
 
 
+def test_on_a_first_turn_the_budget_to_the_base_is_the_only_one() -> None:
+    far = dataclasses.replace(good(), kl_base=(14.0,) * 100, kl_live=(14.0,) * 100)
+    assert not decide(far, SETTINGS).accepted
+    first = decide(dataclasses.replace(far, live_is_base=True), SETTINGS)
+    assert first.accepted
+    beyond = dataclasses.replace(far, live_is_base=True, kl_base=(17.0,) * 100)
+    assert [check.name for check in decide(beyond, SETTINGS).checks if not check.passed] == ["kl_base"]
+
+
 def test_models_judged_on_different_comparisons_are_not_compared() -> None:
     check = reward_gate(judged(10, 20, 13), judged(10, 19, 5), SETTINGS)[3]
     assert not check.passed

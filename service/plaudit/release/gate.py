@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from plaudit.release.intervals import (
+    RATER_CAP,
     Interval,
     rater_accuracy,
     rater_accuracy_difference,
@@ -106,10 +107,10 @@ class ProbeResult:
 class GateMeasurements:
     """What was measured; an empty field is a measurement that is missing, and fails its check.
 
-    Where live is the base, the numbers against live are those against the base, given twice. Wins are one number a
-    gate prompt (`win_rates`), KL one number a gate prompt in nats a sequence at the policy's temperature. Probes are
-    None where they were not run, and empty where the domain declares none. `live_comparisons` is None where no
-    reward model is live yet.
+    If live is the base (`live_is_base`), the numbers against live are those against the base, given twice. Wins are
+    one number a gate prompt (`win_rates`), KL one number a gate prompt in nats a sequence at the policy's temperature.
+    Probes are None if they were not run, and empty if the domain declares none. `live_comparisons` is None if no
+    reward model is live yet. `rater_cap` is that of training.
     """
 
     wins_base: tuple[float, ...] = ()
@@ -121,6 +122,8 @@ class GateMeasurements:
     probes: tuple[ProbeResult, ...] | None = None
     comparisons: tuple[tuple[str, float], ...] = ()
     live_comparisons: tuple[tuple[str, float], ...] | None = None
+    live_is_base: bool = False
+    rater_cap: float = RATER_CAP
 
 
 def decide(
@@ -136,11 +139,11 @@ def decide(
         _win("win_base", m.wins_base, settings.win_base, settings, seed),
         _win("win_live", m.wins_live, settings.win_live, settings, seed),
         _kl("kl_base", m.kl_base, settings.kl_base, settings, seed),
-        _kl("kl_live", m.kl_live, settings.kl_live, settings, seed),
+        _kl_live(m, settings, seed),
         _distinct(m, settings),
         _degenerate(m),
         _probes(m),
-        *reward_gate(m.comparisons, m.live_comparisons, settings, seed=seed),
+        *reward_gate(m.comparisons, m.live_comparisons, settings, rater_cap=m.rater_cap),
         _opening(m),
         _length(m),
     )
@@ -148,21 +151,25 @@ def decide(
 
 
 def reward_gate(
-    comparisons: Comparisons, live_comparisons: Comparisons | None, settings: GateSettings, *, seed: int = 0
+    comparisons: Comparisons,
+    live_comparisons: Comparisons | None,
+    settings: GateSettings,
+    *,
+    rater_cap: float = RATER_CAP,
 ) -> tuple[Check, ...]:
     """The conditions on a reward model, asked before it steers PPO and again of the release that carries it.
 
     comparisons: (rater, 1 where the model orders the two as the rater did, 0 where not, .5 for equal scores), of
-    calibration raters, those inside rankings too. `live_comparisons` are the same under the live reward model.
-    `reward_outcome` says what the checks call for.
+    calibration raters, those inside rankings too. `live_comparisons` are the same under the live reward model. A rater
+    counts as at most `rater_cap` comparisons. `reward_outcome` says what the checks call for.
     """
     raters = len({rater for rater, _ in comparisons})
     wanted, wanted_raters = settings.reward_comparisons, settings.reward_raters
     return (
         Check("reward_comparisons", len(comparisons) >= wanted, float(len(comparisons)), float(wanted)),
         Check("reward_raters", raters >= wanted_raters, float(raters), float(wanted_raters)),
-        _reward_accuracy(comparisons, seed),
-        _reward_against_live(comparisons, live_comparisons, seed),
+        _reward_accuracy(comparisons, rater_cap),
+        _reward_against_live(comparisons, live_comparisons, rater_cap),
     )
 
 
@@ -219,6 +226,13 @@ def _kl(name: str, values: Sequence[float], threshold: float, settings: GateSett
     return _check(name, mean.value <= threshold, mean, threshold, "nats a sequence, mean at most")
 
 
+def _kl_live(m: GateMeasurements, settings: GateSettings, seed: int) -> Check:
+    if m.live_is_base:
+        # A first turn has one budget: the smaller one of a later step would otherwise hold it to the base.
+        return Check("kl_live", True, 0.0, settings.kl_live, note="live is the base: kl_base is the budget")
+    return _kl("kl_live", m.kl_live, settings.kl_live, settings, seed)
+
+
 def _distinct(m: GateMeasurements, settings: GateSettings) -> Check:
     name, threshold = "distinct_2", settings.distinct_ratio
     ours, theirs = matched(m.candidate, m.base)
@@ -251,15 +265,15 @@ def _probes(m: GateMeasurements) -> Check:
     return Check("probes", not failed, float(len(failed)), 0.0, note=note)
 
 
-def _reward_accuracy(comparisons: Comparisons, seed: int) -> Check:
+def _reward_accuracy(comparisons: Comparisons, rater_cap: float) -> Check:
     problem = _problem([correct for _, correct in comparisons], 1, low=0.0, high=1.0)
     if problem:
         return _missing("reward_accuracy", _CHANCE, problem)
-    accuracy = rater_accuracy(comparisons, seed=seed)
+    accuracy = rater_accuracy(comparisons, rater_cap=rater_cap)
     return _check("reward_accuracy", accuracy.low > _CHANCE, accuracy, _CHANCE, "lower bound over raters must exceed")
 
 
-def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, seed: int) -> Check:
+def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, rater_cap: float) -> Check:
     name = "reward_against_live"
     if live is None:
         return Check(name, True, 0.0, _WORSE_BY, note="no reward model is live")
@@ -267,7 +281,7 @@ def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, see
     if problem:
         return _missing(name, _WORSE_BY, problem)
     try:
-        difference = rater_accuracy_difference(comparisons, live, seed=seed)
+        difference = rater_accuracy_difference(comparisons, live, rater_cap=rater_cap)
     except ValueError as error:
         return _missing(name, _WORSE_BY, str(error))
     # An equal model would fail four times in five if the lower bound were asked: refuse only what is surely worse.

@@ -7,6 +7,7 @@ raters cannot be compared, and corrections are recognised by their style.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import defaultdict
@@ -38,15 +39,15 @@ Floats = NDArray[np.float64]
 class RewardReport:
     """What a reward model is worth on comparisons of calibration raters.
 
-    outcomes: (rater, score ordered it right), one a comparison; the gate resamples the raters. nll, ece and brier
-    are of calibrated probabilities, each half of the raters under the temperature of the other half. Figures that
-    need comparisons are NaN (null in JSON) where there are none.
+    outcomes: (rater, 1 if the score ordered it right, .5 if it scored both alike, else 0), one per comparison. nll,
+    ece and brier are of calibrated probabilities, each half of the raters under the temperature of the other half.
+    Figures that need comparisons are NaN (null in JSON) if there are none.
     """
 
     comparisons: int
     raters: int
     accuracy: float
-    outcomes: tuple[tuple[str, bool], ...]
+    outcomes: tuple[tuple[str, float], ...]
     temperature: float
     nll_uncalibrated: float
     nll: float
@@ -61,8 +62,10 @@ class RewardReport:
     facts: dict[str, Any]
 
     def to_json(self) -> str:
-        """Canonical JSON."""
-        plain = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        """Canonical JSON; raters are numbered, for the file travels with the release and pseudonyms must not."""
+        numbers = {who: f"rater-{n}" for n, who in enumerate(dict.fromkeys(who for who, _ in self.outcomes), start=1)}
+        numbered = dataclasses.replace(self, outcomes=tuple((numbers[who], right) for who, right in self.outcomes))
+        plain = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(numbered).items()}
         return json.dumps(plain, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -72,7 +75,7 @@ class RewardReport:
         try:
             plain = json.loads(text)
             plain |= {key: math.nan for key in figures if plain[key] is None}
-            plain["outcomes"] = tuple((str(who), bool(right)) for who, right in plain["outcomes"])
+            plain["outcomes"] = tuple((str(who), float(right)) for who, right in plain["outcomes"])
             plain["scales"] = tuple(plain["scales"])
             return cls(**plain)
         except (ValueError, TypeError, KeyError) as error:
@@ -102,12 +105,14 @@ def measure(
     if fit and len(lead):
         model.temperature = fit_temperature(lead)
     chance = _held_out_chances(lead, who) if fit else _sigmoid(lead / model.temperature)
+    # Equal scores order nothing: half right.
+    right = (np.sign(lead) + 1) / 2
     longer = np.array([np.sign(len(c.better.shown) - len(c.worse.shown)) for c in found], dtype=np.float64)
     return RewardReport(
         comparisons=len(found),
         raters=len(set(who)),
-        accuracy=_mean(lead > 0),
-        outcomes=tuple(zip(who, (lead > 0).tolist(), strict=True)),
+        accuracy=_mean(right),
+        outcomes=tuple(zip(who, right.tolist(), strict=True)),
         temperature=model.temperature,
         nll_uncalibrated=_mean(np.logaddexp(0.0, -lead)),
         nll=_mean(-np.log(np.clip(chance, 1e-300, 1.0))),

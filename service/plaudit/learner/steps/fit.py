@@ -33,7 +33,7 @@ class Fitted:
     reward: RewardModel
     judge: RewardModel
     report: RewardReport
-    live_outcomes: tuple[tuple[str, bool], ...] | None
+    live_outcomes: tuple[tuple[str, float], ...] | None
 
     def close(self) -> None:
         """Take both models off the base."""
@@ -98,7 +98,7 @@ def _needs(turn: Turn, frozen: Frozen, held_out: list[Comparison]) -> tuple[Need
     )
 
 
-def _live_outcomes(turn: Turn, held_out: list[Comparison]) -> tuple[tuple[str, bool], ...] | None:
+def _live_outcomes(turn: Turn, held_out: list[Comparison]) -> tuple[tuple[str, float], ...] | None:
     """The live release's reward model on the comparisons; None if the base is live."""
     if turn.state.live == 0:
         return None
@@ -109,12 +109,14 @@ def _live_outcomes(turn: Turn, held_out: list[Comparison]) -> tuple[tuple[str, b
             return measure(live, held_out, fit=False).outcomes
 
 
-def _allow(turn: Turn, report: RewardReport, live_outcomes: tuple[tuple[str, bool], ...] | None) -> None:
+def _allow(turn: Turn, report: RewardReport, live_outcomes: tuple[tuple[str, float], ...] | None) -> None:
     """End the turn unless the reward model may steer a policy."""
     metrics, channel = turn.learner.metrics, str(turn.channel)
     metrics.reward_accuracy.labels(channel).set(report.accuracy)
     metrics.reward_calibration_error.labels(channel).set(report.ece)
-    checks = gate.reward_gate(report.outcomes, live_outcomes, turn.settings.gate, seed=turn.seed)
+    checks = gate.reward_gate(
+        report.outcomes, live_outcomes, turn.settings.gate, rater_cap=turn.settings.reward.rater_cap
+    )
     outcome = gate.reward_outcome(checks)
     log.info("reward model", outcome=str(outcome), accuracy=report.accuracy, ece=report.ece)
     if outcome is gate.Outcome.ACCEPT:

@@ -78,6 +78,8 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
         probes=probes,
         comparisons=tuple(fitted.report.outcomes),
         live_comparisons=fitted.live_outcomes,
+        live_is_base=not turn.state.live,
+        rater_cap=turn.settings.reward.rater_cap,
     )
     return Measured(measurements=measurements, kl=kl, proof=proof)
 
