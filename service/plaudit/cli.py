@@ -18,7 +18,7 @@ import typer
 
 from plaudit import cli_demo, cli_people
 from plaudit.cli_release import release_app
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
 from plaudit.signals import end_on_signals, stop_on_signals
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+learn_app = typer.Typer(invoke_without_command=True, add_completion=False)
 plugins_app = typer.Typer(help="Domains that are installed.", no_args_is_help=True)
 settings_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
 model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=True)
@@ -41,6 +42,7 @@ app.command()(cli_demo.demo)
 app.command()(cli_demo.replay)
 app.command("best-of", hidden=True)(cli_demo.best_of)
 app.add_typer(release_app, name="release")
+app.add_typer(learn_app, name="learn")
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(settings_app, name="settings")
 app.add_typer(model_app, name="model")
@@ -65,19 +67,45 @@ def join(config: ConfigOption = None, assign: SetOption = None, data_dir: DataDi
     run_join(settings, stop_on_signals())
 
 
-@app.command()
+@learn_app.callback()
 def learn(
+    context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="One turn over what there is, then end.")] = False,
     config: ConfigOption = None,
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Turn evidence into releases: reward model, PPO, gate, promotion."""
+    """Turn evidence into releases: reward model, policy, gate, promotion. With --once exit code 1 if a turn fails."""
+    if context.invoked_subcommand is not None:
+        return
     settings = load(config, assign, data_dir)
     _start_logs(settings, "learn")
     from plaudit.learner.loop import learn as run
 
-    run(settings, once)
+    failed = [result for result in run(settings, once) if result.outcome == "failed"]
+    if once and failed:
+        raise typer.Exit(1)
+
+
+@learn_app.command("status")
+def learn_status(
+    channel: Annotated[str, typer.Argument(help="Channel, such as instruction/acme; all if it is left out.")] = "",
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Say what each channel's learning waits for and how far it is, and what the last turn came to."""
+    settings = load(config, assign, data_dir)
+    from plaudit.learner.report import channel_reports
+    from plaudit.plugins import load_plugins
+
+    only = channel_of(channel) if channel else None
+    reports = channel_reports(settings, load_plugins(settings.plugins.allow), only)
+    if as_json:
+        echo_json([report.as_dict() for report in reports])
+    else:
+        typer.echo("\n".join(report.as_text() for report in reports) or "no channel has been used yet")
 
 
 @app.command()
@@ -122,10 +150,9 @@ def settings_show(
     settings = load(config, assign, data_dir)
     from plaudit.settings import digest, resolved
     from plaudit.settings_text import toml
-    from plaudit.types import Channel
 
     if channel:
-        settings = settings.for_channel(Channel.parse(channel)).model_copy(update={"channels": {}})
+        settings = settings.for_channel(channel_of(channel)).model_copy(update={"channels": {}})
 
     if as_json:
         echo_json({"settings": resolved(settings), "digest": digest(settings)})

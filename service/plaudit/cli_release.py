@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
 
 if TYPE_CHECKING:
     from plaudit.settings import Settings
@@ -65,7 +65,7 @@ class RegistryChannels:
         """State of the channel and its releases, oldest first."""
         from plaudit.errors import UnknownChannel
 
-        parsed = _parse(channel)
+        parsed = channel_of(channel)
         state = self._registry.state(parsed)
         if state is None:
             raise UnknownChannel(
@@ -76,7 +76,7 @@ class RegistryChannels:
 
     def release(self, channel: str, version: int) -> dict[str, Any]:
         """One release with its manifest."""
-        parsed = _parse(channel)
+        parsed = channel_of(channel)
         row = _row(self._registry.release(parsed, version))
         return {**row, "manifest": json.loads(self._registry.manifest(parsed, version).to_json())}
 
@@ -105,7 +105,7 @@ class RegistryChannels:
 
         actor = f"operator:{getpass.getuser()}"
         change = self._registry.change(
-            _parse(channel), move, expected_generation=generation, actor=actor, reason=reason
+            channel_of(channel), move, expected_generation=generation, actor=actor, reason=reason
         )
         # The move holds without the record: replicas poll the row. A rollback must work with Kafka down.
         try:
@@ -274,15 +274,6 @@ def pin(
 
 def _channels(target: str, config: Path | None, assign: list[str] | None, data_dir: Path | None) -> Channels:
     return ServiceChannels(target) if target else RegistryChannels(load(config, assign, data_dir))
-
-
-def _parse(channel: str) -> Any:
-    from plaudit.types import Channel
-
-    try:
-        return Channel.parse(channel)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _row(value: Any) -> dict[str, Any]:

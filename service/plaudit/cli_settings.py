@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from plaudit.settings import Settings
+    from plaudit.types import Channel
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Settings file (TOML); plaudit.toml where there is one.")
@@ -28,8 +29,22 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def load(config: Path | None, assign: list[str] | None, data_dir: Path | None) -> Settings:
     """Settings in force; --data-dir is the last word on data_dir."""
     from plaudit.settings import load_settings
+    from plaudit.telemetry import configure
 
     overrides = list(assign or [])
     if data_dir is not None:
         overrides.append(f"data_dir={data_dir}")
-    return load_settings(config, overrides)
+    settings = load_settings(config, overrides)
+    # Standard output is the command's own: whatever is logged goes to standard error.
+    configure(settings.log_format, settings.log_level)
+    return settings
+
+
+def channel_of(text: str) -> Channel:
+    """The channel that an argument names; wrong usage for anything else."""
+    from plaudit.types import Channel
+
+    try:
+        return Channel.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

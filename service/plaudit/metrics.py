@@ -96,6 +96,21 @@ class Metrics:
         )
         self.follower_errors = self._counter("serve", "follower_errors", "Failed looks at the channel states.")
         self.staged_releases = self._gauge("serve", "staged_releases", "Releases staged in the engine.")
+        self.freshness_seconds = self._histogram(
+            "serve",
+            "feedback_to_served_seconds",
+            "Seconds from the acknowledgement of the newest act that a release learnt from to its first reply here.",
+            _FRESHNESS_SECONDS,
+            "channel",
+        )
+        self.release_info = self._gauge(
+            "serve, learn",
+            "release_info",
+            "1 for the version that the channel's state names live.",
+            "channel",
+            "version",
+            "digest",
+        )
 
     def _join(self) -> None:
         self.join_records = self._counter("join", "join_records", "Records read by the join.", "topic")
@@ -138,21 +153,6 @@ class Metrics:
         self.gate_decisions = self._counter("learn", "gate_decisions", "Decisions of the gate.", "channel", "accepted")
         self.gate_check = self._gauge(
             "learn", "gate_check_value", "Value of each check of the last gate.", "channel", "check"
-        )
-        self.freshness_seconds = self._histogram(
-            "learn",
-            "feedback_to_served_seconds",
-            "Seconds from the newest act that a release learnt from to its promotion.",
-            _FRESHNESS_SECONDS,
-            "channel",
-        )
-        self.release_info = self._gauge(
-            "learn",
-            "release_info",
-            "1 for the version that the channel's state names live.",
-            "channel",
-            "version",
-            "digest",
         )
 
     def _describe(self, name: str, kind: str, labels: tuple[str, ...], process: str, meaning: str) -> None:

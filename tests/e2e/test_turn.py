@@ -8,14 +8,19 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 from plaudit.engine import adapters
+from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import Topic
 from plaudit.eventlog.codec import ReleaseChange, decode
 from plaudit.evidence.splits import Split, group_split
+from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
-from plaudit.learner import context
-from plaudit.learner.look import LEASE, Watch, look
+from plaudit.learner import context, loop
+from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import TurnOutcome
+from plaudit.learner.report import channel_reports
+from plaudit.learner.since import LEASE
 from plaudit.learner.steps import optimise, promote
 from plaudit.learner.turn import new_turn, run
 from plaudit.release.moves import Pin, Promote, ReleaseState, RollBack
@@ -461,3 +466,60 @@ def test_a_learner_that_lost_its_lease_writes_nothing_more(settings_of, learner_
     result = look(first, CHANNEL, Watch())
     assert result.outcome is TurnOutcome.OVERTAKEN, result.reason
     assert states(first) == []
+
+
+# What people are told --------------------------------------------------------------------------------
+
+
+def test_status_says_what_is_live_what_the_next_turn_waits_for_and_how_the_last_one_ended(settings_of, learner_of):
+    settings = settings_of(gate={"reward_comparisons": 5_000, "reward_raters": 40})
+    learner = learner_of(settings)
+    plugins = learner.plugins
+    (before,) = channel_reports(settings, plugins)
+    events = learner.store.count_new(CHANNEL, learner.registry.salt(CHANNEL), None)
+    assert (before.live, before.outcome, str(before.needs[0])) == (0, "", f"{events} of 20 new training events")
+    result = look(learner, CHANNEL, Watch())
+    with learner.leases.take(LEASE.format(channel=CHANNEL)):
+        (after,) = channel_reports(settings, plugins, CHANNEL)
+    assert (after.outcome, after.reason, after.learner) == ("waited", result.reason, learner.leases.owner)
+    text = after.as_text()
+    assert "version 0 is live" in text
+    assert " of 5000 calibration comparisons, " in text
+    assert " of 40 calibration raters" in text
+    assert channel_reports(settings, plugins, Channel("instruction", "nobody")) == []
+
+
+def test_a_channel_that_waits_is_logged_once_per_change_and_not_once_per_look(settings_of, learner_of):
+    learner, watch = learner_of(settings_of(learn={"min_events": 10_000})), Watch()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            look(learner, CHANNEL, watch, force=False)
+            watch.rest_until = 0.0
+        assert [line["outcome"] for line in lines] == ["waited"]
+        with learner.leases.take(LEASE.format(channel=CHANNEL)):
+            look(learner, CHANNEL, watch, force=True)
+        assert [line["reason"].split(":")[0] for line in lines][1:] == ["another learner works on it"]
+
+
+def test_the_loop_goes_on_while_a_channel_or_the_store_fails(settings_of, monkeypatch):
+    """One channel's database error and an unreadable store are no end of the process."""
+    settings = settings_of(learn={"max_turns": 2})
+    away = StoreUnavailable("the database is away")
+    state, channels, asked = Registry.state, EvidenceStore.channels, []
+
+    def of_state(self, channel):
+        if channel.tenant == "broken":
+            raise away
+        return state(self, channel)
+
+    def some_channels(self):
+        asked.append(self)
+        if len(asked) == 1:
+            raise away
+        return [Channel("instruction", "broken"), *channels(self)]
+
+    monkeypatch.setattr(Registry, "state", of_state)
+    monkeypatch.setattr(EvidenceStore, "channels", some_channels)
+    results = loop.learn(settings)
+    assert [result.outcome for result in results] == [TurnOutcome.FAILED, TurnOutcome.PROMOTED]
+    assert results[0].reason == "the database is away"

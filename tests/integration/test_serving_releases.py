@@ -1,5 +1,6 @@
 """What a replica does with releases: follows, proves, refuses, forgets; and what operators see."""
 
+import datetime as dt
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,6 +41,27 @@ def test_a_promotion_is_served_recorded_and_counted(local, client, make_release)
     value = local.metrics.registry.get_sample_value
     assert value("plaudit_replica_release", {"channel": NAME}) == row.version
     assert value("plaudit_swaps_total", {"channel": NAME}) == 2  # version 0, then this one
+
+
+def test_the_first_reply_of_a_release_tells_once_how_long_the_newest_act_took(local, client, make_release):
+    acted = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=90)
+    client.generate("echo", "Hello", max_tokens=2)
+    row = make_release(local.registry, CHANNEL, 1, spoil=lambda made: made.replace(newest_feedback_at=acted))
+    client.promote(NAME, row.version)
+
+    def served():
+        reply = client.generate("echo", "Hello", max_tokens=2, purpose="evaluate")
+        return reply.completions[0].release_version == row.version
+
+    _wait_until(served)
+    value = local.metrics.registry.get_sample_value
+    labels = {"channel": NAME}
+    assert not value("plaudit_feedback_to_served_seconds_count", labels), "EVALUATE is no caller's reply"
+    assert value("plaudit_release_info", {**labels, "version": str(row.version), "digest": row.digest[:12]}) == 1
+    for _ in range(2):
+        client.generate("echo", "Hello", max_tokens=2)
+    assert value("plaudit_feedback_to_served_seconds_count", labels) == 1
+    assert 90 <= value("plaudit_feedback_to_served_seconds_sum", labels) < 90 + 300
 
 
 def test_a_release_samples_at_its_own_temperature_unless_the_caller_names_one(local, client, make_release):

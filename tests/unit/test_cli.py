@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 from plaudit import cli
 from plaudit.release.registry import Registry
 from plaudit.settings import load_settings
@@ -24,12 +25,14 @@ def plaudit(monkeypatch, capsys, tmp_path):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plaudit", *arguments])
+        capsys.readouterr()  # what fixtures said
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
 
-    return run
+    yield run
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -73,6 +76,26 @@ def test_settings_are_shown_as_toml_and_as_json_with_secrets_masked(plaudit):
     assert shown["settings"]["data_dir"] == "somewhere"
     assert shown["settings"]["serve"]["pseudonym_key"] == "**********"
     assert len(shown["digest"]) == 64
+
+
+def test_settings_of_one_channel_are_shown(plaudit):
+    flag = 'channels."a/*".policy.kl_target=6'
+    code, out, _ = plaudit("settings", "show", "--channel", "a/b", "--json", "--set", flag)
+    assert code == 0
+    shown = json.loads(out)["settings"]
+    assert (shown["policy"]["kl_target"], shown["channels"]) == (6.0, {})
+    assert plaudit("settings", "show", "--channel", "nonsense")[0] == 2
+
+
+def test_learn_status_needs_no_model_and_says_how_far_a_channel_is(plaudit, registry, tmp_path):
+    data = str(tmp_path / "data")
+    code, out, _ = plaudit("learn", "status", str(CHANNEL), "--data-dir", data)
+    assert code == 0
+    assert "version 0 is live" in out
+    assert "0 of 200 new training events" in out
+    code, out, _ = plaudit("learn", "status", "--json", "--data-dir", data)
+    assert (code, json.loads(out)) == (0, []), "nobody has asked yet"
+    assert plaudit("learn", "status", "nonsense", "--data-dir", data)[0] == 2
 
 
 def test_an_error_that_plaudit_explains_is_a_sentence_and_exit_code_1(plaudit):

@@ -17,7 +17,7 @@ from plaudit.errors import PlauditError
 from plaudit.learner.context import Learner
 from plaudit.learner.outcome import Need, Result, TurnEnded, TurnOutcome, failed, require
 from plaudit.learner.recover import is_left, recover
-from plaudit.learner.since import learnt_until, settings_digest
+from plaudit.learner.since import LEASE, learnt_until, settings_digest
 from plaudit.learner.turn import new_turn, run
 from plaudit.release.moves import ChannelState
 from plaudit.settings import Settings
@@ -30,7 +30,6 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_SECONDS = 2.0
 # A look that reads all evidence only to find too little may take at most this share of the time.
 SHARE_OF_TIME = 0.05
-LEASE = "learn {channel}"
 
 
 @dataclass(slots=True)

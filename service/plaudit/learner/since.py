@@ -19,6 +19,8 @@ from plaudit.release.registry import Registry
 from plaudit.settings import Settings
 from plaudit.store.outcomes import TurnOutcomes
 
+# Name of the lease of whoever learns on a channel.
+LEASE = "learn {channel}"
 # Sections of the settings that decide what a turn comes to.
 SECTIONS = ("model", "reward", "policy", "gate")
 

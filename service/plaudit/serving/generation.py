@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from plaudit import ordering
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode, OptionScore
-from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, Ticket
+from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey, Ticket
 from plaudit.errors import InvalidField, UnknownTenant, WrongAction
 from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
@@ -172,7 +172,7 @@ class Generation:
         whole = dataclasses.replace(
             started.head, candidates=tuple(candidates), answers=marks, completed_at=dt.datetime.now(dt.UTC)
         )
-        return self._recorder.record(whole)
+        return self._answer(whole)
 
     # Choices -------------------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class Generation:
             order_logprob=order.logprob,
             answers=(answer_mark(candidates),),
         )
-        return self._recorder.record(whole)
+        return self._answer(whole)
 
     # Common --------------------------------------------------------------------------------------
 
@@ -257,6 +257,15 @@ class Generation:
                 action=declared,
             )
         return plugin
+
+    def _answer(self, interaction: Interaction) -> Recorded:
+        """Records it, and tells the router which releases callers now have answers of."""
+        recorded = self._recorder.record(interaction)
+        if interaction.purpose is not Purpose.EVALUATE:
+            for candidate in interaction.candidates:
+                release = ReleaseKey(str(interaction.channel), candidate.release_version, candidate.release_digest)
+                self._router.answered(interaction.channel, release)
+        return recorded
 
     def _head(
         self, envelope: Envelope, plugin: DomainPlugin, prompt: Prompt, encoded: EncodedPrompt, action: Action

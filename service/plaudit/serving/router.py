@@ -12,6 +12,7 @@ swapped between two requests.
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,6 +80,7 @@ class Router:
         self._bell = bell
         self._serving: dict[Channel, _Serving] = {}
         self._told: dict[Channel, tuple[int, str]] = {}  # what the log was told last of a channel that is behind
+        self._unanswered: dict[ReleaseKey, dt.datetime] = {}  # live since a swap, and no reply yet
         self._following: dict[Channel, threading.Lock] = {}  # one thread changes a channel, others go on
         self._known = threading.Lock()
         self._stop = threading.Event()
@@ -104,6 +106,13 @@ class Router:
     def look(self) -> None:
         """Reads the channel states and follows those that changed among the channels that this replica serves."""
         self._look(0)
+
+    def answered(self, channel: Channel, key: ReleaseKey) -> None:
+        """Notes that a caller has a reply of a release: of its first one the time since what it learnt from counts."""
+        newest = self._unanswered.pop(key, None)
+        if newest is not None:
+            seconds = (dt.datetime.now(dt.UTC) - newest).total_seconds()
+            self._metrics.freshness_seconds.labels(str(channel)).observe(seconds)
 
     def serving(self) -> Mapping[Channel, ReleaseKey]:
         """What this replica serves."""
@@ -183,6 +192,11 @@ class Router:
         if serving is None or serving.now.key != routed.key:
             seconds = time.perf_counter() - started
             self._metrics.swaps.labels(name).inc()
+            self._metrics.set_release_info(channel, routed.key.version, routed.key.digest)
+            # A start, or the way back to an older release, says nothing about how fast people are heard.
+            forward = serving is not None and routed.key.version > serving.now.key.version
+            if forward and routed.newest_feedback_at is not None:
+                self._unanswered[routed.key] = routed.newest_feedback_at
             self._metrics.swap_seconds.observe(seconds)
             log.info("serves", channel=name, version=routed.key.version, generation=state.generation, seconds=seconds)
 

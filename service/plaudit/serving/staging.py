@@ -11,6 +11,7 @@ once for a while, twice as long each time, so that a damaged release costs its c
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ class Routed:
 
     key: ReleaseKey
     temperature: float
+    newest_feedback_at: dt.datetime | None = None
+    """When the newest act was acknowledged that it learnt from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Staging:
         if manifest.adapter is not None:
             folder = self._cache / channel.domain / channel.tenant / f"{version}-{row.digest[:12]}"
             adapter = self._registry.fetch(channel, version, folder) / "policy"
-        return _Fetched(Routed(key, manifest.temperature), manifest, adapter)
+        return _Fetched(Routed(key, manifest.temperature, manifest.newest_feedback_at), manifest, adapter)
 
     def _stage(self, channel: Channel, fetched: _Fetched) -> AbstractContextManager[bool]:
         """Holds the release in the engine, and proves it if it was not there; ended by whoever gets it."""
