@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from plaudit.engine.base import Base
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import open_log
 from plaudit.evidence.store import EvidenceStore
 from plaudit.learner.context import Learner
@@ -65,7 +66,10 @@ def _channels(learner: Learner) -> list[Channel]:
     """Channels that have been asked; none while the store cannot be read."""
     try:
         return learner.store.channels()
-    except Exception as error:  # the outermost loop: a database that is away comes back
+    except StoreUnavailable as error:
+        log.warning("learn.waits", why=error.message)
+        return []
+    except Exception as error:  # the outermost loop: other channels and later looks go on
         log.error("the store cannot be read", places=places(error))
         return []
 

@@ -16,10 +16,14 @@ FULL_BELOW_BYTES = 1 << 20
 
 
 def private_folder(path: Path) -> None:
-    """Makes the folder where it is missing, for its owner alone; one that exists keeps its mode. Raises OSError."""
+    """Makes the folder where it is missing, for its owner alone; one that exists keeps its mode.
+
+    Raises StoreUnavailable where the disk is full, otherwise OSError.
+    """
     if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
+        with full_is_unavailable(f"the folder {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
 
 
 def private_database(path: Path) -> None:
