@@ -1,5 +1,6 @@
 """The process: starts, tells where it listens, drains on SIGTERM, and loses nothing that it acknowledged."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 import grpc
 import pytest
@@ -189,8 +191,12 @@ class Stalled:
             raise self.refuses
         return [StalledTicket(self, job) for job in jobs]
 
-    def stage(self, key, adapter, *, temperature=1.0):
-        pass
+    @contextmanager
+    def hold(self, key, adapter, *, temperature=1.0):
+        yield True
+
+    def staged(self):
+        return {}
 
     def load(self):
         return (0, 0)
@@ -218,6 +224,9 @@ class StalledTicket:
 
     def result(self, timeout=None):
         return self.done.result(timeout)
+
+    def so_far(self):
+        return dataclasses.replace(self.generated, finish_reason=FinishReason.CANCELLED)
 
     def cancel(self):
         if not self.done.done():
@@ -248,7 +257,10 @@ def test_the_deadline_of_a_stalled_completion_cancels_its_tickets(stalled):
     labels = {"service": "AssistantService", "code": "DEADLINE_EXCEEDED"}
     for method in ("Generate", "StreamGenerate"):
         assert value("plaudit_requests_total", {**labels, "method": method}) == 1
-    assert server.records(Topic.INTERACTIONS) == []
+    # Of the stream people saw something, of the other call nothing.
+    (stopped,) = server.records(Topic.INTERACTIONS)
+    assert [each.finish_reason for each in stopped.candidates] == [FinishReason.CANCELLED] * 3
+    assert [each.displayed_text for each in stopped.candidates] == ["x"] * 3
 
 
 def test_a_call_that_outlives_the_drain_is_ended(tmp_path):
@@ -328,6 +340,7 @@ def _signed(signer):
             domain="d",
             interaction_id="i",
             candidate_ids=(),
+            answer="ab" * 16,
             rater="",
             expires_at=dt.datetime(2030, 1, 1, tzinfo=dt.UTC),
         )

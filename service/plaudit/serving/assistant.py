@@ -13,15 +13,18 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.engine.protocol import Ticket
-from plaudit.errors import Cancelled, DeadlinePassed
+from plaudit.errors import Cancelled, DeadlinePassed, PlauditError
 from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
-from plaudit.serving.generation import Generation
+from plaudit.serving.generation import Generation, Started
 from plaudit.serving.recording import Recorded
 from plaudit.serving.validate import choice_wanted, completions_wanted
 from plaudit.settings import ServeSettings
+from plaudit.telemetry import get_logger
 from plaudit.types import FinishReason
 from plaudit.v1 import assistant_pb2, assistant_pb2_grpc
+
+log = get_logger("plaudit.assistant")
 
 _FINISH = {
     FinishReason.EOS: assistant_pb2.FINISH_REASON_EOS,
@@ -72,8 +75,15 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
         except (Cancelled, DeadlinePassed, GeneratorExit):
             # The caller's hand or clock ended it, or it left while a message was written. People read what went out.
             if not ended:
-                self._generation.stop(started, sent)
+                self._record_stop(started, sent)
             raise
+
+    def _record_stop(self, started: Started, sent: Sequence[str]) -> None:
+        try:
+            self._generation.stop(started, sent)
+        except PlauditError as error:
+            # The caller is told how its call ended; feedback on what went out waits in vain for the interaction.
+            log.error("a stopped stream has no record", reason=error.reason)
 
     def Choose(self, request: assistant_pb2.ChooseRequest, context: Any) -> assistant_pb2.ChooseResponse:
         """See assistant.proto."""

@@ -21,7 +21,7 @@ from plaudit.release.moves import Change, ChannelState, Move, Pin, Promote, Rele
 from plaudit.release.registry import Registry
 from plaudit.serving.calls import Call
 from plaudit.serving.recording import PRODUCER
-from plaudit.serving.validate import MAX_REASON_BYTES, channel_name, short_text
+from plaudit.serving.validate import MAX_REASON_BYTES, channel_name, release_version, short_text
 from plaudit.telemetry import get_logger, traceparent
 from plaudit.types import Channel
 from plaudit.v1 import releases_pb2, releases_pb2_grpc
@@ -61,8 +61,9 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
     def GetRelease(self, request: releases_pb2.GetReleaseRequest, context: Any) -> releases_pb2.GetReleaseResponse:
         """See releases.proto."""
         channel = self._state(channel_name(request.channel)).channel
-        row = self._registry.release(channel, request.version)
-        manifest = self._registry.manifest(channel, request.version)
+        version = release_version("version", request.version)
+        row = self._registry.release(channel, version)
+        manifest = self._registry.manifest(channel, version)
         return releases_pb2.GetReleaseResponse(release=_release(row), manifest_json=manifest.to_json())
 
     def WatchReleases(self, request: releases_pb2.WatchReleasesRequest, context: Any) -> Iterator[Any]:
@@ -85,14 +86,15 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
         self, request: releases_pb2.PromoteReleaseRequest, context: Any
     ) -> releases_pb2.PromoteReleaseResponse:
         """See releases.proto."""
-        state = self._change(request, Promote(request.version), context)
+        state = self._change(request, Promote(release_version("version", request.version)), context)
         return releases_pb2.PromoteReleaseResponse(state=state)
 
     def RollBackRelease(
         self, request: releases_pb2.RollBackReleaseRequest, context: Any
     ) -> releases_pb2.RollBackReleaseResponse:
         """See releases.proto."""
-        move = RollBack(request.to_version if request.HasField("to_version") else None)
+        to = release_version("to_version", request.to_version) if request.HasField("to_version") else None
+        move = RollBack(to)
         return releases_pb2.RollBackReleaseResponse(state=self._change(request, move, context))
 
     def PinRelease(self, request: releases_pb2.PinReleaseRequest, context: Any) -> releases_pb2.PinReleaseResponse:

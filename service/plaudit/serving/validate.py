@@ -30,6 +30,7 @@ MAX_PERSON_BYTES = 256
 MAX_COMPLETIONS = 8
 MAX_TEMPERATURE = 2.0
 MAX_TOP_K = 1_000
+MAX_VERSION = 2**31 - 1  # what every database's integer column holds
 MAX_STOPS = 8
 MAX_STOP_BYTES = 64
 MIN_OPTIONS = 2
@@ -103,7 +104,7 @@ def completions_wanted(asked: assistant_pb2.GenerateRequest, max_tokens: int) ->
         n=asked.n,
         sampling=_sampling(asked.sampling, max_tokens),
         seed=asked.seed if asked.HasField("seed") else None,
-        versions=tuple(asked.release_versions),
+        versions=tuple(release_version("release_versions", version) for version in asked.release_versions),
     )
 
 
@@ -119,7 +120,7 @@ def choice_wanted(asked: assistant_pb2.ChooseRequest) -> ChoiceWanted:
         options.append(Option(name, text))
     if len({option.option_id for option in options}) != len(options):
         raise refused("options", "an option_id that is used twice", "options with different option_ids")
-    version = asked.release_version if asked.HasField("release_version") else None
+    version = release_version("release_version", asked.release_version) if asked.HasField("release_version") else None
     return ChoiceWanted(envelope=_envelope(asked, options), version=version)
 
 
@@ -159,6 +160,13 @@ def tenant_name(value: str) -> str:
         return DEFAULT_TENANT
     if not _TENANT.fullmatch(value):
         raise refused("tenant", repr(value[:80]), "1 to 64 characters of [a-z0-9_-]")
+    return value
+
+
+def release_version(field: str, value: int) -> int:
+    """A version that a release may have; raises InvalidField."""
+    if value > MAX_VERSION:
+        raise refused(field, value, f"0 to {MAX_VERSION}")
     return value
 
 
