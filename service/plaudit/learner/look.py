@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import structlog
 import tenacity
 
-from plaudit.errors import PlauditError
 from plaudit.learner.context import Learner
 from plaudit.learner.outcome import Need, Result, TurnEnded, TurnOutcome, failed, require
 from plaudit.learner.recover import is_left, recover
@@ -63,7 +62,7 @@ def look(learner: Learner, channel: Channel, watch: Watch, *, force: bool = Fals
         pause = _pause(learner.settings.learn.backoff_seconds, watch.failures)
         watch.rest_until = time.monotonic() + pause
         learner.metrics.turns.labels(str(channel), str(result.outcome)).inc()
-        with contextlib.suppress(PlauditError):  # the store may be what failed
+        with contextlib.suppress(Exception):  # the store may be what failed
             learner.outcomes.remember(channel, "", "", str(result.outcome), result.reason)
         log.error(
             "turn failed",
