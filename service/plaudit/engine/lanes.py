@@ -35,7 +35,6 @@ class Block:
         self.keys, self.values = layout.zeros(rows, capacity)
         # With as many rows as the lane, each stands at its own place, and nothing has to be picked.
         self.whole = rows == width
-        self.lane_rows = torch.arange(rows, device=layout.device) if self.whole else None
         self._of: list[int | None] = [None] * rows
         self._all = torch.arange(rows, device=layout.device)
         self._device = layout.device
@@ -44,7 +43,12 @@ class Block:
     @property
     def free(self) -> bool:
         """Whether another row fits."""
-        return None in self._of
+        return not self.full
+
+    @property
+    def full(self) -> bool:
+        """Whether every place has a row."""
+        return self.targets.numel() == len(self._of)
 
     @property
     def empty(self) -> bool:
@@ -69,11 +73,15 @@ class Block:
         self.targets = torch.tensor([row for _, row in taken], dtype=torch.long, device=self._device)
         self._taken = torch.tensor([row is not None for row in self._of], device=self._device)
         if not self.whole:
-            self.lane_rows = torch.tensor([row or 0 for row in self._of], dtype=torch.long, device=self._device)
+            self._lane_rows = torch.tensor([row or 0 for row in self._of], dtype=torch.long, device=self._device)
+
+    def _own(self, of_lane: torch.Tensor) -> torch.Tensor:
+        """What the block's places are of a tensor over the lane's rows; a place without a row has the lane's first."""
+        return of_lane if self.whole else of_lane.index_select(0, self._lane_rows)
 
     def begin_step(self, positions: torch.Tensor, dtype: torch.dtype) -> None:
         """Take the positions (W,) of the lane's rows; places without a row stand at 0, and nobody reads them."""
-        own = positions if self.whole else positions[self.lane_rows]
+        own = self._own(positions)
         self._positions = torch.where(self._taken, own, 0)
         self._span = min(self.capacity, math.ceil((int(self._positions.max()) + 1) / SPAN) * SPAN)
         unseen = torch.arange(self._span, device=self._device)[None, :] > self._positions[:, None]
@@ -83,14 +91,12 @@ class Block:
     def write(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> None:
         """Take keys and values (W, heads, 1, size) of the step's tokens."""
         for stored, fresh in ((self.keys, key), (self.values, value)):
-            own = fresh[:, :, 0] if self.whole else fresh[self.lane_rows, :, 0]
-            stored[layer][self._all, :, self._positions] = own
+            stored[layer][self._all, :, self._positions] = self._own(fresh)[:, :, 0]
 
     def attend(self, query: torch.Tensor, scaling: float | None, layer: int) -> torch.Tensor:
         """Attention of the block's places (R, 1, heads, size), out of the queries (W, heads, 1, size) of all rows."""
-        own = query if self.whole else query[self.lane_rows]
         keys, values = self.keys[layer][:, :, : self._span], self.values[layer][:, :, : self._span]
-        return grouped_attention(None, own, keys, values, self._mask, scaling)[0]
+        return grouped_attention(None, self._own(query), keys, values, self._mask, scaling)[0]
 
 
 class _Pieces:
@@ -105,7 +111,8 @@ class _Pieces:
             return self._blocks[0].attend(query, scaling, self._layer)
         found = query.new_zeros(query.shape[0], 1, query.shape[1], self._blocks[0].values[self._layer].shape[3])
         for block in self._blocks:
-            found[block.targets] = block.attend(query, scaling, self._layer)[block.sources]
+            attended = block.attend(query, scaling, self._layer)
+            found.index_copy_(0, block.targets, attended if block.full else attended.index_select(0, block.sources))
         return found
 
 
