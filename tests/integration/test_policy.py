@@ -396,7 +396,7 @@ def test_the_best_state_on_held_out_prompts_leaves(base, engine, tmp_path):
     assert optimised.adapter == kept(task, 2)
     assert asked[2] > asked[0]
     # What leaves is that state, not the last one.
-    last, left = (adapters.read(kept(task, n))[1] for n in (6, 2))
+    last, left = (adapter_files.read(kept(task, n))[1] for n in (6, 2))
     assert any(not torch.equal(last[name], left[name]) for name in last)
 
 
