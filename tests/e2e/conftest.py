@@ -183,3 +183,23 @@ def ask_more():
         joined(settings)
 
     return ask
+
+
+@pytest.fixture
+def settings_of_few(model, tmp_path):
+    """Settings on the data of a few prompts on which `rate(reply, i)` is all that people do; nothing is too few."""
+
+    def of(rate, prompts=16, **asked):
+        (tmp_path / "model").symlink_to(model)
+        least = {"min_prompts": 1, "reward_comparisons": 1, "reward_raters": 1}
+        settings = settings_for(tmp_path, gate=least, learn={"min_events": 1})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registry.secrets, "token_hex", lambda _: SALT)
+            with counted_ids(), serving(settings) as server, Plaudit(server.target) as client:
+                for i in range(prompts):
+                    options = {"n": 2, "seed": i, "max_tokens": 8, **asked}
+                    rate(client.generate(CHANNEL.domain, f"list {i} kinds of tea", **options), i)
+        joined(settings)
+        return settings
+
+    return of

@@ -240,6 +240,23 @@ def test_prompts_that_this_base_s_template_refuses_are_counted_and_end_no_turn(l
     assert "more are refused by the plugin or the chat template" in result.reason
 
 
+@pytest.mark.parametrize(
+    ("asked", "rate"),
+    [
+        ({}, lambda reply, i: reply.choose(i % 2, 1 - i % 2, rater="one rater only")),
+        ({}, lambda reply, i: reply.choose(0, 1, tie=True, tie_offered=True, rater=f"rater-{i}")),
+        ({"temperature": 0.0}, lambda reply, i: reply.choose(0, 1, rater=f"rater-{i}")),
+        ({}, lambda reply, i: reply.thumbs_up(0, rater="one rater only")),
+    ],
+    ids=["one rater", "all ties", "identical completions", "one rater's thumbs"],
+)
+def test_evidence_that_compares_nothing_makes_a_turn_wait_and_not_fail(settings_of_few, learner_of, asked, rate):
+    learner = learner_of(settings_of_few(rate, **asked))
+    result = look(learner, CHANNEL, Watch(), force=True)
+    assert result.outcome in (TurnOutcome.WAITED, TurnOutcome.REFUSED), result.reason
+    assert states(learner) == []
+
+
 def test_a_look_that_read_everything_to_find_too_little_is_not_repeated_at_once(settings_of, learner_of):
     learner, watch = learner_of(settings_of(gate={"reward_comparisons": 5_000})), Watch()
     assert look(learner, CHANNEL, watch).outcome is TurnOutcome.WAITED
