@@ -24,7 +24,7 @@ import grpc.aio
 import tenacity
 
 from plaudit.addresses import is_loopback
-from plaudit.errors import Misconfigured, NotServing, PlauditError
+from plaudit.errors import DeadlinePassed, Misconfigured, NotServing, PlauditError
 from plaudit.release.moves import ChannelState, ReleaseRow, ReleaseState
 from plaudit.replies import (
     Acknowledged,
@@ -46,7 +46,6 @@ from plaudit.replies import (
     generate_request,
     reply,
 )
-from plaudit.serving.wire import error_classes, from_call
 from plaudit.types import Channel, Option
 from plaudit.v1 import (
     assistant_pb2,
@@ -57,6 +56,7 @@ from plaudit.v1 import (
     releases_pb2,
     releases_pb2_grpc,
 )
+from plaudit.wire import error_classes, from_call
 
 __all__ = [
     "Acknowledged",
@@ -212,10 +212,23 @@ class Plaudit:
         return _release(answer.release), answer.manifest_json
 
     def watch(self, channel: str = "", *, timeout: float | None = None) -> Iterator[ChannelState]:
-        """Channel states, first as they are, then as they change; ends with the timeout's DeadlinePassed."""
+        """Channel states, first as they are, then as they change; ends with the timeout's DeadlinePassed.
+
+        Without a timeout it goes on for ever: a watch that the service ends by its own longest time is opened again.
+        """
         request = releases_pb2.WatchReleasesRequest(channel=channel)
-        for answer in self._each(self._stubs.releases.WatchReleases(request, timeout=timeout)):
-            yield _state(answer.state)
+        seen: dict[str, int] = {}
+        while True:
+            try:
+                for answer in self._each(self._stubs.releases.WatchReleases(request, timeout=timeout)):
+                    if seen.get(answer.state.channel) != answer.state.generation:
+                        seen[answer.state.channel] = answer.state.generation
+                        yield _state(answer.state)
+            except DeadlinePassed:
+                if timeout is not None:
+                    raise
+            else:
+                return
 
     def promote(
         self, channel: str, version: int, *, expected_generation: int | None = None, reason: str = ""

@@ -11,8 +11,8 @@ from grpc_status import rpc_status
 from plaudit.errors import InternalError, InvalidText, MessageTooLarge, NotOffered, PlauditError
 from plaudit.metrics import Metrics
 from plaudit.serving.interceptors import CallInterceptor
-from plaudit.serving.wire import error_classes, from_call
 from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, errors_pb2, feedback_pb2_grpc
+from plaudit.wire import error_classes, from_call
 from prometheus_client import CollectorRegistry
 
 LIMIT = 100_000

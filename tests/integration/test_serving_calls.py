@@ -371,7 +371,7 @@ def test_an_evaluation_is_recorded_as_one(local, client):
 
 
 def test_privacy_is_not_offered_and_says_so(local):
-    from plaudit.serving.wire import from_call
+    from plaudit.wire import from_call
 
     with grpc.insecure_channel(local.target) as channel:
         stub = privacy_pb2_grpc.PrivacyServiceStub(channel)

@@ -11,9 +11,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from plaudit.client import Plaudit
 from plaudit.errors import DeadlinePassed, QueueFull, UnknownTenant
 from plaudit.plugins import load_plugins
-from plaudit.serving.wire import from_call
 from plaudit.testing.serving import local_server, serve_settings
 from plaudit.v1 import feedback_pb2_grpc, releases_pb2, releases_pb2_grpc
+from plaudit.wire import from_call
 
 WORKERS = 3
 
@@ -78,6 +78,13 @@ def test_watches_and_bulk_streams_have_a_deadline_and_may_be_opened_again(make_s
             with pytest.raises(DeadlinePassed):
                 states.extend(iter_into(states, client.watch(timeout=60.0)))
             assert [str(state.channel) for state in states] == ["echo/default"]
+        # Without a timeout of its own a watch outlives the service's, and tells each state once.
+        endless = client.watch()
+        assert next(endless).generation == 0
+        time.sleep(0.5)
+        client.pin("echo/default")
+        assert next(endless).generation == 1
+        endless.close()
         waiting = threading.Event()
         with pytest.raises(DeadlinePassed):
             list(client.submit_many(never(waiting), timeout=60.0))

@@ -6,7 +6,6 @@ import grpc
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from plaudit.errors import InternalError, InvalidField, OutOfScale
-from plaudit.serving.wire import from_call
 from plaudit.v1 import (
     assistant_pb2,
     assistant_pb2_grpc,
@@ -15,6 +14,7 @@ from plaudit.v1 import (
     releases_pb2,
     releases_pb2_grpc,
 )
+from plaudit.wire import from_call
 
 DENORMAL, SMALLEST_NORMAL, GREATEST = 1.401298464324817e-45, 1.1754943508222875e-38, 3.4028234663852886e38
 FLOATS = (0.0, -0.0, DENORMAL, -DENORMAL, SMALLEST_NORMAL, 1e-6, 1.0, GREATEST, -GREATEST)

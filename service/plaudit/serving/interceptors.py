@@ -29,8 +29,8 @@ from plaudit.errors import (
     QueueFull,
 )
 from plaudit.metrics import Metrics
-from plaudit.serving.wire import to_status
 from plaudit.telemetry import RequestIds, child_traceparent, get_logger, request_ids
+from plaudit.wire import to_status
 
 OURS = "/plaudit.v1."
 _REFLECTION = "/grpc.reflection."
