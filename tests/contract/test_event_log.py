@@ -107,6 +107,15 @@ class EventLogContract:
             key = str(uuid.UUID(int=index))
             assert log.append(Topic.INTERACTIONS, key, b"i")[0] == log.append(Topic.FEEDBACK, key, b"f")[0]
 
+    def test_records_are_found_by_their_key_or_the_log_says_that_it_cannot(self, log):
+        for n in range(3):
+            log.append(Topic.INTERACTIONS, "mine", b"%d" % n)
+            log.append(Topic.INTERACTIONS, "another's", b"x")
+            log.append(Topic.FEEDBACK, "mine", b"y")
+        found = log.find(Topic.INTERACTIONS, "mine", 2)
+        assert found in (None, [b"0", b"1"])
+        assert log.find(Topic.INTERACTIONS, "nobody's", 2) in (None, [])
+
     def test_offsets_are_dense_in_each_partition(self, log, consume):
         log.append(Topic.INTERACTIONS, "k", b"elsewhere")
         places = log.append_many(Topic.FEEDBACK, [(f"k{index % 7}", b"v") for index in range(30)])
@@ -243,6 +252,28 @@ class TestEmbedded(EventLogContract):
             thread.join()
         blocker.close()
         assert len(commits) == 2
+
+    def test_a_log_of_0_1_0_gets_its_index_and_keeps_its_records(self, settings):
+        settings.data_dir.mkdir(parents=True)
+        old = sqlite3.connect(settings.data_dir / "log.sqlite", isolation_level=None)
+        old.execute("PRAGMA journal_mode = WAL")
+        old.execute(
+            "CREATE TABLE records (topic TEXT NOT NULL, offset INTEGER NOT NULL, key BLOB NOT NULL,"
+            " value BLOB NOT NULL, ts INTEGER NOT NULL, PRIMARY KEY (topic, offset))"
+        )
+        old.execute("CREATE TABLE ends (topic TEXT PRIMARY KEY, next INTEGER NOT NULL) WITHOUT ROWID")
+        old.execute("INSERT INTO records VALUES ('plaudit.feedback', 0, ?, ?, 7)", (b"k", b"old"))
+        old.execute("INSERT INTO ends VALUES ('plaudit.feedback', 1)")
+        old.execute("PRAGMA user_version = 1")
+        old.close()
+        log = open_log(settings)
+        assert log.append(Topic.FEEDBACK, "k", b"new") == (0, 1)
+        assert log.find(Topic.FEEDBACK, "k", 9) == [b"old", b"new"]
+        plan = log._reader.execute(
+            "EXPLAIN QUERY PLAN SELECT value FROM records WHERE topic = 't' AND key = x'00' ORDER BY offset LIMIT 1"
+        ).fetchall()
+        assert "records_by_key" in str(plan)
+        log.close()
 
     def test_every_connection_waits_for_the_disk_before_a_commit_returns(self, log, consume):
         # In WAL mode anything less than FULL (2) acknowledges what a power cut takes back. Asked of the very

@@ -146,7 +146,8 @@ class Staging:
             self._engine.unstage(key)
             held.__exit__(None, None, None)
             raise
-        self._metrics.staged_releases.set(len(self._engine.staged()))
+        if loaded:
+            self._metrics.staged_releases.set(len(self._engine.staged()))
         return held
 
     def _prove(self, channel: Channel, fetched: _Fetched) -> None:
