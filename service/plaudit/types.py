@@ -271,6 +271,23 @@ KIND_OF_ACT: dict[type, FeedbackKind] = {
 }
 
 
+# Who gave an act that has neither a rater nor a session: see `nameless`.
+NAMELESS = "nameless"
+
+
+def nameless(end_user: str) -> str:
+    """The name that all acts without a rater and a session share: one per end user of the interaction, if known.
+
+    One name is one split and one cap on weight, so that whoever names nobody cannot be many.
+    """
+    return f"{NAMELESS}:{end_user}" if end_user else NAMELESS
+
+
+def is_rater(who: str) -> bool:
+    """Whether acts under this name are one person's: pseudonyms and sessions are, a shared name may be of many."""
+    return not who.startswith(NAMELESS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
     """One human act about one interaction. `rater` is a pseudonym, empty if nobody was named.
@@ -295,7 +312,7 @@ class Feedback:
 
     @property
     def who(self) -> str:
-        """The rater, else the session, else the interaction (docs/reward.md, splits)."""
+        """Tells apart who acts about one interaction: the rater, else the session, else anybody who names neither."""
         return self.rater or (f"session:{self.session_id}" if self.session_id else f"interaction:{self.interaction_id}")
 
     @property

@@ -149,13 +149,37 @@ def test_a_frozen_data_set_holds_rows_interactions_offsets_and_splits(filled: Fi
     )
     frozen = filled.store.freeze(CHANNEL, SALT, START)
     assert [(row.interaction_id, row.feedback_id) for row in frozen.rows] == [("i1", "f1"), ("i1", "f2"), ("i2", "f3")]
-    assert [row.who for row in frozen.rows] == ["session:s", "ann", "interaction:i2"]
+    assert [row.who for row in frozen.rows] == ["session:s", "ann", "nameless"]
     assert [row.rater_split for row in frozen.rows] == [rater_split(SALT, row.who) for row in frozen.rows]
     assert [row.group_split for row in frozen.rows] == [group_split(SALT, row.prompt_group) for row in frozen.rows]
     assert sorted(frozen.interactions) == ["i1", "i2"]
     assert frozen.interactions["i1"] == make_interaction("i1")
     assert frozen.offsets == (OffsetRange(Topic.FEEDBACK, 0, 0, 3), OffsetRange(Topic.INTERACTIONS, 0, 0, 3))
     assert (frozen.as_of, frozen.counts) == (START, {"thumbs": 3})
+
+
+def test_acts_that_name_nobody_share_one_name_and_are_no_raters(filled: Filled) -> None:
+    for index in range(30):
+        asked = dataclasses.replace(make_interaction(f"i{index}"), end_user="eve" if index % 3 == 0 else "")
+        act = make_feedback(f"f{index}", f"i{index}", Thumbs("a", index % 2 == 0), rater="")
+        filled.join(asked, act)
+    filled.join(make_feedback("g", "i0", Thumbs("b", True), rater="", session_id="s"))
+    rows = filled.store.freeze(CHANNEL, SALT, START).rows
+    # None replaces one on another interaction, and all of one name are in one split.
+    assert len(rows) == 31
+    assert {row.who for row in rows} == {"nameless", "nameless:eve", "session:s"}
+    assert len({row.rater_split for row in rows if row.who == "nameless"}) == 1
+    tallied = filled.store.tally(CHANNEL, SALT)
+    assert (sum(each.acts for each in tallied), sum(each.raters for each in tallied)) == (31, 1)
+
+
+def test_of_acts_that_name_nobody_on_one_interaction_the_newest_counts(filled: Filled) -> None:
+    older = make_feedback("f1", "i", Thumbs("a", True), rater="")
+    newer = make_feedback("f2", "i", Thumbs("a", False), rater="", seconds=1)
+    filled.join(make_interaction("i"), make_interaction("other"), older, newer)
+    filled.join(make_feedback("f3", "other", Thumbs("a", True), rater=""))
+    rows = filled.store.freeze(CHANNEL, SALT, START).rows
+    assert [(row.interaction_id, row.feedback_id) for row in rows] == [("i", "f2"), ("other", "f3")]
 
 
 def test_few_raters_splits_prompt_groups_alone(filled: Filled) -> None:

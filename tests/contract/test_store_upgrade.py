@@ -14,6 +14,7 @@ from plaudit.eventlog import Topic
 from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
+from plaudit.evidence.rows import evidence_from_bytes, evidence_to_bytes
 from plaudit.evidence.store import EvidenceStore, JoinCounts
 from plaudit.release.registry import Registry
 from plaudit.settings import JoinSettings
@@ -93,6 +94,19 @@ def test_evidence_and_interactions_are_what_they_were(old_url):
     assert store.counts(CHANNEL) == JoinCounts(interactions=2, acknowledged=4, joined=2, waiting=1, rejected=1)
     tally = store.tally(CHANNEL, SALT)
     assert sorted((each.kind, each.acts) for each in tally) == [(FeedbackKind.CHOICE, 1), (FeedbackKind.THUMBS, 1)]
+    store.close()
+
+
+def test_acts_of_old_that_name_nobody_share_one_name(old_url):
+    old = sa.create_engine(old_url)
+    with old.begin() as connection:
+        payload = connection.execute(sa.text("SELECT payload FROM evidence LIMIT 1")).scalar_one()
+        nobody = dataclasses.replace(evidence_from_bytes(bytes(payload)), who="interaction:i1")
+        connection.execute(sa.text("UPDATE evidence SET payload = :bytes"), {"bytes": evidence_to_bytes(nobody)})
+    old.dispose()
+    store = EvidenceStore(old_url)
+    assert {row.who for row in store.freeze(CHANNEL, SALT).rows} == {"nameless"}
+    assert {each.raters for each in store.tally(CHANNEL, SALT)} == {0}
     store.close()
 
 

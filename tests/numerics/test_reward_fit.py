@@ -499,6 +499,25 @@ def test_train_raters_on_gate_groups_are_left_out(base: Base):
     assert collect(data, Split.GATE, base, SETTINGS).events == 1
 
 
+def test_acts_that_name_nobody_teach_under_one_cap_and_judge_nothing(base: Base):
+    asked = [
+        interaction(f"i{n}", "g", [candidate(base, "c0", "tea"), candidate(base, "c1", "cup")], (3, 4))
+        for n in range(42)
+    ]
+    pair = Pair(first="c0", second="c1", outcome=PairOutcome.FIRST)
+
+    def said(split: Split, *named: str) -> FrozenDataSet:
+        whos = ["nameless"] * 40 + list(named)
+        return frozen(asked, [row(f"i{n}", pair, FeedbackKind.CHOICE, who, split) for n, who in enumerate(whos)])
+
+    units = collect(said(Split.TRAIN, "fresh"), Split.TRAIN, base, SETTINGS)
+    weight = {u.event.who: u.event.weight for u in units.pairs}
+    assert weight["nameless"] / weight["fresh"] == pytest.approx(0.5)
+    judges = collect(said(Split.CALIBRATION, "ann", "session:s"), Split.CALIBRATION, base, SETTINGS)
+    assert [each.who for each in comparisons(judges)] == ["ann", "session:s"]
+    assert judges.left_out == {"nameless": 40}
+
+
 def test_weights_decay_with_age_are_capped_a_rater_and_have_mean_one(base: Base):
     prompt = (3, 4)
     asked = [

@@ -90,7 +90,11 @@ def reference(items: list[Item]) -> dict[tuple[str, str, int], object]:
         fails = isinstance(act.act, Correction) and act.act.text in ("boom", "stranger")
         if (act.interaction_id, act.feedback_id) not in withdrawn and not fails:
             for index, atom in enumerate(PLUGIN.to_evidence(known[act.interaction_id], act)):
-                evidence[act.interaction_id, act.feedback_id, index] = (atom, act.who, act.accepted_at)
+                evidence[act.interaction_id, act.feedback_id, index] = (
+                    atom,
+                    act.who if act.rater else "nameless",
+                    act.accepted_at,
+                )
     return evidence
 
 

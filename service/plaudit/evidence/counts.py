@@ -18,7 +18,7 @@ from plaudit.evidence.rows import evidence_from_bytes
 from plaudit.evidence.splits import Bounds, Split, group_bounds, group_unit, rater_bounds, rater_unit
 from plaudit.evidence.tables import EvidenceTable, to_micros
 from plaudit.store.database import Database
-from plaudit.types import Channel, FeedbackKind
+from plaudit.types import NAMELESS, Channel, FeedbackKind
 
 FILL_ROWS = 1000  # places filled in by one transaction: some tens of milliseconds
 
@@ -28,7 +28,7 @@ _KEY = (_EVIDENCE.c.interaction_id, _EVIDENCE.c.feedback_id, _EVIDENCE.c.index)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """Acts with evidence, and the raters who gave them, of one kind in one pair of splits."""
+    """Acts with evidence, and the raters who gave them (`is_rater`), of one kind in one pair of splits."""
 
     kind: FeedbackKind
     rater_split: Split
@@ -79,7 +79,7 @@ def tally(connection: Connection, channel: Channel, since: dt.datetime | None, f
             group.label("part"),
             _EVIDENCE.c.interaction_id,
             _EVIDENCE.c.feedback_id,
-            _EVIDENCE.c.who,
+            case((_EVIDENCE.c.who.startswith(NAMELESS), None), else_=_EVIDENCE.c.who).label("who"),
         )
         .where(_of(channel), _after(since))
         .distinct()

@@ -43,6 +43,7 @@ from plaudit.types import (
     Ranking,
     RankingEvidence,
     Scalar,
+    nameless,
 )
 
 # (feedback id, is a retraction, digest): names an act or a retraction within its interaction.
@@ -296,6 +297,11 @@ def _fault(atom: object, known: frozenset[str]) -> str:
     return ""
 
 
+def _name(interaction: Interaction, feedback: Feedback) -> str:
+    """Whom the evidence counts for, across interactions (docs/join.md, "Acts without a rater")."""
+    return feedback.who if feedback.rater or feedback.session_id else nameless(interaction.end_user)
+
+
 def _stored(interaction: Interaction, feedback: Feedback, index: int, atom: Evidence) -> StoredEvidence:
     return StoredEvidence(
         interaction_id=interaction.interaction_id,
@@ -303,7 +309,7 @@ def _stored(interaction: Interaction, feedback: Feedback, index: int, atom: Evid
         index=index,
         kind=feedback.kind,
         evidence=atom,
-        who=feedback.who,
+        who=_name(interaction, feedback),
         accepted_at=feedback.accepted_at,
         prompt_group=interaction.prompt_group,
         channel=interaction.channel,

@@ -49,7 +49,7 @@ def group_bounds(few_raters: bool = False) -> Bounds:
 
 
 def rater_split(salt: bytes, who: str) -> Split:
-    """The split of a rater (`Feedback.who`): train 60%, gate 20%, calibration 20%."""
+    """The split of a rater (`StoredEvidence.who`): train 60%, gate 20%, calibration 20%."""
     return _place(rater_unit(salt, who), rater_bounds())
 
 

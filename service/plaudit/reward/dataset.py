@@ -28,6 +28,7 @@ from plaudit.types import (
     PairOutcome,
     RankingEvidence,
     Scalar,
+    is_rater,
 )
 
 if TYPE_CHECKING:
@@ -190,6 +191,10 @@ def collect(data: FrozenDataSet, split: Split, text: Text, settings: RewardSetti
     found: list[Weighed] = []
     left_out: Counter[str] = Counter()
     for row in select(data, split):
+        # A shared name may be of many people or of one: nothing is judged by it.
+        if split is Split.CALIBRATION and not is_rater(row.who):
+            left_out["nameless"] += 1
+            continue
         age = max((data.as_of - row.accepted_at).total_seconds(), 0.0) / SECONDS_A_DAY
         event = Event(
             f"{row.interaction_id}/{row.feedback_id}/{row.index}",

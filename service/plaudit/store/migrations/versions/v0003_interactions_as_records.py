@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from plaudit.eventlog.codec import decode, request_digest
-from plaudit.types import Interaction
+from plaudit.types import NAMELESS, Interaction
 from plaudit.v1 import assistant_pb2, events_pb2, evidence_pb2
 
 revision = "0003"
@@ -140,7 +140,7 @@ def _evidence(connection: sa.Connection) -> None:
     update = (
         sa.update(EVIDENCE)
         .where(*(column == sa.bindparam(f"at_{column.name}") for column in key))
-        .values({name: sa.bindparam(f"to_{name}") for name in ("kind", "who", "accepted_at")})
+        .values({name: sa.bindparam(f"to_{name}") for name in ("payload", "kind", "who", "accepted_at")})
     )
     while True:
         query = sa.select(*key, EVIDENCE.c.payload).where(EVIDENCE.c.kind == "").limit(ROWS)
@@ -154,10 +154,14 @@ def _evidence(connection: sa.Connection) -> None:
 
 def _counted_by(interaction_id: str, feedback_id: str, index: int, payload: bytes) -> dict[str, object]:
     message = evidence_pb2.EvidenceRow.FromString(payload)
+    # In 0.1.0 every interaction whose act named nobody was a rater of its own.
+    if message.who.startswith("interaction:"):
+        message.who = NAMELESS
     return {
         "at_interaction_id": interaction_id,
         "at_feedback_id": feedback_id,
         "at_index": index,
+        "to_payload": message.SerializeToString(deterministic=True),
         "to_kind": message.kind,
         "to_who": message.who,
         "to_accepted_at": message.accepted_at.ToMicroseconds(),
