@@ -81,7 +81,10 @@ def loop(seed: int, turns: int, overrides: Sequence[str], model: Path) -> dict[s
     with tempfile.TemporaryDirectory(prefix="plaudit-turns-", ignore_cleanup_errors=True) as folder:
         options = plan.DemoOptions(out=Path(folder), quick=True, seed=seed)
         options.config.write_text(toml(plan.settings_table(options, model)), encoding="utf-8")
-        settings = load_settings(options.config, [f"data_dir={options.data_dir}", "learn.nice=0", *overrides])
+        # One thread: on a tiny model a second one mostly waits, and several seeds may run side by side.
+        own = [f"data_dir={options.data_dir}", "learn.nice=0", "model.threads=1"]
+        settings = load_settings(options.config, [*own, *overrides])
+        torch.set_num_threads(1)
         engine = TorchEngine(Base.of(settings), settings.engine, settings.model)
         try:
             plugins = load_plugins(settings.plugins.allow)
