@@ -230,9 +230,9 @@ class PolicySettings(Section):
     max_grad_norm: float = Field(default=1.0, ge=0.001, le=1_000)
     """Gradient clipping."""
     kl_coef: float = Field(default=0.02, ge=0, le=10)
-    """Reward that a nat of KL to the base costs as the controller begins; states are compared at this price, too."""
+    """Reward that a nat of KL to the base costs as the controller begins."""
     kl_live_coef: float = Field(default=0.02, ge=0, le=10)
-    """Reward that a nat of KL to the live release costs; nothing is added if the base is live."""
+    """Reward that a nat of KL to the live release costs in training, unless that is the base, and as states compare."""
     kl_target: float = Field(default=10.0, ge=0.01, le=1_000)
     """KL to the base that the controller aims at, nats per sequence."""
     advantage: Literal["gae", "rloo"] = "rloo"

@@ -376,7 +376,7 @@ def test_the_kl_to_live_holds_a_second_turn_near_its_live_release(base, engine, 
 def test_the_best_state_on_held_out_prompts_leaves(base, engine, tmp_path):
     """The reward turns once the policy has left the base: a state on the way is the best one."""
     prompts = _prompts(engine, 24)
-    options = {"iterations": 6, "compared": 6, "samples": 8, "lr": 1e-2, "update_kl": 0.2, "kl_coef": 0.0}
+    options = {"iterations": 6, "compared": 6, "samples": 8, "lr": 1e-2, "update_kl": 0.2, "kl_live_coef": 0.0}
     task = _task(base, engine, tmp_path, reward=_even, train=prompts[:8], held_out=prompts[8:], **options)
     asked = []
 

@@ -61,9 +61,9 @@ class Rise:
         return self.mean > self.bound
 
 
-def best(iterates: Sequence[Iterate], kl_coef: float) -> Iterate:
-    """The iterate with the most reward less kl_coef per nat of KL to the live release; of equals the earliest."""
-    return max(iterates, key=lambda it: (it.reward - kl_coef * it.kl_live, -it.iteration))
+def best(iterates: Sequence[Iterate], kl_live_coef: float) -> Iterate:
+    """The iterate with the most reward less kl_live_coef per nat of KL to the live release; of equals the earliest."""
+    return max(iterates, key=lambda it: (it.reward - kl_live_coef * it.kl_live, -it.iteration))
 
 
 def rise(start: Iterate, iterate: Iterate) -> Rise:

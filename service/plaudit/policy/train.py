@@ -35,7 +35,7 @@ GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8  # Gradients of A begin near 1e-5: the customary 1e-5 here would take part of their step away.
 HELD_OUT_SAMPLES = 3  # Completions of a held-out prompt; more prompts tell more than more completions.
-KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.005, 0.2
+KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.01, 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class Ppo:
             # Nothing can be compared: the last one leaves, and the gate decides.
             trainer.keep(settings.iterations)
             return _optimised(task, found, iterates, settings.iterations, True, "")
-        chosen = best(iterates, settings.kl_coef)
+        chosen = best(iterates, settings.kl_live_coef)
         gain = rise(iterates[0], chosen)
         log.info("chosen", channel=str(task.channel), iteration=chosen.iteration, rise=gain.mean, error=gain.error)
         return _optimised(task, found, iterates, chosen.iteration, gain.counts, _why(iterates, gain))
