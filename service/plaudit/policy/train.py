@@ -35,7 +35,7 @@ GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8  # Gradients of A begin near 1e-5: the customary 1e-5 here would take part of their step away.
 HELD_OUT_SAMPLES = 3  # Completions of a held-out prompt; more prompts tell more than more completions.
-KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.01, 0.2
+KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.005, 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
