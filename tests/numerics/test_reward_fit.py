@@ -20,6 +20,7 @@ from plaudit.reward import fit as fitting
 from plaudit.reward.batch import Batch, Shared, Treatment
 from plaudit.reward.calibration import RewardReport, calibrate, expected_calibration_error, fit_temperature, measure
 from plaudit.reward.dataset import (
+    Comparison,
     Unit,
     bootstrap_weight,
     collect,
@@ -625,8 +626,15 @@ def test_temperature_recovers_the_scale_of_the_scores():
 
 def test_calibration_error_by_pencil():
     # One bin each of two: |1 - .9| and |0 - .6|, half the mass each.
-    error = expected_calibration_error(np.array([0.9, 0.6]), np.array([True, False]))
+    error = expected_calibration_error(np.array([0.9, 0.6]), np.array([1.0, 0.0]))
     assert error == pytest.approx((0.1 + 0.6) / 2)
+
+
+def test_equal_scores_are_calibrated(bare: RewardModel, monkeypatch):
+    monkeypatch.setattr(bare, "scores", lambda several, cache=None: torch.zeros(len(several), 3))
+    found = [Comparison(who, Completion((1,), (2,)), Completion((1,), (3,))) for who in "ab"]
+    report = measure(bare, found)
+    assert (report.accuracy, report.ece) == (0.5, 0.0)
 
 
 def test_a_report_without_comparisons_is_null_where_it_knows_nothing(bare: RewardModel):

@@ -26,6 +26,8 @@ def pick(
 ) -> list[int]:
     """For each prompt (one user turn) the answer with the greatest pessimistic score of the release's reward model.
 
+    Answers are displayed texts: a reply carries no token ids, so the texts are tokenised anew and may have other
+    tokens than those that were sampled and that training reads (`dataset.shown_tokens`).
     The answers of a prompt are each other's references: within a prompt that moves every score alike.
     """
     if settings.model.threads:

@@ -116,7 +116,7 @@ def measure(
         temperature=model.temperature,
         nll_uncalibrated=_mean(np.logaddexp(0.0, -lead)),
         nll=_mean(-np.log(np.clip(chance, 1e-300, 1.0))),
-        ece=expected_calibration_error(np.maximum(chance, 1 - chance), lead > 0),
+        ece=expected_calibration_error(np.maximum(chance, 1 - chance), right),
         brier=_mean((1 - chance) ** 2),
         length_correlation=_within_prompt_correlation(scores),
         # A comparison of equal lengths counts half: the length says nothing about it.
@@ -145,9 +145,10 @@ def fit_temperature(lead: Floats) -> float:
     return 2 / (low + high)
 
 
-def expected_calibration_error(confidence: Floats, correct: NDArray[np.bool_]) -> float:
+def expected_calibration_error(confidence: Floats, correct: Floats) -> float:
     """Mean over equal-mass bins of |share correct - mean confidence|, weighed by mass; NaN without any.
 
+    correct: 1 (right), 0 (wrong) or .5 (both sides alike, and a confidence of .5).
     Nixon et al. 2019, arXiv:1904.01685 (adaptive calibration error), for the predicted side alone.
     """
     if not len(confidence):
