@@ -19,10 +19,13 @@ from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
 from plaudit.learner import context, loop
 from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import TurnOutcome
+from plaudit.learner.recover import recover
 from plaudit.learner.report import channel_reports
 from plaudit.learner.since import LEASE
 from plaudit.learner.steps import optimise, promote
 from plaudit.learner.turn import new_turn, run
+from plaudit.release.gate import Decision
+from plaudit.release.manifest import Manifest
 from plaudit.release.moves import Pin, Promote, ReleaseState, RollBack
 from plaudit.release.registry import Registry
 from plaudit.settings_text import toml
@@ -284,6 +287,8 @@ def test_few_raters_split_prompts_alone(learner):
     few = Wrapped(inner, declaration=dataclasses.replace(inner.declaration, few_raters=True))
     result = look(dataclasses.replace(learner, plugins={CHANNEL.domain: few}), CHANNEL, Watch())
     assert result.outcome is TurnOutcome.PROMOTED, result.reason
+    judges = {row.who for row in rows if row.group_split is Split.CALIBRATION}
+    assert checks(learner, 1)["reward_raters"]["value"] == len(judges)
 
 
 # Overtaken -------------------------------------------------------------------------------------------
@@ -380,6 +385,18 @@ def test_what_a_dead_turn_left_gated_is_not_promoted_over_people(settings_of, le
     assert checks(learner, 1)["overtaken"]["value"] == 2.0
 
 
+def test_a_gated_release_that_does_not_say_from_which_generation_it_came_is_left_to_people(learner, tmp_path):
+    """As releases of 0.1.0: what happened since cannot be known."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    learner.registry.register(Manifest(channel=CHANNEL, parent=0, base_digest=learner.base.digest), empty)
+    learner.registry.decide(CHANNEL, 1, Decision(True, (), dt.datetime.now(dt.UTC)))
+    with learner.leases.take("test") as lease:
+        recover(learner, CHANNEL, lease, may_promote=True)
+    assert states(learner) == [ReleaseState.GATED]
+    assert "overtaken" in checks(learner, 1)
+
+
 @pytest.mark.slow
 def test_a_killed_process_leaves_serving_as_it_was(settings_of, tmp_path):
     settings = settings_of()
@@ -432,6 +449,13 @@ def test_what_breaks_a_turn_ends_it_by_name_backs_off_and_leaves_nothing_behind(
     result = look(learner, CHANNEL, watch, force=True)
     assert result.outcome is TurnOutcome.PROMOTED, result.reason
     assert watch.failures == 0
+
+
+def test_a_fit_that_broke_leaves_no_adapter_on_the_base(settings_of, learner_of, monkeypatch):
+    learner = learner_of(settings_of(reward={"adapter": True}))
+    monkeypatch.setattr("plaudit.reward.fit._features", raises(MemoryError()))
+    assert look(learner, CHANNEL, Watch()).outcome is TurnOutcome.FAILED
+    assert adapters.names(learner.base) == []
 
 
 def test_a_plugin_that_raises_and_a_damaged_release_end_that_turn_alone(settings_of, learner_of, ask_more):
