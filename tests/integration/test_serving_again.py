@@ -119,7 +119,7 @@ def test_a_stopped_stream_is_recorded_with_what_went_out_and_may_be_rated(world)
         assert candidate.candidate_id == begun.candidate_ids[0]
         assert candidate.displayed_text in local.engine.decode(candidate.tokens)
         assert len(candidate.logprobs_raw) == len(candidate.logprobs_sampled) == len(candidate.tokens)
-        (evidence,) = world.join(local.log)
+        (evidence,) = wait_for(lambda: world.join(local.log))
         assert (evidence.candidate, evidence.positive) == (candidate.candidate_id, False)
 
 
@@ -164,7 +164,7 @@ def test_feedback_never_lands_on_a_text_that_its_rater_did_not_see(world, monkey
         same.thumbs_up(rater="ana")
         other.thumbs_down(rater="bo")
         begun.thumbs_down(rater="cy")
-        (evidence,) = world.join(local.log)
+        (evidence,) = wait_for(lambda: world.join(local.log))
         assert evidence.positive
         reasons = sorted(rejected.reason for rejected in local.records(Topic.REJECTED))
         assert reasons == ["ANOTHER_ANSWER", "ANOTHER_ANSWER"]
