@@ -67,11 +67,19 @@ def counted_ids():
         yield
 
 
+THUMBS_ALONE = "thumbs alone"
+
+
 class People:
-    """Raters who like spaces, or who by their split are of the opposite taste. They rank four answers at a time."""
+    """Raters who like spaces, or who by their split are of the opposite taste.
+
+    They rank four answers at a time, or with THUMBS_ALONE see one and raise or lower a thumb, each at a measure of
+    their own.
+    """
 
     def __init__(self, dislike=()):
-        self._dislike, self._rng = set(dislike), random.Random(0)
+        self._thumbs = THUMBS_ALONE in dislike
+        self._dislike, self._rng = set(dislike) - {THUMBS_ALONE}, random.Random(0)
 
     def split(self, rater):
         return rater_split(bytes.fromhex(SALT), pseudonym(KEY.encode(), CHANNEL.tenant, rater))
@@ -79,10 +87,15 @@ class People:
     def ask_and_rate(self, target, prompts, domain=CHANNEL.domain):
         with Plaudit(target) as client:
             for i in prompts:
-                reply = client.generate(domain, f"list {i} kinds of tea", n=4, seed=i, max_tokens=8)
-                for number in self._rng.sample(range(RATERS), 3):
+                n, raters = (1, 6) if self._thumbs else (4, 3)
+                reply = client.generate(domain, f"list {i} kinds of tea", n=n, seed=i, max_tokens=8)
+                for number in self._rng.sample(range(RATERS), raters):
                     rater = f"rater-{number}"
                     sign = -1 if self.split(rater) in self._dislike else 1
+                    if self._thumbs:
+                        give = reply.thumbs_up if reply.text.count(" ") > number % 2 else reply.thumbs_down
+                        give(rater=rater)
+                        continue
                     order = sorted(range(4), key=lambda j: -sign * reply.completions[j].text.count(" "))
                     reply.rank(order, rater=rater)
 

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import structlog
@@ -28,11 +30,13 @@ from plaudit.release.gate import Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.moves import Pin, Promote, ReleaseState, RollBack
 from plaudit.release.registry import Registry
+from plaudit.reward.calibration import RewardReport
 from plaudit.settings_text import toml
 from plaudit.store.leases import LEASE as LEASES
 from plaudit.types import Channel, Request, RewardTerms
 
 CHANNEL = Channel("instruction", "default")
+THUMBS_ALONE = "thumbs alone"  # a world of tests/e2e/conftest.py
 
 
 class Died(BaseException):
@@ -210,6 +214,27 @@ def test_a_reward_model_that_calibration_raters_contradict_steers_nothing_and_is
 
     other = settings.model_copy(update={"reward": settings.reward.model_copy(update={"heads": 3})})
     assert look(learner_of(other), CHANNEL, Watch()).outcome is TurnOutcome.REFUSED, "other settings are worth a try"
+
+
+def test_a_channel_of_thumbs_alone_makes_a_release(settings_of, learner_of):
+    """Nobody ever compared two answers: the reward model is judged by thumbs up against thumbs down of one rater."""
+    learner = learner_of(settings_of(THUMBS_ALONE))
+    result = look(learner, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.PROMOTED, result.reason
+    with tempfile.TemporaryDirectory() as folder:
+        release = learner.registry.fetch(CHANNEL, 1, Path(folder) / "release")
+        report = RewardReport.from_json((release / "reward_report.json").read_text())
+    assert report.facts["pairs"] == report.facts["rankings"] == 0
+    assert report.facts["treatment_choice"]["judged_by"] == "thumbs"
+    assert "no_reference" not in report.facts["left_out"], "what the log lacks was sampled"
+    assert report.comparisons >= learner.settings.gate.reward_comparisons
+    # Their spread within a prompt is about one, as that of any fitted head; it used to be arbitrary.
+    assert all(0.05 < scale < 20 for scale in report.scales)
+
+
+def test_too_few_thumbs_are_waited_for_by_their_name(settings_of, learner_of):
+    learner = learner_of(settings_of(THUMBS_ALONE, gate={"reward_comparisons": 5_000}))
+    assert "of 5000 calibration contrasts between one rater's thumbs" in look(learner, CHANNEL, Watch()).reason
 
 
 # Waiting ---------------------------------------------------------------------------------------------

@@ -260,12 +260,14 @@ def test_heads_read_two_thirds_of_the_way_up_unless_told_otherwise(base: Base):
     assert [(each.start, each.stop) for each in spans] == [(1, READ), (0, 2), (2, 4)]
 
 
-def test_both_treatments_are_measured_and_recorded(fitted: RewardModel):
+def test_all_treatments_are_measured_and_recorded(fitted: RewardModel):
     choice = fitted.facts["treatment_choice"]
-    assert choice["nll_contrast"] > 0
-    assert choice["nll_centred"] > 0
+    assert set(choice["nll"]) == {"A", "B", "C"}
+    assert all(value > 0 for value in choice["nll"].values())
+    assert choice["judged_by"] == "thumbs", "five calibration raters gave fewer pairs than LEAST_PAIRS"
+    best = min("BC", key=lambda each: choice["nll"][each])
     better = choice["difference"] > choice["standard_error"]
-    assert choice["chosen"] == ("B" if better else "A") == fitted.treatment.value
+    assert choice["chosen"] == (best if better else "A") == fitted.treatment.value
 
 
 def test_the_same_seed_gives_the_same_model(base: Base):
@@ -379,7 +381,7 @@ def test_minibatches_estimate_the_full_loss(base: Base, data: FrozenDataSet):
     rng = np.random.default_rng(0)
 
     def loss(part: Sequence[Unit], draw: np.random.Generator | None) -> float:
-        batch = Batch(part, {}, heads=1, seed=0, treatment=Treatment.CONTRAST, rng=draw)
+        batch = Batch(part, {}, heads=1, seed=0, treatment=Treatment.PLAIN, rng=draw)
         for completion in batch.completions:
             scores.setdefault(completion, torch.from_numpy(rng.normal(size=1)).float())
         rows = torch.stack([scores[each] for each in batch.completions])

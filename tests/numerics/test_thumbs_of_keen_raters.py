@@ -26,8 +26,12 @@ def _score(completion):
     return float(np.sin(completion.shown[0] * 12.9898))
 
 
+# One reference of the one prompt: it shifts all scores alike, and no likelihood of thumbs sees a shift.
+REFERENCES = {"group": (Completion((1,), (-1,)),)}
+
+
 def _loss(units, treatment=Treatment.CONTRAST):
-    batch = Batch(units, {}, heads=1, seed=0, treatment=treatment, bootstrap=False)
+    batch = Batch(units, REFERENCES, heads=1, seed=0, treatment=treatment, bootstrap=False)
     scores = torch.tensor([[_score(each)] for each in batch.completions], dtype=torch.double)
     return batch, batch.loss(scores, Shared.start()).item()
 
@@ -82,3 +86,14 @@ def test_a_part_of_a_raters_thumbs_has_the_mean_of_all(treatment, ups, downs):
 def test_the_draw_is_the_same_for_the_same_thumbs():
     unit = _unit("keen", 300, 200)
     assert _loss([unit])[1] == _loss([unit])[1]
+
+
+def test_a_thumb_without_a_reference_takes_no_part_if_scores_are_centred():
+    """It used to stay uncentred beside centred ones, unsaid."""
+    alone = _unit("ada", 2, 2)
+    own = {"group": (alone.thumbs[0].completion,)}
+    # The first completion is its own prompt's only reference: it must not be compared with itself.
+    for treatment, count in ((Treatment.CONTRAST, 3), (Treatment.CENTRED, 3), (Treatment.PLAIN, 4)):
+        batch = Batch([alone], own, heads=1, seed=0, treatment=treatment, bootstrap=False)
+        assert int((batch._thumbs[0].rows >= 0).sum()) == count
+    assert not Batch([alone], {}, heads=1, seed=0, treatment=Treatment.CONTRAST, bootstrap=False).completions

@@ -25,6 +25,7 @@ from plaudit.reward.dataset import (
     ThumbsUnit,
     Unit,
     bootstrap_weight,
+    other_references,
 )
 from plaudit.reward.trunk import Completion
 
@@ -37,10 +38,11 @@ MOST_THUMBS_OF_ALL = 40
 
 
 class Treatment(StrEnum):
-    """How thumbs enter (docs/reward.md)."""
+    """How thumbs enter: contrasts on centred scores, scores centred within the rater, contrasts on plain scores."""
 
     CONTRAST = "A"
     CENTRED = "B"
+    PLAIN = "C"
 
 
 @dataclass(slots=True)
@@ -103,6 +105,11 @@ def draw_thumbs(unit: ThumbsUnit, treatment: Treatment, rng: np.random.Generator
     return DrawnThumbs(tuple(unit.thumbs[i] for i in kept), drawn, worth / count)
 
 
+def with_references(unit: ThumbsUnit, references: Mapping[str, Sequence[Completion]]) -> ThumbsUnit:
+    """The thumbs whose prompt has a reference beside the completion itself."""
+    return ThumbsUnit(unit.who, tuple(thumb for thumb in unit.thumbs if other_references(thumb, references)))
+
+
 def _bounded(unit: ThumbsUnit, treatment: Treatment) -> DrawnThumbs:
     if len(unit.thumbs) <= MOST_THUMBS_OF_ALL:
         return DrawnThumbs(unit.thumbs, None, 1.0)
@@ -152,7 +159,13 @@ class Batch:
         self._ties = _Pairs(self, [unit for unit in pairs if unit.tie_offered])
         self._demos = _Pairs(self, [unit for unit in units if isinstance(unit, DemoUnit)])
         self._rankings = _Rankings(self, [unit for unit in units if isinstance(unit, RankingUnit)])
-        drawn = [draw_thumbs(unit, treatment, rng) for unit in units if isinstance(unit, ThumbsUnit)]
+        thumbs = [unit for unit in units if isinstance(unit, ThumbsUnit)]
+        if treatment is Treatment.PLAIN:
+            references = {}
+        else:
+            # A score that is not centred cannot stand beside those that are.
+            thumbs = [with_references(unit, references) for unit in thumbs]
+        drawn = [draw_thumbs(unit, treatment, rng) for unit in thumbs]
         kept = [each for each in drawn if len(each.thumbs) >= 2]
         self._thumbs = [_Thumbs(self, several, references) for several in _by_width(kept)]
 
@@ -288,8 +301,7 @@ class _Thumbs:
             for i, j in each.drawn or ():
                 self.drawn[g, i, j] = True
             for thumb in each.thumbs:
-                others = [c for c in references.get(thumb.event.group, ()) if c != thumb.completion]
-                cited.append([batch.row(c) for c in others])
+                cited.append([batch.row(each) for each in other_references(thumb, references)])
             cited += [[] for _ in range(thumbs - count)]
         found = batch.index(cited)
         self.references = found.reshape(groups, thumbs, found.shape[-1])
@@ -298,7 +310,7 @@ class _Thumbs:
         mask, cited = self.rows >= 0, self.references >= 0
         references = scores[:, self.references]  # (K, G, T, J)
         centred = like.minus_reference_mean(scores[:, self.rows], references, cited)
-        if treatment is Treatment.CONTRAST:
+        if treatment is not Treatment.CENTRED:
             # An event's omega is worth one comparison; its bootstrap draws are independent, so they multiply.
             omega = (self.omega[:, :, None] * self.omega[:, None, :]).sqrt()
             weights = omega * self.weight[..., :, None] * self.weight[..., None, :]

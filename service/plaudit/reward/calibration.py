@@ -98,9 +98,16 @@ def measure(
     model: RewardModel, found: Sequence[Comparison], *, cache: TrunkCache | None = None, fit: bool = True
 ) -> RewardReport:
     """Report on comparisons; with `fit` the model's temperature is set from them, else the one it has is used."""
-    completions = list(dict.fromkeys(each for c in found for each in (c.better, c.worse)))
+    sides = ((c.better, c.worse, *c.better_references, *c.worse_references) for c in found)
+    completions = list(dict.fromkeys(each for side in sides for each in side))
     scores = dict(zip(completions, model.scores(completions, cache).mean(1).double().tolist(), strict=True))
-    lead = np.array([scores[c.better] - scores[c.worse] for c in found], dtype=np.float64)
+
+    def centred(completion: Completion, references: Sequence[Completion]) -> float:
+        mean: float = np.mean([scores[each] for each in references]).item() if references else 0.0
+        return float(scores[completion]) - mean
+
+    leads = [centred(c.better, c.better_references) - centred(c.worse, c.worse_references) for c in found]
+    lead = np.array(leads, dtype=np.float64)
     who = [c.who for c in found]
     if fit and len(lead):
         model.temperature = fit_temperature(lead)

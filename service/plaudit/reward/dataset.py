@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ from plaudit.types import (
 if TYPE_CHECKING:
     from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 
+# Contrasts between thumbs of one rater that a reward model is judged by: as many as a rater counts for (rater_cap).
+MOST_CONTRASTS_OF_ONE = 20
 # What one event of a kind is worth (docs/reward.md); a ranking is worth one a place.
 PAIR_WEIGHT = 1.0
 MOST_RANKING_WEIGHT = 3.0
@@ -150,11 +153,17 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One completion preferred over another of the same prompt by one rater."""
+    """One completion preferred over another by one rater.
+
+    Of the same prompt without references. With them the two may belong to different prompts (a thumb up and a thumb
+    down of one rater), and each score counts less the mean of its references'.
+    """
 
     who: str
     better: Completion
     worse: Completion
+    better_references: tuple[Completion, ...] = ()
+    worse_references: tuple[Completion, ...] = ()
 
 
 def shown_tokens(text: Text, candidate: Candidate) -> tuple[int, ...]:
@@ -356,6 +365,32 @@ def comparisons(units: Units) -> list[Comparison]:
                 Comparison(ranking.event.who, better, worse) for worse in ranking.order[index + 1 :] if worse != better
             ]
     return found
+
+
+def thumb_contrasts(units: Units, references: Mapping[str, Sequence[Completion]]) -> list[Comparison]:
+    """Thumbs up against thumbs down of the same rater, at most MOST_CONTRASTS_OF_ONE per rater, always the same ones.
+
+    Where nobody compares two answers to one prompt, this is what a reward model can be judged by: the share of them
+    that it orders rightly is its AUC within raters. `references` by prompt group; empty compares scores as they are.
+    """
+    found = []
+    for unit in units.thumbs:
+        ups = [thumb for thumb in unit.thumbs if thumb.positive]
+        downs = [thumb for thumb in unit.thumbs if not thumb.positive]
+        every = len(ups) * len(downs)
+        named = hashlib.sha256("\0".join([unit.who, *(thumb.event.event_id for thumb in unit.thumbs)]).encode())
+        draw = random.Random(named.digest())
+        for place in sorted(draw.sample(range(every), min(every, MOST_CONTRASTS_OF_ONE))):
+            up, down = ups[place // len(downs)], downs[place % len(downs)]
+            if up.completion != down.completion:
+                cited = [other_references(thumb, references) for thumb in (up, down)]
+                found.append(Comparison(unit.who, up.completion, down.completion, *cited))
+    return found
+
+
+def other_references(thumb: Thumb, references: Mapping[str, Sequence[Completion]]) -> tuple[Completion, ...]:
+    """The references of a thumb's prompt but for the completion itself: it must not be compared with itself."""
+    return tuple(each for each in references.get(thumb.event.group, ()) if each != thumb.completion)
 
 
 References: TypeAlias = Mapping[str, Sequence[tuple[tuple[int, ...], tuple[int, ...]]]]

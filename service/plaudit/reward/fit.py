@@ -11,6 +11,7 @@ seed, machine and thread count give the same model. Nothing here reads raters of
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ import torch
 
 from plaudit.engine.base import Base
 from plaudit.evidence.splits import Split
-from plaudit.reward.batch import MOST_CONTRASTS, Batch, Treatment
+from plaudit.reward.batch import MOST_CONTRASTS, Batch, Treatment, with_references
 from plaudit.reward.dataset import (
     RankingUnit,
     References,
@@ -29,8 +30,9 @@ from plaudit.reward.dataset import (
     Units,
     collect,
     complete_references,
+    thumb_contrasts,
 )
-from plaudit.reward.heads import TreatmentChoice, choose_treatment, fit_heads
+from plaudit.reward.heads import LEAST_PAIRS, TreatmentChoice, choose_treatment, fit_heads
 from plaudit.reward.model import RewardModel
 from plaudit.reward.trunk import Completion, TrunkCache
 from plaudit.settings import ModelSettings, RewardSettings
@@ -79,7 +81,8 @@ def fit_reward(
         raise ValueError(f"channel {data.channel} has no evidence of split {split!s} to fit a reward model on")
     held_out = collect(data, Split.CALIBRATION, base, settings)
     groups = {thumb.event.group for unit in units.thumbs for thumb in unit.thumbs}
-    bank_groups = sorted(g for g in references if references[g])[:BANK_PROMPTS] or sorted(groups)[:BANK_PROMPTS]
+    groups |= {thumb.event.group for unit in held_out.thumbs for thumb in unit.thumbs}
+    bank_groups = _bank(references) or sorted(groups)[:BANK_PROMPTS]
     found = complete_references(data, base, references, groups=groups, most=min(settings.references, FIT_REFERENCES))
     bank = complete_references(data, base, references, groups=bank_groups, most=settings.references)
     model = RewardModel(base, settings, model_settings, name=name, seed=seed, cache=cache)
@@ -103,12 +106,30 @@ def fit_reward(
         "rankings": len(units.rankings),
         "demos": len(units.demos),
         "thumbs": sum(len(unit.thumbs) for unit in units.thumbs),
-        "left_out": dict(units.left_out),
+        "left_out": {**units.left_out, **_uncentred(model.treatment, units, found)},
         "treatment_choice": dataclasses.asdict(choice) if choice else None,
     }
     ended = time.perf_counter()
     model.seconds = {"choose": chosen_at - started, "fit": fitted_at - chosen_at, "scales": ended - fitted_at}
     return model
+
+
+def _bank(references: References) -> list[str]:
+    """Prompt groups whose references measure the scales: those with two or more, drawn by a hash of their names.
+
+    One answer has no spread, and the first of the alphabet are all of one kind.
+    """
+    several = [group for group, answers in references.items() if len(answers) >= 2]
+    return sorted(several, key=lambda group: hashlib.sha256(group.encode()).digest())[:BANK_PROMPTS]
+
+
+def _uncentred(treatment: Treatment, units: Units, references: Mapping[str, Sequence[Completion]]) -> dict[str, int]:
+    """How many thumbs took no part for want of a reference."""
+    if treatment is Treatment.PLAIN:
+        return {}
+    whole = sum(len(unit.thumbs) for unit in units.thumbs)
+    count = whole - sum(len(with_references(unit, references).thumbs) for unit in units.thumbs)
+    return {"no_reference": count} if count else {}
 
 
 def _features(
@@ -118,7 +139,10 @@ def _features(
     # Each treatment draws its own part of a keen rater's thumbs.
     train = [Batch(units.all, references, heads=1, seed=0, treatment=each, bootstrap=False) for each in Treatment]
     pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
-    needed = list(dict.fromkeys([*(each for batch in train for each in batch.completions), *pairs.completions]))
+    contrasts = thumb_contrasts(held_out, references) if len(held_out.pairs) < LEAST_PAIRS else []
+    sides = [(c.better, c.worse, *c.better_references, *c.worse_references) for c in contrasts]
+    every = [*(each for batch in train for each in batch.completions), *pairs.completions]
+    needed = list(dict.fromkeys([*every, *(each for side in sides for each in side)]))
     with torch.no_grad():
         return dict(zip(needed, model.features(needed).cpu(), strict=True))
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from plaudit.reward.batch import Batch, Shared, Treatment
-from plaudit.reward.dataset import Units
+from plaudit.reward.dataset import Comparison, Units, thumb_contrasts
 from plaudit.reward.trunk import Completion
 
 ITERATIONS = 60
@@ -25,6 +26,8 @@ PRIOR_PRECISION = 0.1
 # Standard deviations of Gaussian priors on log nu, log kappa and the intercept: weak, so that a domain without ties
 # or thumbs stays at the start instead of drifting.
 SHARED_SPREAD = (1.0, 0.5, 2.0)
+# Pairs of calibration raters below which treatments are compared by thumbs.
+LEAST_PAIRS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +72,18 @@ def fit_heads(batch: Batch, features: Tensor, *, heads: int, center: float) -> H
 
 @dataclass(frozen=True, slots=True)
 class TreatmentChoice:
-    """Both treatments' mean -log P of calibration raters' pairs, and which was taken.
+    """Each treatment's mean -log P of what calibration raters said, and which was taken.
 
-    `difference` is A - B (positive where B is better) with its standard error over raters.
+    `nll` by treatment; empty if there was nothing to choose by. `difference` is A's less the best other's (positive if
+    that one is better) with its standard error over raters. `judged_by` is "pairs" or "thumbs".
     """
 
     chosen: Treatment
-    nll_contrast: float | None
-    nll_centred: float | None
+    nll: dict[str, float]
     difference: float
     standard_error: float
-    pairs: int
+    judged_by: str
+    count: int
     why: str
 
 
@@ -91,34 +95,63 @@ def choose_treatment(
     *,
     center: float,
 ) -> TreatmentChoice:
-    """Fit one head under each treatment and compare on the pairs of raters that trained neither; ties keep A.
+    """Fit one head under each treatment and compare them on raters that trained none; ties keep A.
 
-    B is taken only where it is better by more than one standard error, raters being the unit.
+    Judged by pairs, or if there are fewer than LEAST_PAIRS by contrasts between one rater's thumbs. Another treatment
+    is taken only if it is better than A by more than one standard error, raters being the unit.
     """
-    pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CONTRAST, bootstrap=False)
-    if not train.thumbs or not held_out.pairs:
-        why = "no thumbs to treat" if not train.thumbs else "no pairs of calibration raters to judge by"
-        return TreatmentChoice(Treatment.CONTRAST, None, None, 0.0, 0.0, len(held_out.pairs), why)
-    held_features = torch.stack([features[each] for each in pairs.completions]).cpu()
+    by_pairs = len(held_out.pairs) >= LEAST_PAIRS
+    judged_by = "pairs" if by_pairs else "thumbs"
+    count = len(held_out.pairs) if by_pairs else len(thumb_contrasts(held_out, {}))
+    if not train.thumbs or not count:
+        why = "no thumbs to treat" if not train.thumbs else "nothing of calibration raters to judge by"
+        return TreatmentChoice(Treatment.CONTRAST, {}, 0.0, 0.0, judged_by, count, why)
     losses: dict[Treatment, Tensor] = {}
+    raters: list[str] = []
     for treatment in Treatment:
         batch = Batch(train.all, references, heads=1, seed=0, treatment=treatment, bootstrap=False)
         x = torch.stack([features[each] for each in batch.completions]).cpu()
         heads = fit_heads(batch, x, heads=1, center=center)
-        losses[treatment] = pairs.pair_losses(heads.score(held_features), heads.shared)
-    difference = losses[Treatment.CONTRAST] - losses[Treatment.CENTRED]
-    mean = difference.mean().item()
-    error = _clustered_error(difference.tolist(), pairs.pair_raters)
-    better = mean > error
+        if by_pairs:
+            losses[treatment], raters = _pair_losses(heads, held_out, features)
+        else:
+            cited = references if treatment is not Treatment.PLAIN else {}
+            losses[treatment], raters = _contrast_losses(heads, thumb_contrasts(held_out, cited), features)
+    nll = {treatment.value: loss.mean().item() for treatment, loss in losses.items()}
+    best = min((each for each in Treatment if each is not Treatment.CONTRAST), key=lambda each: nll[each.value])
+    difference = losses[Treatment.CONTRAST] - losses[best]
+    error = _clustered_error(difference.tolist(), raters)
+    better = difference.mean().item() > error
     return TreatmentChoice(
-        Treatment.CENTRED if better else Treatment.CONTRAST,
-        losses[Treatment.CONTRAST].mean().item(),
-        losses[Treatment.CENTRED].mean().item(),
-        mean,
+        best if better else Treatment.CONTRAST,
+        nll,
+        difference.mean().item(),
         error,
-        len(held_out.pairs),
+        judged_by,
+        count,
         "better by more than one standard error" if better else "within one standard error, or better",
     )
+
+
+def _pair_losses(heads: Heads, held_out: Units, features: Mapping[Completion, Tensor]) -> tuple[Tensor, list[str]]:
+    pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CONTRAST, bootstrap=False)
+    read = torch.stack([features[each] for each in pairs.completions]).cpu()
+    return pairs.pair_losses(heads.score(read), heads.shared), pairs.pair_raters
+
+
+def _contrast_losses(
+    heads: Heads, contrasts: Sequence[Comparison], features: Mapping[Completion, Tensor]
+) -> tuple[Tensor, list[str]]:
+    """-log P of each contrast, with the treatment's own kappa: (U,)."""
+
+    def centred(completion: Completion, references: Sequence[Completion]) -> Tensor:
+        read = torch.stack([features[each] for each in (completion, *references)]).cpu()
+        scores = heads.score(read).mean(1)
+        return scores[0] - (scores[1:].mean() if references else 0.0)
+
+    leads = [centred(c.better, c.better_references) - centred(c.worse, c.worse_references) for c in contrasts]
+    losses = softplus(-heads.shared.log_kappa.exp() * torch.stack(leads))
+    return losses, [contrast.who for contrast in contrasts]
 
 
 def _clustered_error(values: Sequence[float], raters: Sequence[str]) -> float:

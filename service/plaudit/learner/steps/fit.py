@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from plaudit.learner.context import Turn
 from plaudit.learner.outcome import Need, TurnEnded, TurnOutcome, require
 from plaudit.learner.steps.freeze import Frozen
 from plaudit.release import gate
-from plaudit.reward.calibration import RewardReport, calibrate, measure
-from plaudit.reward.dataset import Comparison, collect, comparisons
-from plaudit.reward.fit import fit_reward
+from plaudit.reward.batch import Treatment
+from plaudit.reward.calibration import RewardReport, measure
+from plaudit.reward.dataset import Comparison, Units, collect, comparisons, complete_references, thumb_contrasts
+from plaudit.reward.fit import FIT_REFERENCES, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache
+from plaudit.reward.trunk import Completion
 
 log = structlog.get_logger(__name__)
 
@@ -45,8 +48,11 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
     """Fit both models; waits without enough to judge them by, and ends the turn if the first may steer nothing."""
     turn.begin(2, "reward")
     settings, base, data = turn.settings, turn.base, frozen.data
-    held_out = comparisons(collect(data, Split.CALIBRATION, base, settings.reward))
-    require(*_needs(turn, frozen, held_out))
+    units = {split: collect(data, split, base, settings.reward) for split in Split}
+    held_out = units[Split.CALIBRATION]
+    by_pairs = len(comparisons(held_out)) >= settings.gate.reward_comparisons
+    require(*_needs(turn, units, by_pairs=by_pairs))
+    _complete_references(turn, frozen, units)
     cache = trunk_cache(base, settings.reward)
     with contextlib.ExitStack() as unless_whole:
         reward = fit_reward(
@@ -63,8 +69,9 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
         )
         unless_whole.callback(reward.close)
         turn.tell("calibration")
-        report = calibrate(reward, data, cache=cache)
-        live_outcomes = _live_outcomes(turn, held_out)
+        ground = comparisons(held_out) if by_pairs else thumb_contrasts(held_out, _cited(turn, frozen, reward))
+        report = measure(reward, ground, cache=cache)
+        live_outcomes = _live_outcomes(turn, ground)
         _allow(turn, report, live_outcomes)
         turn.tell("the gate's reward model")
         judge = fit_reward(
@@ -84,17 +91,42 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
     return Fitted(reward=reward, judge=judge, report=report, live_outcomes=live_outcomes)
 
 
-def _needs(turn: Turn, frozen: Frozen, held_out: list[Comparison]) -> tuple[Need, ...]:
+def _needs(turn: Turn, units: Mapping[Split, Units], *, by_pairs: bool) -> tuple[Need, ...]:
     """What both fits and the judgement need, so that none ends in an error for want of evidence."""
-    settings = turn.settings
-    usable = {
-        split: collect(frozen.data, split, turn.base, settings.reward).events for split in (Split.TRAIN, Split.GATE)
-    }
+    gate, held_out = turn.settings.gate, units[Split.CALIBRATION]
+    pairs, contrasts = comparisons(held_out), thumb_contrasts(held_out, {})
+    # A channel of thumbs alone has no comparisons: contrasts between the thumbs of one rater stand in for them.
+    ground = pairs if by_pairs or len(pairs) >= len(contrasts) else contrasts
+    what = "calibration comparisons" if ground is pairs else "calibration contrasts between one rater's thumbs"
     return (
-        Need("calibration comparisons", len(held_out), settings.gate.reward_comparisons),
-        Need("calibration raters", len({each.who for each in held_out}), settings.gate.reward_raters),
-        Need("usable acts of train raters", usable[Split.TRAIN], 1),
-        Need("usable acts of gate raters", usable[Split.GATE], 1),
+        Need(what, len(ground), gate.reward_comparisons),
+        Need("calibration raters", len({each.who for each in ground}), gate.reward_raters),
+        Need("usable acts of train raters", units[Split.TRAIN].events, 1),
+        Need("usable acts of gate raters", units[Split.GATE].events, 1),
+    )
+
+
+def _complete_references(turn: Turn, frozen: Frozen, units: Mapping[Split, Units]) -> None:
+    """Sample what the log lacks, so that the scores of all thumbs can be centred on their prompt's references."""
+    groups = {thumb.event.group for of in units.values() for unit in of.thumbs for thumb in unit.thumbs}
+    frozen.references.complete(
+        [prompt for prompt in frozen.prompts if prompt.group in groups],
+        FIT_REFERENCES,
+        seed=turn.seed * 37 + 5,
+        progress=lambda done, every: turn.tell(f"references: {done}/{every} base answers"),
+    )
+
+
+def _cited(turn: Turn, frozen: Frozen, reward: RewardModel) -> Mapping[str, Sequence[Completion]]:
+    """References that contrasts are centred on; none under the treatment that compares scores as they are."""
+    if reward.treatment is Treatment.PLAIN:
+        return {}
+    return complete_references(
+        frozen.data,
+        turn.base,
+        frozen.references.by_group(),
+        groups={prompt.group for prompt in frozen.prompts},
+        most=FIT_REFERENCES,
     )
 
 

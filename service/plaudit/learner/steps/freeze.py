@@ -18,12 +18,16 @@ from plaudit.types import Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """What a turn learns from. `train` and `gate` are prompts, in an order that does not depend on when they came."""
+    """What a turn learns from.
+
+    `train` and `gate` are prompts, in an order that does not depend on when they came; `prompts` are all of them.
+    """
 
     data: FrozenDataSet
     references: References
     train: tuple[TrainPrompt, ...]
     gate: tuple[TrainPrompt, ...]
+    prompts: tuple[TrainPrompt, ...]
 
 
 def freeze(turn: Turn) -> Frozen:
@@ -53,6 +57,7 @@ def freeze(turn: Turn) -> Frozen:
         references=references,
         train=tuple(prompts[Split.TRAIN]),
         gate=tuple(prompts[Split.GATE][: gate.prompts]),
+        prompts=tuple(prompt for several in prompts.values() for prompt in several),
     )
 
 
