@@ -31,7 +31,7 @@ from plaudit.types import Channel
 
 CHANNEL = Channel("instruction", "default")
 SALT, KEY = "5a" * 32, "k" * 32
-PROMPTS, RATERS = 110, 30
+PROMPTS, RATERS = 110, 45
 TABLES = {
     "model": {"adapter_layers": 2, "threads": 1},
     "engine": {"widths": [4, 16]},

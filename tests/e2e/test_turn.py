@@ -340,7 +340,7 @@ def test_a_second_turn_starts_from_what_is_live_and_a_roll_back_meanwhile_wins(
 ):
     settings = settings_of()
     assert look(learner_of(settings), CHANNEL, Watch()).outcome is TurnOutcome.PROMOTED
-    ask_more(settings, range(100, 130))
+    ask_more(settings, range(100, 200))
     # Where the reward model reads was changed while a release is live.
     changed = settings.model_copy(update={"reward": settings.reward.model_copy(update={"layer": 2})})
     learner = learner_of(changed)
@@ -454,7 +454,7 @@ def raises(error):
     ("where", "error"),
     [
         ("plaudit.learner.steps.optimise.Ppo.optimise", MemoryError()),
-        ("plaudit.learner.steps.fit.calibrate", OSError(28, "No space left on device")),
+        ("plaudit.learner.steps.fit.measure", OSError(28, "No space left on device")),
         ("plaudit.learner.steps.measure.adapters.load", ValueError("a secret that a person wrote")),
     ],
 )
