@@ -16,6 +16,8 @@ from plaudit.engine.base import Base
 from plaudit.errors import BadArtifact
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
+from plaudit.learner.outcome import TurnEnded, TurnOutcome
+from plaudit.learner.steps.fit import _waits_for_contrast
 from plaudit.reward import fit as fitting
 from plaudit.reward.batch import Batch, Shared, Treatment
 from plaudit.reward.calibration import RewardReport, calibrate, expected_calibration_error, fit_temperature, measure
@@ -26,9 +28,11 @@ from plaudit.reward.dataset import (
     collect,
     comparisons,
     complete_references,
+    other_references,
     shown_tokens,
+    thumb_contrasts,
 )
-from plaudit.reward.fit import fit_reward
+from plaudit.reward.fit import NothingToFit, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache
 from plaudit.reward.trunk import Completion, pack
 from plaudit.settings import ModelSettings, RewardSettings
@@ -283,8 +287,70 @@ def test_the_same_seed_gives_the_same_model(base: Base):
 
 
 def test_a_split_without_evidence_is_refused(base: Base):
-    with pytest.raises(ValueError, match="no evidence of split gate"):
+    with pytest.raises(NothingToFit, match="no act of gate raters compares anything; left out: none"):
         fit_reward(base, frozen([], []), {}, SETTINGS, MODEL, split=Split.GATE)
+
+
+def test_evidence_that_compares_nothing_is_refused_with_counts(base: Base):
+    asked = [interaction(f"i{n}", f"g{n}", [candidate(base, "c0", "tea")]) for n in range(4)]
+    rows = [
+        row(f"i{n}", Binary(candidate="c0", positive=True), FeedbackKind.THUMBS, f"r{n}", Split.TRAIN, f"g{n}")
+        for n in range(3)
+    ]
+    same = Pair(first="c0", second="c0", outcome=PairOutcome.FIRST)
+    rows += [row("i3", same, FeedbackKind.CHOICE, "r3", Split.TRAIN, "g3")]
+    references = {"g0": [((3, 4), base.encode_text("cup"))]}
+    with pytest.raises(NothingToFit) as error:
+        fit_reward(base, frozen(asked, rows), references, SETTINGS, MODEL)
+    assert "2 no_reference, 1 same_text, 1 thumbs_of_a_rater_without_contrast" in str(error.value)
+    with pytest.raises(TurnEnded) as ended, _waits_for_contrast():
+        fit_reward(base, frozen(asked, rows), references, SETTINGS, MODEL)
+    assert ended.value.outcome is TurnOutcome.WAITED
+
+
+def test_raters_whose_thumbs_all_point_one_way_are_fitted_by_what_they_allow(base: Base):
+    """Contrasts need an up and a down of one rater; scores centred within the rater do not."""
+    texts = ["tea", "cup", "tea walk", "rain"]
+    asked = [interaction(f"i{n}", "g", [candidate(base, "c0", text)]) for n, text in enumerate(texts)]
+    rows = [
+        row(f"i{n}", Binary(candidate="c0", positive=n < 2), FeedbackKind.THUMBS, f"r{n // 2}", Split.TRAIN)
+        for n in range(4)
+    ]
+    alone = SETTINGS.model_copy(update={"adapter": False})
+    model = fit_reward(base, frozen(asked, rows), {}, alone, MODEL, name="oneway")
+    assert model.treatment is Treatment.CENTRED
+    model.close()
+
+
+def test_references_are_of_exactly_the_thumbs_prompt(base: Base):
+    asked = [
+        interaction("i", "g", [candidate(base, "c0", "tea")], (3, 4)),
+        interaction("j", "g", [candidate(base, "c0", "rain")], (3, 5)),
+    ]
+    thumb = Binary(candidate="c0", positive=True)
+    data = frozen(asked, [row(name, thumb, FeedbackKind.THUMBS, "ann", Split.TRAIN) for name in "ij"])
+    given = {"g": [((3, last), base.encode_text(text)) for last in (5, 4, 6) for text in ("cup", "walk", "warm")]}
+    found = complete_references(data, base, given, groups=["g"], most=2)
+    thumbs = [thumb for unit in collect(data, Split.TRAIN, base, SETTINGS).thumbs for thumb in unit.thumbs]
+    for each in thumbs:
+        cited = other_references(each, found)
+        assert [c.prompt for c in cited] == [each.completion.prompt] * 2
+
+
+def test_contrasts_of_thumbs_never_mix_centred_scores_with_others(base: Base):
+    texts, last = ("tea", "rain", "cup"), (4, 5, 4)
+    asked = [
+        interaction(f"i{n}", "g", [candidate(base, "c0", text)], (3, end))
+        for n, (text, end) in enumerate(zip(texts, last, strict=True))
+    ]
+    rows = [
+        row(f"i{n}", Binary(candidate="c0", positive=n == 0), FeedbackKind.THUMBS, "ann", Split.CALIBRATION)
+        for n in range(3)
+    ]
+    units = collect(frozen(asked, rows), Split.CALIBRATION, base, SETTINGS)
+    assert len(thumb_contrasts(units, {})) == 2
+    (only,) = thumb_contrasts(units, {"g": (Completion((3, 4), (7,)),)})
+    assert (only.worse.prompt, len(only.better_references), len(only.worse_references)) == ((3, 4), 1, 1)
 
 
 # What moves, and what does not.

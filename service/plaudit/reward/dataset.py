@@ -382,15 +382,20 @@ def thumb_contrasts(units: Units, references: Mapping[str, Sequence[Completion]]
         draw = random.Random(named.digest())
         for place in sorted(draw.sample(range(every), min(every, MOST_CONTRASTS_OF_ONE))):
             up, down = ups[place // len(downs)], downs[place % len(downs)]
-            if up.completion != down.completion:
-                cited = [other_references(thumb, references) for thumb in (up, down)]
+            cited = [other_references(thumb, references) for thumb in (up, down)]
+            # A score that is not centred cannot stand beside one that is.
+            if up.completion != down.completion and (all(cited) or not references):
                 found.append(Comparison(unit.who, up.completion, down.completion, *cited))
     return found
 
 
 def other_references(thumb: Thumb, references: Mapping[str, Sequence[Completion]]) -> tuple[Completion, ...]:
-    """The references of a thumb's prompt but for the completion itself: it must not be compared with itself."""
-    return tuple(each for each in references.get(thumb.event.group, ()) if each != thumb.completion)
+    """The references of exactly a thumb's prompt but for the completion itself: it must not be compared with itself.
+
+    Prompts of one group may differ (a system text, passages), and answers to another prompt do not centre this one's.
+    """
+    mine = thumb.completion
+    return tuple(each for each in references.get(thumb.event.group, ()) if each.prompt == mine.prompt and each != mine)
 
 
 References: TypeAlias = Mapping[str, Sequence[tuple[tuple[int, ...], tuple[int, ...]]]]
@@ -399,13 +404,13 @@ References: TypeAlias = Mapping[str, Sequence[tuple[tuple[int, ...], tuple[int, 
 def complete_references(
     data: FrozenDataSet, text: Text, references: References, *, groups: Iterable[str], most: int
 ) -> dict[str, tuple[Completion, ...]]:
-    """At most `most` reference completions of each group.
+    """At most `most` reference completions of each prompt of each group.
 
     A group that `references` lacks takes its own candidates made by the base (version 0), else all its candidates.
     """
     wanted = sorted(set(groups))
     found = {
-        group: tuple(_without_end(text, each) for each in references[group][:most])
+        group: _of_each_prompt((_without_end(text, each) for each in references[group]), most)
         for group in wanted
         if references.get(group)
     }
@@ -417,8 +422,18 @@ def complete_references(
                 completion = Completion(interaction.prompt_tokens, shown_tokens(text, candidate))
                 own[interaction.prompt_group][candidate.release_version == 0][completion] = None
     for group in missing:
-        found[group] = tuple(own[group][True] or own[group][False])[:most]
+        found[group] = _of_each_prompt(own[group][True] or own[group][False], most)
     return found
+
+
+def _of_each_prompt(completions: Iterable[Completion], most: int) -> tuple[Completion, ...]:
+    taken: Counter[tuple[int, ...]] = Counter()
+    kept = []
+    for each in completions:
+        if taken[each.prompt] < most:
+            taken[each.prompt] += 1
+            kept.append(each)
+    return tuple(kept)
 
 
 def _without_end(text: Text, reference: tuple[tuple[int, ...], tuple[int, ...]]) -> Completion:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,19 @@ BANK_PROMPTS = 64
 Progress = Callable[[int, int, float], None]
 
 
+class NothingToFit(ValueError):
+    """The evidence of a split compares nothing. The message counts what was left out, by reason."""
+
+    def __init__(self, split: Split, units: Units, references: Mapping[str, Sequence[Completion]]) -> None:
+        reasons = Counter(units.left_out)
+        for unit in units.thumbs:
+            with_reference = len(with_references(unit, references).thumbs)
+            reasons["no_reference"] += len(unit.thumbs) - with_reference
+            reasons["thumbs_of_a_rater_without_contrast"] += with_reference
+        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted((+reasons).items()))
+        super().__init__(f"no act of {split!s} raters compares anything; left out: {left_out or 'none'}")
+
+
 def fit_reward(
     base: Base,
     data: FrozenDataSet,
@@ -72,22 +86,28 @@ def fit_reward(
     """A frozen reward model under the adapter `name`, fitted on the evidence of `split`.
 
     references: by prompt group, (prompt tokens, shown tokens) of base samples; a group without any falls back to its
-    own candidates. treatment: None chooses by calibration raters' pairs. progress is called with (step, steps, loss).
-    Raises ValueError where the split has no evidence.
+    own candidates. treatment: None chooses by calibration raters; one that leaves nothing to fit on gives way to
+    another. progress is called with (step, steps, loss).
+    Raises NothingToFit if the evidence of the split compares nothing.
     """
     started = time.perf_counter()
     units = collect(data, split, base, settings)
-    if not units.events:
-        raise ValueError(f"channel {data.channel} has no evidence of split {split!s} to fit a reward model on")
     held_out = collect(data, Split.CALIBRATION, base, settings)
     groups = {thumb.event.group for unit in units.thumbs for thumb in unit.thumbs}
     groups |= {thumb.event.group for unit in held_out.thumbs for thumb in unit.thumbs}
     bank_groups = _bank(references) or sorted(groups)[:BANK_PROMPTS]
     found = complete_references(data, base, references, groups=groups, most=min(settings.references, FIT_REFERENCES))
+    usable = [each for each in Treatment if _compares(units, found, each)]
+    if not usable:
+        raise NothingToFit(split, units, found)
     bank = complete_references(data, base, references, groups=bank_groups, most=settings.references)
     model = RewardModel(base, settings, model_settings, name=name, seed=seed, cache=cache)
     features = _features(model, units, held_out, found)
     choice: TreatmentChoice | None = None
+    if treatment not in (None, *usable):
+        treatment = usable[-1]
+    if treatment is None and Treatment.CONTRAST not in usable:
+        treatment = usable[0]
     if treatment is None and split is not Split.CALIBRATION:
         choice = choose_treatment(units, held_out, features, found, center=settings.center)
     model.treatment = treatment or (choice.chosen if choice else Treatment.CONTRAST)
@@ -112,6 +132,18 @@ def fit_reward(
     ended = time.perf_counter()
     model.seconds = {"choose": chosen_at - started, "fit": fitted_at - chosen_at, "scales": ended - fitted_at}
     return model
+
+
+def _compares(units: Units, references: Mapping[str, Sequence[Completion]], treatment: Treatment) -> bool:
+    """Whether anything is left to fit on under a treatment of thumbs."""
+    if units.pairs or units.rankings or units.demos:
+        return True
+    for unit in units.thumbs:
+        thumbs = (unit if treatment is Treatment.PLAIN else with_references(unit, references)).thumbs
+        # Contrasts need an up and a down of one rater; scores centred within the rater do not.
+        if len(thumbs) > 1 and (treatment is Treatment.CENTRED or len({thumb.positive for thumb in thumbs}) == 2):
+            return True
+    return False
 
 
 def _bank(references: References) -> list[str]:

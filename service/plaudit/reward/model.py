@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,11 @@ class RewardModel:
         sigma_k^2 = mean_x sum_j (r_k(x, y_j) - mean_j)^2 / (J - 1): never one prompt's own. Prompts with fewer than
         two samples say nothing; without any the scales stay 1.
         """
-        prompts = [list(samples) for _, samples in sorted(bank.items()) if len(samples) >= 2]
+        by_prompt: defaultdict[tuple[int, ...], list[Completion]] = defaultdict(list)
+        for _, samples in sorted(bank.items()):
+            for each in samples:
+                by_prompt[each.prompt].append(each)
+        prompts = [samples for samples in by_prompt.values() if len(samples) >= 2]
         if not prompts:
             return
         flat = list(dict.fromkeys(each for samples in prompts for each in samples))

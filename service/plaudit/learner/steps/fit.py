@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from plaudit.release import gate
 from plaudit.reward.batch import Treatment
 from plaudit.reward.calibration import RewardReport, measure
 from plaudit.reward.dataset import Comparison, Units, collect, comparisons, complete_references, thumb_contrasts
-from plaudit.reward.fit import FIT_REFERENCES, fit_reward
+from plaudit.reward.fit import FIT_REFERENCES, NothingToFit, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache
 from plaudit.reward.trunk import Completion
 
@@ -54,7 +54,7 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
     require(*_needs(turn, units, by_pairs=by_pairs))
     _complete_references(turn, frozen, units)
     cache = trunk_cache(base, settings.reward)
-    with contextlib.ExitStack() as unless_whole:
+    with contextlib.ExitStack() as unless_whole, _waits_for_contrast():
         reward = fit_reward(
             base,
             data,
@@ -91,6 +91,15 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
     return Fitted(reward=reward, judge=judge, report=report, live_outcomes=live_outcomes)
 
 
+@contextlib.contextmanager
+def _waits_for_contrast() -> Iterator[None]:
+    """Acts may be many and compare nothing: thumbs that all point one way, one thumb per rater."""
+    try:
+        yield
+    except NothingToFit as error:
+        raise TurnEnded(TurnOutcome.WAITED, f"waits: {error}") from error
+
+
 def _needs(turn: Turn, units: Mapping[Split, Units], *, by_pairs: bool) -> tuple[Need, ...]:
     """What both fits and the judgement need, so that none ends in an error for want of evidence."""
     gate, held_out = turn.settings.gate, units[Split.CALIBRATION]
@@ -100,10 +109,16 @@ def _needs(turn: Turn, units: Mapping[Split, Units], *, by_pairs: bool) -> tuple
     what = "calibration comparisons" if ground is pairs else "calibration contrasts between one rater's thumbs"
     return (
         Need(what, len(ground), gate.reward_comparisons),
-        Need("calibration raters", len({each.who for each in ground}), gate.reward_raters),
-        Need("usable acts of train raters", units[Split.TRAIN].events, 1),
-        Need("usable acts of gate raters", units[Split.GATE].events, 1),
+        Need("calibration raters", len({each.who for each in ground}), gate.reward_raters, _left_out(held_out)),
+        Need("usable acts of train raters", units[Split.TRAIN].events, 1, _left_out(units[Split.TRAIN])),
+        Need("usable acts of gate raters", units[Split.GATE].events, 1, _left_out(units[Split.GATE])),
     )
+
+
+def _left_out(units: Units) -> str:
+    """Acts that were left out, by reason; empty if there are none."""
+    counts = [f"{count} {reason}" for reason, count in sorted(units.left_out.items())]
+    return f"left out: {', '.join(counts)}" if counts else ""
 
 
 def _complete_references(turn: Turn, frozen: Frozen, units: Mapping[Split, Units]) -> None:
