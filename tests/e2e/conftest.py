@@ -54,9 +54,9 @@ TABLES = {
 
 
 @contextlib.contextmanager
-def counted_ids():
+def counted_ids(first=1):
     """Ids in place of random ones: heads draw their bootstrap weights by them."""
-    numbers = itertools.count(1)
+    numbers = itertools.count(first)
 
     def next_id():
         number = next(numbers)
@@ -191,7 +191,8 @@ def ask_more():
     """Lets people ask and rate more on the data of some settings, and joins it."""
 
     def ask(settings, prompts, dislike=()):
-        with serving(settings) as server:
+        # Ids behind all that the data has.
+        with counted_ids(1_000_000), serving(settings) as server:
             People(dislike).ask_and_rate(server.target, prompts)
         joined(settings)
 
