@@ -264,6 +264,10 @@ class GateSettings(Section):
     """The lower 95% bound of the win-rate against the live release must exceed this."""
     distinct_ratio: float = Field(default=0.75, ge=0, le=1)
     """Least distinct-2, as a share of the base's."""
+    masked_ratio: float = Field(default=0.35, ge=0, le=1)
+    """Minimum share of different answers once the question's own words are masked, relative to the base's."""
+    opening_share: float = Field(default=0.3, ge=0, le=1)
+    """Maximum share of answers with the commonest opening of three words, or twice the base's if that is more."""
     reward_comparisons: int = Field(default=150, ge=1, le=1_000_000)
     """Comparisons of calibration raters below which a turn waits."""
     reward_raters: int = Field(default=5, ge=1, le=100_000)

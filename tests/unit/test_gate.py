@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -42,13 +43,14 @@ NAMES = (
     "kl_base",
     "kl_live",
     "distinct_2",
+    "distinct_masked",
+    "commonest_opening",
     "degenerate",
     "probes",
     "reward_comparisons",
     "reward_raters",
     "reward_accuracy",
     "reward_against_live",
-    "commonest_opening",
     "length_alone",
 )
 
@@ -100,8 +102,9 @@ def test_a_good_candidate_is_accepted_with_its_numbers_in_a_fixed_order() -> Non
         ({"wins_live": (0.0, 0.8) * 50}, "win_live"),
         ({"kl_base": (16.2, 16.0) * 50}, "kl_base"),
         ({"kl_live": (12.2, 12.0) * 50}, "kl_live"),
+        # Every answer differs by its first word, and goes on as all the others do.
         (
-            {"candidate": tuple(Sample(f"prompt {i}", "always the very same reply here") for i in range(100))},
+            {"candidate": tuple(Sample(f"prompt {i}", f"{i} one two three four five six") for i in range(100))},
             "distinct_2",
         ),
         (
@@ -125,7 +128,7 @@ def test_what_was_not_measured_fails_with_a_note() -> None:
     decision = decide(GateMeasurements(), SETTINGS, decided_at=NOW)
     by_name = {check.name: check for check in decision.checks}
     assert not decision.accepted
-    for name in NAMES[:10]:
+    for name in NAMES[:12]:
         assert not by_name[name].passed, name
     assert "60 are needed" in by_name["win_base"].note
     assert "not run" in by_name["probes"].note
@@ -283,7 +286,45 @@ def test_length_alone_wins_where_the_candidate_talks_more() -> None:
 def test_variety_is_compared_on_equally_many_texts_of_each_prompt() -> None:
     ours = [Sample("p", "a"), Sample("p", "b"), Sample("q", "c")]
     theirs = [Sample("p", "d"), Sample("r", "e")]
-    assert matched(ours, theirs) == (["a"], ["d"])
+    assert matched(ours, theirs) == ([Sample("p", "a")], [Sample("p", "d")])
+
+
+def test_conversations_that_end_alike_are_different_prompts() -> None:
+    ours = [Sample("Sum it up.", "a", "first"), Sample("Sum it up.", "b", "second")]
+    theirs = [Sample("Sum it up.", "c", "second")]
+    assert matched(ours, theirs) == ([ours[1]], theirs)
+
+
+def _words(count: int, length: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    vocabulary = ["tea", "rain", "hill", "lamp", "door", "fish", "road", "song", "milk", "bread", "cup", "moon"]
+    return [" ".join(rng.choices(vocabulary, k=length)) for _ in range(count)]
+
+
+def test_brevity_is_not_variety() -> None:
+    """Answers of a third of the length, from the same words: over all their pairs they would look more varied."""
+    short = tuple(Sample(f"p{i}", text) for i, text in enumerate(_words(60, 8, seed=1)))
+    long = tuple(Sample(f"p{i}", text) for i, text in enumerate(_words(60, 24, seed=2)))
+    check = {c.name: c for c in decide(dataclasses.replace(good(), candidate=short, base=long), SETTINGS).checks}
+    assert check["distinct_2"].value == pytest.approx(1.0, abs=0.12)
+    everything = [distinct_2([each.text for each in side]) for side in (short, long)]
+    assert everything[0] / everything[1] > 1.4
+
+
+def test_one_pattern_with_the_subject_filled_in_is_blocked() -> None:
+    subjects = [f"{word}berries" for word in "abcdefghijklmnopqrstuvwxyz"]
+    base = tuple(Sample(f"tips for {s}", f"answer {i} about {s} says thing {i}") for i, s in enumerate(subjects))
+    pattern = tuple(Sample(f"tips for {s}", f"You will love your {s} today, enjoy!") for s in subjects)
+    varied = tuple(Sample(f"tips for {s}", f"You will love {s} number {i} now") for i, s in enumerate(subjects))
+
+    def failed(candidate: tuple[Sample, ...]) -> set[str]:
+        decision = decide(dataclasses.replace(good(), candidate=candidate, base=base), SETTINGS)
+        return {check.name for check in decision.checks if not check.passed}
+
+    assert {"distinct_masked", "commonest_opening"} <= failed(pattern)
+    assert "commonest_opening" in failed(varied), "all begin alike"
+    assert "distinct_masked" not in failed(varied)
+    assert not {"distinct_masked", "commonest_opening"} & failed(base)
 
 
 TEXTS = st.lists(st.text(max_size=40), max_size=8)

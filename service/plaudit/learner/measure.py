@@ -22,9 +22,20 @@ from plaudit.release.gate import ProbeResult, probe_result, win_rates
 from plaudit.release.manifest import Probe
 from plaudit.reward.model import RewardModel
 from plaudit.reward.trunk import Completion
-from plaudit.types import Sampling
+from plaudit.types import Message, Request, Sampling
 
 PROOF_PROBES = 8
+# Asked of every candidate, so that each release has probes, also of a domain without cases of its own.
+PROOF_PROMPTS = (
+    "Name three colours.",
+    "What is tea made of?",
+    "Tell me about the sea.",
+    "How does a bicycle work?",
+    "Write one sentence about a garden.",
+    "What do people do in winter?",
+    "List two kinds of bread.",
+    "Why is the sky blue?",
+)
 BATCH = 16
 
 
@@ -90,16 +101,14 @@ class Measurer:
         shown = [as_shown(self.base, self.plugin, each) for each in made]
         scores = self._scores([completion for completion, _ in shown])
         rows = [scores[i : i + self.samples] for i in range(0, len(scores), self.samples)]
-        return rows, [texts.Sample(_asked(each.prompt), text) for each, (_, text) in zip(made, shown, strict=True)]
+        return rows, [_said(each.prompt, text) for each, (_, text) in zip(made, shown, strict=True)]
 
     def base_answers(self, prompts: Sequence[TrainPrompt]) -> tuple[list[list[float]], list[texts.Sample]]:
         """The same for the base's answers, which the references hold."""
         answers = [self.references.of(p)[: self.samples] for p in prompts]
         scores = iter(self._scores([completion for several in answers for completion, _ in several]))
         rows = [[next(scores) for _ in several] for several in answers]
-        said = [
-            texts.Sample(_asked(p), text) for p, several in zip(prompts, answers, strict=True) for _, text in several
-        ]
+        said = [_said(p, text) for p, several in zip(prompts, answers, strict=True) for _, text in several]
         return rows, said
 
     def _scores(self, completions: Sequence[Completion]) -> list[float]:
@@ -122,11 +131,17 @@ class Measurer:
             for i, case in enumerate(cases)
         )
 
-    def proof(self, made: Sequence[Sample], adapter: str, temperature: float) -> tuple[Probe, ...]:
-        """Completions with the trainer's log-probs, longest first, one a prompt: replicas must give the same."""
-        longest = sorted(made, key=lambda each: -len(each.generated.tokens))
-        chosen = list({each.prompt.group: each for each in longest[::-1]}.values())[::-1]
-        chosen = sorted(chosen, key=lambda each: -len(each.generated.tokens))[:PROOF_PROBES]
+    def proof(self, release: ReleaseKey, adapter: str, temperature: float) -> tuple[Probe, ...]:
+        """Completions with the trainer's log-probs, longest first, one per prompt: replicas must give the same.
+
+        Of the domain's own cases and of fixed prompts, never of what people asked: probes travel in the manifest.
+        """
+        requests = [case.request for case in self.plugin.gates()]
+        requests += [Request(messages=(Message("user", text),)) for text in PROOF_PROMPTS]
+        rendered = [self.plugin.render(request) for request in requests]
+        prompts = [TrainPrompt(rendered=each, encoded=self.engine.encode(each.messages)) for each in rendered]
+        made = sample(self.engine, prompts, release, self.sampling, samples=1, seed=self.seed, capture=True)
+        chosen = sorted(made, key=lambda each: -len(each.generated.tokens))[:PROOF_PROBES]
         rollout = collate(chosen, self.base, self.start_layer)
         logprobs = logprobs_of(self.base, rollout, adapter, self.start_layer, temperature)
         return tuple(
@@ -139,5 +154,6 @@ class Measurer:
         )
 
 
-def _asked(prompt: TrainPrompt) -> str:
-    return next((m.content for m in reversed(prompt.rendered.messages) if m.role == "user"), "")
+def _said(prompt: TrainPrompt, text: str) -> texts.Sample:
+    asked = next((m.content for m in reversed(prompt.rendered.messages) if m.role == "user"), "")
+    return texts.Sample(asked, text, group=prompt.group)

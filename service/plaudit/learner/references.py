@@ -6,6 +6,8 @@ served are taken from the log first; only what is missing is sampled.
 
 from __future__ import annotations
 
+import dataclasses
+import struct
 from collections.abc import Callable, Sequence
 
 from plaudit.domain import DomainPlugin
@@ -26,12 +28,23 @@ class References:
         self._found: dict[str, dict[Completion, str]] = {}
 
     def take_from(self, data: FrozenDataSet) -> None:
-        """Note the base's answers that were served."""
-        for interaction in data.interactions.values():
+        """Note the base's answers that were served, of exactly this sampling: others are answers of another policy.
+
+        Interactions are read in the order of their ids, so that the same evidence gives the same references.
+        """
+        for _, interaction in sorted(data.interactions.items()):
             for candidate in interaction.candidates:
-                if candidate.release_version == 0 and interaction.prompt_tokens:
+                if candidate.release_version == 0 and interaction.prompt_tokens and self._is_ours(candidate.sampling):
                     completion = Completion(interaction.prompt_tokens, shown_tokens(self._text, candidate))
                     self._found.setdefault(interaction.prompt_group, {})[completion] = candidate.displayed_text
+
+    def _is_ours(self, sampling: Sampling) -> bool:
+        """Whether an answer was sampled as the channel's policy is; the log keeps numbers as float32."""
+        rounded = (
+            dataclasses.replace(each, temperature=_as_float32(each.temperature), top_p=_as_float32(each.top_p))
+            for each in (sampling, self._sampling)
+        )
+        return next(rounded) == next(rounded)
 
     def complete(
         self,
@@ -41,12 +54,22 @@ class References:
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Sample until each prompt has `least` distinct answers, or as many as one round of sampling gives."""
+        """Sample until each prompt has `least` distinct answers, or as many as one round of sampling gives.
+
+        A prompt's answers hang on `seed` and the prompt alone, not on which others are missing.
+        """
         missing = [p for p in prompts if len(self.of(p)) < least]
         if not missing:
             return
         for found in sample(
-            self._engine, missing, self._base, self._sampling, samples=least, seed=seed, progress=progress
+            self._engine,
+            missing,
+            self._base,
+            self._sampling,
+            samples=least,
+            seed=seed,
+            seeded_by_prompt=True,
+            progress=progress,
         ):
             completion, displayed = as_shown(self._text, self._plugin, found)
             self._found.setdefault(found.prompt.group, {})[completion] = displayed
@@ -59,6 +82,10 @@ class References:
     def by_group(self) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
         """All answers as (prompt tokens, shown tokens)."""
         return {group: [(c.prompt, c.shown) for c in answers] for group, answers in self._found.items()}
+
+
+def _as_float32(value: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
 def as_shown(text: Text, plugin: DomainPlugin, made: Sample) -> tuple[Completion, str]:

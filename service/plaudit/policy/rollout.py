@@ -6,6 +6,7 @@ temperature; trunk activations come with them, so that the trunk is never run ag
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,15 +63,25 @@ def sample(
     *,
     samples: int,
     seed: int,
+    seeded_by_prompt: bool = False,
     capture: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:
-    """`samples` completions of each prompt, those of one prompt next to each other."""
+    """`samples` completions of each prompt, those of one prompt next to each other.
+
+    Each completion's seed comes from `seed` and the prompt's place, or with `seeded_by_prompt` from its tokens.
+    """
     # From here on the engine's thread computes, and this one waits.
     release_team()
     jobs = [
         [
-            Job(prompt=p.encoded, release=release, sampling=sampling, seed=_seed(seed, i, j), capture=capture)
+            Job(
+                prompt=p.encoded,
+                release=release,
+                sampling=sampling,
+                seed=_seed(seed, _number(p) if seeded_by_prompt else i, j),
+                capture=capture,
+            )
             for j in range(samples)
         ]
         for i, p in enumerate(prompts)
@@ -94,6 +105,11 @@ def sample(
 
 def _seed(seed: int, prompt: int, sample_: int) -> int:
     return (seed * 1_000_003 + prompt * 101 + sample_) % 2**63
+
+
+def _number(prompt: TrainPrompt) -> int:
+    digest = hashlib.sha256(",".join(map(str, prompt.encoded.tokens)).encode()).digest()
+    return int.from_bytes(digest[:6], "big")
 
 
 def collate(samples: Sequence[Sample], base: Base, start_layer: int) -> Rollout:

@@ -27,9 +27,11 @@ from plaudit.release.intervals import (
 )
 from plaudit.release.texts import (
     Sample,
+    bigram_count,
     commonest_opening,
     degenerate_share,
     distinct_2,
+    distinct_masked,
     longer_share,
     matched,
     mean_words,
@@ -141,10 +143,11 @@ def decide(
         _kl("kl_base", m.kl_base, settings.kl_base, settings, seed),
         _kl_live(m, settings, seed),
         _distinct(m, settings),
+        _masked(m, settings),
+        _opening(m, settings),
         _degenerate(m),
         _probes(m),
         *reward_gate(m.comparisons, m.live_comparisons, settings, rater_cap=m.rater_cap),
-        _opening(m),
         _length(m),
     )
     return Decision(all(check.passed for check in checks), checks, decided_at or dt.datetime.now(dt.UTC))
@@ -238,12 +241,27 @@ def _distinct(m: GateMeasurements, settings: GateSettings) -> Check:
     ours, theirs = matched(m.candidate, m.base)
     if not ours:
         return _missing(name, threshold, "no completions of candidate and base for the same prompts")
-    mine, bases = distinct_2(ours), distinct_2(theirs)
-    if bases is None:
-        return Check(name, True, 1.0, threshold, note="the base's texts have no two words in a row to compare with")
-    share = (mine or 0.0) / bases
-    note = f"{mine or 0.0:.3f} against the base's {bases:.3f}, {len(ours)} texts each"
-    return Check(name, share >= threshold, share, threshold, note=note)
+    mine_said, bases_said = [each.text for each in ours], [each.text for each in theirs]
+    # Equally many pairs of words too: a candidate must not look varied for being brief.
+    pairs = min(bigram_count(mine_said), bigram_count(bases_said))
+    mine, bases = distinct_2(mine_said, pairs), distinct_2(bases_said, pairs)
+    if bases is None or mine is None:
+        return Check(name, True, 1.0, threshold, note="one side has no two words in a row to compare")
+    note = f"{mine:.3f} against the base's {bases:.3f}, {len(ours)} texts and {pairs} pairs of words each"
+    return Check(name, mine / bases >= threshold, mine / bases, threshold, note=note)
+
+
+def _masked(m: GateMeasurements, settings: GateSettings) -> Check:
+    name, threshold = "distinct_masked", settings.masked_ratio
+    ours, theirs = matched(m.candidate, m.base)
+    mine, bases = distinct_masked(ours), distinct_masked(theirs)
+    if mine is None or bases is None:
+        return _missing(name, threshold, "no completions of candidate and base for the same prompts")
+    note = (
+        f"different answers once the question's own words are masked: {mine:.3f} against the base's {bases:.3f}; below "
+        "the bound the candidate fills in a few patterns"
+    )
+    return Check(name, mine / bases >= threshold, mine / bases, threshold, note=note)
 
 
 def _degenerate(m: GateMeasurements) -> Check:
@@ -289,16 +307,22 @@ def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, rat
     return _check(name, passed, difference, _WORSE_BY, "accuracy less the live one's; upper bound at least")
 
 
-def _opening(m: GateMeasurements) -> Check:
-    ours, theirs = matched(m.candidate, m.base)
+def _opening(m: GateMeasurements, settings: GateSettings) -> Check:
+    ours, theirs = ([each.text for each in side] for side in matched(m.candidate, m.base))
+    if not ours:
+        return _missing(
+            "commonest_opening", settings.opening_share, "no completions of candidate and base for the same prompts"
+        )
     opening, share = commonest_opening(ours)
     bases = commonest_opening(theirs)[1]
-    note = f"for information: commonest opening {opening!r}; the base's commonest has {bases:.3f}"
-    return Check("commonest_opening", True, share, 1.0, note=note)
+    # What the base already does is forgiven twice over: some channels ask for one kind of answer.
+    threshold = max(settings.opening_share, 2 * bases)
+    note = f"share of answers with the commonest opening, {opening!r}; the base's commonest has {bases:.3f}"
+    return Check("commonest_opening", share <= threshold, share, threshold, note=note)
 
 
 def _length(m: GateMeasurements) -> Check:
-    ours, theirs = matched(m.candidate, m.base)
+    ours, theirs = ([each.text for each in side] for side in matched(m.candidate, m.base))
     share = longer_share(m.candidate, m.base)
     note = (
         "for information: win-rate against the base if the longer text always won; "

@@ -6,6 +6,7 @@ a script written without spaces is a word.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,19 @@ _LEAST_WORDS = 6
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What people see of one completion, and the prompt it answers (the last thing the user said)."""
+    """What people see of one completion, the last thing the user said, and the prompt's group.
+
+    Conversations that end alike are different prompts: `group` tells them apart, and is the prompt if it is empty.
+    """
 
     prompt: str
     text: str
+    group: str = ""
+
+    @property
+    def key(self) -> str:
+        """What answers are matched by."""
+        return self.group or self.prompt
 
 
 def words(text: str) -> list[str]:
@@ -33,14 +43,38 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def distinct_2(texts: Sequence[str]) -> float | None:
-    """Different pairs of neighbouring words, as a share of all such pairs; None where there are none.
+def distinct_2(texts: Sequence[str], bigrams: int | None = None) -> float | None:
+    """Different pairs of neighbouring words among the first `bigrams` (None: all), as a share; None without any.
 
-    Li et al. 2016, arXiv:1510.03055, section 5.2. It falls as texts grow longer or more: compare equal numbers.
+    Li et al. 2016, arXiv:1510.03055, section 5.2. It falls as texts grow longer or more: compare over equally many
+    texts and equally many pairs.
     """
-    pairs = Counter(pair for text in texts for pair in _grams(words(text), 2))
+    pairs = Counter(itertools.islice((pair for text in texts for pair in _grams(words(text), 2)), bigrams))
     total = pairs.total()
     return len(pairs) / total if total else None
+
+
+def bigram_count(texts: Sequence[str]) -> int:
+    """Pairs of neighbouring words in all."""
+    return sum(max(0, len(words(text)) - 1) for text in texts)
+
+
+def masked(text: str, question: str) -> str:
+    """`text` in lower-case words, "_" for each that shares a stem with a word of `question` of four letters or more."""
+    stems = {_stem(word) for word in words(question) if len(word) >= 4}
+    return " ".join("_" if _stem(word) in stems else word for word in words(text))
+
+
+def distinct_masked(samples: Sequence[Sample]) -> float | None:
+    """Share of answers that differ from all others once their question's own words are masked; None without any.
+
+    One pattern with the subject filled in is one answer then. It falls as answers become more: compare equal numbers.
+    """
+    return len({masked(each.text, each.prompt) for each in samples}) / len(samples) if samples else None
+
+
+def _stem(word: str) -> str:
+    return word.removesuffix("s")[:6]
 
 
 def commonest_opening(texts: Sequence[str], length: int = 3) -> tuple[str, float]:
@@ -99,13 +133,13 @@ def longer_share(candidate: Sequence[Sample], other: Sequence[Sample]) -> float 
     return sum(shares) / len(shares) if shares else None
 
 
-def matched(candidate: Sequence[Sample], other: Sequence[Sample]) -> tuple[list[str], list[str]]:
-    """Texts of both, as many of each for every prompt, so that counts over them can be compared."""
-    ours, theirs = _texts(candidate), _texts(other)
+def matched(candidate: Sequence[Sample], other: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Answers of both, as many of each for every prompt, so that counts over them can be compared."""
+    ours, theirs = _by_prompt(candidate), _by_prompt(other)
     shared = [(prompt, min(len(ours[prompt]), len(theirs[prompt]))) for prompt in ours if prompt in theirs]
     return (
-        [text for prompt, count in shared for text in ours[prompt][:count]],
-        [text for prompt, count in shared for text in theirs[prompt][:count]],
+        [each for prompt, count in shared for each in ours[prompt][:count]],
+        [each for prompt, count in shared for each in theirs[prompt][:count]],
     )
 
 
@@ -124,12 +158,12 @@ def _covered(said: Sequence[str], phrase: tuple[str, ...]) -> int:
     return len(set(places))
 
 
-def _texts(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _by_prompt(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    found: dict[str, list[Sample]] = {}
     for sample in samples:
-        found.setdefault(sample.prompt, []).append(sample.text)
+        found.setdefault(sample.key, []).append(sample)
     return found
 
 
 def _lengths(samples: Sequence[Sample]) -> dict[str, list[int]]:
-    return {prompt: [len(words(text)) for text in texts] for prompt, texts in _texts(samples).items()}
+    return {key: [len(words(each.text)) for each in several] for key, several in _by_prompt(samples).items()}

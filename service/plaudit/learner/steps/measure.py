@@ -56,7 +56,7 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
     ):
         made = measurer.sampled(frozen.gate, key, "candidate")
         probes = measurer.probes(key)
-        proof = measurer.proof(made, "policy", temperature)
+        proof = measurer.proof(key, "policy", temperature)
     references.complete(frozen.gate, min(2, settings.samples), seed=turn.seed * 17 + 3)
     scores, said = measurer.judged(made)
     base_scores, base_said = measurer.base_answers(frozen.gate)
