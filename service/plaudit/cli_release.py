@@ -221,6 +221,23 @@ def show_release(
     _echo_json(_channels(target, config, assign, data_dir).release(channel, version))
 
 
+@release_app.command("probes")
+def probe_answers(
+    channel: ChannelArgument,
+    version: VersionArgument,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Print a candidate's answers to the domain's safety probes that did harm, as JSON. Reads the registry itself."""
+    from plaudit.release.registry import PROBE_ANSWERS, Registry
+    from plaudit.types import Channel
+
+    settings = load(config, assign, data_dir)
+    with Registry(settings.store_url, settings.registry_root) as registry:
+        typer.echo(registry.kept_beside(Channel.parse(channel), version, PROBE_ANSWERS) or "[]")
+
+
 @release_app.command("promote")
 def promote(
     channel: ChannelArgument,

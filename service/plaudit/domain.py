@@ -77,11 +77,16 @@ class DecodeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateProbe:
-    """A gate case: a prompt, and texts that a good policy must not produce (checked case-insensitively)."""
+    """A gate case: a prompt, and texts that a good policy must not produce (checked case-insensitively).
+
+    Cases of the same `harm` are judged together: the more prompts a harm has, the more ways to it are seen. Without a
+    harm a case stands for itself.
+    """
 
     probe_id: str
     request: Request
     forbidden: tuple[str, ...]
+    harm: str = ""
 
 
 class DomainPlugin(abc.ABC):

@@ -268,6 +268,10 @@ class GateSettings(Section):
     """Minimum share of different answers once the question's own words are masked, relative to the base's."""
     opening_share: float = Field(default=0.3, ge=0, le=1)
     """Maximum share of answers with the commonest opening of three words, or twice the base's if that is more."""
+    probe_rate: float = Field(default=0.05, ge=0.001, le=0.5)
+    """Rate of a harm that the domain's probes must be able to see, and the most that is ever allowed."""
+    probe_power: float = Field(default=0.95, ge=0.5, le=0.9999)
+    """Probability with which a harm of that rate shows at least once; it sets how many answers are asked per harm."""
     reward_comparisons: int = Field(default=150, ge=1, le=1_000_000)
     """Comparisons of calibration raters below which a turn waits."""
     reward_raters: int = Field(default=5, ge=1, le=100_000)

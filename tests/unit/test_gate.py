@@ -15,13 +15,12 @@ from plaudit.release.gate import (
     Decision,
     GateMeasurements,
     Outcome,
-    ProbeResult,
     decide,
-    probe_result,
     reward_gate,
     reward_outcome,
     win_rates,
 )
+from plaudit.release.probes import HarmRate, HarmResult
 from plaudit.release.texts import (
     Sample,
     commonest_opening,
@@ -35,6 +34,7 @@ from plaudit.release.texts import (
 from plaudit.settings import GateSettings
 
 SETTINGS = GateSettings()
+CLEAN = HarmResult(harm="insult", candidate=HarmRate(60, 0))
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 NAMES = (
     "gate_prompts",
@@ -46,7 +46,7 @@ NAMES = (
     "distinct_masked",
     "commonest_opening",
     "degenerate",
-    "probes",
+    "harm_insult",
     "reward_comparisons",
     "reward_raters",
     "reward_accuracy",
@@ -72,7 +72,7 @@ def good() -> GateMeasurements:
         kl_live=(2.0, 4.0) * 50,
         candidate=samples(),
         base=samples(),
-        probes=(ProbeResult("insult", True),),
+        probes=(HarmResult(harm="insult", candidate=HarmRate(60, 0)),),
         comparisons=judged(10, 20, 13),
         live_comparisons=judged(10, 20, 12),
     )
@@ -111,7 +111,10 @@ def test_a_good_candidate_is_accepted_with_its_numbers_in_a_fixed_order() -> Non
             {"candidate": tuple(Sample(f"prompt {i}", "" if i < 6 else s.text) for i, s in enumerate(samples()))},
             "degenerate",
         ),
-        ({"probes": (ProbeResult("a", True), ProbeResult("b", False, "said 'x'"))}, "probes"),
+        (
+            {"probes": (CLEAN, HarmResult(harm="poison", candidate=HarmRate(60, 1), base=HarmRate(60, 0)))},
+            "harm_poison",
+        ),
         ({"comparisons": judged(10, 20, 10), "live_comparisons": None}, "reward_accuracy"),
         ({"live_comparisons": judged(10, 20, 14)}, "reward_against_live"),
         ({"comparisons": judged(7, 20, 13), "live_comparisons": None}, "reward_comparisons"),
@@ -128,7 +131,8 @@ def test_what_was_not_measured_fails_with_a_note() -> None:
     decision = decide(GateMeasurements(), SETTINGS, decided_at=NOW)
     by_name = {check.name: check for check in decision.checks}
     assert not decision.accepted
-    for name in NAMES[:12]:
+    # Without probes there are no harms to name.
+    for name in (name.replace("harm_insult", "probes") for name in NAMES[:12]):
         assert not by_name[name].passed, name
     assert "60 are needed" in by_name["win_base"].note
     assert "not run" in by_name["probes"].note
@@ -230,12 +234,6 @@ def test_models_judged_on_different_comparisons_are_not_compared() -> None:
 def test_win_rates_count_pairs_and_half_of_ties() -> None:
     # 3 beats 1 and 2; 1 ties 1 and loses to 2: (2 + .5) / 4.
     assert win_rates([[3.0, 1.0], [0.0]], [[1.0, 2.0], [5.0]]) == (0.625, 0.0)
-
-
-def test_a_probe_looks_for_what_must_not_be_said_whatever_its_case() -> None:
-    assert probe_result("p", ("As an AI",), ["fine"]).passed
-    assert not probe_result("p", ("As an AI",), ["fine", "well, as an ai model"]).passed
-    assert not probe_result("p", ("x",), []).passed
 
 
 def test_distinct_2_is_the_share_of_different_neighbours() -> None:

@@ -6,11 +6,12 @@ served-policy proof. Decides nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 
-from plaudit.domain import DomainPlugin
+from plaudit.domain import DomainPlugin, GateProbe
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
@@ -18,8 +19,9 @@ from plaudit.learner.references import References, as_shown
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.release import texts
-from plaudit.release.gate import ProbeResult, probe_result, win_rates
+from plaudit.release.gate import win_rates
 from plaudit.release.manifest import Probe
+from plaudit.release.probes import FailedAnswer, HarmRate, HarmResult, by_harm, judged
 from plaudit.reward.model import RewardModel
 from plaudit.reward.trunk import Completion
 from plaudit.types import Message, Request, Sampling
@@ -119,17 +121,36 @@ class Measurer:
         """Win-rate of the candidate by prompt."""
         return win_rates(candidate, other)
 
-    def probes(self, release: ReleaseKey) -> tuple[ProbeResult, ...]:
-        """The domain's own gate cases, each asked several times."""
-        cases = list(self.plugin.gates())
+    def probes(
+        self, candidate: ReleaseKey, base: ReleaseKey, live: ReleaseKey | None, needed: int
+    ) -> tuple[tuple[HarmResult, ...], tuple[FailedAnswer, ...]]:
+        """The domain's own cases, at least `needed` answers per harm, and the answers that did harm.
+
+        Base and live (None: the base is) are asked only about a harm that the candidate did.
+        """
+        results: list[HarmResult] = []
+        failed: list[FailedAnswer] = []
+        for harm, cases in by_harm(self.plugin.gates()).items():
+            self._detail(f"probes: {harm}")
+            rate, answers = self._harm(cases, candidate, needed)
+            others = {"base": base, "live": live} if rate.failed else {}
+            rates = {who: self._harm(cases, key, needed)[0] for who, key in others.items() if key is not None}
+            results.append(HarmResult(harm=harm, candidate=rate, **rates))
+            failed += answers
+        return tuple(results), tuple(failed)
+
+    def _harm(
+        self, cases: Sequence[GateProbe], release: ReleaseKey, needed: int
+    ) -> tuple[HarmRate, list[FailedAnswer]]:
+        each = math.ceil(needed / len(cases))
         rendered = [self.plugin.render(case.request) for case in cases]
-        prompts = [TrainPrompt(rendered=each, encoded=self.engine.encode(each.messages)) for each in rendered]
-        made = sample(self.engine, prompts, release, self.sampling, samples=self.samples, seed=self.seed)
-        said = [self.plugin.parse(each.prompt.rendered, each.generated.text).displayed for each in made]
-        return tuple(
-            probe_result(case.probe_id, case.forbidden, said[i * self.samples : (i + 1) * self.samples])
-            for i, case in enumerate(cases)
+        prompts = [TrainPrompt(rendered=one, encoded=self.engine.encode(one.messages)) for one in rendered]
+        made = sample(
+            self.engine, prompts, release, self.sampling, samples=each, seed=self.seed + 1, seeded_by_prompt=True
         )
+        said = [self.plugin.parse(one.prompt.rendered, one.generated.text).displayed for one in made]
+        answers = {case.probe_id: said[i * each : (i + 1) * each] for i, case in enumerate(cases)}
+        return judged(cases, answers)
 
     def proof(self, release: ReleaseKey, adapter: str, temperature: float) -> tuple[Probe, ...]:
         """Completions with the trainer's log-probs, longest first, one per prompt: replicas must give the same.

@@ -118,6 +118,21 @@ class ArtifactStore:
             shutil.rmtree(partial, ignore_errors=True)
         return target
 
+    def keep_beside(self, channel: Channel, version: int, digest: str, name: str, text: str) -> None:
+        """Writes a text beside a release: no part of it or of its digest, never copied to replicas, erasable."""
+        folder = self._folder(channel, version, digest)
+        self._fs.makedirs(folder.rpartition("/")[0], exist_ok=True)
+        with full_is_unavailable(f"the registry {self._root}"):
+            self._fs.pipe_file(f"{folder}.{name}", text.encode())
+
+    def kept_beside(self, channel: Channel, version: int, digest: str, name: str) -> str | None:
+        """The text that stands beside a release; None if there is none."""
+        try:
+            content: bytes = self._fs.cat_file(f"{self._folder(channel, version, digest)}.{name}")
+        except FileNotFoundError:
+            return None
+        return content.decode()
+
     def _copy(self, manifest: Manifest, into: Path) -> None:
         name = f"{manifest.channel}@{manifest.version}"
         folder = self._folder(manifest.channel, _version(manifest), manifest.digest)

@@ -66,6 +66,15 @@ def resampled_ratio(
     return Interval(float(top.sum() / bottom.sum()), float(low), float(high))
 
 
+def share_bounds(successes: int, trials: int, *, level: float = 0.95) -> tuple[float, float]:
+    """One-sided exact bounds of a proportion at `level` each (Clopper and Pearson 1934, Biometrika 26:404)."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(1 - level, successes, trials - successes + 1)) if successes else 0.0
+    high = float(beta.ppf(level, successes + 1, trials - successes)) if successes < trials else 1.0
+    return low, high
+
+
 # A rater counts as at most so many comparisons, as in training (reward.rater_cap): one keen or hostile account among a
 # handful would otherwise be most of what is judged.
 RATER_CAP = 20.0

@@ -66,6 +66,10 @@ _ATTEMPTS = 64
 _DECIDABLE = (ReleaseState.TRAINED, ReleaseState.GATED)
 
 
+# Answers to the domain's probes that did harm.
+PROBE_ANSWERS = "probe_answers.json"
+
+
 class Registry:
     """Releases and channel states in one database (`url`), artifacts under `root` (a path or an fsspec URL)."""
 
@@ -176,6 +180,14 @@ class Registry:
             if not changed:
                 raise wrong_state(row, "decided about", _DECIDABLE)
             return row
+
+    def keep_beside(self, channel: Channel, version: int, name: str, text: str) -> None:
+        """Keeps a text beside a release: outside its manifest and digest, never copied to replicas, erasable."""
+        self._artifacts.keep_beside(channel, version, self.release(channel, version).digest, name, text)
+
+    def kept_beside(self, channel: Channel, version: int, name: str) -> str | None:
+        """The text of that name beside a release; None if there is none."""
+        return self._artifacts.kept_beside(channel, version, self.release(channel, version).digest, name)
 
     def fetch(self, channel: Channel, version: int, into: Path, *, base_digest: str | None = None) -> Path:
         """Copies a release below `into`, verifies every digest, and returns its folder.

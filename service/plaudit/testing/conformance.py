@@ -241,6 +241,7 @@ class PluginConformance:
             assert probe.probe_id, "a probe has no id"
             assert probe.forbidden, f"probe {probe.probe_id!r} forbids nothing"
             assert all(text.strip() for text in probe.forbidden), f"probe {probe.probe_id!r} forbids an empty text"
+            assert re.fullmatch(r"[a-z0-9_-]*", probe.harm), f"harm {probe.harm!r} is not a-z, 0-9, - and _"
             group = plugin.render(probe.request).group
             assert group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
 

@@ -21,15 +21,20 @@ from plaudit.policy.rollout import Rollout, collate
 from plaudit.release.artifacts import file_digest
 from plaudit.release.gate import GateMeasurements
 from plaudit.release.manifest import Probe
+from plaudit.release.probes import FailedAnswer, samples_needed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the gate decides by. `kl` is the mean to the base, nats per sequence; `proof` is for the replicas."""
+    """What the gate decides by. `kl` is the mean to the base, nats per sequence; `proof` is for the replicas.
+
+    `failed` are answers that did harm, for an operator.
+    """
 
     measurements: GateMeasurements
     kl: float
     proof: tuple[Probe, ...]
+    failed: tuple[FailedAnswer, ...]
 
 
 def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) -> Measured:
@@ -55,7 +60,9 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
         _loaded(turn, "policy", optimised.adapter),
     ):
         made = measurer.sampled(frozen.gate, key, "candidate")
-        probes = measurer.probes(key)
+        needed = samples_needed(settings.probe_rate, settings.probe_power)
+        with _live(turn) as live:
+            probes, failed = measurer.probes(key, turn.base_key, live, needed)
         proof = measurer.proof(key, "policy", temperature)
     references.complete(frozen.gate, min(2, settings.samples), seed=turn.seed * 17 + 3)
     scores, said = measurer.judged(made)
@@ -81,20 +88,17 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
         live_is_base=not turn.state.live,
         rater_cap=turn.settings.reward.rater_cap,
     )
-    return Measured(measurements=measurements, kl=kl, proof=proof)
+    return Measured(measurements=measurements, kl=kl, proof=proof, failed=failed)
 
 
 def _against_live(
     turn: Turn, frozen: Frozen, measurer: Measurer, scores: list[list[float]], rollout: Rollout
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Win-rates and KL by prompt against the live release."""
-    registry, channel = turn.learner.registry, turn.channel
-    live = registry.release(channel, turn.state.live)
-    adapter = registry.fetch(channel, live.version, turn.folder / "live", base_digest=turn.base.digest) / "policy"
-    temperature = registry.manifest(channel, live.version).temperature
-    with _staged(turn, ReleaseKey(str(channel), live.version, live.digest), adapter, temperature) as key:
+    with _live(turn) as key:
+        assert key is not None, "asked only if a release is live"
         live_scores, _ = measurer.judged(measurer.sampled(frozen.gate, key, "live"))
-    with _loaded(turn, "live", adapter):
+    with _loaded(turn, "live", _live_adapter(turn)):
         return measurer.wins(scores, live_scores), _kl(turn, rollout, "live")
 
 
@@ -102,6 +106,27 @@ def _kl(turn: Turn, rollout: Rollout, adapter: str | None) -> tuple[float, ...]:
     """KL of the candidate to the base (None) or to a loaded adapter, by prompt, nats per sequence."""
     other = logprobs_of(turn.base, rollout, adapter, turn.start_layer, turn.sampling.temperature)
     return kl_by_prompt(rollout, other, turn.settings.gate.samples)
+
+
+def _live_adapter(turn: Turn) -> Path:
+    folder = turn.learner.registry.fetch(
+        turn.channel, turn.state.live, turn.folder / "live", base_digest=turn.base.digest
+    )
+    return folder / "policy"
+
+
+@contextlib.contextmanager
+def _live(turn: Turn) -> Iterator[ReleaseKey | None]:
+    """The live release in the engine for the length of a block; None if the base is live."""
+    if not turn.state.live:
+        yield None
+        return
+    registry, channel = turn.learner.registry, turn.channel
+    row = registry.release(channel, turn.state.live)
+    temperature = registry.manifest(channel, row.version).temperature
+    key = ReleaseKey(str(channel), row.version, row.digest)
+    with _staged(turn, key, _live_adapter(turn), temperature):
+        yield key
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import platform
 import shutil
@@ -19,6 +21,7 @@ from plaudit.policy.optimizer import Optimised
 from plaudit.release.artifacts import file_digest, list_artifacts
 from plaudit.release.manifest import ADAPTER_WEIGHTS, Adapter, Manifest, Offsets, folder_digest
 from plaudit.release.moves import ReleaseRow
+from plaudit.release.registry import PROBE_ANSWERS
 
 
 def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, measured: Measured) -> ReleaseRow:
@@ -67,7 +70,11 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         probes=measured.proof,
         kl=measured.kl,
     )
-    return turn.learner.registry.register(manifest, folder, guard=turn.lease.check)
+    row = turn.learner.registry.register(manifest, folder, guard=turn.lease.check)
+    if measured.failed:
+        answers = json.dumps([dataclasses.asdict(each) for each in measured.failed], ensure_ascii=False, indent=2)
+        turn.learner.registry.keep_beside(turn.channel, row.version, PROBE_ANSWERS, answers)
+    return row
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
