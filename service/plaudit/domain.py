@@ -35,7 +35,6 @@ class Mode(StrEnum):
 
     SERVE = "serve"
     EXPLORE = "explore"
-    TRAIN = "train"
 
 
 class OptionScore(StrEnum):

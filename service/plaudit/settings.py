@@ -201,8 +201,8 @@ class PolicySettings(Section):
 
     temperature: float = Field(default=0.7, ge=0.05, le=5)
     """The policy is softmax(logits / temperature)."""
-    max_tokens: int = Field(default=32, ge=1, le=32_768)
-    """Longest completion of a rollout."""
+    max_tokens: int | None = Field(default=None, ge=1, le=32_768)
+    """Longest completion of callers who name none, and of rollouts, gate and proof alike; unset is the domain's."""
     iterations: int = Field(default=10, ge=1, le=1_000)
     """Rollout-and-update iterations of a turn."""
     prompts: int = Field(default=16, ge=1, le=4_096)

@@ -78,6 +78,11 @@ def test_every_round_asks_every_channel_prompt_and_none_repeats_another(scale):
     assert same < 0.05 * len(rounds[1])
 
 
+@pytest.mark.parametrize("scale", [FULL, QUICK], ids=["full", "quick"])
+def test_what_people_ask_for_is_what_the_channel_trains_and_gates(scale):
+    assert scale.settings["policy"]["max_tokens"] == load_population(scale.population).max_tokens
+
+
 def test_the_demo_tells_each_round_apart():
     from plaudit.demo import people
 

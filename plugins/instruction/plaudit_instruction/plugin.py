@@ -138,9 +138,7 @@ class Instruction(DomainPlugin):
         raise UndeclaredKind(f"the instruction domain takes no {feedback.kind} feedback", kind=feedback.kind)
 
     def decode_spec(self, prompt: Prompt, mode: Mode) -> DecodeSpec:
-        """Short texts: 32 tokens where the policy trains, 64 where it serves; two candidates where it explores."""
-        if mode is Mode.TRAIN:
-            return DecodeSpec(sampling=Sampling(max_tokens=32))
+        """Short texts of at most 64 tokens; two candidates if it explores."""
         return DecodeSpec(n=2 if mode is Mode.EXPLORE else 1, sampling=Sampling(max_tokens=64))
 
     def gates(self) -> Sequence[GateProbe]:

@@ -81,8 +81,12 @@ FULL = Scale(
     own_acts=800,
     judged_prompts=160,
     judged_samples=2,
-    # One wide lane decodes for everybody while people rate; the narrow ones serve the traffic during training.
-    settings={"engine": {"widths": [4, 16, 128]}},
+    settings={
+        # One wide lane decodes for everybody while people rate; the narrow ones serve the traffic during training.
+        "engine": {"widths": [4, 16, 128]},
+        # What the population asks for (its max_tokens): callers, training and gate use one length.
+        "policy": {"max_tokens": 32},
+    },
 )
 QUICK = Scale(
     model="tiny",
@@ -95,7 +99,7 @@ QUICK = Scale(
         "model": {"adapter_layers": 4},
         # Answers of a dozen words: a few nats are far. A policy that goes further gains gold and loses variety, until
         # the gate refuses it for that.
-        "policy": {"max_tokens": 24, "iterations": 6, "kl_coef": 0.05, "kl_target": 3.0},
+        "policy": {"max_tokens": 32, "iterations": 6, "kl_coef": 0.05, "kl_target": 3.0},
         "gate": {"prompts": 60, "min_prompts": 40, "reward_comparisons": 60},
     },
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from plaudit.decoding import channel_sampling
 from plaudit.domain import DomainPlugin
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
@@ -96,9 +97,8 @@ class Turn:
 
     @property
     def sampling(self) -> Sampling:
-        """How the channel's policy is sampled."""
-        policy = self.settings.policy
-        return Sampling(temperature=policy.temperature, max_tokens=policy.max_tokens)
+        """How the channel's policy is sampled: as callers are served."""
+        return channel_sampling(self.plugin, self.settings.policy)
 
     @property
     def start_layer(self) -> int:

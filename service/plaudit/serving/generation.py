@@ -17,10 +17,11 @@ import math
 import secrets
 import struct
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit import ordering
+from plaudit.decoding import channel_spec
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode, OptionScore
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey, Ticket
 from plaudit.errors import InvalidField, UnknownTenant, WrongAction
@@ -30,7 +31,8 @@ from plaudit.serving.handle import ANSWER_BYTES, answer_mark
 from plaudit.serving.recording import Recorded, Recorder
 from plaudit.serving.router import Router, unknown_domain
 from plaudit.serving.validate import ChoiceWanted, CompletionsWanted, Envelope, SamplingWish, refused
-from plaudit.types import Action, Candidate, Interaction, Outcome, Prompt, Purpose, Sampling
+from plaudit.settings import PolicySettings
+from plaudit.types import Action, Candidate, Channel, Interaction, Outcome, Prompt, Purpose, Sampling
 
 ANY_TENANT = "*"
 _MODES = {Purpose.SERVE: Mode.SERVE, Purpose.EXPLORE: Mode.EXPLORE, Purpose.EVALUATE: Mode.SERVE}
@@ -68,6 +70,7 @@ class Generation:
         plugins: Mapping[str, DomainPlugin],
         metrics: Metrics,
         *,
+        policy: Callable[[Channel], PolicySettings],
         max_tokens: int,
         tenants: Sequence[str] = (ANY_TENANT,),
     ) -> None:
@@ -76,6 +79,7 @@ class Generation:
         self._recorder = recorder
         self._plugins = plugins
         self._metrics = metrics
+        self._policy = policy
         self._max_tokens = max_tokens
         self._tenants = frozenset(tenants)
 
@@ -85,7 +89,8 @@ class Generation:
         """Steps 1 to 4: the completions are under way when this returns, or what was recorded is found again."""
         plugin = self._plugin(wanted.envelope, Action.COMPLETION)
         prompt = plugin.render(wanted.envelope.request)
-        spec = plugin.decode_spec(prompt, _MODES[wanted.envelope.purpose])
+        policy = self._policy(wanted.envelope.channel)
+        spec = channel_spec(plugin, prompt, _MODES[wanted.envelope.purpose], policy)
         n = wanted.n or spec.n
         if len(wanted.versions) > 1 and len(wanted.versions) != n:
             raise refused("release_versions", f"{len(wanted.versions)} entries", f"empty, one entry, or {n} entries")

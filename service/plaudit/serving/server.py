@@ -107,6 +107,7 @@ class Server:
             ),
             plugins,
             metrics,
+            policy=lambda channel: settings.for_channel(channel).policy,
             max_tokens=settings.serve.max_tokens,
             tenants=settings.serve.tenants,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from plaudit.learner.context import Turn
 from plaudit.learner.outcome import TurnEnded, TurnOutcome
 from plaudit.learner.rewards import ModelReward
@@ -37,7 +39,8 @@ def optimise(turn: Turn, frozen: Frozen, fitted: Fitted) -> Optimised:
                 most_references=settings.reward.references,
                 outlook=settings.policy.advantage == "gae",
             ),
-            sampling=turn.sampling,
+            # Ratios and KL are those of the whole distribution: rollouts are never truncated.
+            sampling=dataclasses.replace(turn.sampling, top_p=1.0, top_k=0),
             model=settings.model,
             settings=settings.policy,
             seed=turn.seed,

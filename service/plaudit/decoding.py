@@ -1,0 +1,31 @@
+"""How a channel's policy is sampled: one answer for serving, learning, the gate and the proof.
+
+Enters: a domain's decode_spec and the channel's settings. Leaves: a spec for a request, and the sampling that the
+learner uses, which is what a caller who asks for nothing is served with. What the gate judges is then what is served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from plaudit.domain import DecodeSpec, DomainPlugin, Mode
+from plaudit.settings import PolicySettings
+from plaudit.types import Message, Prompt, Request, Sampling
+
+# The learner samples many prompts in one way; the domain's spec is asked about this one.
+_PLAIN = Request(messages=(Message("user", "Name three colours."),))
+
+
+def channel_spec(plugin: DomainPlugin, prompt: Prompt, mode: Mode, policy: PolicySettings) -> DecodeSpec:
+    """The domain's spec for a prompt, with the channel's own length if its settings name one."""
+    spec = plugin.decode_spec(prompt, mode)
+    if policy.max_tokens is None:
+        return spec
+    return replace(spec, sampling=replace(spec.sampling, max_tokens=policy.max_tokens))
+
+
+def channel_sampling(plugin: DomainPlugin, policy: PolicySettings) -> Sampling:
+    """Sampling in force for a caller who asks for nothing: the domain's, at the channel's temperature and length."""
+    spec = channel_spec(plugin, plugin.render(_PLAIN), Mode.SERVE, policy)
+    temperature = policy.temperature if spec.temperature is None else spec.temperature
+    return replace(spec.sampling, temperature=temperature)
