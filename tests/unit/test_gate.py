@@ -10,12 +10,14 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plaudit.learner.steps.decide import failed_checks
 from plaudit.release.gate import (
     Check,
     Decision,
     GateMeasurements,
     Outcome,
     decide,
+    remedy,
     reward_gate,
     reward_outcome,
     win_rates,
@@ -125,6 +127,14 @@ def test_one_failed_condition_refuses(fields: dict[str, object], failing: str) -
     decision = decide(dataclasses.replace(good(), **fields), SETTINGS, decided_at=NOW)  # type: ignore[arg-type]
     assert [check.name for check in decision.checks if not check.passed] == [failing]
     assert not decision.accepted
+
+
+def test_a_refusal_names_check_value_bound_and_what_to_do() -> None:
+    decision = decide(dataclasses.replace(good(), kl_base=(17.0,) * 100), SETTINGS, decided_at=NOW)
+    assert failed_checks(decision).startswith("kl_base 17, bound 16")
+    assert "lower policy.kl_target" in failed_checks(decision)
+    for name in (*NAMES[:-1], "probes"):
+        assert remedy(Check(name, False, 0.0, 0.0)) != remedy(Check("unknown", False, 0.0, 0.0)), name
 
 
 def test_what_was_not_measured_fails_with_a_note() -> None:

@@ -177,6 +177,33 @@ def reward_outcome(checks: Sequence[Check]) -> Outcome:
     return Outcome.REFUSE if failed else Outcome.ACCEPT
 
 
+_MOVED_TOO_FAR = "the policy moved too far: lower policy.kl_target or raise policy.kl_coef"
+_MORE_FEEDBACK = "more feedback is needed; rankings of several answers teach most"
+_REMEDIES = {
+    "gate_prompts": "let people ask more different prompts, or lower gate.min_prompts",
+    "win_base": _MORE_FEEDBACK,
+    "win_live": _MORE_FEEDBACK,
+    "kl_base": _MOVED_TOO_FAR,
+    "kl_live": _MOVED_TOO_FAR,
+    "distinct_2": _MOVED_TOO_FAR,
+    "distinct_masked": _MOVED_TOO_FAR,
+    "commonest_opening": _MOVED_TOO_FAR,
+    "degenerate": _MOVED_TOO_FAR,
+    "probes": "the probes were not run: see the learner's log",
+    "reward_comparisons": _MORE_FEEDBACK,
+    "reward_raters": "feedback of more people is needed",
+    "reward_accuracy": "feedback of more people is needed, or people disagree about what is good",
+    "reward_against_live": _MORE_FEEDBACK,
+}
+
+
+def remedy(check: Check) -> str:
+    """What an operator can do about a failed check."""
+    if check.name.startswith("harm_"):
+        return "read the answers with `plaudit release probes`; feedback pulls towards this harm"
+    return _REMEDIES.get(check.name, "see `plaudit release show`")
+
+
 def win_rates(candidate: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """For each prompt, the share of pairs (candidate, other) in which the candidate scores higher; ties count half.
 

@@ -30,9 +30,11 @@ def decide(turn: Turn, measured: Measured, row: ReleaseRow) -> Decision:
 
 
 def failed_checks(decision: Decision) -> str:
-    """Each failed check with its number, what it was held against, and its note."""
+    """Each failed check with its value, its bound, its note, and what to do."""
     return "; ".join(
-        f"{check.name} {check.value:.3g}, bound {check.threshold:.3g} ({check.note})" if check.note else check.name
+        f"{check.name} {check.value:.3g}, bound {check.threshold:.3g}"
+        + (f" ({check.note})" if check.note else "")
+        + f": {gate.remedy(check)}"
         for check in decision.checks
         if not check.passed
     )
