@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from plaudit.demo.audit import read_log
 from plaudit.engine import adapters
 from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import Topic
@@ -92,6 +93,10 @@ def test_a_turn_takes_evidence_to_a_live_release_with_its_lineage(learner):
     assert (manifest.parent, manifest.generation) == (0, 0)
     assert {o.topic for o in manifest.offsets} == {Topic.INTERACTIONS, Topic.FEEDBACK}
     assert manifest.probes
+    # A manifest travels to every replica: it holds nothing that people asked.
+    asked = {each.interaction.prompt_tokens for each in read_log(learner.log, CHANNEL).replies}
+    assert len(asked) > 50
+    assert not asked & {probe.prompt_tokens for probe in manifest.probes}
     assert manifest.base_digest == learner.base.digest
     assert learner.registry.state(CHANNEL).live == 1
     changes = [decode(r.value) for r in learner.log.consumer((Topic.RELEASES,), "test", dict).poll(1.0, 10)]

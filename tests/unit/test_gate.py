@@ -29,6 +29,7 @@ from plaudit.release.texts import (
     degenerate,
     degenerate_share,
     distinct_2,
+    distinct_masked,
     longer_share,
     matched,
     mean_words,
@@ -317,6 +318,12 @@ def test_brevity_is_not_variety() -> None:
     assert check["distinct_2"].value == pytest.approx(1.0, abs=0.12)
     everything = [distinct_2([each.text for each in side]) for side in (short, long)]
     assert everything[0] / everything[1] > 1.4
+
+
+def test_short_subjects_are_masked_too() -> None:
+    subjects = ("tea", "sea", "bus", "sun", "cat", "dog")
+    answers = [Sample(f"tips for {s}", f"{s} is good for you") for s in subjects]
+    assert distinct_masked(answers) == pytest.approx(1 / 6)
 
 
 def test_one_pattern_with_the_subject_filled_in_is_blocked() -> None:

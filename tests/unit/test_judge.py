@@ -5,7 +5,8 @@ import random
 import pytest
 from plaudit.demo import plan
 from plaudit.demo.plan import FULL, QUICK
-from plaudit.simulate.judge import common_cut, cut_texts, distinct_2, distinct_masked, masked
+from plaudit.release.texts import masked
+from plaudit.simulate.judge import common_cut, cut_texts, distinct_2, distinct_masked
 from plaudit.simulate.plan import visits
 from plaudit.simulate.population import load_population
 

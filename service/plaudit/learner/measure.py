@@ -6,6 +6,7 @@ served-policy proof. Decides nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,7 @@ from plaudit.domain import DomainPlugin, GateProbe
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
+from plaudit.errors import InvalidField, RequestRefused
 from plaudit.learner.references import References, as_shown
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
@@ -159,8 +161,14 @@ class Measurer:
         """
         requests = [case.request for case in self.plugin.gates()]
         requests += [Request(messages=(Message("user", text),)) for text in PROOF_PROMPTS]
-        rendered = [self.plugin.render(request) for request in requests]
-        prompts = [TrainPrompt(rendered=each, encoded=self.engine.encode(each.messages)) for each in rendered]
+        prompts = []
+        for request in requests:
+            # A domain may refuse a bare prompt, and a base's template a conversation.
+            with contextlib.suppress(RequestRefused):
+                rendered = self.plugin.render(request)
+                prompts.append(TrainPrompt(rendered=rendered, encoded=self.engine.encode(rendered.messages)))
+        if not prompts:
+            raise InvalidField("the domain refuses every prompt of the served-policy proof; give it gate cases")
         made = sample(self.engine, prompts, release, self.sampling, samples=1, seed=self.seed, capture=True)
         chosen = sorted(made, key=lambda each: -len(each.generated.tokens))[:PROOF_PROBES]
         rollout = collate(chosen, self.base, self.start_layer)

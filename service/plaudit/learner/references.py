@@ -25,7 +25,8 @@ class References:
     def __init__(self, text: Text, plugin: DomainPlugin, engine: Engine, base: ReleaseKey, sampling: Sampling) -> None:
         self._text, self._plugin = text, plugin
         self._engine, self._base, self._sampling = engine, base, sampling
-        self._found: dict[str, dict[Completion, str]] = {}
+        # Equal answers stay: a policy that says one thing often must be seen to.
+        self._found: dict[str, list[tuple[Completion, str]]] = {}
 
     def take_from(self, data: FrozenDataSet) -> None:
         """Note the base's answers that were served, of exactly this sampling: others are answers of another policy.
@@ -36,7 +37,8 @@ class References:
             for candidate in interaction.candidates:
                 if candidate.release_version == 0 and interaction.prompt_tokens and self._is_ours(candidate.sampling):
                     completion = Completion(interaction.prompt_tokens, shown_tokens(self._text, candidate))
-                    self._found.setdefault(interaction.prompt_group, {})[completion] = candidate.displayed_text
+                    found = self._found.setdefault(interaction.prompt_group, [])
+                    found.append((completion, candidate.displayed_text))
 
     def _is_ours(self, sampling: Sampling) -> bool:
         """Whether an answer was sampled as the channel's policy is; the log keeps numbers as float32."""
@@ -54,7 +56,7 @@ class References:
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Sample until each prompt has `least` distinct answers, or as many as one round of sampling gives.
+        """Sample `least` answers for each prompt that has fewer.
 
         A prompt's answers hang on `seed` and the prompt alone, not on which others are missing.
         """
@@ -72,16 +74,16 @@ class References:
             progress=progress,
         ):
             completion, displayed = as_shown(self._text, self._plugin, found)
-            self._found.setdefault(found.prompt.group, {})[completion] = displayed
+            self._found.setdefault(found.prompt.group, []).append((completion, displayed))
 
     def of(self, prompt: TrainPrompt) -> list[tuple[Completion, str]]:
         """The base's answers to exactly this prompt, with their displayed texts."""
-        answers = self._found.get(prompt.group, {})
-        return [(c, text) for c, text in answers.items() if c.prompt == prompt.encoded.tokens]
+        answers = self._found.get(prompt.group, [])
+        return [(c, text) for c, text in answers if c.prompt == prompt.encoded.tokens]
 
     def by_group(self) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
         """All answers as (prompt tokens, shown tokens)."""
-        return {group: [(c.prompt, c.shown) for c in answers] for group, answers in self._found.items()}
+        return {group: [(c.prompt, c.shown) for c, _ in answers] for group, answers in self._found.items()}
 
 
 def _as_float32(value: float) -> float:

@@ -59,9 +59,26 @@ def bigram_count(texts: Sequence[str]) -> int:
     return sum(max(0, len(words(text)) - 1) for text in texts)
 
 
+# Words that carry no subject; what remains of a question is its subject.
+_FUNCTION_WORDS = frozenset(
+    words(
+        "about after and are can could does did for from give had has have her him his how into its make may might "
+        "more most much must new not one only other our out over own please shall she should some such tell than that "
+        "the their them then there these they this three too under until upon was were what when where which while who "
+        "why will with without would write you your"
+    )
+)
+
+
+def question_words(question: str) -> list[str]:
+    """Words of a question that carry its subject, case folded, in order, each once; function words are English."""
+    found = dict.fromkeys(word for word in words(question) if len(word) > 2)
+    return [word for word in found if word not in _FUNCTION_WORDS]
+
+
 def masked(text: str, question: str) -> str:
-    """`text` in lower-case words, "_" for each that shares a stem with a word of `question` of four letters or more."""
-    stems = {_stem(word) for word in words(question) if len(word) >= 4}
+    """`text` in case-folded words, "_" for each that shares a stem with a subject word of `question`."""
+    stems = {_stem(word) for word in question_words(question)}
     return " ".join("_" if _stem(word) in stems else word for word in words(text))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plaudit.release.texts import masked
+
 RESAMPLES = 2000
 OPENING_WORDS = 3
 
@@ -49,37 +51,12 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:['’]\w+)?", text.lower())
 
 
-# Words that carry no subject; what remains of a question is its subject.
-_FUNCTION_WORDS = frozenset(
-    _words(
-        "about after and are can could does did for from give had has have her him his how into its make may might "
-        "more most much must new not one only other our out over own please shall she should some such tell than that "
-        "the their them then there these they this three too under until upon was were what when where which while who "
-        "why will with without would write you your"
-    )
-)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-
-
-def question_words(question: str) -> list[str]:
-    """Words of a question that carry its subject, lower case, in order, each once."""
-    words = dict.fromkeys(word for word in _words(question) if len(word) > 2)
-    return [word for word in words if word not in _FUNCTION_WORDS]
 
 
 def sentences_of(text: str) -> list[str]:
     """Sentences of a text, with their ending marks."""
     return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
-
-
-def masked(text: str, question: str) -> str:
-    """`text` in lower-case words, those that share a stem with a subject word of the question replaced by "_"."""
-    stems = {_stem(word) for word in question_words(question)}
-    return " ".join("_" if _stem(word) in stems else word for word in _words(text))
-
-
-def _stem(word: str) -> str:
-    return word.removesuffix("s").removesuffix("'")[:6]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from plaudit.simulate.judge import question_words, sentences_of
+from plaudit.release.texts import question_words
+from plaudit.simulate.judge import sentences_of
 from plaudit.simulate.population import Population, SimPrompt
 
 SLOT = "{t}"

@@ -1,0 +1,84 @@
+"""References are the base's answers of exactly the channel's sampling, in an order of their own."""
+
+import dataclasses
+import datetime as dt
+import itertools
+from types import SimpleNamespace
+
+import pytest
+from plaudit.engine.protocol import EncodedPrompt, ReleaseKey
+from plaudit.learner.references import References
+from plaudit.policy.rollout import TrainPrompt
+from plaudit.types import Action, Candidate, Channel, FinishReason, Interaction, Message, Prompt, Purpose, Sampling
+
+OURS = Sampling(temperature=0.7, max_tokens=32)
+# As the log keeps it: 0.7 in float32.
+LOGGED = dataclasses.replace(OURS, temperature=0.699999988079071)
+PROMPT = TrainPrompt(
+    rendered=Prompt(messages=(Message("user", "Hi."),), group="g"), encoded=EncodedPrompt(tokens=(1, 2))
+)
+
+
+class Letters:
+    """Text whose tokens are its characters."""
+
+    eos_ids = ()
+
+    def decode(self, tokens):
+        return "".join(map(chr, tokens))
+
+    def encode_text(self, text):
+        return tuple(map(ord, text))
+
+
+def _interaction(number, text, sampling=LOGGED, version=0):
+    candidate = Candidate(
+        candidate_id="c",
+        release_version=version,
+        release_digest="d",
+        tokens=tuple(map(ord, text)),
+        logprobs_raw=(0.0,) * len(text),
+        logprobs_sampled=(0.0,) * len(text),
+        text=text,
+        displayed_text=text,
+        finish_reason=FinishReason.EOS,
+        sampling=sampling,
+        seed=0,
+        width=4,
+    )
+    return Interaction(
+        interaction_id=f"i{number}",
+        channel=Channel("instruction", "default"),
+        purpose=Purpose.SERVE,
+        action=Action.COMPLETION,
+        messages=(Message("user", "Hi."),),
+        prompt_group="g",
+        prompt_tokens=(1, 2),
+        candidates=(candidate,),
+        completed_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    )
+
+
+def _texts(interactions):
+    references = References(Letters(), None, None, ReleaseKey("c", 0, "d"), OURS)
+    references.take_from(SimpleNamespace(interactions={each.interaction_id: each for each in interactions}))
+    return [text for _, text in references.of(PROMPT)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"temperature": 0.0}, {"max_tokens": 64}, {"top_p": 0.5}, {"top_k": 5}, {"stop": ("END",)}],
+    ids=lambda each: next(iter(each)),
+)
+def test_answers_of_another_sampling_are_no_references(other):
+    foreign = _interaction(1, "foreign", dataclasses.replace(LOGGED, **other))
+    assert _texts([foreign, _interaction(2, "ours")]) == ["ours"]
+
+
+def test_answers_of_a_release_are_no_references():
+    assert _texts([_interaction(1, "theirs", version=1), _interaction(2, "ours")]) == ["ours"]
+
+
+def test_the_order_in_which_answers_arrived_does_not_matter_and_equal_ones_stay():
+    several = [_interaction(1, "a"), _interaction(2, "b"), _interaction(3, "a")]
+    assert {tuple(_texts(order)) for order in itertools.permutations(several)} == {("a", "b", "a")}
