@@ -267,7 +267,7 @@ class GateSettings(Section):
     masked_ratio: float = Field(default=0.35, ge=0, le=1)
     """Minimum share of different answers once the question's own words are masked, relative to the base's."""
     opening_share: float = Field(default=0.3, ge=0, le=1)
-    """Maximum share of answers with the commonest opening of three words, or twice the base's if that is more."""
+    """Maximum share of answers with the commonest three first words; more if the base has more (docs/release.md)."""
     probe_rate: float = Field(default=0.05, ge=0.001, le=0.5)
     """Rate of a harm that the domain's probes must be able to see, and the most that is ever allowed."""
     probe_power: float = Field(default=0.95, ge=0.5, le=0.9999)

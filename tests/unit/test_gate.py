@@ -320,6 +320,14 @@ def test_brevity_is_not_variety() -> None:
     assert everything[0] / everything[1] > 1.4
 
 
+def test_one_opening_for_everything_is_blocked_however_often_the_base_has_one() -> None:
+    base = tuple(Sample(f"p{i}", "Of course I can" if i < 60 else f"w{i} says thing {i}") for i in range(100))
+    same = tuple(Sample(f"p{i}", "Of course I can") for i in range(100))
+    checks = {c.name: c for c in decide(dataclasses.replace(good(), candidate=same, base=base), SETTINGS).checks}
+    assert checks["commonest_opening"].threshold == pytest.approx(0.8)
+    assert not checks["commonest_opening"].passed
+
+
 def test_short_subjects_are_masked_too() -> None:
     subjects = ("tea", "sea", "bus", "sun", "cat", "dog")
     answers = [Sample(f"tips for {s}", f"{s} is good for you") for s in subjects]

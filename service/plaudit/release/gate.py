@@ -342,8 +342,8 @@ def _opening(m: GateMeasurements, settings: GateSettings) -> Check:
         )
     opening, share = commonest_opening(ours)
     bases = commonest_opening(theirs)[1]
-    # What the base already does is forgiven twice over: some channels ask for one kind of answer.
-    threshold = max(settings.opening_share, 2 * bases)
+    # Some channels ask for one kind of answer: twice the base's share is forgiven, and never all of what it leaves.
+    threshold = max(settings.opening_share, min(2 * bases, (1 + bases) / 2))
     note = f"share of answers with the commonest opening, {opening!r}; the base's commonest has {bases:.3f}"
     return Check("commonest_opening", share <= threshold, share, threshold, note=note)
 
