@@ -10,10 +10,11 @@ from dataclasses import replace
 
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode
 from plaudit.settings import PolicySettings
-from plaudit.types import Message, Prompt, Request, Sampling
+from plaudit.types import Message, Prompt, Sampling
 
-# The learner samples many prompts in one way; the domain's spec is asked about this one.
-_PLAIN = Request(messages=(Message("user", "Name three colours."),))
+# The learner samples many prompts in one way; the domain's spec is asked about this one. It is not rendered: a domain
+# may refuse a bare request.
+_PLAIN = Prompt(messages=(Message("user", "Name three colours."),), group="sampling")
 
 
 def channel_spec(plugin: DomainPlugin, prompt: Prompt, mode: Mode, policy: PolicySettings) -> DecodeSpec:
@@ -26,6 +27,6 @@ def channel_spec(plugin: DomainPlugin, prompt: Prompt, mode: Mode, policy: Polic
 
 def channel_sampling(plugin: DomainPlugin, policy: PolicySettings) -> Sampling:
     """Sampling in force for a caller who asks for nothing: the domain's, at the channel's temperature and length."""
-    spec = channel_spec(plugin, plugin.render(_PLAIN), Mode.SERVE, policy)
+    spec = channel_spec(plugin, _PLAIN, Mode.SERVE, policy)
     temperature = policy.temperature if spec.temperature is None else spec.temperature
     return replace(spec.sampling, temperature=temperature)

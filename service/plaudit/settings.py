@@ -200,7 +200,7 @@ class PolicySettings(Section):
     """The policy's optimiser (docs/learner.md)."""
 
     temperature: float = Field(default=0.7, ge=0.05, le=5)
-    """The policy is softmax(logits / temperature)."""
+    """The policy is softmax(logits / temperature); a temperature of the domain's own decode_spec comes first."""
     max_tokens: int | None = Field(default=None, ge=1, le=32_768)
     """Longest completion of callers who name none, and of rollouts, gate and proof alike; unset is the domain's."""
     iterations: int = Field(default=10, ge=1, le=1_000)

@@ -142,6 +142,14 @@ def test_releases_are_listed_through_the_registry(plaudit, registry, tmp_path):
     assert text.startswith("instruction/default serves version 0 (generation 0)\n*    0  live")
 
 
+def test_an_operator_reads_the_answers_that_failed_a_probe(plaudit, registry, tmp_path):
+    where = ("--data-dir", str(tmp_path / "data"))
+    assert plaudit("release", "probes", str(CHANNEL), "0", *where)[1] == "[]\n"
+    registry.keep_beside(CHANNEL, 0, "probe_answers.json", '[{"harm": "insult"}]')
+    code, text, _ = plaudit("release", "probes", str(CHANNEL), "0", *where)
+    assert (code, json.loads(text)) == (0, [{"harm": "insult"}])
+
+
 def test_pinning_through_the_registry_is_published_on_the_log(plaudit, registry, tmp_path):
     from plaudit.eventlog import Topic, open_log
     from plaudit.eventlog.codec import decode

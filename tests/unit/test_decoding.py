@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from plaudit.decoding import channel_sampling, channel_spec
 from plaudit.domain import DecodeSpec, Mode
+from plaudit.errors import InvalidField
 from plaudit.serving.generation import resolve
 from plaudit.serving.validate import SamplingWish
 from plaudit.settings import PolicySettings
@@ -36,3 +37,12 @@ def test_a_channels_settings_come_before_its_domain_in_serving_too():
     assert channel_sampling(PLUGIN, PolicySettings()).max_tokens == 64
     assert channel_sampling(PLUGIN, PolicySettings(max_tokens=20)).max_tokens == 20
     assert channel_sampling(Terse(), PolicySettings()) == Sampling(temperature=0.25, max_tokens=7, stop=("END",))
+
+
+class Strict(Instruction):
+    def render(self, request):
+        raise InvalidField("a question needs passages", field="passages")
+
+
+def test_a_domain_that_refuses_a_bare_request_has_a_sampling_all_the_same():
+    assert channel_sampling(Strict(), PolicySettings()).max_tokens == 64

@@ -28,7 +28,7 @@ from plaudit.release.artifacts import list_artifacts
 from plaudit.release.change import make_move
 from plaudit.release.gate import Check, Decision
 from plaudit.release.manifest import Adapter, Manifest
-from plaudit.release.registry import Pin, Promote, Registry, ReleaseRow, ReleaseState, RollBack
+from plaudit.release.registry import PROBE_ANSWERS, Pin, Promote, Registry, ReleaseRow, ReleaseState, RollBack
 from plaudit.store.leases import LeaseLost, Leases
 from plaudit.types import Channel
 
@@ -249,6 +249,18 @@ def test_a_fetched_release_is_what_was_registered(registry: Registry, tmp_path: 
     assert registry.manifest(CHANNEL, 1).digest == row.digest
     assert registry.fetch(CHANNEL, 1, tmp_path / "cache") == folder
     assert registry.fetch(CHANNEL, 0, tmp_path / "cache").is_dir()
+
+
+def test_what_is_kept_beside_a_release_is_no_part_of_it_and_can_be_erased(registry: Registry, tmp_path: Path) -> None:
+    row = registry.register(draft(), artifacts(tmp_path))
+    assert registry.kept_beside(CHANNEL, 1, PROBE_ANSWERS) is None
+    registry.keep_beside(CHANNEL, 1, PROBE_ANSWERS, "[]")
+    assert registry.kept_beside(CHANNEL, 1, PROBE_ANSWERS) == "[]"
+    assert registry.manifest(CHANNEL, 1).digest == row.digest
+    folder = registry.fetch(CHANNEL, 1, tmp_path / "cache")
+    assert not list(folder.rglob(f"*{PROBE_ANSWERS}")), "replicas never get it"
+    next((tmp_path / "registry").rglob(f"*{PROBE_ANSWERS}")).unlink()
+    assert registry.fetch(CHANNEL, 1, tmp_path / "another").is_dir()
 
 
 def stored(tmp_path: Path, name: str) -> Path:

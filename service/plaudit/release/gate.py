@@ -340,11 +340,12 @@ def _opening(m: GateMeasurements, settings: GateSettings) -> Check:
         return _missing(
             "commonest_opening", settings.opening_share, "no completions of candidate and base for the same prompts"
         )
-    opening, share = commonest_opening(ours)
+    # The opening itself stays out of the note, which is logged: a model repeats what people wrote.
+    share = commonest_opening(ours)[1]
     bases = commonest_opening(theirs)[1]
     # Some channels ask for one kind of answer: twice the base's share is forgiven, and never all of what it leaves.
     threshold = max(settings.opening_share, min(2 * bases, (1 + bases) / 2))
-    note = f"share of answers with the commonest opening, {opening!r}; the base's commonest has {bases:.3f}"
+    note = f"share of answers that begin with the commonest three words; the base's commonest has {bases:.3f}"
     return Check("commonest_opening", share <= threshold, share, threshold, note=note)
 
 
