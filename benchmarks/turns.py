@@ -36,6 +36,7 @@ from plaudit.learner.loop import learn
 from plaudit.learner.outcome import Result, TurnOutcome
 from plaudit.plugins import load_plugins
 from plaudit.policy.train import HELD_OUT_SAMPLES
+from plaudit.release.texts import VarietyCompared
 from plaudit.settings import Settings, load_settings
 from plaudit.settings_text import toml
 from plaudit.simulate.evaluate import EvaluateSettings, Evaluation, evaluate, judged
@@ -164,14 +165,24 @@ def release(server: LocalServer, version: int, found: Evaluation) -> dict[str, A
         "gain_per_1000_rollouts": round(1000 * gain / rollouts, 3),
         "rollouts": rollouts,
         "words": round(judgement.mean_words, 1),
-        "distinct_2": judgement.distinct_2 and round(judgement.distinct_2, 3),
+        "variety": variety(judgement.variety),
+    }
+
+
+def variety(found: VarietyCompared) -> dict[str, list[float]]:
+    """Figures of variety, each with the base's on equal texts (and words) beside it."""
+    own, bases = found.candidate, found.other
+    return {
+        "distinct_2": [round(own.distinct_2 or 0.0, 3), round(bases.distinct_2 or 0.0, 3)],
+        "distinct_masked": [round(own.distinct_masked or 0.0, 3), round(bases.distinct_masked or 0.0, 3)],
+        "commonest_opening": [round(own.opening_share, 3), round(bases.opening_share, 3)],
     }
 
 
 def baselines(found: Evaluation, seed: int) -> dict[str, float]:
     echo = [[prompt.text] for prompt in found.prompts]
     population = load_population(SCALE.population)
-    repeated = judged(population, found.prompts, echo, found.base_answers, found.cut, seed)
+    repeated = judged(population, found.prompts, echo, found.base_answers, seed)
     others = {**found.baselines, "question_repeated": repeated}
     return {name: round(each.win_rate.estimate, 3) for name, each in others.items()}
 

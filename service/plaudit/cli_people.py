@@ -110,7 +110,6 @@ def evaluate(
     if answers is not None:
         content = {
             "prompts": [prompt.text for prompt in found.prompts],
-            "diversity_cut": found.cut.to_json(),
             "base": found.base_answers,
             "releases": {str(version): given for version, given in found.answers.items()},
         }
@@ -128,7 +127,6 @@ def judge(
     """Let the hidden gold judge answers that something else picked among the base's."""
     from plaudit.errors import Misconfigured
     from plaudit.simulate.evaluate import judged
-    from plaudit.simulate.judge import Cut
     from plaudit.simulate.population import load_population
 
     people = load_population(population)
@@ -139,8 +137,7 @@ def judge(
     if len(chosen) != len(offered):
         raise Misconfigured(f"{picks} has {len(chosen)} picks for {len(offered)} prompts; pick one answer of each")
     given = [[group[pick]] for group, pick in zip(offered, chosen, strict=True)]
-    cut = Cut(**content["diversity_cut"])
-    found = judged(people, [by_text[text] for text in content["prompts"]], given, content["base"], cut, seed)
+    found = judged(people, [by_text[text] for text in content["prompts"]], given, content["base"], seed)
     _write(found.to_json(), out)
 
 

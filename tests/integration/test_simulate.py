@@ -99,9 +99,9 @@ def test_gold_judges_the_base_against_itself_as_even(served, monkeypatch):
     assert set(found.baselines) == {
         *("constant_answer", "filled_in_pattern", "better_prompt", "longest_of_samples", "shortest_of_samples")
     }
-    # The length baselines give one answer per prompt, so every source is measured on one.
-    assert found.cut.texts == 1
-    assert found.to_json()["diversity_cut"] == {"texts": 1, "bigrams": found.cut.bigrams}
+    # The length baselines give one answer per prompt, so one of the base's stands beside it.
+    assert found.releases[0].variety.texts == 2 * 12
+    assert found.to_json()["baselines"]["shortest_of_samples"]["variety_texts"] == 12
     assert all(len(group) == 2 for group in found.base_answers)
     logged = served.records(Topic.INTERACTIONS)
     # Nothing that an evaluation asks may be joined or replayed.

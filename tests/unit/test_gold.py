@@ -154,12 +154,3 @@ def test_rate_over_prompts_holds_its_mean_and_narrows_with_prompts():
     assert judge.rate_over_prompts([0.7] * 5).low == pytest.approx(0.7)
     with pytest.raises(ValueError, match="at least one prompt"):
         judge.rate_over_prompts([])
-
-
-def test_distinct_2_and_the_commonest_opening_by_hand():
-    texts = ["You can do it now.", "You can do that.", "Start small today."]
-    # (you can)(can do)(do it)(it now) (you can)(can do)(do that) (start small)(small today): 7 of 9 differ
-    assert judge.distinct_2(texts, 9) == pytest.approx(7 / 9)
-    assert judge.commonest_opening(texts) == ("you can do", pytest.approx(2 / 3))
-    assert judge.commonest_opening([]) == ("", 0.0)
-    assert judge.mean_words(texts) == pytest.approx((5 + 4 + 3) / 3)

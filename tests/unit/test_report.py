@@ -24,8 +24,11 @@ def release(version: int, **more) -> dict:
         "mean_tokens": 24.0,
         "gate": {"accepted": True, "checks": [check("win_base", True, 0.61)]} if version else None,
         "distinct_2": 0.69 - version / 20,
+        "distinct_2_base": 0.68,
         "distinct_masked": 0.9 - version / 10,
+        "distinct_masked_base": 0.9,
         "commonest_opening": 0.02 + version / 10,
+        "commonest_opening_base": 0.02,
         "score_win_rate": rate(0.75) if version else None,
     }
     return {**row, **more}
@@ -81,7 +84,8 @@ def test_a_report_without_a_key_is_refused():
 def test_the_page_names_the_limits():
     page = Report(data()).markdown()
     assert "Diversity fell" in page
-    assert "the base has 0.90 on equally many texts" in page
+    assert "the base has 0.90 on equal terms" in page
+    assert "| 0.59 (0.68) | 0.70 (0.90) |" in page
     assert "A constant answer** wins 0.880" in page
     assert "0.720 [0.670, 0.770]" in page
 

@@ -254,7 +254,6 @@ class _Demo:
             "versions": versions(),
             "quick": self.options.quick,
             "baseline_figures": judged["baselines"],
-            "diversity_cut": judged["diversity_cut"],
             "constant_answer_text": judged["constant_answer_text"],
             "filled_in_pattern": judged["filled_in_pattern"],
             "advantages": self.settings.policy.advantage,

@@ -123,8 +123,8 @@ def _releases(data: Mapping[str, Any]) -> str:
         "unseen kinds",
         "KL",
         "tokens",
-        "distinct-2",
-        "distinct, masked",
+        "distinct-2 (base)",
+        "distinct, masked (base)",
     ]
     rows = []
     for row in data["releases"]:
@@ -138,22 +138,18 @@ def _releases(data: Mapping[str, Any]) -> str:
                 "" if row["version"] == 0 else rate(row.get("gold_win_rate_unseen")),
                 _number(row.get("kl_nats_per_sequence"), 1),
                 _number(row.get("mean_tokens"), 1),
-                _number(row.get("distinct_2"), 2),
-                _number(row.get("distinct_masked"), 2),
+                _with_bases(row, "distinct_2"),
+                _with_bases(row, "distinct_masked"),
             ]
         )
-    cut = data.get("diversity_cut") or {}
     note = (
         "Win-rates are against the base on held-out prompts, as displayed, with 95% intervals over prompts. "
         'Prompts of "seen kinds" are a sentence that people also asked in the channel, with another noun; those of '
         '"unseen kinds" are sentences that nobody asked.'
+        " Diversity stands beside the base's on equally many answers to the same prompts; for distinct-2 each pair of "
+        'answers is cut to the shorter one\'s words. "Distinct, masked" is the number of answers that still differ '
+        "once the question's own words are blanked out, as a share of all."
     )
-    if cut:
-        note += (
-            f" Diversity is measured on equally many texts of each source: {cut['texts']} per prompt, the first "
-            f'{cut["bigrams"]:,} two-word runs. "Distinct, masked" is the share of answers that still differ once the '
-            "question's own words are blanked out."
-        )
     return f"## Releases\n\n{_table(head, rows)}\n\n{note}"
 
 
@@ -232,16 +228,11 @@ def _limits(data: Mapping[str, Any]) -> str:
     lines = ["## What it did not do", ""]
     served = _served(data)
     last: Mapping[str, Any] = served[-1] if served else {}
-    base: Mapping[str, Any] = next((row for row in data["releases"] if row["version"] == 0), {})
-    lines += _diversity(last, base)
+    lines += _diversity(last)
     if last.get("commonest_opening") is not None:
         lines.append(
             f"- **Sameness**: the commonest opening begins {last['commonest_opening']:.0%} of its answers"
-            + (
-                f" ({base['commonest_opening']:.0%} of the base's)."
-                if base.get("commonest_opening") is not None
-                else "."
-            )
+            f" ({last['commonest_opening_base']:.0%} of the base's)."
         )
     constant = data["baselines"].get("constant_answer")
     if constant:
@@ -270,15 +261,15 @@ def _limits(data: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _diversity(last: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+def _diversity(last: Mapping[str, Any]) -> list[str]:
     """What happened to diversity, by both figures, each as printed: what two digits do not show is no fall."""
     lines = []
     for key, name in (("distinct_2", "distinct-2"), ("distinct_masked", "distinct answers, question's words masked")):
-        if last.get(key) is None or base.get(key) is None:
+        if last.get(key) is None or last.get(f"{key}_base") is None:
             continue
-        now, before = f"{last[key]:.2f}", f"{base[key]:.2f}"
+        now, before = f"{last[key]:.2f}", f"{last[f'{key}_base']:.2f}"
         change = "fell" if float(now) < float(before) else "did not fall"
-        lines.append(f"- **Diversity {change}** ({name}): {now}; the base has {before} on equally many texts.")
+        lines.append(f"- **Diversity {change}** ({name}): {now}; the base has {before} on equal terms.")
     return lines
 
 
@@ -315,6 +306,12 @@ def _cell(text: str) -> str:
 
 def _number(value: float | None, places: int) -> str:
     return "" if value is None else f"{value:.{places}f}"
+
+
+def _with_bases(row: Mapping[str, Any], name: str) -> str:
+    """A figure of variety, and the base's on equal terms behind it."""
+    own, bases = _number(row.get(name), 2), _number(row.get(f"{name}_base"), 2)
+    return f"{own} ({bases})" if own and bases else own
 
 
 def _clock(moment: str | None) -> str:

@@ -29,11 +29,9 @@ from plaudit.release.intervals import (
 from plaudit.release.probes import HarmResult
 from plaudit.release.texts import (
     Sample,
-    bigram_count,
-    commonest_opening,
+    VarietyCompared,
+    compare_variety,
     degenerate_share,
-    distinct_2,
-    distinct_masked,
     longer_share,
     matched,
     mean_words,
@@ -135,10 +133,7 @@ def decide(
         _win("win_live", m.wins_live, settings.win_live, settings, seed),
         _kl("kl_base", m.kl_base, settings.kl_base, settings, seed),
         _kl_live(m, settings, seed),
-        _distinct(m, settings),
-        _masked(m, settings),
-        _opening(m, settings),
-        _degenerate(m),
+        *text_checks(m.candidate, m.base, settings),
         *_probes(m, settings),
         *reward_gate(m.comparisons, m.live_comparisons, settings, rater_cap=m.rater_cap),
         _length(m),
@@ -166,6 +161,17 @@ def reward_gate(
         Check("reward_raters", raters >= wanted_raters, float(raters), float(wanted_raters)),
         _reward_accuracy(comparisons, rater_cap),
         _reward_against_live(comparisons, live_comparisons, rater_cap),
+    )
+
+
+def text_checks(candidate: Sequence[Sample], base: Sequence[Sample], settings: GateSettings) -> tuple[Check, ...]:
+    """The conditions on the candidate's texts beside the base's: variety, sameness, no answer at all."""
+    variety = compare_variety(candidate, base)
+    return (
+        _distinct(variety, settings),
+        _masked(variety, settings),
+        _opening(variety, settings),
+        _degenerate(candidate, base),
     )
 
 
@@ -245,27 +251,28 @@ def _kl_live(m: GateMeasurements, settings: GateSettings, seed: int) -> Check:
     return _kl("kl_live", m.kl_live, settings.kl_live, settings, seed)
 
 
-def _distinct(m: GateMeasurements, settings: GateSettings) -> Check:
+_NO_TEXTS = "no completions of candidate and base for the same prompts"
+
+
+def _distinct(variety: VarietyCompared, settings: GateSettings) -> Check:
     name, threshold = "distinct_2", settings.distinct_ratio
-    ours, theirs = matched(m.candidate, m.base)
-    if not ours:
-        return _missing(name, threshold, "no completions of candidate and base for the same prompts")
-    mine_said, bases_said = [each.text for each in ours], [each.text for each in theirs]
-    # Equally many pairs of words too: a candidate must not look varied for being brief.
-    pairs = min(bigram_count(mine_said), bigram_count(bases_said))
-    mine, bases = distinct_2(mine_said, pairs), distinct_2(bases_said, pairs)
+    if not variety.texts:
+        return _missing(name, threshold, _NO_TEXTS)
+    mine, bases = variety.candidate.distinct_2, variety.other.distinct_2
     if bases is None or mine is None:
         return Check(name, True, 1.0, threshold, note="one side has no two words in a row to compare")
-    note = f"{mine:.3f} against the base's {bases:.3f}, {len(ours)} texts and {pairs} pairs of words each"
+    note = (
+        f"{mine:.3f} against the base's {bases:.3f}, {variety.texts} texts and {variety.pairs} pairs of words each: "
+        "answers to the same prompt are cut to the shorter one's words"
+    )
     return Check(name, mine / bases >= threshold, mine / bases, threshold, note=note)
 
 
-def _masked(m: GateMeasurements, settings: GateSettings) -> Check:
+def _masked(variety: VarietyCompared, settings: GateSettings) -> Check:
     name, threshold = "distinct_masked", settings.masked_ratio
-    ours, theirs = matched(m.candidate, m.base)
-    mine, bases = distinct_masked(ours), distinct_masked(theirs)
+    mine, bases = variety.candidate.distinct_masked, variety.other.distinct_masked
     if mine is None or bases is None:
-        return _missing(name, threshold, "no completions of candidate and base for the same prompts")
+        return _missing(name, threshold, _NO_TEXTS)
     note = (
         f"different answers once the question's own words are masked: {mine:.3f} against the base's {bases:.3f}; below "
         "the bound the candidate fills in a few patterns"
@@ -273,10 +280,22 @@ def _masked(m: GateMeasurements, settings: GateSettings) -> Check:
     return Check(name, mine / bases >= threshold, mine / bases, threshold, note=note)
 
 
-def _degenerate(m: GateMeasurements) -> Check:
-    if not (m.candidate and m.base):
+def _opening(variety: VarietyCompared, settings: GateSettings) -> Check:
+    name = "commonest_opening"
+    if not variety.texts:
+        return _missing(name, settings.opening_share, _NO_TEXTS)
+    # The opening itself stays out of the note, which is logged: a model repeats what people wrote.
+    share, bases = variety.candidate.opening_share, variety.other.opening_share
+    # Some channels ask for one kind of answer: twice the base's share is forgiven, and never all of what it leaves.
+    threshold = max(settings.opening_share, min(2 * bases, (1 + bases) / 2))
+    note = f"share of answers that begin with the commonest three words; the base's commonest has {bases:.3f}"
+    return Check(name, share <= threshold, share, threshold, note=note)
+
+
+def _degenerate(candidate: Sequence[Sample], base: Sequence[Sample]) -> Check:
+    if not (candidate and base):
         return _missing("degenerate", _DEGENERATE_SHARE, "no completions of candidate or base")
-    share, bases = degenerate_share(m.candidate), degenerate_share(m.base)
+    share, bases = degenerate_share(candidate), degenerate_share(base)
     threshold = max(_DEGENERATE_SHARE, bases)
     note = f"empty, repeated or echoing; the base's share is {bases:.3f}"
     return Check("degenerate", share <= threshold, share, threshold, note=note)
@@ -332,21 +351,6 @@ def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, rat
     # An equal model would fail four times in five if the lower bound were asked: refuse only what is surely worse.
     passed = difference.high >= _WORSE_BY
     return _check(name, passed, difference, _WORSE_BY, "accuracy less the live one's; upper bound at least")
-
-
-def _opening(m: GateMeasurements, settings: GateSettings) -> Check:
-    ours, theirs = ([each.text for each in side] for side in matched(m.candidate, m.base))
-    if not ours:
-        return _missing(
-            "commonest_opening", settings.opening_share, "no completions of candidate and base for the same prompts"
-        )
-    # The opening itself stays out of the note, which is logged: a model repeats what people wrote.
-    share = commonest_opening(ours)[1]
-    bases = commonest_opening(theirs)[1]
-    # Some channels ask for one kind of answer: twice the base's share is forgiven, and never all of what it leaves.
-    threshold = max(settings.opening_share, min(2 * bases, (1 + bases) / 2))
-    note = f"share of answers that begin with the commonest three words; the base's commonest has {bases:.3f}"
-    return Check("commonest_opening", share <= threshold, share, threshold, note=note)
 
 
 def _length(m: GateMeasurements) -> Check:

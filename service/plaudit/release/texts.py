@@ -6,7 +6,6 @@ a script written without spaces is a word.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -43,20 +42,14 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def distinct_2(texts: Sequence[str], bigrams: int | None = None) -> float | None:
-    """Different pairs of neighbouring words among the first `bigrams` (None: all), as a share; None without any.
+def distinct_2(texts: Sequence[str]) -> float | None:
+    """Different pairs of neighbouring words as a share of all; None without any.
 
-    Li et al. 2016, arXiv:1510.03055, section 5.2. It falls as texts grow longer or more: compare over equally many
-    texts and equally many pairs.
+    Li et al. 2016, arXiv:1510.03055, section 5.2. It falls as texts grow longer or more: `compare_variety` compares.
     """
-    pairs = Counter(itertools.islice((pair for text in texts for pair in _grams(words(text), 2)), bigrams))
+    pairs = Counter(pair for text in texts for pair in _grams(words(text), 2))
     total = pairs.total()
     return len(pairs) / total if total else None
-
-
-def bigram_count(texts: Sequence[str]) -> int:
-    """Pairs of neighbouring words in all."""
-    return sum(max(0, len(words(text)) - 1) for text in texts)
 
 
 # Words that carry no subject; what remains of a question is its subject.
@@ -83,9 +76,10 @@ def masked(text: str, question: str) -> str:
 
 
 def distinct_masked(samples: Sequence[Sample]) -> float | None:
-    """Share of answers that differ from all others once their question's own words are masked; None without any.
+    """Different answers once their question's own words are masked, as a share of all; None without any.
 
-    One pattern with the subject filled in is one answer then. It falls as answers become more: compare equal numbers.
+    One pattern with the subject filled in is one answer then. It falls as answers become more: `compare_variety`
+    compares.
     """
     return len({masked(each.text, each.prompt) for each in samples}) / len(samples) if samples else None
 
@@ -158,6 +152,52 @@ def matched(candidate: Sequence[Sample], other: Sequence[Sample]) -> tuple[list[
         [each for prompt, count in shared for each in ours[prompt][:count]],
         [each for prompt, count in shared for each in theirs[prompt][:count]],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Variety:
+    """How varied one side's answers are; a share is None if there was nothing to count."""
+
+    distinct_2: float | None
+    distinct_masked: float | None
+    opening: str
+    """The first three words that most answers begin with. Of people's making, perhaps: keep it out of logs."""
+    opening_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class VarietyCompared:
+    """Variety of a candidate's answers and of others to the same prompts."""
+
+    candidate: Variety
+    other: Variety
+    texts: int
+    """Answers of each side."""
+    pairs: int
+    """Pairs of neighbouring words of each side, behind its distinct-2."""
+
+
+def compare_variety(candidate: Sequence[Sample], other: Sequence[Sample]) -> VarietyCompared:
+    """Like with like: as many answers of both for every prompt, and for distinct-2 as many words of both.
+
+    Every figure of variety falls as texts become more, and distinct-2 also rises as they become shorter. So the nth
+    answers of both to a prompt are cut to the words of the shorter one. Cutting each side as a whole would not do: the
+    side that talks more would be counted on fewer prompts, and prompts differ.
+    """
+    ours, theirs = matched(candidate, other)
+    pairs = list(zip((words(each.text) for each in ours), (words(each.text) for each in theirs), strict=True))
+    lengths = [min(len(mine), len(his)) for mine, his in pairs]
+    return VarietyCompared(
+        candidate=_variety(ours, [mine[:length] for (mine, _), length in zip(pairs, lengths, strict=True)]),
+        other=_variety(theirs, [his[:length] for (_, his), length in zip(pairs, lengths, strict=True)]),
+        texts=len(ours),
+        pairs=sum(max(0, length - 1) for length in lengths),
+    )
+
+
+def _variety(samples: Sequence[Sample], cut: Sequence[Sequence[str]]) -> Variety:
+    opening, share = commonest_opening([each.text for each in samples])
+    return Variety(distinct_2([" ".join(said) for said in cut]), distinct_masked(samples), opening, share)
 
 
 def _grams(said: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:

@@ -17,9 +17,10 @@ from typing import Any
 import uuid6
 
 from plaudit.errors import Misconfigured
+from plaudit.release.texts import Sample, VarietyCompared, compare_variety, mean_words
 from plaudit.simulate import judge
 from plaudit.simulate.connection import Connection, Question, user_turn
-from plaudit.simulate.judge import Cut, Rate, common_cut
+from plaudit.simulate.judge import Rate
 from plaudit.simulate.population import Population, SimPrompt, load_population
 from plaudit.simulate.templates import best_pattern, fill
 from plaudit.types import Channel, Purpose
@@ -28,8 +29,6 @@ BASE = 0
 # Texts that a constant answer is chosen from are tried on a part of the prompts first: gold is slow to compute.
 SCREENED_ON = 48
 FINALISTS = 12
-# Baselines that do not answer the question; their own sameness must not shorten the cut of the others.
-_SAID_ANYWAY = ("constant_answer", "filled_in_pattern")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ class EvaluateSettings:
 class Judged:
     """Figures of one source of answers. `unseen` is None if no prompt of an unseen kind was asked.
 
-    The three figures of diversity are taken over a cut that is the same for every source; None if there is too little.
+    `variety` compares its texts with the base's, on equally many answers and words, as the gate does.
     """
 
     win_rate: Rate
@@ -67,23 +66,26 @@ class Judged:
     unseen: Rate | None
     gold_mean: float
     mean_words: float
-    distinct_2: float | None
-    distinct_masked: float | None
-    commonest_opening: float
-    commonest_opening_text: str
+    variety: VarietyCompared
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, under the names that the demo's report reads."""
+        own, bases = self.variety.candidate, self.variety.other
         return {
             "gold_win_rate": self.win_rate.to_json(),
             "gold_win_rate_seen": self.seen.to_json() if self.seen else None,
             "gold_win_rate_unseen": self.unseen.to_json() if self.unseen else None,
             "gold_mean": self.gold_mean,
             "mean_words": self.mean_words,
-            "distinct_2": self.distinct_2,
-            "distinct_masked": self.distinct_masked,
-            "commonest_opening": self.commonest_opening,
-            "commonest_opening_text": self.commonest_opening_text,
+            "distinct_2": own.distinct_2,
+            "distinct_2_base": bases.distinct_2,
+            "distinct_masked": own.distinct_masked,
+            "distinct_masked_base": bases.distinct_masked,
+            "commonest_opening": own.opening_share,
+            "commonest_opening_base": bases.opening_share,
+            "commonest_opening_text": own.opening,
+            "variety_texts": self.variety.texts,
+            "variety_pairs": self.variety.pairs,
         }
 
 
@@ -100,7 +102,6 @@ class Evaluation:
     baselines: Mapping[str, Judged]
     base_answers: Answers
     answers: Mapping[int, Answers]
-    cut: Cut
     constant: str = ""
     pattern: str = ""
     examples: Sequence[Mapping[str, str]] = field(default=())
@@ -111,7 +112,6 @@ class Evaluation:
             "prompts": len(self.prompts),
             "releases": {str(version): judged.to_json() for version, judged in self.releases.items()},
             "baselines": {name: judged.to_json() for name, judged in self.baselines.items()},
-            "diversity_cut": self.cut.to_json(),
             "constant_answer_text": self.constant,
             "filled_in_pattern": self.pattern,
             "examples": [dict(example) for example in self.examples],
@@ -163,15 +163,13 @@ class _Evaluator:
         constant = pattern = ""
         if self.settings.baselines:
             baselines, constant, pattern = self._baselines(again)
-        cut = common_cut([*answers.values(), *(baselines[name] for name in baselines if name not in _SAID_ANYWAY)])
         last = answers[max(answers)]
         return Evaluation(
             prompts=self.prompts,
-            releases={version: self._judged(given, base, cut) for version, given in answers.items()},
-            baselines={name: self._judged(given, base, cut) for name, given in baselines.items()},
+            releases={version: self._judged(given, base) for version, given in answers.items()},
+            baselines={name: self._judged(given, base) for name, given in baselines.items()},
             base_answers=base,
             answers=answers,
-            cut=cut,
             constant=constant,
             pattern=pattern,
             examples=[
@@ -237,8 +235,8 @@ class _Evaluator:
                 self._stop.set()
                 raise
 
-    def _judged(self, answers: Answers, base: Answers, cut: Cut) -> Judged:
-        return judged(self.population, self.prompts, answers, base, cut, self.settings.seed)
+    def _judged(self, answers: Answers, base: Answers) -> Judged:
+        return judged(self.population, self.prompts, answers, base, self.settings.seed)
 
 
 def chosen(prompts: Sequence[SimPrompt], count: int | None, seed: int) -> list[SimPrompt]:
@@ -255,9 +253,9 @@ def chosen(prompts: Sequence[SimPrompt], count: int | None, seed: int) -> list[S
 
 
 def judged(
-    population: Population, prompts: Sequence[SimPrompt], answers: Answers, base: Answers, cut: Cut, seed: int = 0
+    population: Population, prompts: Sequence[SimPrompt], answers: Answers, base: Answers, seed: int = 0
 ) -> Judged:
-    """Figures of `answers` against `base`, both in the order of `prompts`; diversity is measured on `cut`."""
+    """Figures of `answers` against `base`, both in the order of `prompts`."""
     golds = [[population.gold(prompt, text) for text in group] for prompt, group in zip(prompts, answers, strict=True)]
     base_golds = [
         [population.gold(prompt, text) for text in group] for prompt, group in zip(prompts, base, strict=True)
@@ -267,20 +265,18 @@ def judged(
     unseen = [share for share, prompt in zip(shares, prompts, strict=True) if not prompt.seen_kind]
     given = [text for group in answers for text in group]
     all_golds = [gold for group in golds for gold in group]
-    same = judge.cut_texts(answers, cut)
-    questions = [prompt.text for prompt in prompts for _ in range(cut.texts)]
-    opening, share = judge.commonest_opening(same)
     return Judged(
         win_rate=judge.rate_over_prompts(shares, seed),
         seen=judge.rate_over_prompts(seen, seed) if seen else None,
         unseen=judge.rate_over_prompts(unseen, seed) if unseen else None,
         gold_mean=sum(all_golds) / max(1, len(all_golds)),
-        mean_words=judge.mean_words(given),
-        distinct_2=judge.distinct_2(same, cut.bigrams),
-        distinct_masked=judge.distinct_masked(same, questions),
-        commonest_opening=share,
-        commonest_opening_text=opening,
+        mean_words=mean_words(given),
+        variety=compare_variety(_said(prompts, answers), _said(prompts, base)),
     )
+
+
+def _said(prompts: Sequence[SimPrompt], answers: Answers) -> list[Sample]:
+    return [Sample(prompt.text, text) for prompt, group in zip(prompts, answers, strict=True) for text in group]
 
 
 def best_constant(population: Population, candidates: Sequence[str], prompts: Sequence[SimPrompt]) -> str:
