@@ -353,6 +353,31 @@ def test_contrasts_of_thumbs_never_mix_centred_scores_with_others(base: Base):
     assert (only.worse.prompt, len(only.better_references), len(only.worse_references)) == ((3, 4), 1, 1)
 
 
+def test_treatments_are_judged_on_the_same_contrasts_if_some_thumbs_cannot_be_centred(base: Base):
+    """One of the calibration rater's two contrasts has no reference: it judged PLAIN alone, and the fit broke."""
+    texts, last, raters = ("tea", "rain", "tea", "rain", "cup"), (4, 4, 4, 5, 4), ("ann", "ann", "bob", "bob", "bob")
+    asked = [
+        interaction(f"i{n}", "g", [candidate(base, "c0", text)], (3, end))
+        for n, (text, end) in enumerate(zip(texts, last, strict=True))
+    ]
+    rows = [
+        row(
+            f"i{n}",
+            Binary(candidate="c0", positive=texts[n] == "tea"),
+            FeedbackKind.THUMBS,
+            who,
+            Split.TRAIN if who == "ann" else Split.CALIBRATION,
+        )
+        for n, who in enumerate(raters)
+    ]
+    references = {"g": [((3, 4), base.encode_text("walk"))]}
+    alone = SETTINGS.model_copy(update={"adapter": False})
+    model = fit_reward(base, frozen(asked, rows), references, alone, MODEL, name="some")
+    choice = model.facts["treatment_choice"]
+    assert (choice["judged_by"], choice["count"]) == ("thumbs", 1)
+    model.close()
+
+
 # What moves, and what does not.
 
 

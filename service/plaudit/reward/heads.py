@@ -102,7 +102,9 @@ def choose_treatment(
     """
     by_pairs = len(held_out.pairs) >= LEAST_PAIRS
     judged_by = "pairs" if by_pairs else "thumbs"
-    count = len(held_out.pairs) if by_pairs else len(thumb_contrasts(held_out, {}))
+    # Every treatment is judged on the same contrasts: those whose scores can be centred.
+    contrasts = [] if by_pairs else thumb_contrasts(held_out, references)
+    count = len(held_out.pairs) if by_pairs else len(contrasts)
     if not train.thumbs or not count:
         why = "no thumbs to treat" if not train.thumbs else "nothing of calibration raters to judge by"
         return TreatmentChoice(Treatment.CONTRAST, {}, 0.0, 0.0, judged_by, count, why)
@@ -115,8 +117,7 @@ def choose_treatment(
         if by_pairs:
             losses[treatment], raters = _pair_losses(heads, held_out, features)
         else:
-            cited = references if treatment is not Treatment.PLAIN else {}
-            losses[treatment], raters = _contrast_losses(heads, thumb_contrasts(held_out, cited), features)
+            losses[treatment], raters = _contrast_losses(heads, contrasts, features, treatment)
     nll = {treatment.value: loss.mean().item() for treatment, loss in losses.items()}
     best = min((each for each in Treatment if each is not Treatment.CONTRAST), key=lambda each: nll[each.value])
     difference = losses[Treatment.CONTRAST] - losses[best]
@@ -140,14 +141,15 @@ def _pair_losses(heads: Heads, held_out: Units, features: Mapping[Completion, Te
 
 
 def _contrast_losses(
-    heads: Heads, contrasts: Sequence[Comparison], features: Mapping[Completion, Tensor]
+    heads: Heads, contrasts: Sequence[Comparison], features: Mapping[Completion, Tensor], treatment: Treatment
 ) -> tuple[Tensor, list[str]]:
     """-log P of each contrast, with the treatment's own kappa: (U,)."""
 
     def centred(completion: Completion, references: Sequence[Completion]) -> Tensor:
-        read = torch.stack([features[each] for each in (completion, *references)]).cpu()
+        cited = () if treatment is Treatment.PLAIN else references
+        read = torch.stack([features[each] for each in (completion, *cited)]).cpu()
         scores = heads.score(read).mean(1)
-        return scores[0] - (scores[1:].mean() if references else 0.0)
+        return scores[0] - (scores[1:].mean() if cited else 0.0)
 
     leads = [centred(c.better, c.better_references) - centred(c.worse, c.worse_references) for c in contrasts]
     losses = softplus(-heads.shared.log_kappa.exp() * torch.stack(leads))
