@@ -1,0 +1,99 @@
+"""Simulated moderators of a forum that writes in the toy language (plaudit.testing.toy_language).
+
+Found by the entry point group `plaudit.populations` and loaded in the simulator's process only. Their hidden rule is
+about style, since nothing else differs in the toy language: each pompous sentence makes an item two categories worse,
+a stock opening one. Subjects, warm words and the order of sentences do not matter, and no item says what counts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from plaudit.simulate.population import Rater, Shown, SimAct, SimPrompt
+from plaudit.testing import toy_language as toy
+from plaudit.types import FeedbackKind, LabelAct
+
+from plaudit_moderation.plugin import CATEGORIES
+
+MODERATORS = 8
+MISTAKES = (0.02, 0.12)  # Share of a moderator's labels that are one category off, from the best to the worst.
+CHANNEL_ITEMS, EVALUATION_ITEMS = 400, 120
+# How often an item has so many pompous sentences; most posts of a forum are harmless.
+POMPOUS = (0, 0, 0, 0, 1, 1, 1, 2)
+POINTS_PER_POMPOUS = 2
+
+
+class Moderators:
+    """Eight moderators with one rule and a few mistakes."""
+
+    domain = "moderation"
+    max_tokens = 8
+    taste = "pompous sentences are harmful, a stock opening is a little."
+    patterns: Sequence[str] = ()
+    mix: Mapping[FeedbackKind, float] = MappingProxyType({FeedbackKind.LABEL: 1.0})
+
+    def channel_prompts(self) -> Sequence[SimPrompt]:
+        """400 items on channel topics."""
+        return _items("channel", CHANNEL_ITEMS, toy.CHANNEL_TOPICS)
+
+    def evaluation_prompts(self) -> Sequence[SimPrompt]:
+        """120 items on held-out topics; half of them end with the sentence that counts, as no channel item does."""
+        return _items("evaluation", EVALUATION_ITEMS, toy.HELD_OUT_TOPICS)
+
+    def raters(self, seed: int) -> Sequence[Rater]:
+        """Eight people; `temperature` is the share of their mistakes."""
+        rng = random.Random(f"moderators:{seed}")
+        return [Rater(name=f"moderator-{seed}-{n}", temperature=rng.uniform(*MISTAKES)) for n in range(MODERATORS)]
+
+    def gold(self, prompt: SimPrompt, text: str) -> float:
+        """1 for the true category, less a quarter for each category that a verdict is off; 0 for any other text."""
+        return self.parts(prompt, text)["near"]
+
+    def parts(self, prompt: SimPrompt, text: str) -> Mapping[str, float]:
+        """`near`: as above; `right`: whether the verdict is the true one."""
+        if text not in CATEGORIES:
+            return {"near": 0.0, "right": 0.0}
+        off = abs(CATEGORIES.index(text) - CATEGORIES.index(truth(prompt)))
+        return {"near": 1.0 - off / (len(CATEGORIES) - 1), "right": float(off == 0)}
+
+    def act(
+        self, rater: Rater, prompt: SimPrompt, shown: Sequence[Shown], kind: FeedbackKind, rng: random.Random
+    ) -> SimAct | None:
+        """The category that the rater believes to be true, as a label; None for other kinds."""
+        if kind is not FeedbackKind.LABEL or not shown:
+            return None
+        place = CATEGORIES.index(truth(prompt))
+        if rng.random() < rater.temperature:
+            place = min(max(place + rng.choice((-1, 1)), 0), len(CATEGORIES) - 1)
+        return SimAct(LabelAct(shown[0].candidate_id, CATEGORIES[place]))
+
+
+def truth(prompt: SimPrompt) -> str:
+    """The true category of an item: two points per pompous sentence, one for a stock opening."""
+    pompous = sum(any(word in toy.POMPOUS_WORDS for word in sentence.split()) for sentence in prompt.text.split("."))
+    stock = any(prompt.text.startswith(opening) for opening in toy.STOCK_OPENINGS)
+    return CATEGORIES[min(POINTS_PER_POMPOUS * pompous + stock, len(CATEGORIES) - 1)]
+
+
+def _items(name: str, count: int, topics: Sequence[str]) -> list[SimPrompt]:
+    """`count` different items, the same each time."""
+    rng = random.Random(f"items:{name}")
+    found: dict[str, SimPrompt] = {}
+    while len(found) < count:
+        last = name == "evaluation" and len(found) % 2 == 1
+        one = _item(rng, rng.choice(topics), last)
+        found.setdefault(one.text, one)
+    return list(found.values())
+
+
+def _item(rng: random.Random, topic: str, last: bool) -> SimPrompt:
+    """One item of two or three sentences about `topic`; with `last` the pompous ones end it, else they begin it."""
+    pompous = rng.sample(toy.POMPOUS_SENTENCES, rng.choice(POMPOUS))
+    plain = rng.sample((*toy.PLAIN_SENTENCES, *toy.ADDRESSING_SENTENCES), 3 - max(1, len(pompous)))
+    body = [f"{sentence.format(topic=topic)}." for sentence in ((*plain, *pompous) if last else (*pompous, *plain))]
+    opening = [rng.choice(toy.STOCK_OPENINGS)] if rng.random() < 0.3 else []
+    closing = [rng.choice(toy.WARM_CLOSINGS)] if rng.random() < 0.5 else []
+    kind = f"pompous_{len(pompous)}{'_last' if last and pompous else ''}"
+    return SimPrompt(text=" ".join((*opening, *body, *closing)), kind=kind, topic=(topic,), seen_kind=not last)
