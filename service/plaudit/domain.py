@@ -8,10 +8,14 @@ have defaults. Instances are immutable and shared by threads. Found by the entry
 from __future__ import annotations
 
 import abc
+import itertools
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from plaudit.deciding import Cost, cost_faults
 from plaudit.types import (
     Action,
     Evidence,
@@ -28,6 +32,7 @@ from plaudit.types import (
 
 CONTRACT_VERSION = 1
 ENTRY_POINT_GROUP = "plaudit.domains"
+NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 
 class Mode(StrEnum):
@@ -50,7 +55,7 @@ class OptionScore(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """Frozen facts about a domain. `option_score` matters to domains of choices alone."""
+    """Frozen facts about a domain; what is said of options, places, costs and severe labels is for choices alone."""
 
     name: str
     version: str
@@ -63,6 +68,21 @@ class Declaration:
     contract_version: int = CONTRACT_VERSION
     few_raters: bool = False
     option_score: OptionScore = OptionScore.SUM
+    place_weights: tuple[float, ...] = (1.0,)
+    """What an option in the first, second, ... place adds to the reward of an order, in (0, 1] and never rising; later
+    places add nothing. The default is a verdict: only the first place counts."""
+    costs: tuple[Cost, ...] = ()
+    """(true label, decided label, cost): what a wrong decision costs, 0 or more; a pair that is not named costs 0 if
+    the labels are equal, else 1. A channel's setting `decision.costs` comes before it."""
+    severe: frozenset[str] = frozenset()
+    """Labels that must not be missed: a release that decides otherwise where they are true is blocked by the gate."""
+    policy_version: str = ""
+    """Version of the rules that people judge by, recorded with each interaction. Feedback and prompts of another
+    version teach nothing."""
+
+    def faults(self) -> list[str]:
+        """What is wrong with these facts, each in a sentence; empty if nothing is."""
+        return [*_common_faults(self), *_choice_faults(self)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,3 +143,47 @@ class DomainPlugin(abc.ABC):
     def slices(self, interaction: Interaction) -> Sequence[str]:
         """Named groups for audits, never an input of a model: by default none."""
         return ()
+
+
+def _common_faults(declared: Declaration) -> list[str]:
+    faults = []
+    if not NAME.fullmatch(declared.name):
+        faults.append(f"name {declared.name!r} is not a letter of a-z followed by up to 62 of a-z, 0-9 and -")
+    if not declared.version:
+        faults.append("version is empty")
+    if declared.action not in Action:
+        faults.append(f"action {declared.action!r} is neither completion nor choice")
+    if not declared.kinds:
+        faults.append("no kind of feedback is declared")
+    if unknown := set(declared.kinds) - set(FeedbackKind):
+        faults.append(f"unknown kinds of feedback {sorted(map(str, unknown))}")
+    for kind, has, what in (
+        (FeedbackKind.RATING, declared.rating_scale is not None, "rating_scale"),
+        (FeedbackKind.SIGNAL, bool(declared.signals), "signals"),
+        (FeedbackKind.LABEL, bool(declared.labels), "labels"),
+    ):
+        if (kind in declared.kinds) != has:
+            faults.append(f"{what} and the kind {kind} are declared together or not at all")
+    names = [name for name, _ in declared.signals]
+    if len(set(names)) != len(names):
+        faults.append(f"two of the signals {names} share a name")
+    scales = [scale for _, scale in declared.signals]
+    for scale in (*scales, *((declared.rating_scale,) if declared.rating_scale else ())):
+        if not (math.isfinite(scale.low) and math.isfinite(scale.high) and scale.low < scale.high):
+            faults.append(f"scale {scale} is no finite interval")
+    return faults
+
+
+def _choice_faults(declared: Declaration) -> list[str]:
+    weights, faults = declared.place_weights, []
+    # Written as what must hold, so that NaN fails too.
+    if not (weights and all(0 < weight <= 1 for weight in weights)):
+        faults.append(f"place_weights {weights} are not one or more numbers above 0, at most 1")
+    if not all(first >= second for first, second in itertools.pairwise(weights)):
+        faults.append(f"place_weights {weights} rise; an earlier place counts no less than a later one")
+    faults += cost_faults(declared.costs, declared.labels)
+    if unknown := declared.severe - declared.labels:
+        faults.append(f"severe names labels that are not declared: {', '.join(sorted(unknown))}")
+    if declared.action is Action.COMPLETION and (declared.costs or declared.severe or weights != (1.0,)):
+        faults.append("costs, severe and place_weights are for domains of choices; this one makes completions")
+    return faults

@@ -189,6 +189,8 @@ def _checked(point: EntryPoint, announced: InstalledPlugin) -> DomainPlugin:
             f"plugin {announced} is written for contract version {declaration.contract_version}; this service speaks "
             f"{CONTRACT_VERSION}: install a matching version of the plugin"
         )
+    if faults := declaration.faults():
+        raise Misconfigured(f"plugin {announced} declares what no domain can: {'; '.join(faults)}")
     if declaration.name != point.name:
         raise Misconfigured(
             f"plugin {announced} declares the name {declaration.name!r}; entry point and declaration must agree"

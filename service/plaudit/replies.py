@@ -204,18 +204,19 @@ class Reply(FeedbackGiver[Sent]):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision(FeedbackGiver[Sent]):
-    """The options of one recorded interaction, most probable first."""
+    """The options of one recorded interaction in the order to be shown, and the id of the one to act on."""
 
     interaction_id: str
     ranking: tuple[RankedOption, ...]
     release_version: int
     release_digest: str
     handle_expires_at: dt.datetime
+    decision: str
 
     @property
-    def best(self) -> RankedOption:
-        """The most probable option."""
-        return self.ranking[0]
+    def decided(self) -> RankedOption:
+        """The option to act on: the one that is expected to cost least."""
+        return next(option for option in self.ranking if option.option_id == self.decision)
 
 
 class AskOptions(TypedDict, total=False):
@@ -336,6 +337,7 @@ def decision(message: assistant_pb2.ChooseResponse, send: Callable[[feedback_pb2
         release_version=message.release_version,
         release_digest=message.release_digest,
         handle_expires_at=message.handle_expires_at.ToDatetime(dt.UTC),
+        decision=message.decision,
         ranking=tuple(
             RankedOption(
                 option_id=option.option_id,

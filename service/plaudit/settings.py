@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_serializer, model_validator
 
+from plaudit.deciding import cost_faults
 from plaudit.errors import Misconfigured
 from plaudit.types import Channel
 
@@ -313,6 +314,19 @@ class LearnSettings(ChannelLearnSettings):
     """Prometheus port, on serve.host; 0 turns it off."""
 
 
+class DecisionSettings(Section):
+    """What decisions cost in domains of verdicts (docs/serving.md)."""
+
+    costs: tuple[tuple[str, str, float], ...] = ()
+    """(true label, decided label, cost): each comes before the domain's own cost of that pair; 0 or more."""
+
+    @model_validator(mode="after")
+    def _costs_are_costs(self) -> Self:
+        if faults := cost_faults(self.costs):
+            raise ValueError(faults[0])
+        return self
+
+
 class ChannelSettings(Section):
     """What a channel has otherwise than the process; only what is set counts."""
 
@@ -320,6 +334,7 @@ class ChannelSettings(Section):
     policy: PolicySettings = PolicySettings()
     gate: GateSettings = GateSettings()
     learn: ChannelLearnSettings = ChannelLearnSettings()
+    decision: DecisionSettings = DecisionSettings()
 
     @model_serializer
     def _only_what_is_set(self) -> dict[str, Any]:
@@ -375,10 +390,12 @@ class Settings(Section):
     """The gate."""
     learn: LearnSettings = LearnSettings()
     """The learner."""
+    decision: DecisionSettings = DecisionSettings()
+    """What decisions cost."""
     plugins: PluginSettings = PluginSettings()
     """Domains."""
     channels: dict[str, ChannelSettings] = Field(default_factory=dict)
-    """Other values of reward, policy, gate and learn (min_events, promote, seed) for some channels, by pattern."""
+    """Other values of reward, policy, gate, decision and learn (min_events, promote, seed) for some channels."""
 
     @model_validator(mode="after")
     def _channels_stand_as_a_whole(self) -> Self:

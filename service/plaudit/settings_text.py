@@ -29,7 +29,8 @@ A number outside its range is refused with the nearest one that is allowed.
 
 ## Settings of one channel
 
-`reward`, `policy`, `gate` and, of `learn`, `min_events`, `promote` and `seed` may differ by channel (`domain/tenant`):
+`reward`, `policy`, `gate`, `decision` and, of `learn`, `min_events`, `promote` and `seed` may differ by channel
+(`domain/tenant`):
 
 ```toml
 [policy]

@@ -152,7 +152,8 @@ class Interaction:
     """One request, its prompt and its candidates in the order shown. `end_user` and `rater` are pseudonyms.
 
     `order_logprob`: exact log-probability (nats) of that order under what drew it, 0 if nothing did. `answers`: marks
-    (hex) of what was shown, as its handles carry them; feedback under another mark is about another text.
+    (hex) of what was shown, as its handles carry them; feedback under another mark is about another text. `decision`:
+    id of the option that was decided, empty for completions. `policy_version`: as the domain declared it then.
     """
 
     interaction_id: str
@@ -172,6 +173,8 @@ class Interaction:
     passages: tuple[Passage, ...] = ()
     plugin_version: str = ""
     base_digest: str = ""
+    policy_version: str = ""
+    decision: str = ""
 
 
 # Acts of feedback, one class a kind. -----------------------------------------------------------

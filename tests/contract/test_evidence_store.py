@@ -223,6 +223,20 @@ def test_prompts_are_the_newest_of_each_group_and_never_evaluate(filled: Filled)
     assert [each.prompt_tokens for each in prompts] == [(1, 2, 3)] * 3
 
 
+def test_evidence_of_another_policy_version_is_left_out_and_counted(filled: Filled) -> None:
+    old, new = make_interaction("old", group="a"), make_interaction("new", group="b")
+    filled.join(dataclasses.replace(old, policy_version="1"), dataclasses.replace(new, policy_version="2"))
+    filled.join(*[make_feedback(f"f-{each}", each, Thumbs("a", True)) for each in ("old", "new")])
+    frozen = filled.store.freeze(CHANNEL, SALT, policy_version="2")
+    assert ([row.interaction_id for row in frozen.rows], list(frozen.interactions)) == (["new"], ["new"])
+    assert frozen.left_out == 1
+    assert filled.store.freeze(CHANNEL, SALT, policy_version="").rows == ()
+    everything = filled.store.freeze(CHANNEL, SALT)
+    assert (len(everything.rows), everything.left_out) == (2, 0)
+    assert frozen.digest != everything.digest
+    assert [each.policy_version for each in filled.store.prompts(CHANNEL)] == ["1", "2"]
+
+
 def test_what_a_data_set_holds_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:
     names = [f"i{index}" for index in range(6)]
     seen = []

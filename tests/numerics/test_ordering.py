@@ -36,6 +36,29 @@ def test_three_options_by_pencil():
     assert math.exp(math.fsum(log_factors(values, (2, 0, 1)))) == pytest.approx(1 / 6)
 
 
+def test_options_that_are_not_valid_come_last_whatever_their_scores():
+    # Weights 6, 1, 2, 1 of which the first and the last are not valid. Valid ones: 1/3 and 2/3; the others: 6/7, 1/7.
+    values, valid = [math.log(weight) for weight in (6, 1, 2, 1)], (False, True, True, False)
+    assert first_probabilities(values, valid) == pytest.approx([0, 1 / 3, 2 / 3, 0])
+    assert most_probable(values, valid).places == (2, 1, 0, 3)
+    assert math.fsum(log_factors(values, (2, 1, 3, 0), valid)) == pytest.approx(math.log(2 / 3 * 1 / 7))
+    assert math.fsum(log_factors(values, (2, 0, 1, 3), valid)) == -math.inf
+    orders = [order for order in itertools.permutations(range(4)) if {*order[:2]} == {1, 2}]
+    assert math.fsum(math.exp(math.fsum(log_factors(values, order, valid))) for order in orders) == pytest.approx(1)
+    drawn = [draw(values, seed, valid) for seed in range(300)]
+    assert {order.places for order in drawn} == set(orders)
+    assert drawn[0].logprob == pytest.approx(math.fsum(log_factors(values, drawn[0].places, valid)))
+
+
+@pytest.mark.parametrize("valid", [(), (True,) * 3, (False,) * 3])
+def test_if_all_are_alike_validity_says_nothing(valid):
+    values = [-1.0, -0.5, -3.0]
+    assert first_probabilities(values, valid) == first_probabilities(values)
+    assert most_probable(values, valid) == most_probable(values)
+    assert draw(values, 7, valid) == draw(values, 7)
+    assert log_factors(values, (1, 2, 0), valid) == log_factors(values, (1, 2, 0))
+
+
 def test_orders_are_drawn_as_often_as_their_probability_says():
     values, draws = [math.log(weight) for weight in (1, 2, 3)], 6000
     counts = Counter(draw(values, seed).places for seed in range(draws))

@@ -63,7 +63,12 @@ class Flaky(
     def Choose(self, request, context):
         self._answer(request)
         ranking = [assistant_pb2.RankedOption(option_id=o.option_id, candidate_id=o.text) for o in request.options]
-        return assistant_pb2.ChooseResponse(interaction_id=request.interaction_id, ranking=ranking, handle="handle")
+        return assistant_pb2.ChooseResponse(
+            interaction_id=request.interaction_id,
+            ranking=ranking,
+            handle="handle",
+            decision=ranking[1].option_id,
+        )
 
     def SubmitFeedback(self, request, context):
         self._answer(request)
@@ -314,7 +319,7 @@ def test_a_bulk_refusal_comes_as_its_error(client):
 def test_texts_are_options_of_their_own_name(client):
     decision = client.choose("echo-choice", "hi", ["yes", "no"])
     assert [option.option_id for option in decision.ranking] == ["yes", "no"]
-    assert decision.best is decision.ranking[0]
+    assert decision.decided is decision.ranking[1]
 
 
 def test_the_asyncio_client_retries_streams_acts_and_maps_errors(served):

@@ -11,10 +11,12 @@ from plaudit.types import Outcome, Prompt, Request, RewardTerms
 PLUGIN = """
 from plaudit.domain import Declaration, DomainPlugin
 from plaudit.errors import InvalidField
-from plaudit.types import Action, Outcome, Prompt
+from plaudit.types import Action, FeedbackKind, Outcome, Prompt
 
 class Domain(DomainPlugin):
-    declaration = Declaration(name={name!r}, version="1", action=Action.COMPLETION, kinds=frozenset(), {more})
+    declaration = Declaration(
+        name={name!r}, version="1", action=Action.COMPLETION, kinds=frozenset({{FeedbackKind.THUMBS}}), {more}
+    )
     def render(self, request):
         if request.passages:
             raise InvalidField("no passages, please", field="passages")

@@ -151,6 +151,8 @@ def interaction_to_proto(interaction: Interaction) -> events_pb2.InteractionReco
         prompt_tokens=interaction.prompt_tokens,
         order_logprob=interaction.order_logprob,
         answers=[bytes.fromhex(answer) for answer in interaction.answers],
+        policy_version=interaction.policy_version,
+        decision=interaction.decision,
     )
 
 
@@ -192,6 +194,8 @@ def interaction_from_proto(message: events_pb2.InteractionRecorded) -> Interacti
         answers=tuple(answer.hex() for answer in message.answers),
         plugin_version=message.plugin_version,
         base_digest=message.base_digest,
+        policy_version=message.policy_version,
+        decision=message.decision,
         completed_at=moment(message, "completed_at"),
     )
 

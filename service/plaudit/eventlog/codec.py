@@ -138,6 +138,8 @@ def request_digest(interaction: Interaction) -> bytes:
             answers=(),
             completed_at=_NEVER,
             plugin_version="",
+            policy_version="",
+            decision="",
             base_digest="",
             prompt_group="",
             messages=() if evaluated else interaction.messages,

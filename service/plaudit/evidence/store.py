@@ -62,7 +62,8 @@ class FrozenDataSet:
     """All evidence of a channel at one moment. Rows are in order of (interaction id, feedback id, index).
 
     `as_of` is the time that decay counts ages from; it leaves no row out. The digest covers the rows without their
-    splits, which follow from the salt.
+    splits, which follow from the salt. `left_out`: rows that are not here because people judged by another version of
+    the domain's rules.
     """
 
     channel: Channel
@@ -71,6 +72,7 @@ class FrozenDataSet:
     offsets: tuple[OffsetRange, ...]
     rows: tuple[EvidenceRow, ...]
     interactions: Mapping[str, Interaction]
+    left_out: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -87,6 +89,7 @@ class PromptRow:
     messages: tuple[Message, ...]
     passages: tuple[Passage, ...]
     prompt_tokens: tuple[int, ...]
+    policy_version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +133,18 @@ class EvidenceStore:
             return sorted(Channel(domain, tenant) for domain, tenant in connection.execute(query))
 
     def freeze(
-        self, channel: Channel, salt: bytes, as_of: dt.datetime | None = None, *, few_raters: bool = False
+        self,
+        channel: Channel,
+        salt: bytes,
+        as_of: dt.datetime | None = None,
+        *,
+        few_raters: bool = False,
+        policy_version: str | None = None,
     ) -> FrozenDataSet:
         """All evidence of a channel, with the offsets it was made of; `as_of` defaults to the present.
 
-        With few_raters (a domain's declaration) prompt groups alone are split, and a row's rater split is its group's.
+        few_raters (a domain's declaration): prompt groups alone are split, and a row's rater split is its group's.
+        policy_version (a domain's declaration): only evidence on interactions of this version; None: on all.
         """
         with self.database.reading() as connection:
             offsets = tuple(sorted(_offsets(connection)))
@@ -142,10 +152,15 @@ class EvidenceStore:
                 EvidenceTable.domain == channel.domain, EvidenceTable.tenant == channel.tenant
             )
             payloads = connection.execute(query).scalars().all()
-            interactions = _interactions_with_evidence(connection, channel)
+            interactions = {
+                each.interaction_id: each
+                for each in _interactions_with_evidence(connection, channel).values()
+                if policy_version in (None, each.policy_version)
+            }
         # Sorted here: databases collate text in orders of their own.
+        rows = [(evidence_from_bytes(payload), payload) for payload in payloads]
         stored = sorted(
-            ((evidence_from_bytes(payload), payload) for payload in payloads), key=lambda pair: pair[0].order
+            (pair for pair in rows if pair[0].interaction_id in interactions), key=lambda pair: pair[0].order
         )
         frozen = []
         for row, _ in stored:
@@ -171,6 +186,7 @@ class EvidenceStore:
             offsets=offsets,
             rows=tuple(frozen),
             interactions=MappingProxyType(interactions),
+            left_out=len(rows) - len(stored),
         )
 
     def prompts(self, channel: Channel) -> list[PromptRow]:
@@ -197,6 +213,7 @@ class EvidenceStore:
                 messages=each.messages,
                 passages=each.passages,
                 prompt_tokens=each.prompt_tokens,
+                policy_version=each.policy_version,
             )
             for each in map(ingest.interaction_of, found)
         ]

@@ -22,7 +22,7 @@ from plaudit.store.outcomes import TurnOutcomes
 # Name of the lease of whoever learns on a channel.
 LEASE = "learn {channel}"
 # Sections of the settings that decide what a turn comes to.
-SECTIONS = ("model", "reward", "policy", "gate")
+SECTIONS = ("model", "reward", "policy", "gate", "decision")
 
 
 def in_force(settings: Settings) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def settings_digest(settings: Settings, declaration: Declaration, registry: Regi
         "settings": in_force(settings),
         "seed": settings.learn.seed,
         "live": registry.release(state.channel, state.live).digest,
-        "versions": [plaudit.__version__, declaration.name, declaration.version],
+        "versions": [plaudit.__version__, declaration.name, declaration.version, declaration.policy_version],
     }
     return hashlib.sha256(canonical_json(depends).encode()).hexdigest()
 

@@ -196,6 +196,8 @@ def _chosen(recorded: Recorded) -> assistant_pb2.ChooseResponse:
         release_digest=interaction.candidates[0].release_digest,
         handle=recorded.handle,
         handle_expires_at=_timestamp(recorded.expires_at),
+        # A record of an earlier version that is asked for again names none: it was the most probable one.
+        decision=interaction.decision or max(interaction.candidates, key=lambda each: each.probability).option_id,
     )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit import ordering
+from plaudit.deciding import Cost, costs_of, decide, labels_of
 from plaudit.decoding import channel_spec
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode, OptionScore
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey, Ticket
@@ -30,7 +31,14 @@ from plaudit.serving.calls import Call
 from plaudit.serving.handle import ANSWER_BYTES, answer_mark
 from plaudit.serving.recording import Recorded, Recorder
 from plaudit.serving.router import Router, unknown_domain
-from plaudit.serving.validate import ChoiceWanted, CompletionsWanted, Envelope, SamplingWish, refused
+from plaudit.serving.validate import (
+    ChoiceWanted,
+    CompletionsWanted,
+    Envelope,
+    SamplingWish,
+    check_option_count,
+    refused,
+)
 from plaudit.settings import PolicySettings
 from plaudit.types import Action, Candidate, Channel, Interaction, Outcome, Prompt, Purpose, Sampling
 
@@ -71,6 +79,7 @@ class Generation:
         metrics: Metrics,
         *,
         policy: Callable[[Channel], PolicySettings],
+        costs: Callable[[Channel], Sequence[Cost]],
         max_tokens: int,
         tenants: Sequence[str] = (ANY_TENANT,),
     ) -> None:
@@ -80,6 +89,7 @@ class Generation:
         self._plugins = plugins
         self._metrics = metrics
         self._policy = policy
+        self._costs = costs
         self._max_tokens = max_tokens
         self._tenants = frozenset(tenants)
 
@@ -186,12 +196,17 @@ class Generation:
 
         An option's score is the log-probability of its tokens and of the end of turn behind them, under the release's
         temperature: their sum, or their mean per token if the domain declares that. SERVE shows the most probable
-        first; EXPLORE draws the order (`plaudit.ordering`) and records its exact log-probability.
+        first; EXPLORE draws the order (`plaudit.ordering`) and records its exact log-probability. Options that the
+        domain finds invalid come last, and are never the decision, unless all of them are.
         """
         envelope = wanted.envelope
         plugin = self._plugin(envelope, Action.CHOICE)
         prompt = plugin.render(envelope.request)
         options = prompt.options or envelope.request.options
+        check_option_count(len(options))
+        costs = costs_of(plugin.declaration, self._costs(envelope.channel))
+        outcomes = [plugin.parse(prompt, option.text) for option in options]
+        valid = [outcome.valid for outcome in outcomes]
         option_ids = [option.option_id for option in options]
         if (recorded := self._recorder.find(envelope, Action.CHOICE, option_ids=option_ids)) is not None:
             return recorded
@@ -205,14 +220,15 @@ class Generation:
         logprobs = call.result(ticket)
         scores = [score_of(each, plugin.declaration.option_score) for each in logprobs]
         if envelope.purpose is Purpose.EXPLORE:
-            order = ordering.draw(scores, seed_of(envelope.interaction_id))
+            order = ordering.draw(scores, seed_of(envelope.interaction_id), valid)
         else:
-            order = ordering.most_probable(scores)
-        probabilities = ordering.first_probabilities(scores)
+            order = ordering.most_probable(scores, valid)
+        probabilities = ordering.first_probabilities(scores, valid)
+        labels = labels_of(options, plugin.declaration.labels)
+        decided = options[decide(probabilities, labels=labels, costs=costs, valid=valid)]
         candidates = []
         for place, propensity in zip(order.places, order.propensities, strict=True):
-            option = options[place]
-            outcome = plugin.parse(prompt, option.text)
+            option, outcome = options[place], outcomes[place]
             candidates.append(
                 Candidate(
                     candidate_id=candidate_id(envelope.interaction_id, place, option.option_id),
@@ -239,6 +255,7 @@ class Generation:
             candidates=tuple(candidates),
             order_logprob=order.logprob,
             answers=(answer_mark(candidates),),
+            decision=decided.option_id,
         )
         return self._answer(whole)
 
@@ -292,6 +309,7 @@ class Generation:
             rater=self._recorder.pseudonym(tenant, envelope.rater),
             passages=envelope.request.passages,
             plugin_version=plugin.declaration.version,
+            policy_version=plugin.declaration.policy_version,
             base_digest=self._engine.base_digest,
         )
 

@@ -108,6 +108,7 @@ class Server:
             plugins,
             metrics,
             policy=lambda channel: settings.for_channel(channel).policy,
+            costs=lambda channel: settings.for_channel(channel).decision.costs,
             max_tokens=settings.serve.max_tokens,
             tenants=settings.serve.tenants,
         )

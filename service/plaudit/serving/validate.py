@@ -110,8 +110,8 @@ def completions_wanted(asked: assistant_pb2.GenerateRequest, max_tokens: int) ->
 
 def choice_wanted(asked: assistant_pb2.ChooseRequest) -> ChoiceWanted:
     """The request, checked."""
-    if not MIN_OPTIONS <= len(asked.options) <= MAX_OPTIONS:
-        raise refused("options", f"{len(asked.options)} options", f"{MIN_OPTIONS} to {MAX_OPTIONS}")
+    if asked.options:  # a domain may make them itself
+        check_option_count(len(asked.options))
     options = []
     for index, option in enumerate(asked.options):
         field = f"options[{index}]"
@@ -122,6 +122,12 @@ def choice_wanted(asked: assistant_pb2.ChooseRequest) -> ChoiceWanted:
         raise refused("options", "an option_id that is used twice", "options with different option_ids")
     version = release_version("release_version", asked.release_version) if asked.HasField("release_version") else None
     return ChoiceWanted(envelope=_envelope(asked, options), version=version)
+
+
+def check_option_count(count: int) -> None:
+    """Raises InvalidField for fewer or more options than a choice may have."""
+    if not MIN_OPTIONS <= count <= MAX_OPTIONS:
+        raise refused("options", f"{count} options", f"{MIN_OPTIONS} to {MAX_OPTIONS}")
 
 
 def refused(field: str, value: object, limit: str) -> InvalidField:

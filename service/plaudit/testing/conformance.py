@@ -36,7 +36,6 @@ from plaudit.types import (
     KIND_OF_ACT,
     MOST_REWARD,
     Act,
-    Action,
     Evidence,
     Feedback,
     FeedbackKind,
@@ -46,7 +45,6 @@ from plaudit.types import (
     Prompt,
     Request,
     RewardTerms,
-    Scale,
 )
 
 MOST_RENDERED_BYTES = 64 * 65_536  # What a request may carry: 64 messages of 65,536 bytes.
@@ -84,21 +82,8 @@ class PluginConformance:
         """Name, version, kinds with their scales, signals and labels."""
         declared = self.make_plugin().declaration
         assert isinstance(declared, Declaration), f"declaration is a {type(declared).__name__}"
-        assert re.fullmatch(r"[a-z][a-z0-9-]{0,62}", declared.name), f"name {declared.name!r} is not a-z, 0-9, -"
-        assert declared.version, "version is empty"
         assert declared.contract_version == CONTRACT_VERSION, f"contract version {declared.contract_version}"
-        assert declared.action in Action, f"action {declared.action!r} is neither completion nor choice"
-        assert declared.kinds, "no kind of feedback is declared"
-        assert declared.kinds <= set(FeedbackKind), f"unknown kinds {set(declared.kinds) - set(FeedbackKind)}"
-        for kind, has, what in (
-            (FeedbackKind.RATING, declared.rating_scale is not None, "rating_scale"),
-            (FeedbackKind.SIGNAL, bool(declared.signals), "signals"),
-            (FeedbackKind.LABEL, bool(declared.labels), "labels"),
-        ):
-            assert (kind in declared.kinds) == has, f"{what} and the kind {kind} are declared together or not at all"
-        scales = [scale for _, scale in declared.signals]
-        for scale in (*scales, *((declared.rating_scale,) if declared.rating_scale else ())):
-            assert _is_interval(scale), f"scale {scale} is no finite interval"
+        assert not (faults := declared.faults()), "; ".join(faults)
         assert declared == self.make_plugin().declaration, "two instances declare different facts"
 
     def test_the_installed_entry_point_is_this_plugin(self) -> None:
@@ -313,10 +298,6 @@ class PluginConformance:
         acts: list[Feedback] = [examples.feedback(interaction, act) for act in self.example_feedback()]
         given += [tuple(plugin.to_evidence(interaction, act)) for act in acts]
         return [*given, tuple(plugin.gates()), tuple(plugin.slices(interaction))]
-
-
-def _is_interval(scale: Scale) -> bool:
-    return math.isfinite(scale.low) and math.isfinite(scale.high) and scale.low < scale.high
 
 
 def _refuses(plugin: DomainPlugin, interaction: Interaction, act: Act) -> None:

@@ -213,17 +213,19 @@ class RankedOption(_message.Message):
     def __init__(self, option_id: _Optional[str] = ..., candidate_id: _Optional[str] = ..., probability: _Optional[float] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class ChooseResponse(_message.Message):
-    __slots__ = ("interaction_id", "ranking", "release_version", "release_digest", "handle", "handle_expires_at")
+    __slots__ = ("interaction_id", "ranking", "release_version", "release_digest", "handle", "handle_expires_at", "decision")
     INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
     RANKING_FIELD_NUMBER: _ClassVar[int]
     RELEASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     HANDLE_EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     ranking: _containers.RepeatedCompositeFieldContainer[RankedOption]
     release_version: int
     release_digest: str
     handle: str
     handle_expires_at: _timestamp_pb2.Timestamp
-    def __init__(self, interaction_id: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedOption, _Mapping]]] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., handle: _Optional[str] = ..., handle_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    decision: str
+    def __init__(self, interaction_id: _Optional[str] = ..., ranking: _Optional[_Iterable[_Union[RankedOption, _Mapping]]] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., handle: _Optional[str] = ..., handle_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., decision: _Optional[str] = ...) -> None: ...

@@ -34,9 +34,13 @@ def freeze(turn: Turn) -> Frozen:
     """Read the channel's evidence and prompts; waits if nothing could be rolled out or asked."""
     turn.begin(1, "freeze")
     learner, gate = turn.learner, turn.settings.gate
-    few_raters = turn.plugin.declaration.few_raters
+    declared = turn.plugin.declaration
+    few_raters = declared.few_raters
     salt = learner.registry.salt(turn.channel)
-    data = learner.store.freeze(turn.channel, salt, turn.as_of, few_raters=few_raters)
+    data = learner.store.freeze(
+        turn.channel, salt, turn.as_of, few_raters=few_raters, policy_version=declared.policy_version
+    )
+    turn.tell(f"{len(data.rows)} pieces of evidence" + _of_other_rules(data.left_out))
     usable, left_out = _prompts(turn)
     prompts: dict[Split, list[TrainPrompt]] = {split: [] for split in Split}
     for each in usable:
@@ -65,6 +69,9 @@ def _prompts(turn: Turn) -> tuple[list[TrainPrompt], Counter[str]]:
     """Prompts that people sent, and how many cannot be asked again, by the reason."""
     found, left_out = [], Counter[str]()
     for row in turn.learner.store.prompts(turn.channel):
+        if row.policy_version != turn.plugin.declaration.policy_version:
+            left_out["are of another policy version"] += 1
+            continue
         try:
             rendered = turn.plugin.render(Request(messages=row.messages, passages=row.passages))
             encoded = turn.engine.encode(rendered.messages)
@@ -76,3 +83,7 @@ def _prompts(turn: Turn) -> tuple[list[TrainPrompt], Counter[str]]:
             continue
         found.append(TrainPrompt(rendered=rendered, encoded=encoded))
     return found, left_out
+
+
+def _of_other_rules(left_out: int) -> str:
+    return f"; {left_out} more are of another policy version and teach nothing" if left_out else ""

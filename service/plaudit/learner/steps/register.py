@@ -66,6 +66,7 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
             "torch": torch.__version__,
             "plaudit": plaudit.__version__,
             f"plugin:{declaration.name}": declaration.version,
+            f"policy:{declaration.name}": declaration.policy_version,
         },
         probes=measured.proof,
         kl=measured.kl,
