@@ -67,6 +67,8 @@ class Declaration:
     labels: frozenset[str] = frozenset()
     contract_version: int = CONTRACT_VERSION
     few_raters: bool = False
+    conversations: bool = False
+    """Whether thumbs and ratings may be about a whole conversation; `to_evidence` finds it in the feedback."""
     option_score: OptionScore = OptionScore.SUM
     place_weights: tuple[float, ...] = (1.0,)
     """What an option in the first, second, ... place adds to the reward of an order, in (0, 1] and never rising; later

@@ -88,18 +88,32 @@ class FeedbackGiver(Generic[Sent]):
     send: Callable[[feedback_pb2.Feedback], Sent] = field(repr=False, compare=False)
 
     def thumbs_up(
-        self, candidate: Which = 0, *, rater: str = "", session_id: str = "", reasons: Sequence[str] = ()
+        self,
+        candidate: Which = 0,
+        *,
+        rater: str = "",
+        session_id: str = "",
+        reasons: Sequence[str] = (),
+        whole_conversation: bool = False,
     ) -> Sent:
-        """The candidate is good."""
+        """The candidate is good, or the whole conversation up to it."""
         act = feedback_pb2.Thumbs(candidate_id=self._id(candidate), up=True)
-        return self._send(feedback_pb2.Feedback(thumbs=act), rater, session_id, reasons)
+        body = feedback_pb2.Feedback(thumbs=act, whole_conversation=whole_conversation)
+        return self._send(body, rater, session_id, reasons)
 
     def thumbs_down(
-        self, candidate: Which = 0, *, rater: str = "", session_id: str = "", reasons: Sequence[str] = ()
+        self,
+        candidate: Which = 0,
+        *,
+        rater: str = "",
+        session_id: str = "",
+        reasons: Sequence[str] = (),
+        whole_conversation: bool = False,
     ) -> Sent:
-        """The candidate is not good."""
+        """The candidate is not good, or the whole conversation up to it is not."""
         act = feedback_pb2.Thumbs(candidate_id=self._id(candidate), up=False)
-        return self._send(feedback_pb2.Feedback(thumbs=act), rater, session_id, reasons)
+        body = feedback_pb2.Feedback(thumbs=act, whole_conversation=whole_conversation)
+        return self._send(body, rater, session_id, reasons)
 
     def choose(
         self,
@@ -133,11 +147,19 @@ class FeedbackGiver(Generic[Sent]):
         return self._send(feedback_pb2.Feedback(correction=act), rater, session_id, reasons)
 
     def rate(
-        self, value: float, candidate: Which = 0, *, rater: str = "", session_id: str = "", reasons: Sequence[str] = ()
+        self,
+        value: float,
+        candidate: Which = 0,
+        *,
+        rater: str = "",
+        session_id: str = "",
+        reasons: Sequence[str] = (),
+        whole_conversation: bool = False,
     ) -> Sent:
-        """A value on the domain's scale."""
+        """A value on the domain's scale, of the candidate or of the whole conversation up to it."""
         act = feedback_pb2.Rating(candidate_id=self._id(candidate), value=value)
-        return self._send(feedback_pb2.Feedback(rating=act), rater, session_id, reasons)
+        body = feedback_pb2.Feedback(rating=act, whole_conversation=whole_conversation)
+        return self._send(body, rater, session_id, reasons)
 
     def label(
         self, value: str, candidate: Which = 0, *, rater: str = "", session_id: str = "", reasons: Sequence[str] = ()

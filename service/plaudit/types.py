@@ -104,10 +104,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What a plugin renders: the messages that the model reads, the options, and the group for the splits."""
+    """What a plugin renders: the messages that the model reads, the options, and the group for the splits.
+
+    `passages` are those in the messages, as the plugin will want them again when it parses or rewards an answer.
+    """
 
     messages: tuple[Message, ...]
     options: tuple[Option, ...] = ()
+    passages: tuple[Passage, ...] = ()
     group: str
 
 
@@ -296,6 +300,7 @@ class Feedback:
     """One human act about one interaction. `rater` is a pseudonym, empty if nobody was named.
 
     `answer`: mark (hex) of the answer that the rater saw, from the handle; empty in records of 0.1.0.
+    `whole_conversation`: the act is about all turns up to its candidate, not about the candidate alone.
     """
 
     feedback_id: str
@@ -307,6 +312,7 @@ class Feedback:
     session_id: str = ""
     reasons: tuple[str, ...] = ()
     answer: str = ""
+    whole_conversation: bool = False
 
     @property
     def kind(self) -> FeedbackKind:
@@ -330,7 +336,8 @@ class Feedback:
             case Signal():
                 return f"signal:{act.candidate_id}:{act.name}"
             case _:
-                return f"{self.kind}:{act.candidate_id}"
+                about = "conversation:" if self.whole_conversation else ""
+                return f"{about}{self.kind}:{act.candidate_id}"
 
 
 # Evidence: what a plugin derives from feedback. The reward model sees nothing else. --------------

@@ -7,6 +7,7 @@ import uuid
 import grpc
 import pytest
 from plaudit import ordering
+from plaudit.client import Plaudit
 from plaudit.domain import OptionScore
 from plaudit.engine.protocol import ReleaseKey
 from plaudit.errors import (
@@ -31,12 +32,15 @@ from plaudit.errors import (
     WrongAction,
 )
 from plaudit.eventlog import Topic
+from plaudit.plugins import guard
 from plaudit.replies import Begun, Delta, Reply, drafts
 from plaudit.serving.generation import score_of
 from plaudit.serving.handle import answer_mark
 from plaudit.testing.evidence import make_candidate
-from plaudit.types import Choice, Message, Option, Purpose, Ranking, Rating, Thumbs
+from plaudit.testing.serving import local_server
+from plaudit.types import Choice, FeedbackKind, Message, Option, Purpose, Ranking, Rating, Scale, Thumbs
 from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2, privacy_pb2, privacy_pb2_grpc
+from plaudit_echo.plugin import Echo
 
 HELLO = "Say hello."
 
@@ -245,6 +249,7 @@ FEEDBACK_REFUSALS = {
         lambda r, c: c.submit(feedback_pb2.Feedback(handle=r.handle, feedback_id="7")),
         InvalidField,
     ),
+    "on a conversation": (lambda r, c: r.thumbs_up(whole_conversation=True), UndeclaredKind),
     "too many reasons": (lambda r, c: r.thumbs_up(reasons=["dull"] * 17), InvalidField),
 }
 
@@ -256,6 +261,38 @@ def test_bad_feedback_is_refused_and_leaves_no_record(local, client, case):
     with pytest.raises(error):
         act(reply, client)
     assert local.records(Topic.FEEDBACK) == []
+
+
+def test_an_act_on_a_whole_conversation_stands_beside_the_one_on_its_last_answer(tmp_path, tiny_engine):
+    with local_server(tmp_path, tiny_engine, guard([Conversing()])) as server, Plaudit(server.target) as client:
+        reply = client.generate(
+            "echo", [Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "And?")], max_tokens=4
+        )
+        reply.thumbs_down(rater="ana")
+        reply.thumbs_up(rater="ana", whole_conversation=True)
+        reply.rate(0.5, rater="ana", whole_conversation=True)
+        with pytest.raises(InvalidField, match="whole_conversation"):
+            client.submit(
+                feedback_pb2.Feedback(
+                    handle=reply.handle, signal=feedback_pb2.Signal(name="like", value=1.0), whole_conversation=True
+                )
+            )
+        acts = server.records(Topic.FEEDBACK)
+    assert [act.whole_conversation for act in acts] == [False, True, True]
+    # Three subjects: none replaces another.
+    assert len({act.subject for act in acts}) == 3
+
+
+class Conversing(Echo):
+    @property
+    def declaration(self):
+        declared = super().declaration
+        return dataclasses.replace(
+            declared,
+            conversations=True,
+            kinds=declared.kinds | {FeedbackKind.SIGNAL},
+            signals=(("like", Scale(low=0.0, high=1.0)),),
+        )
 
 
 def test_a_bulk_stream_acknowledges_each_item_in_order(local, client):

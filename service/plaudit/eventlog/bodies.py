@@ -264,6 +264,7 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackRecorded:
     body.rater = feedback.rater
     body.session_id = feedback.session_id
     body.reasons.extend(feedback.reasons)
+    body.whole_conversation = feedback.whole_conversation
     return events_pb2.FeedbackRecorded(
         feedback=body,
         interaction_id=feedback.interaction_id,
@@ -288,6 +289,7 @@ def feedback_from_proto(message: events_pb2.FeedbackRecorded) -> Feedback:
         session_id=message.feedback.session_id,
         reasons=tuple(message.feedback.reasons),
         answer=message.answer.hex(),
+        whole_conversation=message.feedback.whole_conversation,
     )
 
 

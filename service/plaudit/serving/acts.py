@@ -89,6 +89,7 @@ class Acts:
             session_id=session_id,
             reasons=_reasons(message.reasons, plugin.declaration),
             answer=claims.answer,
+            whole_conversation=_whole_conversation(message, act, plugin.declaration),
         )
 
     def retraction(self, message: feedback_pb2.RetractFeedbackRequest, now: dt.datetime) -> Retraction:
@@ -247,6 +248,21 @@ def _reasons(reasons: Sequence[str], declaration: Declaration) -> tuple[str, ...
                 declared=declared,
             )
     return tuple(reasons)
+
+
+def _whole_conversation(message: feedback_pb2.Feedback, act: Act, declaration: Declaration) -> bool:
+    """Whether the act is about the whole conversation; raises if domain or act cannot be."""
+    if not message.whole_conversation:
+        return False
+    if not declaration.conversations:
+        raise UndeclaredKind(
+            f"{declaration.name} takes no feedback on whole conversations; leave whole_conversation out",
+            domain=declaration.name,
+            kind="whole_conversation",
+        )
+    if not isinstance(act, Thumbs | Rating):
+        raise refused("whole_conversation", f"set on a {KIND_OF_ACT[type(act)]}", "thumbs or a rating")
+    return True
 
 
 def _undeclared(kind: FeedbackKind | str, declaration: Declaration) -> UndeclaredKind:

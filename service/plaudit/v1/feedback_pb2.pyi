@@ -79,7 +79,7 @@ class Comment(_message.Message):
     def __init__(self, candidate_id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Feedback(_message.Message):
-    __slots__ = ("feedback_id", "handle", "rater", "session_id", "thumbs", "choice", "ranking", "correction", "rating", "label", "signal", "comment", "reasons")
+    __slots__ = ("feedback_id", "handle", "rater", "session_id", "thumbs", "choice", "ranking", "correction", "rating", "label", "signal", "comment", "reasons", "whole_conversation")
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     RATER_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class Feedback(_message.Message):
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     COMMENT_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     feedback_id: str
     handle: str
     rater: str
@@ -106,7 +107,8 @@ class Feedback(_message.Message):
     signal: Signal
     comment: Comment
     reasons: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, feedback_id: _Optional[str] = ..., handle: _Optional[str] = ..., rater: _Optional[str] = ..., session_id: _Optional[str] = ..., thumbs: _Optional[_Union[Thumbs, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., correction: _Optional[_Union[Correction, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., label: _Optional[_Union[Label, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+    whole_conversation: bool
+    def __init__(self, feedback_id: _Optional[str] = ..., handle: _Optional[str] = ..., rater: _Optional[str] = ..., session_id: _Optional[str] = ..., thumbs: _Optional[_Union[Thumbs, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., correction: _Optional[_Union[Correction, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., label: _Optional[_Union[Label, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., whole_conversation: _Optional[bool] = ...) -> None: ...
 
 class SubmitFeedbackRequest(_message.Message):
     __slots__ = ("feedback",)
