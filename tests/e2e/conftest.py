@@ -84,14 +84,15 @@ class People:
     def split(self, rater):
         return rater_split(bytes.fromhex(SALT), pseudonym(KEY.encode(), CHANNEL.tenant, rater))
 
-    def ask_and_rate(self, target, prompts, domain=CHANNEL.domain):
+    def ask_and_rate(self, target, prompts, tenant=CHANNEL.tenant, taste=1, rankings=3):
         with Plaudit(target) as client:
             for i in prompts:
-                n, raters = (1, 6) if self._thumbs else (4, 3)
-                reply = client.generate(domain, f"list {i} kinds of tea", n=n, seed=i, max_tokens=8)
+                n, raters = (1, 6) if self._thumbs else (4, rankings)
+                asked = f"list {i} kinds of tea"
+                reply = client.generate(CHANNEL.domain, asked, n=n, seed=i, max_tokens=8, tenant=tenant)
                 for number in self._rng.sample(range(RATERS), raters):
                     rater = f"rater-{number}"
-                    sign = -1 if self.split(rater) in self._dislike else 1
+                    sign = -taste if self.split(rater) in self._dislike else taste
                     if self._thumbs:
                         give = reply.thumbs_up if reply.text.count(" ") > number % 2 else reply.thumbs_down
                         give(rater=rater)
@@ -197,6 +198,30 @@ def ask_more():
         joined(settings)
 
     return ask
+
+
+@pytest.fixture
+def settings_of_tenants(model, tmp_path):
+    """Settings on the data of tenants whose people like spaces (1) or dislike them (-1), on one base."""
+
+    def of(**tastes):
+        (tmp_path / "model").symlink_to(model)
+        settings = settings_for(tmp_path, serve={"tenants": list(tastes)})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registry.secrets, "token_hex", lambda _: SALT)
+            with counted_ids(), serving(settings) as server:
+                for tenant, taste in tastes.items():
+                    People().ask_and_rate(server.target, range(PROMPTS), tenant, taste, rankings=8)
+        joined(settings)
+        return settings
+
+    return of
+
+
+@pytest.fixture
+def served():
+    """A server on some settings, for the length of a block."""
+    return serving
 
 
 @pytest.fixture
