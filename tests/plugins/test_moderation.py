@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+from plaudit.deciding import cost_of, costs_of, decide
 from plaudit.errors import EmptyPrompt, InvalidField, OutOfScale
 from plaudit.simulate.population import Shown
 from plaudit.testing import examples
@@ -177,6 +178,18 @@ def test_a_team_brings_its_own_categories():
     assert Shop().declaration.labels == {"fine", "spam"}
 
 
+def test_costs_rise_with_the_distance_and_a_missed_severe_item_is_dearest():
+    declared = VERDICTS.declaration
+    assert (declared.severe, declared.policy_version, declared.few_raters) == ({"severe"}, "1", True)
+    costs = costs_of(declared)
+    assert cost_of(costs, "allowed", "mild") == 0.5
+    assert cost_of(costs, "mild", "allowed") == 1.0
+    assert cost_of(costs, "severe", "allowed") == max(costs.values()) == 4.0
+    # Sure of it, the most probable verdict is decided; unsure between two ends, a strict one.
+    assert CATEGORIES[decide([0.97, 0.01, 0.01, 0.01, 0.0], labels=CATEGORIES, costs=costs)] == "allowed"
+    assert CATEGORIES[decide([0.6, 0.0, 0.0, 0.0, 0.4], labels=CATEGORIES, costs=costs)] == "severe"
+
+
 # Audits. ---------------------------------------------------------------------------------------
 
 PLAN = AuditPlan(key=b"a secret of the service", share=0.1, sure=0.8)
@@ -261,7 +274,9 @@ def test_moderators_label_by_their_rule_with_few_mistakes():
     assert 0.85 < sum(right) / len(right) < 1.0
     prompt = people.channel_prompts()[0]
     assert people.gold(prompt, truth(prompt)) == 1.0
-    assert people.gold(prompt, "no category") == 0.0
+    assert people.gold(prompt, "no category") == -3.0
+    severe = next(one for one in people.channel_prompts() if truth(one) == "severe")
+    assert [people.gold(severe, verdict) for verdict in CATEGORIES] == [-3.0, -2.0, -1.0, 0.0, 1.0]
     assert people.act(raters[0], prompt, [Shown("c0", "allowed")], FeedbackKind.THUMBS, rng) is None
 
 

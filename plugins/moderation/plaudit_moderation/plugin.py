@@ -6,9 +6,10 @@ the class's attributes and names its class under `plaudit.domains` (README, "You
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
+from plaudit.deciding import Cost
 from plaudit.domain import Declaration, DomainPlugin, GateProbe
 from plaudit.errors import OutOfScale, UndeclaredKind, UnknownCandidate
 from plaudit.types import (
@@ -32,6 +33,8 @@ from plaudit_moderation.probes import PROBES
 
 CATEGORIES = ("allowed", "borderline", "mild", "strong", "severe")
 LONG_CHARS = 200  # From here on an item counts as long, for audits.
+# What a verdict costs per category that it is too strict, or too mild; a severe item is missed at twice the price.
+TOO_STRICT, TOO_MILD, MISSED_SEVERE = 0.25, 0.5, 2.0
 
 
 class Moderation(DomainPlugin):
@@ -46,6 +49,13 @@ class Moderation(DomainPlugin):
     """Change it if a category changes its meaning: what was labelled under another version stops teaching."""
     probes: ClassVar[Sequence[GateProbe]] = PROBES
 
+    def costs(self) -> tuple[Cost, ...]:
+        """(true, decided, cost): by distance, mildness dearer than strictness, and missed severe items dearest.
+
+        A channel's setting `decision.costs` names pairs over these.
+        """
+        return ordered_costs(self.categories, self.severe)
+
     @property
     def declaration(self) -> Declaration:
         """Frozen facts: choices among the categories, labelled by few people."""
@@ -55,6 +65,9 @@ class Moderation(DomainPlugin):
             action=Action.CHOICE,
             kinds=frozenset({FeedbackKind.LABEL, FeedbackKind.COMMENT}),
             labels=frozenset(self.categories),
+            costs=self.costs(),
+            severe=self.severe,
+            policy_version=self.policy_version,
             few_raters=True,
         )
 
@@ -97,6 +110,17 @@ class Moderation(DomainPlugin):
         conversation = ("conversation",) if len(said) > 1 else ()
         long = ("long",) if said and len(said[-1].content) >= LONG_CHARS else ()
         return (*conversation, *long)
+
+
+def ordered_costs(categories: Sequence[str], severe: Collection[str]) -> tuple[Cost, ...]:
+    """Costs of every pair of different categories, which stand mildest first."""
+    found = []
+    for place, true in enumerate(categories):
+        mild = TOO_MILD * (MISSED_SEVERE if true in severe else 1.0)
+        for other, decided in enumerate(categories):
+            if other != place:
+                found.append((true, decided, TOO_STRICT * (other - place) if other > place else mild * (place - other)))
+    return tuple(found)
 
 
 def asked(said: Sequence[Message], categories: Sequence[str]) -> Message:

@@ -11,15 +11,18 @@ import random
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from plaudit.deciding import cost_of, costs_of
 from plaudit.simulate.population import Rater, Shown, SimAct, SimPrompt
 from plaudit.testing import toy_language as toy
 from plaudit.types import FeedbackKind, LabelAct
 
-from plaudit_moderation.plugin import CATEGORIES
+from plaudit_moderation.plugin import CATEGORIES, Moderation
 
 MODERATORS = 8
 MISTAKES = (0.02, 0.12)  # Share of a moderator's labels that are one category off, from the best to the worst.
 CHANNEL_ITEMS, EVALUATION_ITEMS = 400, 120
+COSTS = costs_of(Moderation().declaration)
+WORST = max(COSTS.values())
 # How often an item has so many pompous sentences; most posts of a forum are harmless.
 POMPOUS = (0, 0, 0, 0, 1, 1, 1, 2)
 POINTS_PER_POMPOUS = 2
@@ -48,11 +51,11 @@ class Moderators:
         return [Rater(name=f"moderator-{seed}-{n}", temperature=rng.uniform(*MISTAKES)) for n in range(MODERATORS)]
 
     def gold(self, prompt: SimPrompt, text: str) -> float:
-        """1 for the true category, less a quarter for each category that a verdict is off; 0 for any other text."""
-        return self.parts(prompt, text)["near"]
+        """1 less what the verdict costs: 1 for the true category, down to -3 for a severe item that is allowed."""
+        return 1.0 - (cost_of(COSTS, truth(prompt), text) if text in CATEGORIES else WORST)
 
     def parts(self, prompt: SimPrompt, text: str) -> Mapping[str, float]:
-        """`near`: as above; `right`: whether the verdict is the true one."""
+        """`right`: whether the verdict is the true one; `near`: less a quarter for each category that it is off."""
         if text not in CATEGORIES:
             return {"near": 0.0, "right": 0.0}
         off = abs(CATEGORIES.index(text) - CATEGORIES.index(truth(prompt)))

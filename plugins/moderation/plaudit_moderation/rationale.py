@@ -63,6 +63,7 @@ class ModerationRationale(DomainPlugin):
             action=Action.COMPLETION,
             kinds=frozenset({FeedbackKind.THUMBS, FeedbackKind.CHOICE, FeedbackKind.CORRECTION, FeedbackKind.COMMENT}),
             reasons=REASONS,
+            policy_version=self.policy_version,
             few_raters=True,
         )
 
