@@ -130,6 +130,7 @@ class Candidate:
 
     Log-probs are in nats, one per token of `tokens` (the ending token included). `probability`: of an option, that it
     is the first. `propensity`: with which it was shown in its place, given those before it (1 if nothing was drawn).
+    `place`: of an option, its index in the request.
     """
 
     candidate_id: str
@@ -149,6 +150,7 @@ class Candidate:
     redacted: bool = False
     valid: bool = True
     option_id: str = ""
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +181,13 @@ class Interaction:
     base_digest: str = ""
     policy_version: str = ""
     decision: str = ""
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """Options of a choice in the request's order (records of 0.1.0: as shown); empty for completions."""
+        if self.action is not Action.CHOICE:
+            return ()
+        return tuple(Option(each.option_id, each.text) for each in sorted(self.candidates, key=lambda c: c.place))
 
 
 # Acts of feedback, one class a kind. -----------------------------------------------------------

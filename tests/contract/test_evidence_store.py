@@ -32,6 +32,7 @@ from plaudit.types import (
     Interaction,
     Label,
     Message,
+    Option,
     Pair,
     PairOutcome,
     Passage,
@@ -235,6 +236,18 @@ def test_evidence_of_another_policy_version_is_left_out_and_counted(filled: Fill
     assert (len(everything.rows), everything.left_out) == (2, 0)
     assert frozen.digest != everything.digest
     assert [each.policy_version for each in filled.store.prompts(CHANNEL)] == ["1", "2"]
+
+
+def test_a_prompts_options_come_in_the_requests_order_and_not_as_they_were_shown(filled: Filled) -> None:
+    asked = make_interaction("i1", candidates=3)
+    shown = tuple(
+        dataclasses.replace(each, option_id=f"o{place}", place=place)
+        for each, place in zip(asked.candidates, (2, 0, 1), strict=True)
+    )
+    filled.join(dataclasses.replace(asked, action=Action.CHOICE, candidates=shown), make_interaction("i2"))
+    first, second = filled.store.prompts(CHANNEL)
+    assert first.options == (Option("o0", "text b"), Option("o1", "text c"), Option("o2", "text a"))
+    assert second.options == ()
 
 
 def test_what_a_data_set_holds_does_not_depend_on_the_order_of_arrival(tmp_path: Path) -> None:

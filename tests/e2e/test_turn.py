@@ -20,12 +20,13 @@ from plaudit.evidence.splits import Split, group_split
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
 from plaudit.learner import context, loop
+from plaudit.learner.actions import completions
 from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import TurnOutcome
 from plaudit.learner.recover import recover
 from plaudit.learner.report import channel_reports
 from plaudit.learner.since import LEASE
-from plaudit.learner.steps import optimise, promote
+from plaudit.learner.steps import promote
 from plaudit.learner.turn import new_turn, run
 from plaudit.release.gate import Decision
 from plaudit.release.manifest import Manifest
@@ -177,14 +178,14 @@ def test_a_candidate_that_gate_raters_dislike_is_refused_whatever_the_training_m
 
 def test_a_planted_bad_candidate_is_refused_and_not_made_again(settings_of, learner_of, monkeypatch):
     learner = learner_of(settings_of())
-    rewards = optimise.ModelReward
+    rewards = completions.ModelReward
 
     class Contrary(rewards):
         def __call__(self, samples):
             found = super().__call__(samples)
             return found._replace(totals=-found.totals)
 
-    monkeypatch.setattr(optimise, "ModelReward", Contrary)
+    monkeypatch.setattr(completions, "ModelReward", Contrary)
     result = look(learner, CHANNEL, Watch())
     assert result.outcome is TurnOutcome.REJECTED, result.reason
     assert "win_base" in result.reason
@@ -460,9 +461,9 @@ def raises(error):
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("plaudit.learner.steps.optimise.Ppo.optimise", MemoryError()),
+        ("plaudit.learner.actions.completions.Ppo.optimise", MemoryError()),
         ("plaudit.learner.steps.fit.measure", OSError(28, "No space left on device")),
-        ("plaudit.learner.steps.measure.adapters.load", ValueError("a secret that a person wrote")),
+        ("plaudit.learner.staging.adapters.load", ValueError("a secret that a person wrote")),
     ],
 )
 def test_what_breaks_a_turn_ends_it_by_name_backs_off_and_leaves_nothing_behind(

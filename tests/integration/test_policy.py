@@ -13,7 +13,7 @@ from plaudit.engine.protocol import Generated, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import NotServing
 from plaudit.learner.measure import logprobs_of
-from plaudit.learner.references import References
+from plaudit.learner.references import SampledReferences
 from plaudit.learner.rewards import ModelReward, shown_so_far
 from plaudit.plugins import load_plugins
 from plaudit.policy.optimizer import PolicyTask, Rewarded, hold_out
@@ -127,7 +127,7 @@ def test_the_outlook_of_a_token_knows_nothing_of_what_comes_later(base, engine):
     model = RewardModel(base, RewardSettings(adapter=False), ModelSettings(adapter_layers=LAYERS))
     key = ReleaseKey("toy/default", 0, "base")
     engine.stage(key, None)
-    references = References(base, plugin, engine, key, Sampling(max_tokens=8))
+    references = SampledReferences(base, plugin, engine, key, Sampling(max_tokens=8))
     reward = ModelReward(model, plugin, references, most_references=2, outlook=True)
     same = "you have tea. put the book in"
     samples = [_said(base, prompt, f"{same} a box. enjoy!"), _said(base, prompt, f"{same} tea and and", ended=False)]

@@ -55,6 +55,7 @@ candidates = st.builds(
     redacted=st.booleans(),
     valid=st.booleans(),
     option_id=texts,
+    place=uint32,
 )
 interactions = st.builds(
     types.Interaction,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from plaudit.learner.steps.decide import failed_checks
 from plaudit.release.gate import (
     Check,
+    CompletionMeasurements,
     Decision,
-    GateMeasurements,
     Outcome,
     decide,
     remedy,
@@ -67,8 +67,8 @@ def samples(texts: int = 100) -> tuple[Sample, ...]:
     return tuple(Sample(f"prompt {i}", f"answer {i} speaks of thing {i + 1} plainly") for i in range(texts))
 
 
-def good() -> GateMeasurements:
-    return GateMeasurements(
+def good() -> CompletionMeasurements:
+    return CompletionMeasurements(
         wins_base=(0.75, 0.5) * 50,
         wins_live=(0.625, 0.5) * 50,
         kl_base=(8.0, 10.0) * 50,
@@ -81,7 +81,7 @@ def good() -> GateMeasurements:
     )
 
 
-def check_of(measurements: GateMeasurements, name: str) -> Check:
+def check_of(measurements: CompletionMeasurements, name: str) -> Check:
     (found,) = (check for check in decide(measurements, SETTINGS, decided_at=NOW).checks if check.name == name)
     return found
 
@@ -139,7 +139,7 @@ def test_a_refusal_names_check_value_bound_and_what_to_do() -> None:
 
 
 def test_what_was_not_measured_fails_with_a_note() -> None:
-    decision = decide(GateMeasurements(), SETTINGS, decided_at=NOW)
+    decision = decide(CompletionMeasurements(), SETTINGS, decided_at=NOW)
     by_name = {check.name: check for check in decision.checks}
     assert not decision.accepted
     # Without probes there are no harms to name.
@@ -178,7 +178,7 @@ def test_a_decision_survives_json_and_the_same_seed_gives_the_same_decision() ->
     decision = decide(good(), SETTINGS, seed=3, decided_at=NOW)
     assert Decision.from_json(decision.to_json()) == decision
     assert decide(good(), SETTINGS, seed=3, decided_at=NOW) == decision
-    missing = decide(GateMeasurements(), SETTINGS, decided_at=NOW)
+    missing = decide(CompletionMeasurements(), SETTINGS, decided_at=NOW)
     assert Decision.from_json(missing.to_json()).to_json() == missing.to_json()
     assert "NaN" not in missing.to_json()
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from plaudit.domain import GateProbe
-from plaudit.release.gate import GateMeasurements, decide
+from plaudit.release.gate import CompletionMeasurements, decide
 from plaudit.release.probes import HarmRate, HarmResult, by_harm, does_harm, judged, samples_needed
 from plaudit.settings import GateSettings
 from plaudit.types import Message, Request
@@ -17,7 +17,7 @@ WORST = INSULTS[0]
 
 
 def _check(result):
-    decision = decide(GateMeasurements(probes=(result,)), SETTINGS)
+    decision = decide(CompletionMeasurements(probes=(result,)), SETTINGS)
     return next(check for check in decision.checks if check.name == f"harm_{result.harm}")
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from plaudit.engine.protocol import EncodedPrompt, ReleaseKey
-from plaudit.learner.references import References
+from plaudit.learner.references import SampledReferences
 from plaudit.policy.rollout import TrainPrompt
 from plaudit.types import Action, Candidate, Channel, FinishReason, Interaction, Message, Prompt, Purpose, Sampling
 
@@ -60,7 +60,7 @@ def _interaction(number, text, sampling=LOGGED, version=0):
 
 
 def _texts(interactions):
-    references = References(Letters(), None, None, ReleaseKey("c", 0, "d"), OURS)
+    references = SampledReferences(Letters(), None, None, ReleaseKey("c", 0, "d"), OURS)
     references.take_from(SimpleNamespace(interactions={each.interaction_id: each for each in interactions}))
     return [text for _, text in references.of(PROMPT)]
 

@@ -226,6 +226,7 @@ def _candidate_to_proto(candidate: types.Candidate) -> events_pb2.Candidate:
         redacted=candidate.redacted,
         valid=candidate.valid,
         option_id=candidate.option_id,
+        place=candidate.place,
     )
 
 
@@ -254,6 +255,7 @@ def _candidate_from_proto(message: events_pb2.Candidate) -> types.Candidate:
         redacted=message.redacted,
         valid=message.valid,
         option_id=message.option_id,
+        place=message.place,
     )
 
 

@@ -28,7 +28,7 @@ from plaudit.evidence.tables import (
     Status,
 )
 from plaudit.store.database import Database
-from plaudit.types import Channel, Evidence, FeedbackKind, Interaction, Message, Passage, Purpose
+from plaudit.types import Channel, Evidence, FeedbackKind, Interaction, Message, Option, Passage, Purpose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class FrozenDataSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRow:
-    """A prompt group's newest interaction."""
+    """A prompt group's newest interaction; `options` of a choice in the request's order, empty for completions."""
 
     group: str
     interaction_id: str
@@ -90,6 +90,7 @@ class PromptRow:
     passages: tuple[Passage, ...]
     prompt_tokens: tuple[int, ...]
     policy_version: str
+    options: tuple[Option, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +215,7 @@ class EvidenceStore:
                 passages=each.passages,
                 prompt_tokens=each.prompt_tokens,
                 policy_version=each.policy_version,
+                options=each.options,
             )
             for each in map(ingest.interaction_of, found)
         ]

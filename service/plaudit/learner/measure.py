@@ -1,7 +1,7 @@
 """Measures a candidate release for the gate.
 
-Enters: a trained adapter, the gate's prompts and its own reward model. Leaves: GateMeasurements and the probes of the
-served-policy proof. Decides nothing.
+Enters: a trained adapter, the gate's prompts and its own reward model. Leaves: what CompletionMeasurements
+hold, and the probes of the served-policy proof. Decides nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.errors import InvalidField, RequestRefused
-from plaudit.learner.references import References, as_shown
+from plaudit.learner.actions.protocol import References
+from plaudit.learner.references import as_shown
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.release import texts

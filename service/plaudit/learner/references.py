@@ -15,14 +15,25 @@ from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.evidence.store import FrozenDataSet
 from plaudit.policy.rollout import Sample, TrainPrompt, sample
 from plaudit.reward.dataset import Text, shown_tokens
+from plaudit.reward.fit import FIT_REFERENCES
 from plaudit.reward.trunk import Completion
 from plaudit.types import Candidate, FinishReason, Sampling
 
 
-class References:
+class SampledReferences:
     """Completions of the base by prompt group; grows as prompts are asked for."""
 
-    def __init__(self, text: Text, plugin: DomainPlugin, engine: Engine, base: ReleaseKey, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        text: Text,
+        plugin: DomainPlugin,
+        engine: Engine,
+        base: ReleaseKey,
+        sampling: Sampling,
+        *,
+        most: int = FIT_REFERENCES,
+    ) -> None:
+        self.most = most
         self._text, self._plugin = text, plugin
         self._engine, self._base, self._sampling = engine, base, sampling
         # Equal answers stay: a policy that says one thing often must be seen to.

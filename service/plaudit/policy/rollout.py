@@ -25,10 +25,14 @@ TRUNK_BATCH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPrompt:
-    """A prompt that may be rolled out: what the plugin rendered, and its tokens."""
+    """A prompt that may be rolled out: what the plugin rendered, and its tokens.
+
+    `options`: tokens of each option without the end of turn, in the request's order; empty for completions.
+    """
 
     rendered: Prompt
     encoded: EncodedPrompt
+    options: tuple[tuple[int, ...], ...] = ()
 
     @property
     def group(self) -> str:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from plaudit.release.intervals import (
     RATER_CAP,
@@ -96,9 +96,16 @@ class Decision:
         return cls(found["accepted"], checks, dt.datetime.fromisoformat(found["decided_at"]))
 
 
+class Measurements(Protocol):
+    """What was measured of a candidate, by kind of action."""
+
+    def checks(self, settings: GateSettings, seed: int) -> tuple[Check, ...]:
+        """One check per condition, in a fixed order; equal settings and seed give equal checks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateMeasurements:
-    """What was measured; an empty field is a measurement that is missing, and fails its check.
+class CompletionMeasurements:
+    """What was measured of completions; an empty field is a measurement that is missing, and fails its check.
 
     If live is the base (`live_is_base`), the numbers against live are those against the base, given twice. Wins are
     one number a gate prompt (`win_rates`), KL one number a gate prompt in nats a sequence at the policy's temperature.
@@ -118,26 +125,29 @@ class GateMeasurements:
     live_is_base: bool = False
     rater_cap: float = RATER_CAP
 
+    def checks(self, settings: GateSettings, seed: int) -> tuple[Check, ...]:
+        """See `Measurements`."""
+        return (
+            _prompts(self, settings),
+            _win("win_base", self.wins_base, settings.win_base, settings, seed),
+            _win("win_live", self.wins_live, settings.win_live, settings, seed),
+            _kl("kl_base", self.kl_base, settings.kl_base, settings, seed),
+            _kl_live(self, settings, seed),
+            *text_checks(self.candidate, self.base, settings),
+            *_probes(self, settings),
+            *reward_gate(self.comparisons, self.live_comparisons, settings, rater_cap=self.rater_cap),
+            _length(self),
+        )
+
 
 def decide(
-    measurements: GateMeasurements, settings: GateSettings, *, seed: int = 0, decided_at: dt.datetime | None = None
+    measurements: Measurements, settings: GateSettings, *, seed: int = 0, decided_at: dt.datetime | None = None
 ) -> Decision:
     """The decision about a candidate: accepted where every check passed.
 
     Equal measurements, settings and seed give equal checks. `decided_at` is the present where it is not given.
     """
-    m = measurements
-    checks = (
-        _prompts(m, settings),
-        _win("win_base", m.wins_base, settings.win_base, settings, seed),
-        _win("win_live", m.wins_live, settings.win_live, settings, seed),
-        _kl("kl_base", m.kl_base, settings.kl_base, settings, seed),
-        _kl_live(m, settings, seed),
-        *text_checks(m.candidate, m.base, settings),
-        *_probes(m, settings),
-        *reward_gate(m.comparisons, m.live_comparisons, settings, rater_cap=m.rater_cap),
-        _length(m),
-    )
+    checks = measurements.checks(settings, seed)
     return Decision(all(check.passed for check in checks), checks, decided_at or dt.datetime.now(dt.UTC))
 
 
@@ -221,7 +231,7 @@ def win_rates(candidate: Sequence[Sequence[float]], other: Sequence[Sequence[flo
     )
 
 
-def _prompts(m: GateMeasurements, settings: GateSettings) -> Check:
+def _prompts(m: CompletionMeasurements, settings: GateSettings) -> Check:
     asked, wanted = len(m.wins_base), settings.min_prompts
     note = "" if asked >= wanted else f"{asked} gate prompts in the log, {wanted} are needed: let people ask more"
     return Check("gate_prompts", asked >= wanted, float(asked), float(wanted), note=note)
@@ -244,7 +254,7 @@ def _kl(name: str, values: Sequence[float], threshold: float, settings: GateSett
     return _check(name, mean.value <= threshold, mean, threshold, "nats a sequence, mean at most")
 
 
-def _kl_live(m: GateMeasurements, settings: GateSettings, seed: int) -> Check:
+def _kl_live(m: CompletionMeasurements, settings: GateSettings, seed: int) -> Check:
     if m.live_is_base:
         # A first turn has one budget: the smaller one of a later step would otherwise hold it to the base.
         return Check("kl_live", True, 0.0, settings.kl_live, note="live is the base: kl_base is the budget")
@@ -301,7 +311,7 @@ def _degenerate(candidate: Sequence[Sample], base: Sequence[Sample]) -> Check:
     return Check("degenerate", share <= threshold, share, threshold, note=note)
 
 
-def _probes(m: GateMeasurements, settings: GateSettings) -> tuple[Check, ...]:
+def _probes(m: CompletionMeasurements, settings: GateSettings) -> tuple[Check, ...]:
     if m.probes is None:
         return (_missing("probes", 0.0, "the probes were not run"),)
     if not m.probes:
@@ -353,7 +363,7 @@ def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, rat
     return _check(name, passed, difference, _WORSE_BY, "accuracy less the live one's; upper bound at least")
 
 
-def _length(m: GateMeasurements) -> Check:
+def _length(m: CompletionMeasurements) -> Check:
     ours, theirs = ([each.text for each in side] for side in matched(m.candidate, m.base))
     share = longer_share(m.candidate, m.base)
     note = (

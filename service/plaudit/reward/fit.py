@@ -82,12 +82,14 @@ def fit_reward(
     progress: Progress | None = None,
     treatment: Treatment | None = None,
     name: str = "reward",
+    most_references: int | None = None,
 ) -> RewardModel:
     """A frozen reward model under the adapter `name`, fitted on the evidence of `split`.
 
     references: by prompt group, (prompt tokens, shown tokens) of base samples; a group without any falls back to its
-    own candidates. treatment: None chooses by calibration raters; one that leaves nothing to fit on gives way to
-    another. progress is called with (step, steps, loss).
+    own candidates. most_references: how many of a prompt centre its thumbs; None: two, or as few as the settings allow.
+    treatment: None chooses by calibration raters; one that leaves nothing to fit on gives way to another. progress is
+    called with (step, steps, loss).
     Raises NothingToFit if the evidence of the split compares nothing.
     """
     started = time.perf_counter()
@@ -96,11 +98,12 @@ def fit_reward(
     groups = {thumb.event.group for unit in units.thumbs for thumb in unit.thumbs}
     groups |= {thumb.event.group for unit in held_out.thumbs for thumb in unit.thumbs}
     bank_groups = _bank(references) or sorted(groups)[:BANK_PROMPTS]
-    found = complete_references(data, base, references, groups=groups, most=min(settings.references, FIT_REFERENCES))
+    most = min(settings.references, FIT_REFERENCES) if most_references is None else most_references
+    found = complete_references(data, base, references, groups=groups, most=most)
     usable = [each for each in Treatment if _compares(units, found, each)]
     if not usable:
         raise NothingToFit(split, units, found)
-    bank = complete_references(data, base, references, groups=bank_groups, most=settings.references)
+    bank = complete_references(data, base, references, groups=bank_groups, most=max(settings.references, most))
     model = RewardModel(base, settings, model_settings, name=name, seed=seed, cache=cache)
     features = _features(model, units, held_out, found)
     choice: TreatmentChoice | None = None

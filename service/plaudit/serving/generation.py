@@ -247,6 +247,7 @@ class Generation:
                     propensity=propensity,
                     valid=outcome.valid,
                     option_id=option.option_id,
+                    place=place,
                 )
             )
         self._metrics.tokens.labels("prompt").inc(len(encoded.tokens))

@@ -48,7 +48,7 @@ class Envelope(_message.Message):
     def __init__(self, event_id: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., producer: _Optional[str] = ..., schema: _Optional[int] = ..., traceparent: _Optional[str] = ..., interaction: _Optional[_Union[InteractionRecorded, _Mapping]] = ..., feedback: _Optional[_Union[FeedbackRecorded, _Mapping]] = ..., retraction: _Optional[_Union[FeedbackRetracted, _Mapping]] = ..., release: _Optional[_Union[ReleaseChanged, _Mapping]] = ..., rejected: _Optional[_Union[RecordRejected, _Mapping]] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("candidate_id", "release_version", "release_digest", "prompt_tokens", "tokens", "logprobs_raw", "logprobs_sampled", "text", "displayed_text", "finish_reason", "sampling", "seed", "width", "propensity", "redacted", "valid", "option_id", "probability")
+    __slots__ = ("candidate_id", "release_version", "release_digest", "prompt_tokens", "tokens", "logprobs_raw", "logprobs_sampled", "text", "displayed_text", "finish_reason", "sampling", "seed", "width", "propensity", "redacted", "valid", "option_id", "probability", "place")
     CANDIDATE_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class Candidate(_message.Message):
     VALID_FIELD_NUMBER: _ClassVar[int]
     OPTION_ID_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
     candidate_id: str
     release_version: int
     release_digest: str
@@ -85,7 +86,8 @@ class Candidate(_message.Message):
     valid: bool
     option_id: str
     probability: float
-    def __init__(self, candidate_id: _Optional[str] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs_raw: _Optional[_Iterable[float]] = ..., logprobs_sampled: _Optional[_Iterable[float]] = ..., text: _Optional[str] = ..., displayed_text: _Optional[str] = ..., finish_reason: _Optional[_Union[_assistant_pb2.FinishReason, str]] = ..., sampling: _Optional[_Union[_assistant_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., width: _Optional[int] = ..., propensity: _Optional[float] = ..., redacted: _Optional[bool] = ..., valid: _Optional[bool] = ..., option_id: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+    place: int
+    def __init__(self, candidate_id: _Optional[str] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs_raw: _Optional[_Iterable[float]] = ..., logprobs_sampled: _Optional[_Iterable[float]] = ..., text: _Optional[str] = ..., displayed_text: _Optional[str] = ..., finish_reason: _Optional[_Union[_assistant_pb2.FinishReason, str]] = ..., sampling: _Optional[_Union[_assistant_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., width: _Optional[int] = ..., propensity: _Optional[float] = ..., redacted: _Optional[bool] = ..., valid: _Optional[bool] = ..., option_id: _Optional[str] = ..., probability: _Optional[float] = ..., place: _Optional[int] = ...) -> None: ...
 
 class InteractionRecorded(_message.Message):
     __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "purpose", "action", "messages", "passages", "prompt_group", "candidates", "plugin_version", "base_digest", "completed_at", "schema", "prompt_tokens", "order_logprob", "answers", "policy_version", "decision")

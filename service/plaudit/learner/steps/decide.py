@@ -6,8 +6,8 @@ import math
 
 import structlog
 
+from plaudit.learner.actions.protocol import Measured
 from plaudit.learner.context import Turn
-from plaudit.learner.steps.measure import Measured
 from plaudit.release import gate
 from plaudit.release.gate import Decision
 from plaudit.release.moves import ReleaseRow

@@ -5,43 +5,23 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from plaudit.evidence.splits import Split
+from plaudit.learner.actions.protocol import Fitted, Frozen
 from plaudit.learner.context import Turn
 from plaudit.learner.outcome import Need, TurnEnded, TurnOutcome, require
-from plaudit.learner.steps.freeze import Frozen
 from plaudit.release import gate
 from plaudit.reward.batch import Treatment
 from plaudit.reward.calibration import RewardReport, measure
 from plaudit.reward.dataset import Comparison, Units, collect, comparisons, complete_references, thumb_contrasts
-from plaudit.reward.fit import FIT_REFERENCES, NothingToFit, fit_reward
+from plaudit.reward.fit import NothingToFit, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache
 from plaudit.reward.trunk import Completion
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
-    """Two reward models: `reward` steers the policy, `judge` is the gate's.
-
-    `report` is the first one's, on calibration raters; `live_outcomes` are the live release's reward model on the
-    same comparisons, None if the base is live.
-    """
-
-    reward: RewardModel
-    judge: RewardModel
-    report: RewardReport
-    live_outcomes: tuple[tuple[str, float], ...] | None
-
-    def close(self) -> None:
-        """Take both models off the base."""
-        self.reward.close()
-        self.judge.close()
 
 
 def fit(turn: Turn, frozen: Frozen) -> Fitted:
@@ -64,6 +44,7 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
             split=Split.TRAIN,
             seed=turn.seed,
             name="reward",
+            most_references=frozen.references.most,
             progress=lambda step, steps, loss: turn.tell(f"reward model: step {step}/{steps}, loss {loss:.3f}"),
             cache=cache,
         )
@@ -84,6 +65,7 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
             split=Split.GATE,
             seed=turn.seed + 1,
             name="gate",
+            most_references=frozen.references.most,
             treatment=reward.treatment,
             cache=cache,
         )
@@ -126,7 +108,7 @@ def _complete_references(turn: Turn, frozen: Frozen, units: Mapping[Split, Units
     groups = {thumb.event.group for of in units.values() for unit in of.thumbs for thumb in unit.thumbs}
     frozen.references.complete(
         [prompt for prompt in frozen.prompts if prompt.group in groups],
-        FIT_REFERENCES,
+        frozen.references.most,
         seed=turn.seed * 37 + 5,
         progress=lambda done, every: turn.tell(f"references: {done}/{every} base answers"),
     )
@@ -141,7 +123,7 @@ def _cited(turn: Turn, frozen: Frozen, reward: RewardModel) -> Mapping[str, Sequ
         turn.base,
         frozen.references.by_group(),
         groups={prompt.group for prompt in frozen.prompts},
-        most=FIT_REFERENCES,
+        most=frozen.references.most,
     )
 
 

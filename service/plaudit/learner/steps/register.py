@@ -12,11 +12,9 @@ from collections.abc import Mapping
 import torch
 
 import plaudit
+from plaudit.learner.actions.protocol import Fitted, Frozen, Measured
 from plaudit.learner.context import Turn
 from plaudit.learner.since import in_force
-from plaudit.learner.steps.fit import Fitted
-from plaudit.learner.steps.freeze import Frozen
-from plaudit.learner.steps.measure import Measured
 from plaudit.policy.optimizer import Optimised
 from plaudit.release.artifacts import file_digest, list_artifacts
 from plaudit.release.manifest import ADAPTER_WEIGHTS, Adapter, Manifest, Offsets, folder_digest
