@@ -275,7 +275,7 @@ class Broken(PlauditError):
 
 
 class PluginFailed(Broken):
-    """A plugin raised; its distribution and member are in the metadata."""
+    """A plugin raised, took too long or returned what cannot be used; the message names it and the member."""
 
     reason = "PLUGIN_FAILED"
 

@@ -69,7 +69,12 @@ class Metrics:
         )
         self.feedback_refused = self._counter("serve", "feedback_refused", "Acts of feedback refused.", "reason")
         self.plugin_failures = self._counter(
-            "serve", "plugin_failures", "Calls of a plugin that raised.", "domain", "member"
+            "serve, join, learn",
+            "plugin_failures",
+            "Calls of a plugin that raised, took too long or returned what cannot be used.",
+            "domain",
+            "member",
+            "why",
         )
         self.engine_decoding = self._gauge("serve", "engine_decoding", "Completions that decode.")
         self.engine_waiting = self._gauge("serve", "engine_waiting", "Completions that wait for a slot.")

@@ -340,8 +340,9 @@ class Feedback:
         match act:
             case Choice():
                 return "choice:" + ":".join(sorted((act.chosen_id, act.other_id)))
-            case Ranking():
-                return "ranking"
+            case Ranking() | LabelAct():
+                # A ranking is of all candidates, and a label the true class of the whole interaction.
+                return str(self.kind)
             case Signal():
                 return f"signal:{act.candidate_id}:{act.name}"
             case _:

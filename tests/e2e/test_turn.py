@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from plaudit.learner.report import channel_reports
 from plaudit.learner.since import LEASE
 from plaudit.learner.steps import promote
 from plaudit.learner.turn import new_turn, run
+from plaudit.plugins import count_failures, guard
 from plaudit.release.gate import Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.moves import Pin, Promote, ReleaseState, RollBack
@@ -506,6 +508,28 @@ def test_a_plugin_that_raises_and_a_damaged_release_end_that_turn_alone(settings
     assert result.outcome is TurnOutcome.FAILED
     assert "SHA-256" in result.reason
     assert learner.registry.state(CHANNEL).live == 1
+
+
+@pytest.mark.parametrize(
+    ("reward", "words", "why"),
+    [(time.sleep, "has not returned", "late"), (lambda _: float("nan"), "a term of nan", "unusable")],
+)
+def test_a_reward_that_sleeps_or_is_no_number_ends_that_turn_alone(settings_of, learner_of, reward, words, why):
+    learner = learner_of(settings_of())
+    sound = learner.plugins[CHANNEL.domain].inner
+
+    class Unsound(type(sound)):
+        def reward(self, prompt, outcome, score):
+            return RewardTerms(terms=(("score", reward(10)),))
+
+    plugins = guard([Unsound()], budget_seconds=1.0)
+    count_failures(plugins, learner.metrics)
+    result = look(dataclasses.replace(learner, plugins=plugins), CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.FAILED
+    assert words in result.reason
+    labels = {"domain": CHANNEL.domain, "member": "reward", "why": why}
+    assert learner.metrics.registry.get_sample_value("plaudit_plugin_failures_total", labels) == 1
+    assert look(learner, CHANNEL, Watch()).outcome is TurnOutcome.PROMOTED, "what it left behind hurts nobody"
 
 
 # Two learners ----------------------------------------------------------------------------------------

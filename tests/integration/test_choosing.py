@@ -39,7 +39,9 @@ class Verdicts(EchoChoice):
 
     def parse(self, prompt, output):
         outcome = super().parse(prompt, output)
-        return dataclasses.replace(outcome, valid=False) if output in self.forbidden else outcome
+        return (
+            dataclasses.replace(outcome, valid=False, why_invalid="forbidden") if output in self.forbidden else outcome
+        )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ from plaudit.evidence.ingest import Overtaken
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE
+from plaudit.plugins import guard
 from plaudit.serving.handle import answer_mark
 from plaudit.settings import JoinSettings
 from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
@@ -53,7 +54,7 @@ from plaudit.types import (
     Thumbs,
 )
 
-PLUGINS: dict[str, DomainPlugin] = {"plain": PlainDomain()}
+PLUGINS = guard([PlainDomain()])
 STEPS = 9
 
 
@@ -67,7 +68,7 @@ class World:
         self.clock = START
         self.worker = self.start()
 
-    def start(self, plugins: dict[str, DomainPlugin] = PLUGINS) -> Join:
+    def start(self, plugins: Mapping[str, DomainPlugin] = PLUGINS) -> Join:
         self.worker = Join(self.log, self.store, plugins, self.settings, now=lambda: self.clock)
         return self.worker
 
@@ -275,7 +276,7 @@ def test_a_mended_plugin_takes_up_again_what_it_failed_on(world: World) -> None:
 
     world.join(make_interaction("i"), make_feedback("f", "i", Correction("a", "boom")))
     world.worker.close()
-    world.start({"plain": Mended()})
+    world.start(guard([Mended()]))
     world.join()
     assert world.evidence() == [Binary(candidate="a", positive=True)]
 

@@ -318,9 +318,10 @@ def test_a_plugin_that_raises_is_one_failed_call_and_one_count(tmp_path, tiny_en
     ):
         with pytest.raises(PluginFailed) as caught:
             client.generate("echo", "Hello", max_tokens=2)
-        assert caught.value.metadata == {"domain": "echo", "member": "parse"}
+        failed = {"domain": "echo", "member": "parse", "why": "raised"}
+        assert caught.value.metadata == failed
         value = server.metrics.registry.get_sample_value
-        assert value("plaudit_plugin_failures_total", {"domain": "echo", "member": "parse"}) == 1
+        assert value("plaudit_plugin_failures_total", failed) == 1
 
 
 def _ask_until_refused(client, answered):

@@ -1,6 +1,7 @@
 """The conformance kit on a shelf of broken plugins: each breaks one rule, and exactly its check says so."""
 
 import contextlib
+import dataclasses
 import inspect
 import itertools
 import random
@@ -19,6 +20,7 @@ from plaudit.types import (
     Choice,
     FeedbackKind,
     Message,
+    Option,
     Outcome,
     Pair,
     PairOutcome,
@@ -96,6 +98,19 @@ class RendersByLot(Sound):
     def render(self, request):
         prompt = super().render(request)
         return Prompt(messages=prompt.messages, group=f"{prompt.group}{random.random()}")
+
+
+class LosesItsPlace(Sound):
+    """Makes its own options whatever the request brings; of the log it would make others."""
+
+    @property
+    def declaration(self):
+        return Declaration(name="sound", version="1", action=Action.CHOICE, kinds=self.kinds)
+
+    def render(self, request):
+        numbers = range(len(request.options), len(request.options) + 4)
+        options = tuple(Option(str(number), f"option {number}") for number in numbers)
+        return dataclasses.replace(super().render(request), options=options)
 
 
 class CrashesOnEmpty(Sound):
@@ -220,7 +235,8 @@ SHELF = {
     RatingWithoutScale: {"test_the_declaration_is_valid"},
     EmptyScale: {"test_the_declaration_is_valid"},
     ForgottenExample: {"test_there_are_enough_examples"},
-    RendersByLot: {"test_render_is_pure", "test_eight_threads_get_the_same"},
+    RendersByLot: {"test_render_is_pure", "test_a_logged_request_renders_again", "test_eight_threads_get_the_same"},
+    LosesItsPlace: {"test_a_logged_request_renders_again"},
     CrashesOnEmpty: {"test_render_returns_or_refuses"},
     ParsesPartly: {"test_parse_is_total"},
     DoesNotSayWhy: {"test_parse_is_total"},

@@ -17,12 +17,14 @@ from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence import join as join_module
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore, FrozenDataSet
+from plaudit.plugins import guard
 from plaudit.settings import JoinSettings
 from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
 from plaudit.types import Act, Choice, Comment, Correction, Feedback, Interaction, Purpose, Ranking, Thumbs
 
 SALT = b"salt"
 PLUGIN = PlainDomain()
+PLUGINS = guard([PLUGIN])
 Item = Interaction | Feedback | Retraction
 
 # Few of everything, so that ids, bodies, raters and subjects meet often.
@@ -138,7 +140,7 @@ def joined(items: list[Item], *, batch: int, crashes: list[str], cuts: list[int]
             for start, end in zip([0, *cuts], [*cuts, len(items)], strict=True):
                 append(log, items[start:end])
                 while True:
-                    worker = worker or Join(log, store, {"plain": PLUGIN}, JoinSettings(batch_records=batch))
+                    worker = worker or Join(log, store, PLUGINS, JoinSettings(batch_records=batch))
                     try:
                         if worker.run_once(0) == 0:
                             break

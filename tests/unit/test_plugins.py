@@ -3,10 +3,8 @@
 import sys
 
 import pytest
-from plaudit.domain import DomainPlugin
-from plaudit.errors import InvalidField, Misconfigured, PluginFailed
-from plaudit.plugins import GuardedPlugin, installed, load_plugins
-from plaudit.types import Outcome, Prompt, Request, RewardTerms
+from plaudit.errors import Misconfigured
+from plaudit.plugins import installed, load_plugins
 
 PLUGIN = """
 from plaudit.domain import Declaration, DomainPlugin
@@ -116,56 +114,3 @@ def test_all_problems_are_reported_at_once(install):
         load_plugins(("chess", "go"))
     assert "NotAPlugin" in caught.value.message
     assert "'go', which is not installed" in caught.value.message
-
-
-def test_what_a_plugin_raises_is_wrapped_once_with_domain_and_member(install):
-    install("plaudit-chess", "chess = {module}:Domain")
-    plugin = load_plugins(("chess",))["chess"]
-    request = Request(messages=())
-    with pytest.raises(PluginFailed) as caught:
-        plugin.render(request)
-    assert caught.value.metadata == {"domain": "chess", "member": "render"}
-    assert "plaudit-chess 0.3" in caught.value.message
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(PluginFailed) as again:
-        GuardedPlugin(plugin, "outer").render(request)
-    assert again.value.message == caught.value.message
-
-
-def test_a_generator_is_run_inside_the_guard(install):
-    install("plaudit-chess", "chess = {module}:Domain")
-    with pytest.raises(PluginFailed) as caught:
-        load_plugins(("chess",))["chess"].to_evidence(None, None)
-    assert caught.value.metadata["member"] == "to_evidence"
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -2.5])
-def test_a_reward_that_training_cannot_use_is_the_plugins_fault(value):
-    class Wild(type(load_plugins(("echo",))["echo"].inner)):
-        def reward(self, prompt, outcome, score):
-            return RewardTerms(terms=(("score", score), ("wild", value)))
-
-    prompt = Prompt(messages=(), group="g")
-    with pytest.raises(PluginFailed, match="rewards lie within -2 to 2") as caught:
-        GuardedPlugin(Wild(), "wild").reward(prompt, Outcome(displayed="x"), 0.25)
-    assert caught.value.metadata["member"] == "reward"
-
-
-def test_a_refusal_of_a_request_passes_as_it_is(install):
-    install("plaudit-chess", "chess = {module}:Domain")
-    with pytest.raises(InvalidField, match="no passages"):
-        load_plugins(("chess",))["chess"].render(Request(messages=(), passages=("p",)))
-
-
-def test_the_guard_has_every_member_of_the_contract():
-    members = {name for name in vars(DomainPlugin) if not name.startswith("_")}
-    assert members <= set(vars(GuardedPlugin))
-
-
-def test_a_guarded_plugin_gives_what_the_plugin_gives():
-    plugin = load_plugins(("echo",))["echo"]
-    prompt = Prompt(messages=(), group="g")
-    assert plugin.parse(prompt, " hi ").displayed == "hi"
-    assert plugin.decode_spec(prompt, "serve") == plugin.inner.decode_spec(prompt, "serve")
-    assert plugin.gates() == ()
-    assert plugin.reward(prompt, plugin.parse(prompt, "x"), 0.25).total == 0.25

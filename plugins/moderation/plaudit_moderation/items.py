@@ -8,14 +8,17 @@ import unicodedata
 from collections.abc import Sequence
 
 from plaudit.errors import EmptyPrompt, InvalidField
-from plaudit.types import Message, Request
+from plaudit.types import Message, Option, Request
 
 GROUP_CHARS = 200  # of the item, for whoever reads a group's name
 
 
-def item_of(request: Request) -> tuple[Message, ...]:
-    """The item and what was said before it, without system messages; raises InvalidField or EmptyPrompt."""
-    if request.options:
+def item_of(request: Request, options: tuple[Option, ...] = ()) -> tuple[Message, ...]:
+    """The item and what was said before it, without system messages; raises InvalidField or EmptyPrompt.
+
+    options: the domain's, which a request brings that is rendered again from the log.
+    """
+    if request.options not in ((), options):
         raise InvalidField("the options are the domain's categories; leave them out", field="options")
     if request.passages:
         raise InvalidField("moderation reads no passages; put the rules into a system message", field="passages")

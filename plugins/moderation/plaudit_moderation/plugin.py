@@ -73,10 +73,11 @@ class Moderation(DomainPlugin):
 
     def render(self, request: Request) -> Prompt:
         """Rules, item and question, with a category per option; the item is the group."""
-        said = item_of(request)
+        options = tuple(Option(category, category) for category in self.categories)
+        said = item_of(request, options)
         return Prompt(
             messages=(*rules_of(request), asked(said, self.categories)),
-            options=tuple(Option(category, category) for category in self.categories),
+            options=options,
             group=group_of(said),
         )
 

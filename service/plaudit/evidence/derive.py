@@ -8,7 +8,6 @@ that it can be computed again whenever a record is added (docs/join.md, "What co
 from __future__ import annotations
 
 import datetime as dt
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -29,20 +28,14 @@ from plaudit.evidence.rows import StoredEvidence
 from plaudit.evidence.tables import Status
 from plaudit.types import (
     Act,
-    Binary,
     Channel,
     Choice,
     Comment,
-    Demo,
     Evidence,
     Feedback,
     Interaction,
-    Label,
-    Pair,
     Purpose,
     Ranking,
-    RankingEvidence,
-    Scalar,
     nameless,
 )
 
@@ -119,7 +112,7 @@ def derive(
         if act.feedback.feedback_id in retracted:
             continue
         try:
-            atoms = evidence_of(interaction, act.feedback, plugins, known)
+            atoms = evidence_of(interaction, act.feedback, plugins)
         except (PluginFailed, UnknownDomain) as error:
             derived.reject(act.key, error)
             continue
@@ -239,9 +232,9 @@ def candidates_of(act: Act) -> tuple[str, ...]:
 
 
 def evidence_of(
-    interaction: Interaction, feedback: Feedback, plugins: Mapping[str, DomainPlugin], known: frozenset[str]
+    interaction: Interaction, feedback: Feedback, plugins: Mapping[str, DomainPlugin]
 ) -> tuple[Evidence, ...]:
-    """The plugin's evidence of one act, checked. Raises PluginFailed or UnknownDomain."""
+    """The plugin's evidence of one act. Raises PluginFailed (plugins are guarded) or UnknownDomain."""
     domain = interaction.channel.domain
     plugin = plugins.get(domain)
     if plugin is None:
@@ -250,51 +243,7 @@ def evidence_of(
             domain=domain,
             known=", ".join(sorted(plugins)),
         )
-    try:
-        atoms = tuple(plugin.to_evidence(interaction, feedback))
-    # A plugin is foreign code: whatever it raises is a fact about one act, and must not stop a partition.
-    except Exception as error:
-        raise PluginFailed(
-            f"{domain}.to_evidence raised {type(error).__name__}: {error}; mend the plugin and start the join again",
-            domain=domain,
-            member="to_evidence",
-        ) from error
-    for atom in atoms:
-        fault = _fault(atom, known)
-        if fault:
-            raise PluginFailed(f"{domain}.to_evidence gave {fault}", domain=domain, member="to_evidence")
-    return atoms
-
-
-def _fault(atom: object, known: frozenset[str]) -> str:
-    """What is wrong with a piece of evidence; empty where nothing is."""
-    names: tuple[str, ...]
-    numbers: tuple[float, ...] = ()
-    match atom:
-        case Pair():
-            names, numbers = (atom.first, atom.second), (atom.margin,)
-            if atom.first == atom.second:
-                return f"a pair of candidate {atom.first!r} with itself"
-        case RankingEvidence():
-            names = atom.order
-            if len(set(names)) != len(names):
-                return f"a ranking that names a candidate twice: {', '.join(names)}"
-        case Scalar():
-            names, numbers = (atom.candidate,), (atom.value,)
-            if not 0 <= atom.value <= 1:
-                return f"a scalar of {atom.value}, outside [0, 1]"
-        case Demo():
-            names, numbers = (atom.candidate,), (atom.margin,)
-        case Binary() | Label():
-            names = (atom.candidate,)
-        case _:
-            return f"{type(atom).__name__}, which is no kind of evidence"
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        return f"evidence on {unknown[0]!r}, which is no candidate of the interaction"
-    if not all(map(math.isfinite, numbers)):
-        return f"a number that is not finite: {numbers}"
-    return ""
+    return tuple(plugin.to_evidence(interaction, feedback))
 
 
 def _name(interaction: Interaction, feedback: Feedback) -> str:

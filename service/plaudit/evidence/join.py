@@ -81,8 +81,9 @@ class _Batch:
 class Join:
     """Reads the log into the evidence store. For one thread; several workers may share a log and a store.
 
-    `observe` is told what each transaction read, changed and took (seconds), `look` is called after each batch of
-    `run`: both for metrics. `now` is the clock of the waiting limit.
+    `plugins` are guarded (`plaudit.plugins`): a failing one rejects an act, never a batch. `observe` is told what each
+    transaction read, changed and took (seconds), `look` is called after each batch of `run`: both for metrics. `now` is
+    the clock of the waiting limit.
     """
 
     def __init__(

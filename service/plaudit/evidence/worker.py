@@ -21,7 +21,7 @@ from plaudit.evidence.ingest import Outcome
 from plaudit.evidence.join import Join, pause
 from plaudit.evidence.store import EvidenceStore
 from plaudit.metrics import Metrics, expose
-from plaudit.plugins import load_plugins
+from plaudit.plugins import count_failures, load_plugins
 from plaudit.settings import Settings
 
 LOOK_SECONDS = 5.0  # between looks at lag and waiting acts: one question to the log, one to the store
@@ -35,7 +35,8 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
     """Joins until `stop` is set; waits for a log or a store that is away or full, at its start too."""
     metrics = Metrics(CollectorRegistry())
     expose(metrics, settings.join.metrics_port, settings.serve.host)
-    plugins = load_plugins(settings.plugins.allow)
+    plugins = load_plugins(settings.plugins.allow, budget_seconds=settings.plugins.budget_seconds)
+    count_failures(plugins, metrics)
     if (log := _opened(lambda: open_log(settings), stop)) is None:
         return
     try:

@@ -23,7 +23,7 @@ from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import Result, TurnOutcome
 from plaudit.learner.status import Status
 from plaudit.metrics import Metrics, expose
-from plaudit.plugins import load_plugins
+from plaudit.plugins import count_failures, load_plugins
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings
 from plaudit.signals import StopEvent
@@ -87,6 +87,8 @@ def open_learner(settings: Settings) -> Learner:
         update={"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
     )
     store = EvidenceStore(settings.store_url)
+    plugins = load_plugins(settings.plugins.allow, budget_seconds=settings.plugins.budget_seconds)
+    count_failures(plugins, metrics)
     return Learner(
         settings=settings,
         base=base,
@@ -94,7 +96,7 @@ def open_learner(settings: Settings) -> Learner:
         log=open_log(settings),
         store=store,
         registry=Registry(settings.store_url, settings.registry_root),
-        plugins=load_plugins(settings.plugins.allow),
+        plugins=plugins,
         metrics=metrics,
         status=Status(Path(settings.data_dir) / "learner.json", metrics),
         leases=Leases(store.database),

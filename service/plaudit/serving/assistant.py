@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.engine.protocol import Ticket
-from plaudit.errors import Cancelled, DeadlinePassed, PlauditError
+from plaudit.errors import Cancelled, DeadlinePassed, PlauditError, PluginFailed
 from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
 from plaudit.serving.generation import Generation, Started
@@ -72,8 +72,9 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
             recorded = self._generation.finish(started, call.results(started.tickets), streamed=True)
             ended = True
             yield assistant_pb2.StreamGenerateResponse(done=_generated(recorded))
-        except (Cancelled, DeadlinePassed, GeneratorExit):
-            # The caller's hand or clock ended it, or it left while a message was written. People read what went out.
+        except (Cancelled, DeadlinePassed, PluginFailed, GeneratorExit):
+            # The caller's hand or clock ended it, it left while a message was written, or the domain could not say what
+            # is to be shown. People read what went out.
             if not ended:
                 self._record_stop(started, sent)
             raise
@@ -176,7 +177,6 @@ def _generated(recorded: Recorded) -> assistant_pb2.GenerateResponse:
         ],
         handle=recorded.handle,
         handle_expires_at=_timestamp(recorded.expires_at),
-        prompt_tokens=len(interaction.prompt_tokens),
     )
 
 

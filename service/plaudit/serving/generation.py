@@ -25,7 +25,7 @@ from plaudit.deciding import Cost, costs_of, decide, labels_of
 from plaudit.decoding import channel_spec
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode, OptionScore
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey, Ticket
-from plaudit.errors import InvalidField, UnknownTenant, WrongAction
+from plaudit.errors import InvalidField, PluginFailed, UnknownTenant, WrongAction
 from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
 from plaudit.serving.handle import ANSWER_BYTES, answer_mark
@@ -150,7 +150,7 @@ class Generation:
         return self._record(started, candidates, marks)
 
     def stop(self, started: Started, sent: Sequence[str]) -> Recorded | None:
-        """Records a stream that its caller's deadline or hand ended: what went out is what people saw.
+        """Records a stream that ended early (caller, deadline, a failing plugin): what went out is what people saw.
 
         `sent` is the text that went out of each completion; None if that is nothing at all.
         """
@@ -159,7 +159,10 @@ class Generation:
         candidates = []
         for index, (ticket, text) in enumerate(zip(started.tickets, sent, strict=True)):
             ticket.cancel()
-            valid = started.plugin.parse(started.prompt, text).valid
+            try:
+                valid = started.plugin.parse(started.prompt, text).valid
+            except PluginFailed:  # it may be what ended the stream
+                valid = False
             candidates.append(self._candidate(started, index, ticket.so_far(), Outcome(displayed=text, valid=valid)))
         return self._record(started, candidates, (started.mark,))
 

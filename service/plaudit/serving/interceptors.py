@@ -25,7 +25,6 @@ from plaudit.errors import (
     InvalidText,
     MessageTooLarge,
     PlauditError,
-    PluginFailed,
     QueueFull,
 )
 from plaudit.metrics import Metrics
@@ -224,9 +223,6 @@ class _Around:
         """The error that the caller gets; what an operator must see is logged here."""
         if isinstance(error, Cancelled) and _time_is_up(context, _DEADLINE_SLACK_SECONDS):
             return DeadlinePassed()
-        if isinstance(error, PluginFailed):
-            labels = (error.metadata.get("domain", ""), error.metadata.get("member", ""))
-            self._metrics.plugin_failures.labels(*labels).inc()
         if isinstance(error, PlauditError):
             if error.code in ("INTERNAL", "UNAVAILABLE"):
                 log.error("call failed", method=self._method, reason=error.reason, **_ours(error))
@@ -246,7 +242,9 @@ class _Around:
 
 def _ours(error: PlauditError) -> dict[str, str]:
     """What an operator needs of an error's facts; the message may quote what a person sent."""
-    return {key: error.metadata[key] for key in ("domain", "member", "setting", "topic") if key in error.metadata}
+    return {
+        key: error.metadata[key] for key in ("domain", "member", "why", "setting", "topic") if key in error.metadata
+    }
 
 
 def _readable(request: Any, context: Any) -> Any:

@@ -16,6 +16,14 @@ from dataclasses import dataclass
 import uuid6
 
 from plaudit.errors import EmptyPrompt, InvalidField, InvalidText
+from plaudit.returned import (
+    MAX_COMPLETIONS,
+    MAX_OPTION_BYTES,
+    MAX_OPTION_ID_BYTES,
+    MAX_OPTIONS,
+    MAX_TEMPERATURE,
+    MIN_OPTIONS,
+)
 from plaudit.types import Channel, Message, Option, Passage, Purpose, Request
 from plaudit.v1 import assistant_pb2
 
@@ -27,16 +35,10 @@ MAX_PASSAGE_ID_BYTES = 256
 MAX_SOURCE_BYTES = 1_024
 MAX_SESSION_BYTES = 128
 MAX_PERSON_BYTES = 256
-MAX_COMPLETIONS = 8
-MAX_TEMPERATURE = 2.0
 MAX_TOP_K = 1_000
 MAX_VERSION = 2**31 - 1  # what every database's integer column holds
 MAX_STOPS = 8
 MAX_STOP_BYTES = 64
-MIN_OPTIONS = 2
-MAX_OPTIONS = 50
-MAX_OPTION_ID_BYTES = 256
-MAX_OPTION_BYTES = 4_096
 MAX_REASON_BYTES = 1_024
 MAX_NAME_BYTES = 64
 

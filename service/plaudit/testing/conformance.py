@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import importlib.metadata
-import math
 import pickle
-import re
 import socket
 import subprocess
 import sys
@@ -29,25 +28,20 @@ from unittest import mock
 
 from hypothesis import given, settings, strategies
 
+from plaudit import returned
 from plaudit.domain import CONTRACT_VERSION, ENTRY_POINT_GROUP, Declaration, DomainPlugin, Mode
 from plaudit.errors import RequestRefused
 from plaudit.testing import examples
 from plaudit.types import (
     KIND_OF_ACT,
-    MOST_REWARD,
     Act,
-    Evidence,
     Feedback,
     FeedbackKind,
     Interaction,
     Outcome,
-    Pair,
-    Prompt,
     Request,
-    RewardTerms,
 )
 
-MOST_RENDERED_BYTES = 64 * 65_536  # What a request may carry: 64 messages of 65,536 bytes.
 THREADS = 8
 # Kinds that give no evidence by their nature.
 # Free text, and behaviour that a domain may keep without taking it for evidence.
@@ -111,13 +105,17 @@ class PluginConformance:
         for request in self.example_requests():
             before = copy.deepcopy(request)
             prompt = self.make_plugin().render(request)
-            assert isinstance(prompt, Prompt), f"render gave a {type(prompt).__name__}"
+            _usable("render", returned.prompt_fault(prompt, self.make_plugin().declaration.action))
             assert prompt == self.make_plugin().render(copy.deepcopy(request)), "render gave two prompts of one request"
             assert request == before, "render changed the request"
-            assert prompt.group, "the prompt's group is empty"
-            assert any(message.content.strip() for message in prompt.messages), "the prompt has no text"
-            size = sum(len(message.content.encode()) for message in prompt.messages)
-            assert size <= MOST_RENDERED_BYTES, f"the prompt has {size} bytes"
+
+    def test_a_logged_request_renders_again(self) -> None:
+        """Training renders from the log: messages, passages, and the options that were scored, which come back."""
+        plugin = self.make_plugin()
+        for request in self.example_requests():
+            prompt = plugin.render(request)
+            again = plugin.render(dataclasses.replace(request, options=prompt.options or request.options))
+            assert again == prompt, "render gives another prompt if the request brings the options that it made"
 
     def test_render_returns_or_refuses(self) -> None:
         """Empty, very long and non-Latin requests give a prompt or a RequestRefused, and nothing else."""
@@ -125,7 +123,7 @@ class PluginConformance:
         options = self.example_requests()[0].options
         for request in examples.strange_requests(options):
             with contextlib.suppress(RequestRefused):
-                assert isinstance(plugin.render(request), Prompt), "render gave no Prompt"
+                _usable("render", returned.prompt_fault(plugin.render(request), plugin.declaration.action))
 
     def test_parse_is_total(self) -> None:
         """Any text has an outcome, the same each time; an invalid one says why."""
@@ -136,9 +134,8 @@ class PluginConformance:
         @given(strategies.text(max_size=400))
         def parses(output: str) -> None:
             outcome = plugin.parse(prompt, output)
-            assert isinstance(outcome, Outcome), f"parse gave a {type(outcome).__name__} for {output!r}"
+            _usable(f"parse of {output!r}", returned.outcome_fault(outcome, output))
             assert outcome == plugin.parse(prompt, output), f"parse gave two outcomes of {output!r}"
-            assert outcome.valid or outcome.why_invalid, f"parse does not say why {output!r} is invalid"
 
         parses()
 
@@ -151,13 +148,7 @@ class PluginConformance:
             evidence = plugin.to_evidence(interaction, examples.feedback(interaction, act))
             if evidence:
                 silent.discard(KIND_OF_ACT[type(act)])
-            for item in evidence:
-                assert isinstance(item, Evidence), f"{item!r} is no evidence"
-                named = examples.candidates_of(item)
-                assert set(named) <= ids, f"{item!r} names a candidate that the interaction does not have"
-                assert not isinstance(item, Pair) or item.first != item.second, f"{item!r} compares a text with itself"
-                assert len(set(named)) == len(named), f"{item!r} names a candidate twice"
-                assert examples.in_bounds(item), f"{item!r} has a value out of bounds"
+            _usable("to_evidence", returned.evidence_fault(tuple(evidence), ids, plugin.declaration))
         assert not silent, f"no evidence came of the declared kinds {sorted(silent)}"
 
     def test_undeclared_kinds_are_refused(self) -> None:
@@ -193,13 +184,7 @@ class PluginConformance:
         outcomes.append(Outcome(displayed="", valid=False, why_invalid="made by the conformance kit"))
         for outcome in outcomes:
             for score in (1e-9, 0.25, 0.5, 0.75, 1 - 1e-9):
-                terms = plugin.reward(prompt, outcome, score)
-                assert isinstance(terms, RewardTerms), f"reward gave a {type(terms).__name__}"
-                names = [name for name, _ in terms.terms]
-                assert all(names), "a reward term has no name"
-                assert len(set(names)) == len(names), f"reward terms {names} share a name"
-                assert all(math.isfinite(value) for _, value in terms.terms), f"{terms} is not finite"
-                assert abs(terms.total) <= MOST_REWARD, f"{terms} sums to more than {MOST_REWARD} in size"
+                _usable("reward", returned.terms_fault(plugin.reward(prompt, outcome, score)))
 
     def test_decode_spec_is_within_limits(self) -> None:
         """Every mode asks for 1 to 8 completions, with sampling that the service takes."""
@@ -208,25 +193,16 @@ class PluginConformance:
             prompt = plugin.render(request)
             for mode in Mode:
                 spec = plugin.decode_spec(prompt, mode)
-                assert 1 <= spec.n <= 8, f"{mode}: n is {spec.n}"
-                assert spec.sampling.max_tokens >= 1, f"{mode}: max_tokens is {spec.sampling.max_tokens}"
-                assert 0 < spec.sampling.top_p <= 1, f"{mode}: top_p is {spec.sampling.top_p}"
-                temperature = spec.sampling.temperature if spec.temperature is None else spec.temperature
-                assert 0 <= temperature <= 2, f"{mode}: temperature is {temperature}"
+                _usable(f"decode_spec for {mode}", returned.spec_fault(spec))
                 assert spec == plugin.decode_spec(prompt, mode), f"{mode}: two specs of one prompt"
 
     def test_gate_probes_are_sound(self) -> None:
         """Probes have ids of their own, render, forbid something, and are no example that training may see."""
         plugin = self.make_plugin()
         probes = plugin.gates()
-        ids = [probe.probe_id for probe in probes]
-        assert len(set(ids)) == len(ids), f"probe ids {ids} are not unique"
+        _usable("gates", returned.probes_fault(probes))
         known = {plugin.render(request).group for request in self.example_requests()}
         for probe in probes:
-            assert probe.probe_id, "a probe has no id"
-            assert probe.forbidden, f"probe {probe.probe_id!r} forbids nothing"
-            assert all(text.strip() for text in probe.forbidden), f"probe {probe.probe_id!r} forbids an empty text"
-            assert re.fullmatch(r"[a-z0-9_-]*", probe.harm), f"harm {probe.harm!r} is not a-z, 0-9, - and _"
             group = plugin.render(probe.request).group
             assert group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
 
@@ -234,7 +210,7 @@ class PluginConformance:
         """Slices are texts, the same each time."""
         plugin, interaction = self.make_plugin(), self.interaction()
         slices = list(plugin.slices(interaction))
-        assert all(isinstance(name, str) and name for name in slices), f"slices {slices} are not names"
+        _usable("slices", returned.slices_fault(slices))
         assert slices == list(plugin.slices(interaction)), "slices changed between two calls"
 
     def test_objects_pickle(self) -> None:
@@ -298,6 +274,10 @@ class PluginConformance:
         acts: list[Feedback] = [examples.feedback(interaction, act) for act in self.example_feedback()]
         given += [tuple(plugin.to_evidence(interaction, act)) for act in acts]
         return [*given, tuple(plugin.gates()), tuple(plugin.slices(interaction))]
+
+
+def _usable(member: str, fault: str) -> None:
+    assert not fault, f"{member} returned {fault}"
 
 
 def _refuses(plugin: DomainPlugin, interaction: Interaction, act: Act) -> None:

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 from collections.abc import Sequence
 
 from plaudit.domain import Declaration
 from plaudit.types import (
     Act,
-    Binary,
     Candidate,
     Channel,
     Choice,
     Comment,
     Correction,
-    Demo,
-    Evidence,
     Feedback,
     FinishReason,
     Interaction,
-    Label,
     LabelAct,
     Message,
     Option,
     Outcome,
-    Pair,
     Passage,
     Prompt,
     Purpose,
     Ranking,
-    RankingEvidence,
     Rating,
     Request,
     Sampling,
-    Scalar,
     Signal,
     Thumbs,
 )
@@ -58,7 +50,7 @@ def interaction(
         channel=Channel(declared.name, "default"),
         purpose=Purpose.SERVE,
         action=declared.action,
-        messages=prompt.messages,
+        messages=request.messages,
         prompt_group=prompt.group,
         candidates=tuple(
             Candidate(
@@ -146,29 +138,4 @@ def strange_requests(options: tuple[Option, ...]) -> list[Request]:
         said(*["tea?"] * 64),
         said("tea?", passages=(Passage("p", "", ""), Passage("p", "Tea is a drink.", "book"))),
         Request(messages=(Message("user", "tea?"),)),
-        Request(messages=(Message("user", "tea?"),), options=(Option("same", "a"), Option("same", "a"))),
     ]
-
-
-def candidates_of(item: Evidence) -> tuple[str, ...]:
-    """Candidates that an item of evidence names, each as often as it does."""
-    match item:
-        case Pair():
-            return item.first, item.second
-        case RankingEvidence():
-            return item.order
-        case _:
-            return (item.candidate,)
-
-
-def in_bounds(item: Evidence) -> bool:
-    """Whether the numbers of an item of evidence are what the likelihoods take."""
-    match item:
-        case Pair() | Demo():
-            return math.isfinite(item.margin) and item.margin >= 0
-        case Scalar():
-            return 0.0 <= item.value <= 1.0
-        case RankingEvidence():
-            return len(item.order) >= 2
-        case Binary() | Label():
-            return True

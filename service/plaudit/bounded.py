@@ -1,0 +1,149 @@
+"""Calls of foreign code with a time limit, in threads of their own.
+
+Enters: a function. Leaves: what it returns or raises, or Overdue once its time is over; then the caller goes on and the
+thread is left behind, since nothing can end a thread from outside. Each call that is late halves the time of the next
+ones, until one is in time again. While `most_left` threads are left behind, calls are refused at once (Overrun): a
+function that always hangs costs a bounded number of threads and of seconds. Once per `RETRY_SECONDS` one more call is
+let through, up to `MOST_THREADS` left behind in all; a thread that returns after all makes its place free.
+
+What holds the interpreter's lock (a regular expression that backtracks without end) stops every thread of the process,
+and no thread can bound it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+MOST_LEFT = 8
+MOST_THREADS = 32
+RETRY_SECONDS = 60.0
+SHORTEST = 1 / 32  # of the time limit: what five late calls in a row leave to the next
+_MOST_IDLE = 8
+
+
+class Overdue(Exception):
+    """The call took longer than it may; its argument is the time that it had, in seconds."""
+
+
+class Overrun(Exception):
+    """Too many earlier calls have never come back; its argument is their number."""
+
+
+class Exits(Exception):
+    """The call raised what ends a thread or a process (SystemExit); its cause is that."""
+
+
+class BoundedCalls:
+    """Runs calls in threads that are kept for the next ones; may be called from any thread."""
+
+    def __init__(self, name: str, seconds: float, *, most_left: int = MOST_LEFT, retry: float = RETRY_SECONDS) -> None:
+        self._name = name
+        self._seconds = seconds
+        self._most_left = most_left
+        self._retry = retry
+        self._lock = threading.Lock()
+        self._idle: list[_Thread] = []
+        self._left = 0
+        self._late = 0
+        self._more_at = 0.0
+
+    @property
+    def left(self) -> int:
+        """Threads that are left behind: their calls are late and have not come back."""
+        return self._left
+
+    def __call__(self, function: Callable[[], T]) -> T:
+        """What the function returns or raises; raises Overdue or Overrun instead if it hangs, and Exits if it exits."""
+        with self._lock:
+            if self._left >= self._most_left:
+                self._one_more()
+            seconds = self._seconds * max(SHORTEST, 0.5**self._late)
+            thread = self._idle.pop() if self._idle else None
+        job = _Job(function)
+        if thread is None:
+            thread = _Thread(self._name, self._return)
+        thread.begin(job)
+        if not job.done.acquire(timeout=seconds):
+            with self._lock:
+                if not job.ended:
+                    job.left = True
+                    self._left += 1
+                    self._late += 1
+                    self._more_at = time.monotonic() + self._retry
+                    raise Overdue(seconds)
+        if self._late:
+            with self._lock:
+                self._late = 0
+        if isinstance(job.error, Exception):
+            raise job.error
+        if job.error is not None:
+            # Not as it is: a SystemExit of the caller's own thread is a signal, and means it.
+            raise Exits(type(job.error).__name__) from job.error
+        result: T = job.result
+        return result
+
+    def _one_more(self) -> None:
+        """Raises Overrun, unless it is time to try whether calls come back again."""
+        now = time.monotonic()
+        if now < self._more_at or self._left >= MOST_THREADS:
+            raise Overrun(self._left)
+        self._more_at = now + self._retry
+
+    def _return(self, thread: _Thread, job: _Job) -> bool:
+        """Takes a thread back that has ended its job; False if the thread is not needed."""
+        with self._lock:
+            job.ended = True
+            if job.left:
+                self._left -= 1
+            keep = len(self._idle) < _MOST_IDLE
+            if keep:
+                self._idle.append(thread)
+        job.done.release()
+        return keep
+
+
+class _Job:
+    __slots__ = ("done", "ended", "error", "function", "left", "result")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = False
+        self.left = False
+
+
+class _Thread:
+    """A daemon thread: it never keeps a process from ending."""
+
+    def __init__(self, name: str, returns: Callable[[_Thread, _Job], bool]) -> None:
+        self._returns = returns
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._job: _Job | None = None
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def begin(self, job: _Job) -> None:
+        """Hands the idle thread its next job."""
+        self._job = job
+        self._wake.release()
+
+    def _run(self) -> None:
+        kept = True
+        while kept:
+            self._wake.acquire()
+            job, self._job = self._job, None
+            assert job is not None, "a thread is woken with a job"
+            try:
+                job.result = job.function()
+            # SystemExit too: foreign code must not end a thread that others count on.
+            except BaseException as error:
+                job.error = error
+            kept = self._returns(self, job)

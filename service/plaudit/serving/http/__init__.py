@@ -1,1 +1,0 @@
-"""The OpenAI-compatible HTTP door: the same service behind another protocol."""
