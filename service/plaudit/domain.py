@@ -143,7 +143,10 @@ class DomainPlugin(abc.ABC):
         return ()
 
     def slices(self, interaction: Interaction) -> Sequence[str]:
-        """Named groups for audits, never an input of a model: by default none."""
+        """Named groups (1 to 40 of a-z 0-9 _ . -) for audits, never an input of a model: by default none.
+
+        The reports of a release have the reward model's accuracy in each.
+        """
         return ()
 
 

@@ -119,6 +119,21 @@ def test_a_turn_takes_evidence_to_a_live_release_with_its_lineage(learner):
     assert not learner.engine.staged()
 
 
+def test_accuracy_on_the_domain_s_slices_stands_in_both_reports(learner):
+    plugin = learner.plugins[CHANNEL.domain]
+    even = lambda interaction: ("even",) if int(interaction.messages[0].content.split()[1]) % 2 == 0 else ()  # noqa: E731
+    sliced = dataclasses.replace(learner, plugins={CHANNEL.domain: Wrapped(plugin, slices=even)})
+    result = look(sliced, CHANNEL, Watch())
+    assert result.outcome is TurnOutcome.PROMOTED, result.reason
+    found = checks(learner, 1)
+    assert 0.5 < found["slice_even"]["low"] < found["slice_even"]["value"] < found["slice_even"]["high"]
+    folder = learner.registry.fetch(CHANNEL, 1, learner.settings.data_dir / "fetched")
+    (report,) = json.loads((folder / "reward_report.json").read_text())["facts"]["slices"]
+    assert report["name"] == "even"
+    assert report["accuracy"]["value"] == found["slice_even"]["value"]
+    assert 0 < report["comparisons"] < found["reward_comparisons"]["value"]
+
+
 def test_the_same_evidence_and_seed_give_the_same_adapter(settings_of, learner_of):
     digests = []
     as_of = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)

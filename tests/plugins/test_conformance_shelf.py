@@ -200,6 +200,11 @@ class SlicesByNumber(Sound):
         return [len(interaction.candidates)]
 
 
+class SlicesByText(Sound):
+    def slices(self, interaction):
+        return [interaction.messages[-1].content]
+
+
 class HoldsALock(Sound):
     def __init__(self):
         self.lock = threading.Lock()
@@ -251,6 +256,7 @@ SHELF = {
     ProbesTwice: {"test_gate_probes_are_sound"},
     ProbesWhatItLearns: {"test_gate_probes_are_sound"},
     SlicesByNumber: {"test_slices_are_names"},
+    SlicesByText: {"test_slices_are_names"},
     HoldsALock: {"test_objects_pickle"},
     CallsHome: {"test_no_member_opens_a_socket"},
     Shares: {"test_eight_threads_get_the_same"},

@@ -91,7 +91,7 @@ def run(turn: Turn) -> Result:
             optimised = optimise(turn, frozen, fitted)
             measured = measure(turn, frozen, fitted, optimised)
             release = register(turn, frozen, fitted, optimised, measured)
-        decision = decide(turn, measured, release)
+        decision = decide(turn, fitted, measured, release)
     except TurnEnded as end:
         return Result(outcome=end.outcome, reason=end.reason, needs=end.needs, evidence=evidence, as_of=turn.as_of)
     if not decision.accepted:

@@ -103,6 +103,16 @@ class Measurements(Protocol):
         """One check per condition, in a fixed order; equal settings and seed give equal checks."""
 
 
+@dataclass(frozen=True, slots=True)
+class SliceAccuracy:
+    """What the reward model is worth on calibration raters' comparisons of one of the domain's slices."""
+
+    name: str
+    comparisons: int
+    raters: int
+    accuracy: Interval
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionMeasurements:
     """What was measured of completions; an empty field is a measurement that is missing, and fails its check.
@@ -141,13 +151,18 @@ class CompletionMeasurements:
 
 
 def decide(
-    measurements: Measurements, settings: GateSettings, *, seed: int = 0, decided_at: dt.datetime | None = None
+    measurements: Measurements,
+    settings: GateSettings,
+    *,
+    seed: int = 0,
+    slices: Sequence[SliceAccuracy] = (),
+    decided_at: dt.datetime | None = None,
 ) -> Decision:
-    """The decision about a candidate: accepted where every check passed.
+    """The decision about a candidate: accepted where every check passed; `slices` are shown beside.
 
     Equal measurements, settings and seed give equal checks. `decided_at` is the present where it is not given.
     """
-    checks = measurements.checks(settings, seed)
+    checks = (*measurements.checks(settings, seed), *slice_checks(slices))
     return Decision(all(check.passed for check in checks), checks, decided_at or dt.datetime.now(dt.UTC))
 
 
@@ -182,6 +197,22 @@ def text_checks(candidate: Sequence[Sample], base: Sequence[Sample], settings: G
         _masked(variety, settings),
         _opening(variety, settings),
         _degenerate(candidate, base),
+    )
+
+
+def slice_checks(slices: Sequence[SliceAccuracy]) -> tuple[Check, ...]:
+    """Accuracy by slice, for information: slices are audits, and many of them would fail one by chance."""
+    return tuple(
+        Check(
+            f"slice_{each.name}",
+            True,
+            each.accuracy.value,
+            _CHANCE,
+            each.accuracy.low,
+            each.accuracy.high,
+            f"for information: reward_accuracy on {each.comparisons} comparisons of {each.raters} raters",
+        )
+        for each in slices
     )
 
 

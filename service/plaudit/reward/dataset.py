@@ -76,6 +76,7 @@ class Event:
     group: str
     kind: FeedbackKind
     weight: float
+    interaction_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,8 @@ class Comparison:
     """One completion preferred over another by one rater.
 
     Of the same prompt without references. With them the two may belong to different prompts (a thumb up and a thumb
-    down of one rater), and each score counts less the mean of its references'.
+    down of one rater), and each score counts less the mean of its references'. `interactions`: ids of those that the
+    two belong to.
     """
 
     who: str
@@ -164,6 +166,7 @@ class Comparison:
     worse: Completion
     better_references: tuple[Completion, ...] = ()
     worse_references: tuple[Completion, ...] = ()
+    interactions: frozenset[str] = frozenset()
 
 
 def shown_tokens(text: Text, candidate: Candidate) -> tuple[int, ...]:
@@ -211,6 +214,7 @@ def collect(data: FrozenDataSet, split: Split, text: Text, settings: RewardSetti
             row.prompt_group,
             row.kind,
             2.0 ** (-age / settings.half_life_days),
+            row.interaction_id,
         )
         try:
             unit = reader.read(event, row)
@@ -357,12 +361,16 @@ def comparisons(units: Units) -> list[Comparison]:
     for pair in units.pairs:
         if pair.outcome:
             better, worse = (pair.first, pair.second) if pair.outcome > 0 else (pair.second, pair.first)
-            found.append(Comparison(pair.event.who, better, worse))
+            of = frozenset([pair.event.interaction_id])
+            found.append(Comparison(pair.event.who, better, worse, interactions=of))
     for ranking in units.rankings:
         places = len(ranking.order) if ranking.observed is None else ranking.observed
+        of = frozenset([ranking.event.interaction_id])
         for index, better in enumerate(ranking.order[:places]):
             found += [
-                Comparison(ranking.event.who, better, worse) for worse in ranking.order[index + 1 :] if worse != better
+                Comparison(ranking.event.who, better, worse, interactions=of)
+                for worse in ranking.order[index + 1 :]
+                if worse != better
             ]
     return found
 
@@ -382,10 +390,11 @@ def thumb_contrasts(units: Units, references: Mapping[str, Sequence[Completion]]
         draw = random.Random(named.digest())
         for place in sorted(draw.sample(range(every), min(every, MOST_CONTRASTS_OF_ONE))):
             up, down = ups[place // len(downs)], downs[place % len(downs)]
-            cited = [other_references(thumb, references) for thumb in (up, down)]
+            for_up, for_down = (other_references(thumb, references) for thumb in (up, down))
             # A score that is not centred cannot stand beside one that is.
-            if up.completion != down.completion and (all(cited) or not references):
-                found.append(Comparison(unit.who, up.completion, down.completion, *cited))
+            if up.completion != down.completion and ((for_up and for_down) or not references):
+                of = frozenset([up.event.interaction_id, down.event.interaction_id])
+                found.append(Comparison(unit.who, up.completion, down.completion, for_up, for_down, of))
     return found
 
 

@@ -207,7 +207,7 @@ class PluginConformance:
             assert group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
 
     def test_slices_are_names(self) -> None:
-        """Slices are texts, the same each time."""
+        """Slices are names, the same each time."""
         plugin, interaction = self.make_plugin(), self.interaction()
         slices = list(plugin.slices(interaction))
         _usable("slices", returned.slices_fault(slices))

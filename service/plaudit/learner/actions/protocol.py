@@ -15,7 +15,7 @@ from plaudit.evidence.store import FrozenDataSet, PromptRow
 from plaudit.learner.context import Turn
 from plaudit.policy.optimizer import Optimised
 from plaudit.policy.rollout import TrainPrompt
-from plaudit.release.gate import Measurements
+from plaudit.release.gate import Measurements, SliceAccuracy
 from plaudit.release.manifest import Probe
 from plaudit.release.probes import FailedAnswer
 from plaudit.reward.calibration import RewardReport
@@ -66,13 +66,14 @@ class Fitted:
     """Two reward models: `reward` steers the policy, `judge` is the gate's.
 
     `report` is the first one's, on calibration raters; `live_outcomes` are the live release's reward model on the
-    same comparisons, None if the base is live.
+    same comparisons, None if the base is live. `slices` is its accuracy on the domain's slices.
     """
 
     reward: RewardModel
     judge: RewardModel
     report: RewardReport
     live_outcomes: tuple[tuple[str, float], ...] | None
+    slices: tuple[SliceAccuracy, ...]
 
     def close(self) -> None:
         """Take both models off the base."""

@@ -6,7 +6,7 @@ import math
 
 import structlog
 
-from plaudit.learner.actions.protocol import Measured
+from plaudit.learner.actions.protocol import Fitted, Measured
 from plaudit.learner.context import Turn
 from plaudit.release import gate
 from plaudit.release.gate import Decision
@@ -15,11 +15,11 @@ from plaudit.release.moves import ReleaseRow
 log = structlog.get_logger(__name__)
 
 
-def decide(turn: Turn, measured: Measured, row: ReleaseRow) -> Decision:
+def decide(turn: Turn, fitted: Fitted, measured: Measured, row: ReleaseRow) -> Decision:
     """Decide, and record it."""
     turn.begin(6, "decide")
     metrics, channel = turn.learner.metrics, str(turn.channel)
-    decision = gate.decide(measured.measurements, turn.settings.gate, seed=turn.seed)
+    decision = gate.decide(measured.measurements, turn.settings.gate, seed=turn.seed, slices=fitted.slices)
     turn.learner.registry.decide(turn.channel, row.version, decision, guard=turn.lease.check)
     for check in decision.checks:
         if math.isfinite(check.value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from plaudit.evidence.splits import Split
 from plaudit.learner.actions.protocol import Fitted, Frozen
 from plaudit.learner.context import Turn
 from plaudit.learner.outcome import Need, TurnEnded, TurnOutcome, require
+from plaudit.learner.slices import slice_accuracies
 from plaudit.release import gate
+from plaudit.release.gate import SliceAccuracy
 from plaudit.reward.batch import Treatment
 from plaudit.reward.calibration import RewardReport, measure
 from plaudit.reward.dataset import Comparison, Units, collect, comparisons, complete_references, thumb_contrasts
@@ -52,6 +55,8 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
         turn.tell("calibration")
         ground = comparisons(held_out) if by_pairs else thumb_contrasts(held_out, _cited(turn, frozen, reward))
         report = measure(reward, ground, cache=cache)
+        slices = _slices(turn, frozen, ground, report)
+        report.facts["slices"] = [dataclasses.asdict(each) for each in slices]
         live_outcomes = _live_outcomes(turn, ground)
         _allow(turn, report, live_outcomes)
         turn.tell("the gate's reward model")
@@ -70,7 +75,7 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
             cache=cache,
         )
         unless_whole.pop_all()
-    return Fitted(reward=reward, judge=judge, report=report, live_outcomes=live_outcomes)
+    return Fitted(reward=reward, judge=judge, report=report, live_outcomes=live_outcomes, slices=slices)
 
 
 @contextlib.contextmanager
@@ -125,6 +130,14 @@ def _cited(turn: Turn, frozen: Frozen, reward: RewardModel) -> Mapping[str, Sequ
         groups={prompt.group for prompt in frozen.prompts},
         most=frozen.references.most,
     )
+
+
+def _slices(
+    turn: Turn, frozen: Frozen, ground: Sequence[Comparison], report: RewardReport
+) -> tuple[SliceAccuracy, ...]:
+    """Accuracy on the domain's slices, for the reports."""
+    interactions, cap = frozen.data.interactions, turn.settings.reward.rater_cap
+    return slice_accuracies(turn.plugin, interactions, ground, report.outcomes, rater_cap=cap)
 
 
 def _live_outcomes(turn: Turn, held_out: list[Comparison]) -> tuple[tuple[str, float], ...] | None:
