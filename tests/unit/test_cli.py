@@ -10,6 +10,7 @@ import sys
 import pytest
 import structlog
 from plaudit import cli
+from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Registry
 from plaudit.settings import load_settings
 from plaudit.types import Channel
@@ -145,8 +146,10 @@ def test_releases_are_listed_through_the_registry(plaudit, registry, tmp_path):
 def test_an_operator_reads_the_answers_that_failed_a_probe(plaudit, registry, tmp_path):
     where = ("--data-dir", str(tmp_path / "data"))
     assert plaudit("release", "probes", str(CHANNEL), "0", *where)[1] == "[]\n"
-    registry.keep_beside(CHANNEL, 0, "probe_answers.json", '[{"harm": "insult"}]')
-    code, text, _ = plaudit("release", "probes", str(CHANNEL), "0", *where)
+    manifest = Manifest(channel=CHANNEL, parent=0, base_digest="ab" * 32, temperature=1.0)
+    (tmp_path / "empty").mkdir()
+    registry.register(manifest, tmp_path / "empty", beside={"probe_answers.json": '[{"harm": "insult"}]'})
+    code, text, _ = plaudit("release", "probes", str(CHANNEL), "1", *where)
     assert (code, json.loads(text)) == (0, [{"harm": "insult"}])
 
 

@@ -252,9 +252,8 @@ def test_a_fetched_release_is_what_was_registered(registry: Registry, tmp_path: 
 
 
 def test_what_is_kept_beside_a_release_is_no_part_of_it_and_can_be_erased(registry: Registry, tmp_path: Path) -> None:
-    row = registry.register(draft(), artifacts(tmp_path))
-    assert registry.kept_beside(CHANNEL, 1, PROBE_ANSWERS) is None
-    registry.keep_beside(CHANNEL, 1, PROBE_ANSWERS, "[]")
+    row = registry.register(draft(), artifacts(tmp_path), beside={PROBE_ANSWERS: "[]"})
+    assert registry.kept_beside(CHANNEL, 0, PROBE_ANSWERS) is None
     assert registry.kept_beside(CHANNEL, 1, PROBE_ANSWERS) == "[]"
     assert registry.manifest(CHANNEL, 1).digest == row.digest
     folder = registry.fetch(CHANNEL, 1, tmp_path / "cache")
@@ -531,7 +530,8 @@ from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Registry
 directory = Path(sys.argv[1])
 with Registry((directory / "url").read_text(), str(directory / "registry")) as registry:
-    registry.register(Manifest.from_json((directory / "draft.json").read_text()), directory / "trained")
+    manifest = Manifest.from_json((directory / "draft.json").read_text())
+    registry.register(manifest, directory / "trained", beside={"probe_answers.json": "[1]"})
 """
 
 
@@ -544,8 +544,12 @@ def test_a_crash_while_registering_loses_and_doubles_nothing(registry: Registry,
     )
     assert died.returncode == 137
     assert len(registry.releases(CHANNEL)) == (1 if point == "release.1" else 2)
+    if point == "release.2":
+        # A release that is recorded has all that stands beside it, if its turn dies at once.
+        assert registry.kept_beside(CHANNEL, 1, PROBE_ANSWERS) == "[1]"
 
-    row = registry.register(manifest, folder)
+    row = registry.register(manifest, folder, beside={PROBE_ANSWERS: "[1]"})
+    assert registry.kept_beside(CHANNEL, 1, PROBE_ANSWERS) == "[1]"
 
     assert [known.version for known in registry.releases(CHANNEL)] == [0, 1]
     assert registry.fetch(CHANNEL, 1, tmp_path / "cache").name == f"1-{row.digest[:12]}"

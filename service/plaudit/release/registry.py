@@ -5,7 +5,7 @@ states, a history. A channel's state changes only in `Registry.change`, by compa
 registry publishes nothing: whoever calls `change` puts the returned `Change` on the log.
 
 Registering has three steps, with the same numbers in docs/release.md and as fail points (release.1, release.2):
-1. the release's files are written below the next free version, the manifest last;
+1. the release's files are written below the next free version, the manifest last, then what is kept beside it;
 2. the row that takes the version is inserted; a rival that took it first sends us back to 1 with the next;
 3. the row is returned. Registering the same manifest again returns the same row.
 """
@@ -16,6 +16,7 @@ import datetime as dt
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import sqlalchemy as sa
@@ -143,12 +144,21 @@ class Registry:
         row = self.release(channel, version)
         return self._artifacts.manifest(channel, version, row.digest)
 
-    def register(self, manifest: Manifest, artifacts_dir: Path, *, guard: Guard | None = None) -> ReleaseRow:
+    def register(
+        self,
+        manifest: Manifest,
+        artifacts_dir: Path,
+        *,
+        guard: Guard | None = None,
+        beside: Mapping[str, str] = MappingProxyType({}),
+    ) -> ReleaseRow:
         """Writes a release's artifacts once, takes the next version, and records it as trained.
 
         `manifest` has no version; its `artifacts` are filled in here from the folder, or must agree with it.
         Registering an equal manifest again changes nothing, so that a turn may repeat the call after a crash. `guard`
-        is asked first in the transaction that takes the version: what it raises leaves everything as it was.
+        is asked first in the transaction that takes the version: what it raises leaves everything as it was. `beside`
+        are texts by name that are kept beside the release: outside its manifest and digest, never copied to replicas,
+        erasable. They are written before the release is recorded, so that none that is recorded lacks them.
         """
         draft = self._checked_draft(manifest, artifacts_dir)
         for _ in range(_ATTEMPTS):
@@ -156,6 +166,8 @@ class Registry:
                 return row
             numbered = draft.replace(version=self._next_version(draft.channel))
             self._artifacts.write(numbered, artifacts_dir)  # 1
+            for name, text in beside.items():
+                self._artifacts.keep_beside(draft.channel, _number(numbered), numbered.digest, name, text)
             fail_point("release.1")
             try:
                 with self.database.writing() as connection:  # 2
@@ -180,10 +192,6 @@ class Registry:
             if not changed:
                 raise wrong_state(row, "decided about", _DECIDABLE)
             return row
-
-    def keep_beside(self, channel: Channel, version: int, name: str, text: str) -> None:
-        """Keeps a text beside a release: outside its manifest and digest, never copied to replicas, erasable."""
-        self._artifacts.keep_beside(channel, version, self.release(channel, version).digest, name, text)
 
     def kept_beside(self, channel: Channel, version: int, name: str) -> str | None:
         """The text of that name beside a release; None if there is none."""

@@ -69,11 +69,11 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         probes=measured.proof,
         kl=measured.kl,
     )
-    row = turn.learner.registry.register(manifest, folder, guard=turn.lease.check)
+    beside = {}
     if measured.failed:
-        answers = json.dumps([dataclasses.asdict(each) for each in measured.failed], ensure_ascii=False, indent=2)
-        turn.learner.registry.keep_beside(turn.channel, row.version, PROBE_ANSWERS, answers)
-    return row
+        answers = [dataclasses.asdict(each) for each in measured.failed]
+        beside[PROBE_ANSWERS] = json.dumps(answers, ensure_ascii=False, indent=2)
+    return turn.learner.registry.register(manifest, folder, guard=turn.lease.check, beside=beside)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
