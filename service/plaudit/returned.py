@@ -42,7 +42,6 @@ MAX_TEMPERATURE = 2.0
 MAX_EVIDENCE = 4_096  # of one act: more than all pairs of 50 options
 MAX_PROBES = 10_000
 MAX_SLICES = 64
-MAX_NAME_BYTES = 128
 _ROLES = ("system", "user", "assistant")
 _HARM = re.compile(r"[a-z0-9_-]*")
 # Reports and metrics carry the names of slices: short, and words rather than what people wrote.

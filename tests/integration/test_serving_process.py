@@ -1,5 +1,6 @@
 """The process: starts, tells where it listens, drains on SIGTERM, and loses nothing that it acknowledged."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,9 +29,11 @@ from plaudit.errors import (
     NotServing,
     PluginFailed,
     QueueFull,
+    StoreUnavailable,
 )
 from plaudit.eventlog import Topic, open_log
 from plaudit.eventlog.codec import decode
+from plaudit.learner.loop import learn
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import guard, load_plugins
 from plaudit.replies import drafts
@@ -42,11 +45,12 @@ from plaudit.testing.serving import local_server, serve_settings
 from plaudit.types import FinishReason
 from prometheus_client import CollectorRegistry
 
-CODE = "import sys; from plaudit.cli import main; sys.argv = ['plaudit', 'serve', *sys.argv[1:]]; main()"
+CODE = "import sys; from plaudit.cli import main; sys.argv = ['plaudit', *sys.argv[1:]]; main()"
 
 
-@pytest.fixture
-def process(tmp_path):
+@contextmanager
+def started(command, tmp_path, data):
+    """A process of the command line, and the file of its standard error."""
     flags = {
         "model.path": tiny_model(tmp_path / "model"),
         "serve.port": 0,
@@ -58,12 +62,51 @@ def process(tmp_path):
     arguments = [part for key, value in flags.items() for part in ("--set", f"{key}={value}")]
     with (tmp_path / "log").open("w") as log:
         running = subprocess.Popen(
-            [sys.executable, "-c", CODE, "--data-dir", str(tmp_path / "data"), *arguments], stderr=log
+            [sys.executable, "-c", CODE, command, "--data-dir", str(data), *arguments], stderr=log
         )
-    yield running, tmp_path / "data", tmp_path / "log"
-    if running.poll() is None:
-        running.kill()
-    running.wait(20)
+    try:
+        yield running, tmp_path / "log"
+    finally:
+        if running.poll() is None:
+            running.kill()
+        running.wait(20)
+
+
+@pytest.fixture
+def process(tmp_path):
+    with started("serve", tmp_path, tmp_path / "data") as (running, log):
+        yield running, tmp_path / "data", log
+
+
+@pytest.mark.parametrize(("command", "up"), [("serve", "listens"), ("learn", "learn.ready")])
+def test_a_process_whose_store_is_away_at_its_start_waits_for_it_and_says_so(command, up, small_disk, tmp_path):
+    data, filler = small_disk / "data", small_disk / "filler"
+    data.mkdir()
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with started(command, tmp_path, data) as (running, log):
+
+        def said(event):
+            return event in log.read_text() or running.poll() is not None
+
+        _wait_until(lambda: said(f'"{command}.waits"'), 60)
+        assert running.poll() is None, log.read_text()
+        assert "its disk is full" in log.read_text()
+        filler.unlink()
+        _wait_until(lambda: said(f'"{up}"'), 60)
+        assert running.poll() is None, log.read_text()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) in (0, 128 + signal.SIGTERM)
+
+
+def test_one_look_does_not_wait_for_a_store_that_is_away(small_disk, tmp_path):
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    (small_disk / "data").mkdir()
+    with pytest.raises(StoreUnavailable, match="its disk is full"):
+        learn(Settings(data_dir=small_disk / "data", learn={"nice": 0}), once=True)
 
 
 def test_a_replica_drains_on_sigterm_and_what_it_acknowledged_is_in_the_log(process):

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
+from plaudit import waiting
 from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.protocol import Record, Topic
 from plaudit.eventlog.sqlite import SqliteEventLog
-from plaudit.evidence import join as join_module
 from plaudit.evidence.ingest import Outcome
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
@@ -98,7 +98,7 @@ def test_a_healthy_join_says_what_it_did_at_most_once_a_minute(started):
 
 
 def test_a_join_started_on_a_full_disk_says_so_and_goes_on_once_there_is_room(small_disk, monkeypatch):
-    monkeypatch.setattr(join_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
     filler, stop, folder = small_disk / "filler", threading.Event(), small_disk / "data"
     folder.mkdir()
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -118,7 +118,7 @@ def test_a_join_started_on_a_full_disk_says_so_and_goes_on_once_there_is_room(sm
 
 
 def test_a_join_whose_disk_fills_up_waits_and_loses_nothing(small_disk, tmp_path, monkeypatch):
-    monkeypatch.setattr(join_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
     filler, stop = small_disk / "filler", threading.Event()
     log = SqliteEventLog(tmp_path / "log.sqlite")
     store = EvidenceStore(f"sqlite:///{small_disk / 'store.sqlite'}")

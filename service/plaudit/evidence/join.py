@@ -55,12 +55,11 @@ from plaudit.evidence.tables import from_micros
 from plaudit.failpoints import fail_point
 from plaudit.settings import JoinSettings
 from plaudit.types import Feedback, Interaction
+from plaudit.waiting import pause
 
 GROUP = "plaudit-join"
 TOPICS = (Topic.INTERACTIONS, Topic.FEEDBACK)
 MAX_ID_BYTES = 512  # ids are UUIDs; far longer ones do not fit a database's index
-RETRY_SECONDS = 1.0  # wait before a log or database that is away is asked again; twice as long each time
-LONGEST_RETRY_SECONDS = 15.0
 PUBLISH_RECORDS = 100  # rejections published at once; each may carry a record of 16 MiB
 # A rejection's event id is made from its identity, so that one that was published twice can be told.
 REJECTION_IDS = uuid.UUID("5b0c5f6e-6d0f-5d53-9f0e-2f1f3f9a7a10")
@@ -121,7 +120,7 @@ class Join:
                     losses = 0
                 except (LogUnavailable, StoreUnavailable, IntegrityError) as error:
                     losses += 1
-                    pause(stop, error, losses)
+                    pause("join", stop, error, losses)
                 except Overtaken as error:
                     _log.warning("join.overtaken", why=str(error))
         finally:
@@ -224,15 +223,6 @@ class Join:
         """A restart is how a mended or added plugin comes in: what failed for want of it is tried again."""
         with self._store.database.writing() as connection:
             ingest.take_up_again(connection, self._plugins, (PluginFailed.reason, UnknownDomain.reason))
-
-
-def pause(stop: threading.Event, error: Exception, losses: int) -> None:
-    """Says what is away or full, and waits a second after the first loss, up to fifteen after many in a row."""
-    seconds = min(RETRY_SECONDS * 2.0 ** (losses - 1), LONGEST_RETRY_SECONDS)
-    # The messages of our own errors name files, hosts and what the disk or server said: nothing that people wrote.
-    why = error.message if isinstance(error, LogUnavailable | StoreUnavailable) else type(error).__name__
-    _log.warning("join.waits", why=why, seconds=seconds)
-    stop.wait(seconds)
 
 
 def _decode_all(records: Sequence[Record]) -> _Batch:

@@ -9,25 +9,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry
 
-from plaudit.errors import LogUnavailable, StoreUnavailable
 from plaudit.eventlog import open_log
 from plaudit.eventlog.protocol import Record
 from plaudit.evidence.ingest import Outcome
-from plaudit.evidence.join import Join, pause
+from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
 from plaudit.settings import Settings
+from plaudit.waiting import opened
 
 LOOK_SECONDS = 5.0  # between looks at lag and waiting acts: one question to the log, one to the store
 LINE_SECONDS = 60.0
 
-_T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
@@ -37,10 +35,10 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
     expose(metrics, settings.join.metrics_port, settings.serve.host)
     plugins = load_plugins(settings.plugins.allow, budget_seconds=settings.plugins.budget_seconds)
     count_failures(plugins, metrics)
-    if (log := _opened(lambda: open_log(settings), stop)) is None:
+    if (log := opened("join", lambda: open_log(settings), stop)) is None:
         return
     try:
-        if (store := _opened(lambda: EvidenceStore(settings.store_url), stop)) is None:
+        if (store := opened("join", lambda: EvidenceStore(settings.store_url), stop)) is None:
             return
         progress = Progress(metrics, store)
         try:
@@ -48,7 +46,7 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
             def start() -> Join:
                 return Join(log, store, plugins, settings.join, observe=progress.observe, look=progress.look)
 
-            if (join := _opened(start, stop)) is not None:
+            if (join := opened("join", start, stop)) is not None:
                 _log.info("join.ready", plugins=sorted(plugins))
                 join.run(stop)
         finally:
@@ -114,15 +112,3 @@ def count(metrics: Metrics, records: Sequence[Record], outcome: Outcome) -> None
         metrics.join_evidence.labels(str(channel), kind.value).inc(rows)
     for reason, rejected in outcome.rejected.items():
         metrics.join_rejected.labels(reason).inc(rejected)
-
-
-def _opened(make: Callable[[], _T], stop: threading.Event) -> _T | None:
-    """What `make` gives, once the log or store that it needs answers; None if told to end before that."""
-    losses = 0
-    while not stop.is_set():
-        try:
-            return make()
-        except (LogUnavailable, StoreUnavailable) as error:
-            losses += 1
-            pause(stop, error, losses)
-    return None

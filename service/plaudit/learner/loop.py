@@ -5,9 +5,12 @@ Enters: settings. Leaves: releases. What ends one channel's turn ends no other's
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import torch
@@ -32,6 +35,9 @@ from plaudit.store.leases import Leases
 from plaudit.store.outcomes import TurnOutcomes
 from plaudit.telemetry import places
 from plaudit.types import Channel
+from plaudit.waiting import opened_at_last
+
+_T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
 
@@ -39,10 +45,11 @@ log = structlog.get_logger(__name__)
 def learn(settings: Settings, once: bool = False) -> list[Result]:
     """Look at every channel until `learn.max_turns` turns, or (with `once`) once; the results.
 
-    A signal ends it by SystemExit. With `once` any new evidence is enough for a turn.
+    A signal ends it by SystemExit. With `once` any new evidence is enough for a turn. Without it a log or a store that
+    is away is waited for, at the start too; with it that ends the look, by LogUnavailable or StoreUnavailable.
     """
     os.nice(settings.learn.nice)
-    learner = open_learner(settings)
+    learner = open_learner(settings, wait=not once)
     results: list[Result] = []
     watches: defaultdict[Channel, Watch] = defaultdict(Watch)
     # Never set: it waits in slices, between which a signal's SystemExit comes through. One that comes within a turn
@@ -50,6 +57,7 @@ def learn(settings: Settings, once: bool = False) -> list[Result]:
     pause = StopEvent()
     try:
         expose(learner.metrics, settings.learn.metrics_port, settings.serve.host)
+        log.info("learn.ready", plugins=sorted(learner.plugins))
         while True:
             for channel in _channels(learner):
                 result = look(learner, channel, watches[channel], force=once)
@@ -74,28 +82,42 @@ def _channels(learner: Learner) -> list[Channel]:
         return []
 
 
-def open_learner(settings: Settings) -> Learner:
-    """Everything that turns share: base, engine, log, store, registry, plugins."""
+def open_learner(settings: Settings, *, wait: bool = False) -> Learner:
+    """Everything that turns share: base, engine, log, store, registry, plugins.
+
+    With `wait` it comes when log and store do; without it raises LogUnavailable or StoreUnavailable.
+    """
+
+    def ready(make: Callable[[], _T]) -> _T:
+        return opened_at_last("learn", make) if wait else make()
+
     if settings.model.threads:
         torch.set_num_threads(settings.model.threads)
     private_folder(settings.data_dir)
-    base = Base.of(settings)
+    plugins = load_plugins(settings.plugins.allow, budget_seconds=settings.plugins.budget_seconds)
+    with contextlib.ExitStack() as unless_whole:
+        store = ready(lambda: EvidenceStore(settings.store_url))
+        unless_whole.callback(store.close)
+        registry = ready(lambda: Registry(settings.store_url, settings.registry_root))
+        unless_whole.callback(registry.close)
+        event_log = ready(lambda: open_log(settings))
+        unless_whole.callback(event_log.close)
+        base = Base.of(settings)
+        unless_whole.pop_all()
     metrics = Metrics(CollectorRegistry())
     # Rollouts come in bursts: rows are filled before they decode, and nobody waits for the first token.
     rows = max(each.prompts * each.samples for each in settings.policies)
     engine = settings.engine.model_copy(
         update={"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
     )
-    store = EvidenceStore(settings.store_url)
-    plugins = load_plugins(settings.plugins.allow, budget_seconds=settings.plugins.budget_seconds)
     count_failures(plugins, metrics)
     return Learner(
         settings=settings,
         base=base,
         engine=TorchEngine(base, engine, settings.model),
-        log=open_log(settings),
+        log=event_log,
         store=store,
-        registry=Registry(settings.store_url, settings.registry_root),
+        registry=registry,
         plugins=plugins,
         metrics=metrics,
         status=Status(Path(settings.data_dir) / "learner.json", metrics),

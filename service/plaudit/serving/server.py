@@ -45,6 +45,7 @@ from plaudit.signals import stop_on_signals
 from plaudit.store.files import private_folder
 from plaudit.telemetry import configure, get_logger
 from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
+from plaudit.waiting import opened_at_last
 
 ADDRESS_FILE = "serve.json"
 SERVICES = (
@@ -179,7 +180,10 @@ class Server:
 
 
 def serve(settings: Settings) -> None:
-    """The process: loads the base, opens everything, answers until SIGTERM or SIGINT, drains, closes."""
+    """The process: loads the base, opens everything, answers until SIGTERM or SIGINT, drains, closes.
+
+    A log or a store that is away at the start is waited for; until then nothing listens.
+    """
     configure(settings.log_format, settings.log_level, "serve")
     if settings.model.threads:
         # The model's library reads it once, when it is imported.
@@ -193,8 +197,8 @@ def serve(settings: Settings) -> None:
     metrics = Metrics(CollectorRegistry())
     base = Base.of(settings)
     exact = str(base.dtype) == "torch.float32"
-    registry = Registry(settings.store_url, settings.registry_root)
-    event_log = open_log(settings)
+    registry = opened_at_last("serve", lambda: Registry(settings.store_url, settings.registry_root))
+    event_log = opened_at_last("serve", lambda: open_log(settings))
     engine = TorchEngine(base, settings.engine, settings.model)
     server = Server(settings, engine, event_log, registry, plugins, metrics, exact=exact)
     try:
