@@ -63,7 +63,7 @@ class NoReferences:
         pass
 
 
-def _task(base, engine, folder, seed=0, reward=None, live=None, train=(), held_out=(), **settings):
+def _task(base, engine, folder, seed=0, reward=None, live=None, train=(), held_out=(), text_checks=None, **settings):
     chosen = PolicySettings(**{"max_tokens": 12, "temperature": 0.7, **settings})
     return PolicyTask(
         channel=Channel("toy", "default"),
@@ -75,6 +75,7 @@ def _task(base, engine, folder, seed=0, reward=None, live=None, train=(), held_o
         train=train,
         held_out=held_out,
         reward=reward or _chance,
+        text_checks=text_checks or (lambda samples: ()),
         sampling=Sampling(temperature=chosen.temperature, max_tokens=chosen.max_tokens),
         model=ModelSettings(adapter_layers=LAYERS),
         settings=chosen,
@@ -398,6 +399,30 @@ def test_the_best_state_on_held_out_prompts_leaves(base, engine, tmp_path):
     # What leaves is that state, not the last one.
     last, left = (adapter_files.read(kept(task, n))[1] for n in (6, 2))
     assert any(not torch.equal(last[name], left[name]) for name in last)
+
+
+def test_a_state_that_the_gate_would_refuse_for_its_texts_does_not_leave(base, engine, tmp_path):
+    """More reward by saying less: the states that the checks refuse are passed over, and the reason names the check."""
+    prompts = _prompts(engine, 16)
+    options = {"iterations": 4, "compared": 4, "samples": 8, "lr": 1e-2, "update_kl": 0.2, "kl_live_coef": 0.0}
+    looks = []
+
+    def refused(samples):
+        assert {each.prompt.group for each in samples} == {p.group for p in prompts[8:]}
+        looks.append(len(samples))
+        return () if len(looks) in (1, 3) else ("distinct_2",)
+
+    task = _task(
+        base, engine, tmp_path, reward=_even, train=prompts[:8], held_out=prompts[8:], text_checks=refused, **options
+    )
+    optimised = Ppo().optimise(task)
+    assert len(looks) == 5
+    assert [each["text_checks_failed"] for each in optimised.iterates] == [0, 1, 0, 1, 1]
+    assert optimised.chosen in (0, 2)
+    assert optimised.iterates[-1]["reward"] > optimised.iterates[2]["reward"]
+
+    all_refused = Ppo().optimise(dataclasses.replace(task, text_checks=lambda samples: ("distinct_2",)))
+    assert all_refused.chosen > 0, "if the start is refused, too, reward decides"
 
 
 def test_without_a_rise_there_is_no_candidate_and_it_says_why(base, engine, tmp_path):

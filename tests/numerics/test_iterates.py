@@ -6,8 +6,8 @@ import pytest
 from plaudit.policy.iterates import Iterate, best, rise
 
 
-def _iterate(iteration, *rewards, base=0.0, live=0.0):
-    return Iterate(iteration=iteration, rewards=rewards, kl_base=base, kl_live=live)
+def _iterate(iteration, *rewards, base=0.0, live=0.0, refused=()):
+    return Iterate(iteration=iteration, rewards=rewards, kl_base=base, kl_live=live, refused=refused)
 
 
 def test_the_rise_is_paired_by_prompt():
@@ -37,3 +37,13 @@ def test_the_best_state_pays_for_its_distance_from_live():
 def test_of_equal_states_the_earliest_is_the_best():
     start, same = _iterate(0, 0.5), _iterate(1, 0.5)
     assert best([same, start], 0.02) is start
+
+
+def test_a_state_that_the_gate_would_refuse_for_its_texts_comes_after_all_others():
+    start, good = _iterate(0, 0.5), _iterate(1, 0.6)
+    same, worse = _iterate(2, 0.9, refused=("distinct_2",)), _iterate(3, 0.8, refused=("commonest_opening",))
+    assert best([start, good, same, worse], 0.02) is good
+    assert best([start, same], 0.02) is start
+    # Of states that are all refused, the start included, reward decides, and then the gate.
+    assert best([same, worse], 0.02) is same
+    assert [each.as_dict()["text_checks_failed"] for each in (good, same)] == [0, 1]

@@ -106,15 +106,14 @@ class Measurer:
         shown = [as_shown(self.base, self.plugin, each) for each in made]
         scores = self._scores([completion for completion, _ in shown])
         rows = [scores[i : i + self.samples] for i in range(0, len(scores), self.samples)]
-        return rows, [_said(each.prompt, text) for each, (_, text) in zip(made, shown, strict=True)]
+        return rows, [said(each.prompt, text) for each, (_, text) in zip(made, shown, strict=True)]
 
     def base_answers(self, prompts: Sequence[TrainPrompt]) -> tuple[list[list[float]], list[texts.Sample]]:
         """The same for the base's answers, which the references hold."""
         answers = [self.references.of(p)[: self.samples] for p in prompts]
         scores = iter(self._scores([completion for several in answers for completion, _ in several]))
         rows = [[next(scores) for _ in several] for several in answers]
-        said = [_said(p, text) for p, several in zip(prompts, answers, strict=True) for _, text in several]
-        return rows, said
+        return rows, [said(p, text) for p, several in zip(prompts, answers, strict=True) for _, text in several]
 
     def _scores(self, completions: Sequence[Completion]) -> list[float]:
         found: list[float] = self.judge.scores(completions).mean(dim=-1).tolist()
@@ -151,8 +150,8 @@ class Measurer:
         made = sample(
             self.engine, prompts, release, self.sampling, samples=each, seed=self.seed + 1, seeded_by_prompt=True
         )
-        said = [self.plugin.parse(one.prompt.rendered, one.generated.text).displayed for one in made]
-        answers = {case.probe_id: said[i * each : (i + 1) * each] for i, case in enumerate(cases)}
+        shown = [self.plugin.parse(one.prompt.rendered, one.generated.text).displayed for one in made]
+        answers = {case.probe_id: shown[i * each : (i + 1) * each] for i, case in enumerate(cases)}
         return judged(cases, answers)
 
     def proof(self, release: ReleaseKey, adapter: str, temperature: float) -> tuple[Probe, ...]:
@@ -184,6 +183,7 @@ class Measurer:
         )
 
 
-def _said(prompt: TrainPrompt, text: str) -> texts.Sample:
+def said(prompt: TrainPrompt, text: str) -> texts.Sample:
+    """An answer as the gate counts it: beside what was asked."""
     asked = next((m.content for m in reversed(prompt.rendered.messages) if m.role == "user"), "")
     return texts.Sample(asked, text, group=prompt.group)

@@ -1,7 +1,8 @@
 """Which state of a policy under training leaves: pure arithmetic on what held-out prompts say of each.
 
 Rollouts that an update has used flatter it, and the reward model is trusted less the further a policy goes. So states
-are compared by their reward on prompts that no update saw, less what their KL costs.
+are compared by their reward on prompts that no update saw, less what their KL costs; one whose answers to them the gate
+would refuse as texts comes after all others, for it would serve nobody.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ class Iterate:
     """A policy after so many iterations; 0 is the start.
 
     `rewards`: its mean reward on each held-out prompt. KL in nats per sequence, on its own answers to them; both are
-    the same if the base is live.
+    the same if the base is live. `refused`: names of the gate's checks on texts that those answers fail.
     """
 
     iteration: int
     rewards: tuple[float, ...]
     kl_base: float
     kl_live: float
+    refused: tuple[str, ...] = ()
 
     @property
     def reward(self) -> float:
@@ -40,6 +42,7 @@ class Iterate:
             "reward": self.reward,
             "kl_base_nats_per_sequence": self.kl_base,
             "kl_live_nats_per_sequence": self.kl_live,
+            "text_checks_failed": len(self.refused),
         }
 
 
@@ -62,8 +65,12 @@ class Rise:
 
 
 def best(iterates: Sequence[Iterate], kl_live_coef: float) -> Iterate:
-    """The iterate with the most reward less kl_live_coef per nat of KL to the live release; of equals the earliest."""
-    return max(iterates, key=lambda it: (it.reward - kl_live_coef * it.kl_live, -it.iteration))
+    """The iterate with the most reward less kl_live_coef per nat of KL to the live release; of equals the earliest.
+
+    Among those whose texts the gate would take, or among all if it would take none: the start may stand at a bound.
+    """
+    taken = [it for it in iterates if not it.refused] or iterates
+    return max(taken, key=lambda it: (it.reward - kl_live_coef * it.kl_live, -it.iteration))
 
 
 def rise(start: Iterate, iterate: Iterate) -> Rise:

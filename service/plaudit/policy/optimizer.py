@@ -36,6 +36,15 @@ class Rewarded(NamedTuple):
 
 RewardFunction = Callable[[Sequence[Sample]], Rewarded]
 
+TextChecks = Callable[[Sequence[Sample]], tuple[str, ...]]
+"""Names of the gate's checks on texts that completions of held-out prompts fail; empty if they pass."""
+
+
+def no_text_checks(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """For a policy that writes no texts: passes everything."""
+    return ()
+
+
 
 class References(Protocol):
     """The base's answers by prompt, with which rewards are centred."""
@@ -50,7 +59,8 @@ class PolicyTask:
 
     `live`: the live release's adapter in PEFT's format, from which the policy starts; None if the base is live.
     `train`: prompts that may be sampled, in the order of the turn's draw. `held_out`: prompts of train groups that
-    no update may use; iterates are compared on them. `progress` gets a line about the state for people.
+    no update may use; iterates are compared on them. `text_checks` says which the gate would refuse for their texts.
+    `progress` gets a line about the state for people.
     """
 
     channel: Channel
@@ -68,6 +78,7 @@ class PolicyTask:
     seed: int
     folder: Path
     progress: Callable[[str], None]
+    text_checks: TextChecks = no_text_checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

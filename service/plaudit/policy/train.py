@@ -34,7 +34,7 @@ REFERENCES = 2  # Base answers of a prompt with which rewards are centred.
 GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8  # Gradients of A begin near 1e-5: the customary 1e-5 here would take part of their step away.
-HELD_OUT_SAMPLES = 3  # Completions of a held-out prompt; more prompts tell more than more completions.
+HELD_OUT_SAMPLES = 4  # Completions of a held-out prompt.
 KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.005, 0.2
 
 
@@ -78,6 +78,7 @@ class Ppo:
         task.progress("references")
         every = {prompt.group: prompt for prompts in [*drawn, task.held_out] for prompt in prompts}
         task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
+        task.references.complete(task.held_out, HELD_OUT_SAMPLES, seed=task.seed * 31 + 1)
         compared = _compared(settings.iterations, settings.compared)
         found: list[IterationStats] = []
         iterates: list[Iterate] = []
@@ -118,9 +119,11 @@ def _optimised(
 
 
 def _why(iterates: Sequence[Iterate], gain: Rise) -> str:
+    refused = sorted({name for iterate in iterates for name in iterate.refused})
+    more = f"; other states fail {', '.join(refused)} of the gate on them" if refused else ""
     return (
         f"reward on {len(iterates[0].rewards)} held-out prompts rose by {gain.mean:.3f} at best, which must exceed "
-        f"{gain.bound:.3f}; more feedback on the live release's own answers would show where to go"
+        f"{gain.bound:.3f}{more}; more feedback on the live release's own answers would show where to go"
     )
 
 
@@ -219,7 +222,13 @@ class PolicyTrainer:
         kl_base = kl_live = self._kl(rollout, None)
         if self.task.live is not None:
             kl_live = self._kl(rollout, LIVE)
-        return Iterate(iteration=iteration, rewards=tuple(rewards.tolist()), kl_base=kl_base, kl_live=kl_live)
+        return Iterate(
+            iteration=iteration,
+            rewards=tuple(rewards.tolist()),
+            kl_base=kl_base,
+            kl_live=kl_live,
+            refused=self.task.text_checks(rollout.samples),
+        )
 
     def _kl(self, rollout: Rollout, adapter: str | None) -> float:
         other = self.logprobs_under(rollout, adapter)

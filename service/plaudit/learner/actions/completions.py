@@ -11,6 +11,7 @@ from plaudit.evidence.store import FrozenDataSet, PromptRow
 from plaudit.learner import staging
 from plaudit.learner.actions.protocol import Fitted, Frozen, Measured
 from plaudit.learner.context import Turn
+from plaudit.learner.held_out import HeldOutTexts
 from plaudit.learner.measure import Measurer, kl_by_prompt, logprobs_of
 from plaudit.learner.references import SampledReferences
 from plaudit.learner.rewards import ModelReward
@@ -76,6 +77,7 @@ class Completions:
                     most_references=settings.reward.references,
                     outlook=settings.policy.advantage == "gae",
                 ),
+                text_checks=HeldOutTexts(turn.base, turn.plugin, frozen.references, settings.gate),
                 # Ratios and KL are those of the whole distribution: rollouts are never truncated.
                 sampling=dataclasses.replace(turn.sampling, top_p=1.0, top_k=0),
                 model=settings.model,

@@ -1,0 +1,32 @@
+"""What the gate would say of texts while a policy is still being made.
+
+Enters: completions of held-out prompts, which are of train groups, and the base's answers to them. Leaves: names of the
+gate's checks that they fail, so that an optimiser proposes no state that the gate refuses. Gate prompts stay unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from plaudit.domain import DomainPlugin
+from plaudit.learner.measure import said
+from plaudit.learner.actions.protocol import References
+from plaudit.learner.references import as_shown
+from plaudit.policy.rollout import Sample
+from plaudit.release import gate
+from plaudit.reward.dataset import Text
+from plaudit.settings import GateSettings
+
+
+class HeldOutTexts:
+    """The gate's checks on texts, asked of held-out answers: a TextChecks."""
+
+    def __init__(self, text: Text, plugin: DomainPlugin, references: References, settings: GateSettings) -> None:
+        self._text, self._plugin, self._references, self._settings = text, plugin, references, settings
+
+    def __call__(self, samples: Sequence[Sample]) -> tuple[str, ...]:
+        """Names of the failed checks; raises PluginFailed."""
+        ours = [said(each.prompt, as_shown(self._text, self._plugin, each)[1]) for each in samples]
+        prompts = {each.prompt.group: each.prompt for each in samples}.values()
+        bases = [said(prompt, text) for prompt in prompts for _, text in self._references.of(prompt)]
+        return tuple(check.name for check in gate.text_checks(ours, bases, self._settings) if not check.passed)
