@@ -45,7 +45,6 @@ def no_text_checks(samples: Sequence[Sample]) -> tuple[str, ...]:
     return ()
 
 
-
 class References(Protocol):
     """The base's answers by prompt, with which rewards are centred."""
 
