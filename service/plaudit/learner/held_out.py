@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from plaudit.domain import DomainPlugin
-from plaudit.learner.measure import said
-from plaudit.learner.references import as_shown
+from plaudit.learner.references import as_shown, said
 from plaudit.policy.rollout import Sample
 from plaudit.release import gate
 from plaudit.reward.dataset import Text

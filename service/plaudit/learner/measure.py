@@ -18,7 +18,7 @@ from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.errors import InvalidField, RequestRefused
 from plaudit.learner.actions.protocol import References
-from plaudit.learner.references import as_shown
+from plaudit.learner.references import as_shown, said
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.release import texts
@@ -181,9 +181,3 @@ class Measurer:
             )
             for each, row in zip(chosen, logprobs, strict=True)
         )
-
-
-def said(prompt: TrainPrompt, text: str) -> texts.Sample:
-    """An answer as the gate counts it: beside what was asked."""
-    asked = next((m.content for m in reversed(prompt.rendered.messages) if m.role == "user"), "")
-    return texts.Sample(asked, text, group=prompt.group)

@@ -14,6 +14,7 @@ from plaudit.domain import DomainPlugin
 from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.evidence.store import FrozenDataSet
 from plaudit.policy.rollout import Sample, TrainPrompt, sample
+from plaudit.release import texts
 from plaudit.reward.dataset import Text, shown_tokens
 from plaudit.reward.fit import FIT_REFERENCES
 from plaudit.reward.trunk import Completion
@@ -119,3 +120,9 @@ def as_shown(text: Text, plugin: DomainPlugin, made: Sample) -> tuple[Completion
         width=made.generated.width,
     )
     return Completion(made.prompt.encoded.tokens, shown_tokens(text, candidate)), displayed
+
+
+def said(prompt: TrainPrompt, text: str) -> texts.Sample:
+    """An answer as the gate counts it: beside what was asked."""
+    asked = next((m.content for m in reversed(prompt.rendered.messages) if m.role == "user"), "")
+    return texts.Sample(asked, text, group=prompt.group)
