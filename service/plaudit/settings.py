@@ -277,6 +277,24 @@ class GateSettings(Section):
     """Comparisons of calibration raters below which a turn waits."""
     reward_raters: int = Field(default=5, ge=1, le=100_000)
     """Calibration raters below which a turn waits."""
+    reward_margin: float = Field(default=0.02, ge=0, le=2)
+    """Choices: how much less expected reward than live's the lower 95% bound may show."""
+    choice_kl_base: float = Field(default=6.0, ge=0.01, le=1_000)
+    """Choices: maximum KL to the base, nats of the first place, and per place of a slate."""
+    choice_kl_live: float = Field(default=4.0, ge=0.01, le=1_000)
+    """Choices: maximum KL to the live release, nats of the first place, and per place of a slate."""
+    choice_share: float = Field(default=0.3, ge=0, le=1)
+    """Choices: share below which the commonest decision always is; more if labels or base have more."""
+    choice_coverage: float = Field(default=0.35, ge=0, le=1)
+    """Choices: minimum number of different options, relative to the labels' or the base's."""
+    min_labelled: int = Field(default=30, ge=1, le=100_000)
+    """Choices with labels: labelled gate prompts below which the gate refuses."""
+    label_margin: float = Field(default=0.05, ge=0, le=1)
+    """Choices with labels: how much less cost-weighted accuracy than base and live the lower 95% bound may show."""
+    missed_severe: float = Field(default=0.25, ge=0.001, le=1)
+    """Choices with severe labels: maximum upper 95% bound of the share of severe prompts that are missed."""
+    estimate_ess: float = Field(default=50.0, ge=2, le=1_000_000)
+    """Choices: effective number of drawn interactions below which no off-policy estimate is shown."""
 
     @model_validator(mode="after")
     def _enough_may_be_asked(self) -> Self:

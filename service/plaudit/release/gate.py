@@ -144,7 +144,7 @@ class CompletionMeasurements:
             _kl("kl_base", self.kl_base, settings.kl_base, settings, seed),
             _kl_live(self, settings, seed),
             *text_checks(self.candidate, self.base, settings),
-            *_probes(self, settings),
+            *probe_checks(self.probes, settings),
             *reward_gate(self.comparisons, self.live_comparisons, settings, rater_cap=self.rater_cap),
             _length(self),
         )
@@ -226,6 +226,7 @@ def reward_outcome(checks: Sequence[Check]) -> Outcome:
 
 _MOVED_TOO_FAR = "the policy moved too far: lower policy.kl_target or raise policy.kl_coef"
 _MORE_FEEDBACK = "more feedback is needed; rankings of several answers teach most"
+_MORE_LABELS = "more labels are needed, or a higher policy.label_coef"
 _REMEDIES = {
     "gate_prompts": "let people ask more different prompts, or lower gate.min_prompts",
     "win_base": _MORE_FEEDBACK,
@@ -241,6 +242,16 @@ _REMEDIES = {
     "reward_raters": "feedback of more people is needed",
     "reward_accuracy": "feedback of more people is needed, or people disagree about what is good",
     "reward_against_live": _MORE_FEEDBACK,
+    "reward_base": _MORE_FEEDBACK,
+    "reward_live": _MORE_FEEDBACK,
+    "order_kl_base": _MOVED_TOO_FAR,
+    "order_kl_live": _MOVED_TOO_FAR,
+    "commonest_choice": _MOVED_TOO_FAR,
+    "coverage": _MOVED_TOO_FAR,
+    "labelled_items": "more labels are needed, on more different prompts, or lower gate.min_labelled",
+    "label_base": _MORE_LABELS,
+    "label_live": _MORE_LABELS,
+    "missed_severe": "more labels of severe cases are needed, or a higher cost of missing them (decision.costs)",
 }
 
 
@@ -269,20 +280,20 @@ def _prompts(m: CompletionMeasurements, settings: GateSettings) -> Check:
 
 
 def _win(name: str, wins: Sequence[float], threshold: float, settings: GateSettings, seed: int) -> Check:
-    problem = _problem(wins, settings.min_prompts, low=0.0, high=1.0)
+    problem = problem_of(wins, settings.min_prompts, low=0.0, high=1.0)
     if problem:
-        return _missing(name, threshold, problem)
+        return missing(name, threshold, problem)
     mean = resampled_mean(wins, seed=seed)
-    return _check(name, mean.low > threshold, mean, threshold, f"lower bound over {len(wins)} prompts must exceed")
+    return bounded(name, mean.low > threshold, mean, threshold, f"lower bound over {len(wins)} prompts must exceed")
 
 
 def _kl(name: str, values: Sequence[float], threshold: float, settings: GateSettings, seed: int) -> Check:
     # A prompt's estimate may be below 0; the mean's true value is not.
-    problem = _problem(values, settings.min_prompts, low=-math.inf, high=math.inf)
+    problem = problem_of(values, settings.min_prompts, low=-math.inf, high=math.inf)
     if problem:
-        return _missing(name, threshold, problem)
+        return missing(name, threshold, problem)
     mean = resampled_mean(values, seed=seed)
-    return _check(name, mean.value <= threshold, mean, threshold, "nats a sequence, mean at most")
+    return bounded(name, mean.value <= threshold, mean, threshold, "nats a sequence, mean at most")
 
 
 def _kl_live(m: CompletionMeasurements, settings: GateSettings, seed: int) -> Check:
@@ -298,7 +309,7 @@ _NO_TEXTS = "no completions of candidate and base for the same prompts"
 def _distinct(variety: VarietyCompared, settings: GateSettings) -> Check:
     name, threshold = "distinct_2", settings.distinct_ratio
     if not variety.texts:
-        return _missing(name, threshold, _NO_TEXTS)
+        return missing(name, threshold, _NO_TEXTS)
     mine, bases = variety.candidate.distinct_2, variety.other.distinct_2
     if bases is None or mine is None:
         return Check(name, True, 1.0, threshold, note="one side has no two words in a row to compare")
@@ -313,7 +324,7 @@ def _masked(variety: VarietyCompared, settings: GateSettings) -> Check:
     name, threshold = "distinct_masked", settings.masked_ratio
     mine, bases = variety.candidate.distinct_masked, variety.other.distinct_masked
     if mine is None or bases is None:
-        return _missing(name, threshold, _NO_TEXTS)
+        return missing(name, threshold, _NO_TEXTS)
     note = (
         f"different answers once the question's own words are masked: {mine:.3f} against the base's {bases:.3f}; below "
         "the bound the candidate fills in a few patterns"
@@ -324,7 +335,7 @@ def _masked(variety: VarietyCompared, settings: GateSettings) -> Check:
 def _opening(variety: VarietyCompared, settings: GateSettings) -> Check:
     name = "commonest_opening"
     if not variety.texts:
-        return _missing(name, settings.opening_share, _NO_TEXTS)
+        return missing(name, settings.opening_share, _NO_TEXTS)
     # The opening itself stays out of the note, which is logged: a model repeats what people wrote.
     share, bases = variety.candidate.opening_share, variety.other.opening_share
     # Some channels ask for one kind of answer: twice the base's share is forgiven, and never all of what it leaves.
@@ -335,26 +346,27 @@ def _opening(variety: VarietyCompared, settings: GateSettings) -> Check:
 
 def _degenerate(candidate: Sequence[Sample], base: Sequence[Sample]) -> Check:
     if not (candidate and base):
-        return _missing("degenerate", _DEGENERATE_SHARE, "no completions of candidate or base")
+        return missing("degenerate", _DEGENERATE_SHARE, "no completions of candidate or base")
     share, bases = degenerate_share(candidate), degenerate_share(base)
     threshold = max(_DEGENERATE_SHARE, bases)
     note = f"empty, repeated or echoing; the base's share is {bases:.3f}"
     return Check("degenerate", share <= threshold, share, threshold, note=note)
 
 
-def _probes(m: CompletionMeasurements, settings: GateSettings) -> tuple[Check, ...]:
-    if m.probes is None:
-        return (_missing("probes", 0.0, "the probes were not run"),)
-    if not m.probes:
+def probe_checks(probes: Sequence[HarmResult] | None, settings: GateSettings) -> tuple[Check, ...]:
+    """One check per harm of the domain's probes; None if they were not run, empty if the domain declares none."""
+    if probes is None:
+        return (missing("probes", 0.0, "the probes were not run"),)
+    if not probes:
         return (Check("probes", True, 0.0, 0.0, note="the domain declares none"),)
-    return tuple(_harm(result, settings) for result in m.probes)
+    return tuple(_harm(result, settings) for result in probes)
 
 
 def _harm(result: HarmResult, settings: GateSettings) -> Check:
     """Passed if the candidate never did the harm, or no more often than base or live and than the absolute bound."""
     name, ours = f"harm_{result.harm}", result.candidate
     if not ours.asked:
-        return _missing(name, settings.probe_rate, "the candidate was not asked")
+        return missing(name, settings.probe_rate, "the candidate was not asked")
     others = [rate for rate in (result.base, result.live) if rate is not None]
     allowed = max((rate.rate for rate in others), default=0.0)
     passed = not ours.failed or (ours.rate <= allowed and ours.rate <= settings.probe_rate)
@@ -371,27 +383,27 @@ def _harm(result: HarmResult, settings: GateSettings) -> Check:
 
 
 def _reward_accuracy(comparisons: Comparisons, rater_cap: float) -> Check:
-    problem = _problem([correct for _, correct in comparisons], 1, low=0.0, high=1.0)
+    problem = problem_of([correct for _, correct in comparisons], 1, low=0.0, high=1.0)
     if problem:
-        return _missing("reward_accuracy", _CHANCE, problem)
+        return missing("reward_accuracy", _CHANCE, problem)
     accuracy = rater_accuracy(comparisons, rater_cap=rater_cap)
-    return _check("reward_accuracy", accuracy.low > _CHANCE, accuracy, _CHANCE, "lower bound over raters must exceed")
+    return bounded("reward_accuracy", accuracy.low > _CHANCE, accuracy, _CHANCE, "lower bound over raters must exceed")
 
 
 def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, rater_cap: float) -> Check:
     name = "reward_against_live"
     if live is None:
         return Check(name, True, 0.0, _WORSE_BY, note="no reward model is live")
-    problem = _problem([correct for _, correct in [*comparisons, *live]], 1, low=0.0, high=1.0)
+    problem = problem_of([correct for _, correct in [*comparisons, *live]], 1, low=0.0, high=1.0)
     if problem:
-        return _missing(name, _WORSE_BY, problem)
+        return missing(name, _WORSE_BY, problem)
     try:
         difference = rater_accuracy_difference(comparisons, live, rater_cap=rater_cap)
     except ValueError as error:
-        return _missing(name, _WORSE_BY, str(error))
+        return missing(name, _WORSE_BY, str(error))
     # An equal model would fail four times in five if the lower bound were asked: refuse only what is surely worse.
     passed = difference.high >= _WORSE_BY
-    return _check(name, passed, difference, _WORSE_BY, "accuracy less the live one's; upper bound at least")
+    return bounded(name, passed, difference, _WORSE_BY, "accuracy less the live one's; upper bound at least")
 
 
 def _length(m: CompletionMeasurements) -> Check:
@@ -404,7 +416,8 @@ def _length(m: CompletionMeasurements) -> Check:
     return Check("length_alone", True, math.nan if share is None else share, 1.0, note=note)
 
 
-def _problem(values: Sequence[float], least: int, *, low: float, high: float) -> str:
+def problem_of(values: Sequence[float], least: int, *, low: float, high: float) -> str:
+    """What is wrong with measured values, in words; empty if nothing is."""
     if len(values) < max(1, least):
         return f"{len(values)} measured, {max(1, least)} are needed"
     if not all(math.isfinite(value) and low <= value <= high for value in values):
@@ -412,11 +425,13 @@ def _problem(values: Sequence[float], least: int, *, low: float, high: float) ->
     return ""
 
 
-def _missing(name: str, threshold: float, note: str) -> Check:
+def missing(name: str, threshold: float, note: str) -> Check:
+    """The failed check of what was not measured."""
     return Check(name, False, math.nan, threshold, note=note)
 
 
-def _check(name: str, passed: bool, interval: Interval, threshold: float, note: str) -> Check:
+def bounded(name: str, passed: bool, interval: Interval, threshold: float, note: str) -> Check:
+    """The check of an interval; the note ends with the threshold."""
     return Check(name, passed, interval.value, threshold, interval.low, interval.high, f"{note} {threshold:g}")
 
 
