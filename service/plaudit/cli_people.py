@@ -39,6 +39,10 @@ def simulate(
     acts_per_interaction: Annotated[float, typer.Option(help="Mean acts about one reply.", min=0)] = 3.3,
     concurrency: Annotated[int, typer.Option(help="Requests open at once.", min=1)] = 32,
     base_share: Annotated[float, typer.Option(help="Share of comparisons in which one side is the base.")] = 0.0,
+    explore_share: Annotated[
+        float | None,
+        typer.Option(help="Share of requests with purpose EXPLORE; the population's own where absent.", min=0, max=1),
+    ] = None,
     pause: Annotated[float, typer.Option(help="Seconds that each person waits after an interaction.", min=0)] = 0.0,
     temperature: TemperatureOption = None,
     after: Annotated[Path | None, typer.Option(help="Begin when this file exists; be ready before.")] = None,
@@ -63,6 +67,7 @@ def simulate(
             acts_per_interaction=acts_per_interaction,
             concurrency=concurrency,
             base_share=base_share,
+            explore_share=explore_share,
             temperature=temperature,
             pause_seconds=pause,
         ),

@@ -6,6 +6,7 @@ import pytest
 from plaudit.eventlog import Topic
 from plaudit.plugins import load_plugins
 from plaudit.simulate import connection
+from plaudit.simulate.asking import ask_of, plugin_of
 from plaudit.simulate.evaluate import EvaluateSettings, evaluate
 from plaudit.simulate.run import SimulateSettings, simulate
 from plaudit.testing.serving import local_server
@@ -44,7 +45,7 @@ def test_a_reply_in_the_ledger_has_what_is_needed_to_make_it_again(served):
         logged = interactions[reply.interaction_id]
         assert isinstance(logged, Interaction)
         assert reply.messages == logged.messages
-        for kept, candidate in zip(reply.completions, logged.candidates, strict=True):
+        for kept, candidate in zip(reply.candidates, logged.candidates, strict=True):
             assert (kept.candidate_id, kept.token_ids, kept.seed) == (
                 candidate.candidate_id,
                 candidate.tokens,
@@ -52,6 +53,42 @@ def test_a_reply_in_the_ledger_has_what_is_needed_to_make_it_again(served):
             )
             assert (kept.release_version, kept.release_digest) == (candidate.release_version, candidate.release_digest)
             assert candidate.sampling.max_tokens == reply.max_tokens
+
+
+@pytest.fixture
+def served_choices(tmp_path, tiny_engine):
+    with local_server(tmp_path / "data", tiny_engine, load_plugins(("echo-choice", "moderation"))) as server:
+        yield server
+
+
+def test_people_choose_among_options_and_a_share_of_orders_is_drawn(served_choices):
+    settings = SimulateSettings(
+        target=served_choices.target, population="echo-choice", events=40, concurrency=4, explore_share=0.5
+    )
+    ledger = simulate(settings)
+    assert ledger.counts()["acknowledged"] == ledger.counts()["acts"] > 30
+    assert set(ledger.counts()["kinds"]) == {"choice", "signal"}
+    interactions = {one.interaction_id: one for one in served_choices.records(Topic.INTERACTIONS)}
+    purposes = {one.purpose for one in interactions.values()}
+    assert purposes == {Purpose.SERVE, Purpose.EXPLORE}
+    for reply in ledger.replies:
+        logged = interactions[reply.interaction_id]
+        kept = [(one.candidate_id, one.text, one.option_id, one.probability) for one in reply.candidates]
+        assert kept == [
+            (one.candidate_id, one.displayed_text, one.option_id, one.probability) for one in logged.candidates
+        ]
+        (decided,) = (one.option_id for one in reply.candidates if one.candidate_id == reply.decision)
+        assert decided == logged.decision
+        assert reply.purpose is Purpose.EXPLORE or {one.propensity for one in logged.candidates} == {1.0}
+    assert any(one.propensity < 1 for logged in interactions.values() for one in logged.candidates)
+
+
+def test_people_label_verdicts_of_a_domain_that_makes_its_options(served_choices):
+    ledger = simulate(SimulateSettings(target=served_choices.target, population="moderation", events=12, concurrency=3))
+    assert ledger.counts()["kinds"] == {"label": 12}
+    assert {one.text for one in ledger.replies[0].candidates} == load_plugins(("moderation",))[
+        "moderation"
+    ].declaration.labels
 
 
 def test_the_simulator_asks_on_until_it_is_stopped(served):
@@ -112,7 +149,9 @@ def test_gold_judges_the_base_against_itself_as_even(served, monkeypatch):
 def test_people_who_are_told_to_end_do_not_wait_for_a_service_that_is_gone(monkeypatch):
     monkeypatch.setattr(connection, "END_SECONDS", 0.3)
     stop = threading.Event()
-    people = connection.Connection("127.0.0.1:1", deadline_seconds=2, patience_seconds=1e6, stop=stop)
+    people = connection.Connection(
+        "127.0.0.1:1", ask_of(plugin_of("instruction")), deadline_seconds=2, patience_seconds=1e6, stop=stop
+    )
     threading.Timer(0.3, stop.set).start()
     # Without the stop this would go on for eleven days.
     with pytest.raises(connection.Refused):

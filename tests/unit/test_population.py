@@ -189,6 +189,36 @@ def test_thumbs_go_up_for_what_is_liked():
     assert Choice not in {type(HOUSE.act(HOUSE.raters(0)[0], TEA, SHOWN, FeedbackKind.THUMBS, random.Random(0)).act)}
 
 
+def test_labels_follow_the_confusion_of_their_rater():
+    table = crowd.confusion(("low", "middle", "high"), 0.3, ordered=True)
+    assert table["low"] == {"low": 0.7, "middle": 0.3}
+    assert table["middle"] == pytest.approx({"middle": 0.7, "low": 0.15, "high": 0.15})
+    assert crowd.confusion(("a", "b", "c"), 0.2)["a"] == pytest.approx({"a": 0.8, "b": 0.1, "c": 0.1})
+    rng = random.Random(0)
+    given = Counter(crowd.label(SHOWN[0], "low", table, rng).value for _ in range(10_000))
+    # Four standard errors of a share of 10,000.
+    assert given["middle"] / 10_000 == pytest.approx(0.3, abs=0.0184)
+    assert given["high"] == 0
+
+
+def test_people_look_less_often_further_down_the_list():
+    shown, rng = [Shown(f"c{place}", "Text.", place) for place in range(4)], random.Random(0)
+    seen = Counter(one.place for _ in range(10_000) for one in crowd.looked_at(shown, rng, bias=1.0))
+    for place in range(4):
+        # Four standard errors at most: sqrt(.25 / 10,000) = .005.
+        assert seen[place] / 10_000 == pytest.approx(1 / (1 + place), abs=0.02)
+    assert crowd.looked_at(shown, rng, bias=0.0) == shown
+
+
+def test_signals_follow_liking_and_their_noise():
+    rater, rng = Rater(name="r", temperature=1.0, threshold=0.0), random.Random(0)
+    likes = [crowd.tap(rater, "like", SHOWN[0], 1.0, rng, noise=0.2).value for _ in range(20_000)]
+    # .8 / (1 + e^-1) + .2 / 2 = .685
+    assert sum(likes) / 20_000 == pytest.approx(0.685, abs=0.014)
+    watched = [crowd.extent(rater, "watched", SHOWN[0], liking, rng, most=2.0).value for liking in (-900.0, 900.0)]
+    assert watched == pytest.approx([0.0, 2.0])
+
+
 def test_an_unknown_population_is_an_answer():
     assert {"instruction", "instruction-tiny"} <= set(installed_populations())
     with pytest.raises(Misconfigured, match="instruction-tiny"):

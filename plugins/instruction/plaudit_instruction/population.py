@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from plaudit.simulate import crowd
-from plaudit.simulate.population import Rater, Shown, SimAct, SimPrompt
+from plaudit.simulate.population import Population, Rater, Shown, SimAct, SimPrompt
 from plaudit.types import Correction, FeedbackKind
 
 from plaudit_instruction import gold, requests, toy_gold
@@ -43,7 +43,7 @@ REASON_OF_PART = MappingProxyType(
 )
 
 
-class _People:
+class _People(Population):
     """What both populations share: how liking becomes an act."""
 
     domain = "instruction"

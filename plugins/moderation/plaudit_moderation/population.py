@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from plaudit.deciding import cost_of, costs_of
-from plaudit.simulate.population import Rater, Shown, SimAct, SimPrompt
+from plaudit.simulate.population import Population, Rater, Shown, SimAct, SimPrompt
 from plaudit.testing import toy_language as toy
 from plaudit.types import FeedbackKind, LabelAct
 
@@ -28,7 +28,7 @@ POMPOUS = (0, 0, 0, 0, 1, 1, 1, 2)
 POINTS_PER_POMPOUS = 2
 
 
-class Moderators:
+class Moderators(Population):
     """Eight moderators with one rule and a few mistakes."""
 
     domain = "moderation"
@@ -49,6 +49,10 @@ class Moderators:
         """Eight people; `temperature` is the share of their mistakes."""
         rng = random.Random(f"moderators:{seed}")
         return [Rater(name=f"moderator-{seed}-{n}", temperature=rng.uniform(*MISTAKES)) for n in range(MODERATORS)]
+
+    def truth(self, prompt: SimPrompt) -> str:
+        """The true category."""
+        return truth(prompt)
 
     def gold(self, prompt: SimPrompt, text: str) -> float:
         """1 less what the verdict costs: 1 for the true category, down to -3 for a severe item that is allowed."""

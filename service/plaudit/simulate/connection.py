@@ -9,36 +9,20 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from plaudit.client import Plaudit
 from plaudit.errors import DeadlinePassed, PlauditError, UnknownChannel
 from plaudit.eventlog.bodies import act_to_proto
-from plaudit.replies import Acknowledged, GenerateOptions, Reply
+from plaudit.simulate.asking import Answer, Ask, Question
 from plaudit.simulate.population import SimAct
-from plaudit.types import Channel, Message, Purpose
+from plaudit.types import Channel
 
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 3.0
 END_SECONDS = 10.0
 
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One request. `versions` names releases (one for all or one a completion); empty leaves them to the service."""
-
-    interaction_id: str
-    channel: Channel
-    messages: tuple[Message, ...]
-    n: int
-    max_tokens: int
-    seed: int
-    purpose: Purpose = Purpose.SERVE
-    versions: tuple[int, ...] = ()
-    temperature: float | None = None
+Given = TypeVar("Given")
 
 
 class Refused(Exception):
@@ -61,12 +45,17 @@ class Connection:
     def __init__(
         self,
         target: str,
+        ask: Ask,
         *,
         deadline_seconds: float = 120.0,
         patience_seconds: float = 120.0,
         stop: threading.Event | None = None,
     ) -> None:
-        """`stop` says that the process is to end: then what fails is tried again for END_SECONDS at most."""
+        """`ask` sends the questions of one domain (`asking.ask_of`).
+
+        `stop` says that the process is to end: then what fails is tried again for END_SECONDS at most.
+        """
+        self._ask = ask
         self._patience = patience_seconds
         self._stop = stop or threading.Event()
         # One attempt a call: attempts are made here, so that none goes uncounted.
@@ -76,22 +65,9 @@ class Connection:
         """Ends the connection."""
         self._client.close()
 
-    def ask(self, question: Question) -> tuple[Reply[Acknowledged], int]:
-        """The reply, and the attempts that it took; raises Refused."""
-        options = GenerateOptions(
-            interaction_id=question.interaction_id,
-            tenant=question.channel.tenant,
-            n=question.n,
-            max_tokens=question.max_tokens,
-            seed=question.seed,
-            purpose=question.purpose,
-            release_versions=question.versions,
-        )
-        if question.temperature is not None:
-            options["temperature"] = question.temperature
-        return self._patiently(
-            lambda: self._client.generate(question.channel.domain, question.messages, **options),
-        )
+    def ask(self, question: Question) -> tuple[Answer, int]:
+        """The answer, and the attempts that it took; raises Refused."""
+        return self._patiently(lambda: self._ask(self._client, question))
 
     def submit(self, *, feedback_id: str, handle: str, rater: str, act: SimAct) -> int:
         """Attempts until the act was acknowledged as durable; raises Refused. The id makes sending again harmless."""
@@ -110,7 +86,7 @@ class Connection:
             raise
         return state.live
 
-    def _patiently(self, call: Callable[[], Answer]) -> tuple[Answer, int]:
+    def _patiently(self, call: Callable[[], Given]) -> tuple[Given, int]:
         started, wait, attempts = time.monotonic(), FIRST_WAIT_SECONDS, 0
         told_to_end: float | None = None
         while True:
@@ -128,9 +104,3 @@ class Connection:
             # Jitter keeps many threads from coming back at the same moment.
             time.sleep(wait * random.uniform(0.5, 1.0))
             wait = min(LONGEST_WAIT_SECONDS, 2 * wait)
-
-
-def user_turn(text: str, system: str = "") -> tuple[Message, ...]:
-    """A conversation of one user message, after a system message where there is one."""
-    turn = Message("user", text)
-    return (Message("system", system), turn) if system else (turn,)

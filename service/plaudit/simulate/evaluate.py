@@ -7,6 +7,7 @@ prompts, apart for kinds that the channel saw and kinds that it never did. Nothi
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +20,12 @@ import uuid6
 from plaudit.errors import Misconfigured
 from plaudit.release.texts import Sample, VarietyCompared, compare_variety, mean_words
 from plaudit.simulate import judge
-from plaudit.simulate.connection import Connection, Question, user_turn
+from plaudit.simulate.asking import Question, ask_of, plugin_of
+from plaudit.simulate.connection import Connection
 from plaudit.simulate.judge import Rate
 from plaudit.simulate.population import Population, SimPrompt, load_population
 from plaudit.simulate.templates import best_pattern, fill
-from plaudit.types import Channel, Purpose
+from plaudit.types import Channel, Message, Purpose, Request
 
 BASE = 0
 # Texts that a constant answer is chosen from are tried on a part of the prompts first: gold is slow to compute.
@@ -144,6 +146,7 @@ class _Evaluator:
         self._stop = threading.Event()
         self._connection = Connection(
             settings.target,
+            ask_of(plugin_of(self.population.domain)),
             deadline_seconds=settings.deadline_seconds,
             patience_seconds=settings.patience_seconds,
             stop=self._stop,
@@ -216,7 +219,7 @@ class _Evaluator:
             question = Question(
                 interaction_id=str(uuid6.uuid7()),
                 channel=self._channel,
-                messages=user_turn(prompt.text, system),
+                request=asked(prompt, system),
                 n=samples or self.settings.samples,
                 max_tokens=self.population.max_tokens,
                 seed=random.Random(f"evaluate:{self.settings.seed}:{name}:{index}").randrange(2**28) * 8,
@@ -224,8 +227,8 @@ class _Evaluator:
                 versions=(version,),
                 temperature=self.settings.temperature,
             )
-            reply, _ = self._connection.ask(question)
-            return [completion.text for completion in reply.completions]
+            answer, _ = self._connection.ask(question)
+            return [one.text for one in answer.shown]
 
         with ThreadPoolExecutor(self.settings.concurrency, thread_name_prefix="evaluate") as pool:
             try:
@@ -237,6 +240,12 @@ class _Evaluator:
 
     def _judged(self, answers: Answers, base: Answers) -> Judged:
         return judged(self.population, self.prompts, answers, base, self.settings.seed)
+
+
+def asked(prompt: SimPrompt, system: str = "") -> Request:
+    """The request of a prompt, behind a system message if there is one to say."""
+    request = prompt.request
+    return dataclasses.replace(request, messages=(Message("system", system), *request.messages)) if system else request
 
 
 def chosen(prompts: Sequence[SimPrompt], count: int | None, seed: int) -> list[SimPrompt]:

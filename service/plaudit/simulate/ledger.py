@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from plaudit.types import FeedbackKind, Message
+from plaudit.types import FeedbackKind, Message, Purpose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionRecord:
-    """One completion as it came. `seed` is its own, so that it can be made again."""
+class CandidateRecord:
+    """One completion or option as it came. `seed` is a completion's own, so that it can be made again."""
 
     candidate_id: str
     release_version: int
@@ -26,11 +26,16 @@ class CompletionRecord:
     seed: int
     token_ids: tuple[int, ...]
     text: str
+    option_id: str = ""
+    probability: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyRecord:
-    """One answered request: what was asked, what came back, when. `temperature` None is the release's own."""
+    """One answered request: what was asked, what came back in the order shown, when.
+
+    `temperature` None is the release's own. `decision`: candidate id of the option decided; empty for completions.
+    """
 
     interaction_id: str
     messages: tuple[Message, ...]
@@ -39,7 +44,9 @@ class ReplyRecord:
     started_at: dt.datetime
     ended_at: dt.datetime
     attempts: int
-    completions: tuple[CompletionRecord, ...]
+    candidates: tuple[CandidateRecord, ...]
+    purpose: Purpose = Purpose.SERVE
+    decision: str = ""
 
     @property
     def latency_seconds(self) -> float:
@@ -48,8 +55,8 @@ class ReplyRecord:
 
     @property
     def versions(self) -> tuple[int, ...]:
-        """Release of each completion."""
-        return tuple(completion.release_version for completion in self.completions)
+        """Release of each candidate."""
+        return tuple(candidate.release_version for candidate in self.candidates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +159,7 @@ class SimulationLedger:
                 "acts_failed": what["act"],
                 "retries": self._retries,
                 "kinds": dict(sorted(kinds.items())),
-                "completions_by_version": {str(version): versions[version] for version in sorted(versions)},
+                "candidates_by_version": {str(version): versions[version] for version in sorted(versions)},
             }
 
     def audit(self, stored: Mapping[str, int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from plaudit.simulate.population import Rater, SimPrompt
 from plaudit.types import FeedbackKind
 
-# Completions that a kind needs to be about something.
+# Completions that a kind needs to be about something; of options people always see all.
 SHOWN_FOR = {FeedbackKind.CHOICE: 2, FeedbackKind.RANKING: 4}
 
 

@@ -6,27 +6,40 @@ and only the simulator's process imports this module, so that no training code c
 
 from __future__ import annotations
 
+import abc
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Protocol
 
 from plaudit.errors import Misconfigured
-from plaudit.types import Act, FeedbackKind
+from plaudit.types import Act, FeedbackKind, Message, Option, Passage, Request
 
 ENTRY_POINT_GROUP = "plaudit.populations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimPrompt:
-    """A request that simulated people make. `seen_kind` is False where channel prompts never make such a request."""
+    """A request that simulated people make. `seen_kind` is False where channel prompts never make such a request.
+
+    `history` was said before `text`, oldest first, and may begin with a system message. `options` stay empty if the
+    domain makes completions, or makes its options itself.
+    """
 
     text: str
     kind: str
     check: str = "none"
     topic: tuple[str, ...] = ()
     seen_kind: bool = True
+    history: tuple[Message, ...] = ()
+    options: tuple[Option, ...] = ()
+    passages: tuple[Passage, ...] = ()
+
+    @property
+    def request(self) -> Request:
+        """What a caller sends: the history and the text as the last user turn, with options and passages."""
+        messages = (*self.history, Message("user", self.text))
+        return Request(messages=messages, options=self.options, passages=self.passages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +47,8 @@ class Rater:
     """One simulated person.
 
     `weights` multiply the parts of the gold, `temperature` is the noise of comparisons in gold units, `threshold`
-    the value from which a thumb goes up, `length_bias` the liking of one more word.
+    the value from which a thumb goes up, `length_bias` the liking of one more word, `mistakes` the share of wrong
+    labels.
     """
 
     name: str
@@ -42,14 +56,17 @@ class Rater:
     temperature: float = 0.6
     threshold: float = 1.6
     length_bias: float = 0.0
+    mistakes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A candidate as people see it."""
+    """A candidate as people see it. `place` counts from 0 in the order shown; only options have an `option_id`."""
 
     candidate_id: str
     text: str
+    place: int = 0
+    option_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +77,58 @@ class SimAct:
     reasons: tuple[str, ...] = ()
 
 
-class Population(Protocol):
-    """Simulated people of one domain, with their hidden gold."""
+class Population(abc.ABC):
+    """Simulated people of one domain, with their hidden gold. Class attributes may stand for the properties."""
 
     @property
+    @abc.abstractmethod
     def domain(self) -> str:
         """Domain whose channel they rate."""
 
     @property
+    @abc.abstractmethod
+    def mix(self) -> Mapping[FeedbackKind, float]:
+        """Share of each kind of feedback; the shares sum to 1."""
+
+    @abc.abstractmethod
+    def channel_prompts(self) -> Sequence[SimPrompt]:
+        """What they ask in the channel."""
+
+    @abc.abstractmethod
+    def evaluation_prompts(self) -> Sequence[SimPrompt]:
+        """What only evaluations ask; no group of them is a channel prompt's."""
+
+    @abc.abstractmethod
+    def raters(self, seed: int) -> Sequence[Rater]:
+        """The people; the same for the same seed."""
+
+    @abc.abstractmethod
+    def gold(self, prompt: SimPrompt, text: str) -> float:
+        """How good a displayed text is, or an option as the answer to the prompt, without noise."""
+
+    @abc.abstractmethod
+    def act(
+        self, rater: Rater, prompt: SimPrompt, shown: Sequence[Shown], kind: FeedbackKind, rng: random.Random
+    ) -> SimAct | None:
+        """One act of `kind` about what was shown; None where the rater has nothing to say.
+
+        Then another kind of the mix is tried. Every draw comes from `rng`.
+        """
+
+    @property
     def max_tokens(self) -> int:
-        """Longest completion that they ask for."""
+        """Longest completion that they ask for; says nothing for choices."""
+        return 64
+
+    @property
+    def explore_share(self) -> float:
+        """Share of requests with purpose EXPLORE, in [0, 1]: their options come in an order drawn with propensities."""
+        return 0.0
 
     @property
     def taste(self) -> str:
-        """The taste in words, as a caller could put it into a system message."""
+        """The taste in words, as a caller could put it into a system message; empty if nobody can say it."""
+        return ""
 
     @property
     def patterns(self) -> Sequence[str]:
@@ -81,30 +136,15 @@ class Population(Protocol):
 
         Where the search for the best filled-in pattern starts: whoever writes a gold knows best how to please it.
         """
+        return ()
 
-    @property
-    def mix(self) -> Mapping[FeedbackKind, float]:
-        """Share of each kind of feedback; the shares sum to 1."""
-
-    def channel_prompts(self) -> Sequence[SimPrompt]:
-        """What they ask in the channel."""
-
-    def evaluation_prompts(self) -> Sequence[SimPrompt]:
-        """What only evaluations ask; no group of them is a channel prompt's."""
-
-    def raters(self, seed: int) -> Sequence[Rater]:
-        """The people; the same for the same seed."""
-
-    def gold(self, prompt: SimPrompt, text: str) -> float:
-        """How good a displayed text is, without noise."""
+    def truth(self, prompt: SimPrompt) -> str:
+        """Label of the right option; empty if the prompt has no single right one. With it accuracy is counted."""
+        return ""
 
     def parts(self, prompt: SimPrompt, text: str) -> Mapping[str, float]:
         """The parts of the gold, each in [0, 1], for reports."""
-
-    def act(
-        self, rater: Rater, prompt: SimPrompt, shown: Sequence[Shown], kind: FeedbackKind, rng: random.Random
-    ) -> SimAct | None:
-        """One act of `kind` about what was shown; None where the rater has nothing to say."""
+        return {}
 
 
 def installed_populations() -> tuple[str, ...]:
@@ -115,7 +155,12 @@ def installed_populations() -> tuple[str, ...]:
 def load_population(name: str) -> Population:
     """The population `name`; raises Misconfigured where no plugin brings it."""
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        population: Population = point.load()()
+        population = point.load()()
+        if not isinstance(population, Population):
+            raise Misconfigured(
+                f"population {name!r} ({point.value}) is no plaudit.simulate.population.Population; inherit from it",
+                population=name,
+            )
         return population
     raise Misconfigured(
         f"no population {name!r} is installed; installed are: {', '.join(installed_populations()) or 'none'}",

@@ -11,16 +11,16 @@ import datetime as dt
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import uuid6
 
 from plaudit.errors import Misconfigured, ReleaseNotServable, UnknownRelease
-from plaudit.replies import Acknowledged, Reply
-from plaudit.simulate.connection import Connection, Question, Refused, user_turn
-from plaudit.simulate.ledger import AcknowledgedAct, CompletionRecord, Failure, ReplyRecord, SimulationLedger
+from plaudit.simulate.asking import Answer, Question, ask_of, plugin_of
+from plaudit.simulate.connection import Connection, Refused
+from plaudit.simulate.ledger import AcknowledgedAct, CandidateRecord, Failure, ReplyRecord, SimulationLedger
 from plaudit.simulate.plan import Visit, visits
 from plaudit.simulate.population import Population, Rater, Shown, SimAct, load_population
 from plaudit.types import KIND_OF_ACT, Channel, FeedbackKind, Purpose
@@ -33,7 +33,8 @@ class SimulateSettings:
     """What is simulated. `events` None asks and rates until `stop` is set; `rate` False asks only.
 
     `seed` fixes the people; `seed` and `round` together fix what they ask and the noise of what they answer. The same
-    people who come back in a new round ask anew and judge anew.
+    people who come back in a new round ask anew and judge anew. `explore_share` of the requests have purpose EXPLORE
+    instead of `purpose`; None is the population's own share.
     """
 
     target: str
@@ -45,6 +46,7 @@ class SimulateSettings:
     acts_per_interaction: float = 3.3
     concurrency: int = 32
     purpose: Purpose = Purpose.SERVE
+    explore_share: float | None = None
     base_share: float = 0.0
     rate: bool = True
     temperature: float | None = None
@@ -105,6 +107,7 @@ class _Simulation:
         )
         self._connection = Connection(
             settings.target,
+            ask_of(plugin_of(self.population.domain)),
             deadline_seconds=settings.deadline_seconds,
             patience_seconds=settings.patience_seconds,
             stop=self._stop,
@@ -147,49 +150,53 @@ class _Simulation:
             yield visit
 
     def _visit(self, visit: Visit) -> None:
-        reply = self._ask(visit)
-        if reply is None or not self.settings.rate:
+        answer = self._ask(visit)
+        if answer is None or not self.settings.rate:
             return
-        shown = [Shown(completion.candidate_id, completion.text) for completion in reply.completions]
         for number, (rater, kind) in enumerate(visit.acts):
             rng = random.Random(f"act:{self._draws}:{visit.index}:{number}")
-            act = self._act(rater, visit, shown, kind, rng)
-            self._submit(reply, rater, act)
+            act = self._act(rater, visit, answer.shown, kind, rng)
+            if act is not None:
+                self._submit(answer, rater, act)
 
-    def _act(self, rater: Rater, visit: Visit, shown: list[Shown], kind: FeedbackKind, rng: random.Random) -> SimAct:
-        """An act of `kind`, or a thumb where the rater has nothing of that kind to say."""
-        act = self.population.act(rater, visit.prompt, shown, kind, rng)
-        act = act or self.population.act(rater, visit.prompt, shown, FeedbackKind.THUMBS, rng)
-        assert act is not None, "anyone who sees a text can raise or lower a thumb"
-        return act
+    def _act(
+        self, rater: Rater, visit: Visit, shown: Sequence[Shown], kind: FeedbackKind, rng: random.Random
+    ) -> SimAct | None:
+        """An act of `kind`, or else of the commonest other kind of which the rater has something to say."""
+        mix = self.population.mix
+        for each in (kind, *sorted((other for other in mix if other is not kind), key=lambda other: -mix[other])):
+            act = self.population.act(rater, visit.prompt, shown, each, rng)
+            if act is not None:
+                return act
+        return None
 
-    def _ask(self, visit: Visit) -> Reply[Acknowledged] | None:
+    def _ask(self, visit: Visit) -> Answer | None:
         settings = self.settings
         question = Question(
             interaction_id=str(uuid6.uuid7()),
             channel=self.channel,
-            messages=user_turn(visit.prompt.text),
+            request=visit.prompt.request,
             n=visit.n,
             max_tokens=self.population.max_tokens,
             # Below 2^31 and a multiple of 8: the completions of one request take seed, seed + 1, ...
             seed=random.Random(f"request:{self._draws}:{visit.index}").randrange(2**28) * 8,
-            purpose=settings.purpose,
+            purpose=self._purpose(visit),
             versions=self._versions(visit),
             temperature=settings.temperature,
         )
         self.ledger.asked()
         started = _now()
         try:
-            reply, attempts = self._ask_even_if_retired(question)
+            answer, attempts = self._ask_even_if_retired(question)
         except Refused as error:
             self.ledger.failed(
                 Failure(what="request", at=_now(), reason=error.reason, message=str(error), attempts=error.attempts)
             )
             return None
-        self.ledger.replied(record_of(question, reply, started, _now(), attempts))
-        return reply
+        self.ledger.replied(record_of(question, answer, started, _now(), attempts))
+        return answer
 
-    def _ask_even_if_retired(self, question: Question) -> tuple[Reply[Acknowledged], int]:
+    def _ask_even_if_retired(self, question: Question) -> tuple[Answer, int]:
         """Asks; where a release that was named stopped being served meanwhile, asks without naming any."""
         try:
             return self._connection.ask(question)
@@ -197,6 +204,14 @@ class _Simulation:
             if not question.versions or not isinstance(error.error, ReleaseNotServable | UnknownRelease):
                 raise
         return self._connection.ask(dataclasses.replace(question, interaction_id=str(uuid6.uuid7()), versions=()))
+
+    def _purpose(self, visit: Visit) -> Purpose:
+        """EXPLORE for a share of the requests that is drawn by lot, apart from all other draws."""
+        share = self.settings.explore_share
+        if share is None:
+            share = self.population.explore_share
+        explore = random.Random(f"explore:{self._draws}:{visit.index}").random() < share
+        return Purpose.EXPLORE if explore else self.settings.purpose
 
     def _versions(self, visit: Visit) -> tuple[int, ...]:
         """One completion from the base among those of the live release, at a place drawn by lot; or nothing."""
@@ -213,11 +228,11 @@ class _Simulation:
             self._live = (time.monotonic(), live)
         return live
 
-    def _submit(self, reply: Reply[Acknowledged], rater: Rater, act: SimAct) -> None:
+    def _submit(self, answer: Answer, rater: Rater, act: SimAct) -> None:
         feedback_id, sent = str(uuid6.uuid7()), _now()
         self.ledger.sent()
         try:
-            attempts = self._connection.submit(feedback_id=feedback_id, handle=reply.handle, rater=rater.name, act=act)
+            attempts = self._connection.submit(feedback_id=feedback_id, handle=answer.handle, rater=rater.name, act=act)
         except Refused as error:
             self.ledger.failed(
                 Failure(what="act", at=_now(), reason=error.reason, message=str(error), attempts=error.attempts)
@@ -226,7 +241,7 @@ class _Simulation:
         self.ledger.acknowledged_act(
             AcknowledgedAct(
                 feedback_id=feedback_id,
-                interaction_id=reply.interaction_id,
+                interaction_id=answer.interaction_id,
                 rater=rater.name,
                 kind=KIND_OF_ACT[type(act.act)],
                 sent_at=sent,
@@ -238,30 +253,34 @@ class _Simulation:
 
 def record_of(
     question: Question,
-    reply: Reply[Acknowledged],
+    answer: Answer,
     started: dt.datetime,
     ended: dt.datetime,
     attempts: int,
 ) -> ReplyRecord:
     """The reply with what is needed to make it again."""
     return ReplyRecord(
-        interaction_id=reply.interaction_id,
-        messages=question.messages,
+        interaction_id=answer.interaction_id,
+        messages=question.request.messages,
         max_tokens=question.max_tokens,
         temperature=question.temperature,
         started_at=started,
         ended_at=ended,
         attempts=attempts,
-        completions=tuple(
-            CompletionRecord(
-                candidate_id=completion.candidate_id,
-                release_version=completion.release_version,
-                release_digest=completion.release_digest,
-                seed=question.seed + index,
-                token_ids=completion.token_ids,
-                text=completion.text,
+        purpose=question.purpose,
+        decision=answer.decision,
+        candidates=tuple(
+            CandidateRecord(
+                candidate_id=candidate.shown.candidate_id,
+                release_version=candidate.release_version,
+                release_digest=candidate.release_digest,
+                seed=candidate.seed,
+                token_ids=candidate.token_ids,
+                text=candidate.shown.text,
+                option_id=candidate.shown.option_id,
+                probability=candidate.probability,
             )
-            for index, completion in enumerate(reply.completions)
+            for candidate in answer.candidates
         ),
     )
 
