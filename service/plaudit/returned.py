@@ -170,6 +170,8 @@ def _item_fault(item: object, known: frozenset[str], declared: Declaration) -> s
             return f"a margin of {item.margin!r}; it must be 0 or more, and finite"
         case RankingEvidence() if len(item.order) < 2:
             return "a ranking of fewer than two candidates"
+        case RankingEvidence() if item.observed is not None and not 1 <= item.observed <= len(item.order):
+            return f"a ranking of {len(item.order)} candidates of which {item.observed} are in order"
         case Scalar() if not _is_number(item.value) or not 0 <= item.value <= 1:
             return f"a scalar of {item.value!r}, outside [0, 1]"
         case Binary() if not isinstance(item.positive, bool):

@@ -189,6 +189,10 @@ class RewardSettings(Section):
     """Most total weight of one rater, in events."""
     half_life_days: float = Field(default=30.0, ge=0.01, le=100_000)
     """Age at which evidence counts half."""
+    place_offsets: bool = True
+    """Correct choices and signals about ordered options for the place that an option stood in."""
+    signal_noise: float = Field(default=0.3, ge=0, le=0.45)
+    """Rate at which a signal errs before anything is known of it; 0 takes signals for what people think."""
     uncertainty: float = Field(default=0.5, ge=0, le=10)
     """Weight of the heads' spread in the pessimistic score (lambda_u)."""
     temperature: float = Field(default=1.5, ge=0.05, le=20)

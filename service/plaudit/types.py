@@ -374,25 +374,38 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankingEvidence:
-    """Candidates best first."""
+    """Candidates best first; only the first `observed` are in order (None: all), the others are known to follow.
+
+    The choice of one among several is a ranking of which one place is observed.
+    """
 
     order: tuple[str, ...]
+    observed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binary:
-    """A candidate found good or bad by one rater."""
+    """A candidate found good or bad by one rater.
+
+    `source` names the behaviour that it was read from (such as "skip"): how often each errs is learnt by itself.
+    """
 
     candidate: str
     positive: bool
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scalar:
-    """A candidate's value in [0, 1]."""
+    """A candidate's value in [0, 1]; it counts by its position among its rater's other values of the same `source`.
+
+    Give values that cannot be compared with each other sources of their own: how much is watched of short items and
+    of long ones.
+    """
 
     candidate: str
     value: float
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,8 +49,11 @@ ATOMS: list[Evidence] = [
     Pair(first="a", second="b", outcome=PairOutcome.TIE, tie_offered=True, margin=0.25),
     Pair(first="a", second="b", outcome=PairOutcome.SECOND),
     RankingEvidence(order=("c", "a", "b")),
+    RankingEvidence(order=("c", "a", "b"), observed=1),
     Binary(candidate="a", positive=False),
+    Binary(candidate="a", positive=False, source="skip"),
     Scalar(candidate="a", value=0.1),
+    Scalar(candidate="a", value=0.1, source="short"),
     Demo(candidate="a", text="besser – 更好", margin=0.5),
     Label(candidate="a", value="toxic"),
 ]

@@ -67,12 +67,12 @@ def evidence_to_bytes(row: StoredEvidence) -> bytes:
                     margin=pair.margin,
                 )
             )
-        case RankingEvidence(order=order):
-            message.ranking.CopyFrom(pb.RankingEvidence(order=order))
-        case Binary(candidate=candidate, positive=positive):
-            message.binary.CopyFrom(pb.BinaryEvidence(candidate=candidate, positive=positive))
-        case Scalar(candidate=candidate, value=number):
-            message.scalar.CopyFrom(pb.ScalarEvidence(candidate=candidate, value=number))
+        case RankingEvidence(order=order, observed=observed):
+            message.ranking.CopyFrom(pb.RankingEvidence(order=order, observed=observed or 0))
+        case Binary(candidate=candidate, positive=positive, source=source):
+            message.binary.CopyFrom(pb.BinaryEvidence(candidate=candidate, positive=positive, source=source))
+        case Scalar(candidate=candidate, value=number, source=source):
+            message.scalar.CopyFrom(pb.ScalarEvidence(candidate=candidate, value=number, source=source))
         case Demo(candidate=candidate, text=text, margin=margin):
             message.demo.CopyFrom(pb.DemoEvidence(candidate=candidate, text=text, margin=margin))
         case Label(candidate=candidate, value=name):
@@ -111,11 +111,14 @@ def _atom(message: pb.EvidenceRow) -> Evidence:
                 margin=pair.margin,
             )
         case "ranking":
-            return RankingEvidence(order=tuple(message.ranking.order))
+            ranking = message.ranking
+            return RankingEvidence(order=tuple(ranking.order), observed=ranking.observed or None)
         case "binary":
-            return Binary(candidate=message.binary.candidate, positive=message.binary.positive)
+            binary = message.binary
+            return Binary(candidate=binary.candidate, positive=binary.positive, source=binary.source)
         case "scalar":
-            return Scalar(candidate=message.scalar.candidate, value=message.scalar.value)
+            scalar = message.scalar
+            return Scalar(candidate=scalar.candidate, value=scalar.value, source=scalar.source)
         case "demo":
             return Demo(candidate=message.demo.candidate, text=message.demo.text, margin=message.demo.margin)
         case "label":

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from plaudit.reward import likelihoods as like
 from plaudit.reward.dataset import (
+    MOST_PLACES,
+    NO_PLACE,
     DemoUnit,
     Event,
     PairUnit,
@@ -47,21 +49,37 @@ class Treatment(StrEnum):
 
 @dataclass(slots=True)
 class Shared:
-    """Parameters of the likelihoods that are not the score: one of each a domain."""
+    """Parameters of the likelihoods that are not the score: one of each a domain.
+
+    `offsets` (MOST_PLACES - 1,): how much better (score units) an option seems in the second, third, ... place than in
+    the first. They are fitted before all others, on orders that were drawn, and held fixed from then on.
+    """
 
     log_nu: Tensor
     log_kappa: Tensor
     intercept: Tensor
+    offsets: Tensor
 
     @classmethod
-    def start(cls, device: torch.device | str = "cpu") -> Shared:
-        """Nu and kappa 1, intercept 0."""
-        return cls(*(torch.zeros((), device=device, requires_grad=True) for _ in range(3)))
+    def start(
+        cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, offsets: Tensor | None = None
+    ) -> Shared:
+        """Nu and kappa 1, intercept 0, and the offsets given (None: all 0)."""
+        log_nu, log_kappa, intercept = (
+            torch.zeros((), dtype=dtype, device=device, requires_grad=True) for _ in range(3)
+        )
+        held = torch.zeros(MOST_PLACES - 1) if offsets is None else offsets.detach()
+        return cls(log_nu, log_kappa, intercept, held.to(device, dtype))
 
     @property
     def all(self) -> list[Tensor]:
-        """In a fixed order."""
+        """Those that are learnt together with the score, in a fixed order."""
         return [self.log_nu, self.log_kappa, self.intercept]
+
+    def at(self, places: Tensor) -> Tensor:
+        """Offset of each place, of the shape of `places`; 0 in the first, and where a place has no say."""
+        zero = self.offsets.new_zeros(1)
+        return torch.cat([zero, self.offsets, zero])[places]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +231,7 @@ class Batch:
             if len(pairs.first):
                 terms.append(pairs.weight * pairs.losses(scores, shared, center, ties=pairs is self._ties))
         if len(self._rankings.rows):
-            terms.append(self._rankings.weight * self._rankings.losses(scores, center))
+            terms.append(self._rankings.weight * self._rankings.losses(scores, shared, center))
         return [*terms, *(thumbs.losses(scores, shared, center, self._treatment) for thumbs in self._thumbs)]
 
     def pair_losses(self, scores: Tensor, shared: Shared) -> Tensor:
@@ -243,18 +261,21 @@ class _Pairs:
         self.second = torch.tensor([batch.row(b) for _, b in sides], dtype=torch.long, device=device)
         self.outcome = torch.tensor(outcomes, device=device)
         self.margin = torch.tensor([u.margin for u in units], device=device)
+        places = [u.places if isinstance(u, PairUnit) else (NO_PLACE, NO_PLACE) for u in units]
+        self.places = torch.tensor(places, dtype=torch.long, device=device).reshape(len(units), 2)
         self.weight = batch.weights([u.event for u in units])
         self.raters = [u.event.who for u in units]
 
     def losses(self, scores: Tensor, shared: Shared, center: float, *, ties: bool) -> Tensor:
-        first, second = scores[:, self.first], scores[:, self.second]
+        raw = torch.stack([scores[:, self.first], scores[:, self.second]], -1)
+        first, second = (raw + shared.at(self.places)).unbind(-1)
         if ties:
             losses = like.pair_with_ties_loss(first, second, self.outcome, shared.log_nu, margin=self.margin)
         else:
             won = self.outcome > 0
             chosen, other = torch.where(won, first, second), torch.where(won, second, first)
             losses = like.pair_loss(chosen, other, margin=self.margin)
-        return losses + center * like.centring_penalty(torch.stack([first, second], -1))
+        return losses + center * like.centring_penalty(raw)
 
 
 class _Rankings:
@@ -264,12 +285,13 @@ class _Rankings:
         self.rows = batch.index([[batch.row(each) for each in unit.order] for unit in units])
         observed = [len(u.order) if u.observed is None else u.observed for u in units]
         self.observed = torch.tensor(observed, dtype=torch.long, device=batch._device)
+        self.places = batch.index([unit.places or [NO_PLACE] * len(unit.order) for unit in units])
         self.weight = batch.weights([u.event for u in units])
 
-    def losses(self, scores: Tensor, center: float) -> Tensor:
+    def losses(self, scores: Tensor, shared: Shared, center: float) -> Tensor:
         ranked = scores[:, self.rows]
         mask = self.rows >= 0
-        losses = like.ranking_loss(ranked, mask, observed=self.observed)
+        losses = like.ranking_loss(ranked + shared.at(self.places), mask, observed=self.observed)
         return losses + center * like.centring_penalty(ranked, mask.expand_as(ranked))
 
 
@@ -289,12 +311,16 @@ class _Thumbs:
         self.weight = torch.zeros(len(batch.draws([])), *size, device=batch._device)
         self.omega = torch.zeros(size, device=batch._device)
         self.drawn = torch.zeros(groups, thumbs, thumbs, dtype=torch.bool, device=batch._device)
+        self.places = batch.index([[thumb.place for thumb in each.thumbs] for each in drawn])
+        rates = torch.zeros(2, *size, device=batch._device)
         cited: list[list[int]] = []
         for g, each in enumerate(drawn):
             count = len(each.thumbs)
             events = [thumb.event for thumb in each.thumbs]
             self.positive[g, :count] = torch.tensor([thumb.positive for thumb in each.thumbs])
             self.weight[:, g, :count] = batch.draws(events)
+            rates[0, g, :count] = torch.tensor([thumb.noise.false_up for thumb in each.thumbs])
+            rates[1, g, :count] = torch.tensor([thumb.noise.false_down for thumb in each.thumbs])
             self.omega[g, :count] = torch.tensor([event.weight * each.scale for event in events])
             if each.drawn is None:
                 self.drawn[g] = True
@@ -305,17 +331,19 @@ class _Thumbs:
             cited += [[] for _ in range(thumbs - count)]
         found = batch.index(cited)
         self.references = found.reshape(groups, thumbs, found.shape[-1])
+        # Most domains have no signals: their thumbs keep the plain loss.
+        self.noise = (rates[0], rates[1]) if rates.any() else None
 
     def losses(self, scores: Tensor, shared: Shared, center: float, treatment: Treatment) -> Tensor:
         mask, cited = self.rows >= 0, self.references >= 0
         references = scores[:, self.references]  # (K, G, T, J)
-        centred = like.minus_reference_mean(scores[:, self.rows], references, cited)
+        centred = like.minus_reference_mean(scores[:, self.rows], references, cited) + shared.at(self.places)
         if treatment is not Treatment.CENTRED:
             # An event's omega is worth one comparison; its bootstrap draws are independent, so they multiply.
             omega = (self.omega[:, :, None] * self.omega[:, None, :]).sqrt()
             weights = omega * self.weight[..., :, None] * self.weight[..., None, :]
             losses = like.thumbs_contrast_loss(
-                centred, self.positive, mask, shared.log_kappa, weights=weights, drawn=self.drawn
+                centred, self.positive, mask, shared.log_kappa, weights=weights, drawn=self.drawn, noise=self.noise
             )
         else:
             losses = like.thumbs_centred_loss(
@@ -325,6 +353,7 @@ class _Thumbs:
                 shared.log_kappa,
                 shared.intercept,
                 weights=self.omega * self.weight,
+                noise=self.noise,
             )
         penalty = like.centring_penalty(references, cited.expand_as(references))
         weighed = torch.where(mask, self.omega * self.weight * penalty, 0.0).sum(-1)

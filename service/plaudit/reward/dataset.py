@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import median
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from plaudit.evidence.splits import Split
+from plaudit.reward.implicit import CERTAIN, Noise, noise_rates, positions
 from plaudit.reward.trunk import Completion
 from plaudit.settings import RewardSettings
 from plaudit.types import (
+    Action,
     Binary,
     Candidate,
     Demo,
@@ -45,10 +48,17 @@ DEMO_WEIGHT = 0.5
 THUMB_WEIGHT = 0.4
 SCALAR_WEIGHT = 0.2
 SIGNAL_WEIGHT = 0.15
+PICK_WEIGHT = 0.3  # Behaviour that chose one option among those shown.
 # Most of the total weight that a kind may hold: a person's prose must not teach "written by a person", and
 # implicit behaviour must not outvote what people said.
 MOST_SHARE = {FeedbackKind.CORRECTION: 0.2, FeedbackKind.SIGNAL: 0.3}
 SECONDS_A_DAY = 86_400.0
+# Kinds of act whose outcome depends on where an option stood: people see the first more, and take it more readily.
+PLACED_KINDS = frozenset({FeedbackKind.CHOICE, FeedbackKind.SIGNAL})
+# Places that are told apart; further down all count as the last of these.
+MOST_PLACES = 10
+NO_PLACE = -1
+LEAST_PROBABILITY = 1e-30  # Of an option to be first; below it a log-prob says no more than "never".
 # Cumulative Binomial(3, 1/3): 8/27, 12/27, 6/27, 1/27.
 BOOTSTRAP_STEPS = (8 / 27, 20 / 27, 26 / 27)
 
@@ -81,7 +91,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class PairUnit:
-    """Two completions compared; outcome is 1 (first), 0 (tie) or -1 (second)."""
+    """Two completions compared; outcome is 1 (first), 0 (tie) or -1 (second). `places`: where they stood."""
 
     event: Event
     first: Completion
@@ -89,15 +99,17 @@ class PairUnit:
     outcome: int
     tie_offered: bool
     margin: float
+    places: tuple[int, int] = (NO_PLACE, NO_PLACE)
 
 
 @dataclass(frozen=True, slots=True)
 class RankingUnit:
-    """Completions best first; only the first `observed` are ordered (None: all)."""
+    """Completions best first; only the first `observed` are ordered (None: all). `places`: where they stood, or ()."""
 
     event: Event
     order: tuple[Completion, ...]
     observed: int | None = None
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +124,14 @@ class DemoUnit:
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """One completion found good or bad."""
+    """One completion found good or bad. `source`: the signal it was read from, which errs as `noise` says."""
 
     event: Event
     completion: Completion
     positive: bool
+    source: str = ""
+    place: int = NO_PLACE
+    noise: Noise = CERTAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +148,20 @@ Weighed: TypeAlias = PairUnit | RankingUnit | DemoUnit | Thumb
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Units of one split; `left_out` counts rows by the reason that kept them out."""
+    """Units of one split; `left_out` counts rows by the reason that kept them out.
+
+    `noise`: rates of error of each source of signals. `drawn`: events about an order that was drawn, not the most
+    probable one. `leaning`: log-prob (nats) of each option of such an order to be first, less its mean over the order.
+    """
 
     pairs: tuple[PairUnit, ...]
     rankings: tuple[RankingUnit, ...]
     demos: tuple[DemoUnit, ...]
     thumbs: tuple[ThumbsUnit, ...]
     left_out: Mapping[str, int]
+    noise: Mapping[str, Noise] = field(default_factory=dict)
+    drawn: frozenset[str] = frozenset()
+    leaning: Mapping[Completion, float] = field(default_factory=dict)
 
     @property
     def all(self) -> tuple[Unit, ...]:
@@ -199,7 +221,7 @@ def select(data: FrozenDataSet, split: Split) -> list[EvidenceRow]:
 
 def collect(data: FrozenDataSet, split: Split, text: Text, settings: RewardSettings) -> Units:
     """Units of a split, weighed so that the mean weight of an event is 1."""
-    reader = _Reader(text, data.interactions)
+    reader = _Reader(text, data.interactions, placed=settings.place_offsets)
     found: list[Weighed] = []
     left_out: Counter[str] = Counter()
     for row in select(data, split):
@@ -222,9 +244,11 @@ def collect(data: FrozenDataSet, split: Split, text: Text, settings: RewardSetti
             left_out[str(reason)] += 1
         else:
             found += [unit] if unit is not None else []
-    ratings = _scalars(reader.scalars)
+    ratings = _about_the_middle(reader.scalars)
     left_out["on_the_raters_median"] += len(reader.scalars) - len(ratings)
     found += ratings
+    noise = _noise(found, settings.signal_noise)
+    found = [_noisy(unit, noise) for unit in found]
     weighed = _weigh(found, settings.rater_cap)
     thumbs = _by_rater(unit for unit in weighed if isinstance(unit, Thumb))
     return Units(
@@ -233,6 +257,9 @@ def collect(data: FrozenDataSet, split: Split, text: Text, settings: RewardSetti
         tuple(unit for unit in weighed if isinstance(unit, DemoUnit)),
         tuple(thumbs),
         dict(+left_out),
+        noise,
+        frozenset(reader.drawn),
+        reader.leaning,
     )
 
 
@@ -241,13 +268,16 @@ class _LeftOut(Exception):
 
 
 class _Reader:
-    """Reads rows into units; keeps scalars aside for their rater's median."""
+    """Reads rows into units; keeps values aside for their position among their rater's others."""
 
-    def __init__(self, text: Text, interactions: Mapping[str, Interaction]) -> None:
+    def __init__(self, text: Text, interactions: Mapping[str, Interaction], *, placed: bool) -> None:
         self._text = text
         self._interactions = interactions
+        self._placed = placed
         self._completions: dict[tuple[str, str], Completion] = {}
-        self.scalars: list[tuple[Event, Completion, float]] = []
+        self.scalars: list[tuple[Thumb, float]] = []
+        self.drawn: set[str] = set()
+        self.leaning: dict[Completion, float] = {}
 
     def completion(self, interaction_id: str, candidate_id: str) -> Completion:
         """The candidate as the reward model reads it."""
@@ -258,28 +288,39 @@ class _Reader:
             self._completions[key] = Completion(interaction.prompt_tokens, shown_tokens(self._text, candidate))
         return self._completions[key]
 
+    def place(self, event: Event, interaction_id: str, candidate_id: str) -> int:
+        """Where the option stood when the act was made; NO_PLACE if that has no say."""
+        interaction = self._interactions[interaction_id]
+        if not self._placed or event.kind not in PLACED_KINDS or interaction.action is not Action.CHOICE:
+            return NO_PLACE
+        if interaction.order_logprob < 0 and event.event_id not in self.drawn:
+            self.drawn.add(event.event_id)
+            logs = [math.log(max(each.probability, LEAST_PROBABILITY)) for each in interaction.candidates]
+            for each, log in zip(interaction.candidates, logs, strict=True):
+                self.leaning[self.completion(interaction_id, each.candidate_id)] = log - fmean(logs)
+        ids = [each.candidate_id for each in interaction.candidates]
+        return min(ids.index(candidate_id), MOST_PLACES - 1)
+
     def read(self, event: Event, row: EvidenceRow) -> Weighed | None:
         """The unit of a row, or None where it is kept for later; raises _LeftOut."""
         match row.evidence:
             case Pair() as pair:
                 return self._pair(event, row.interaction_id, pair)
-            case RankingEvidence(order=order):
-                places = tuple(self.completion(row.interaction_id, each) for each in order)
-                worth = min(len(places) - 1, MOST_RANKING_WEIGHT)
-                if worth < 1:
-                    raise _LeftOut("ranking_of_one")
-                return RankingUnit(_times(event, worth), places)
+            case RankingEvidence() as ranking:
+                return self._ranking(event, row.interaction_id, ranking)
             case Demo(candidate=candidate, text=better, margin=margin):
                 original = self.completion(row.interaction_id, candidate)
                 demo = Completion(original.prompt, self._text.encode_text(better))
                 if demo == original:
                     raise _LeftOut("same_text")
                 return DemoUnit(_times(event, DEMO_WEIGHT), demo, original, margin)
-            case Binary(candidate=candidate, positive=positive):
+            case Binary(candidate=candidate, positive=positive, source=source):
                 worth = SIGNAL_WEIGHT if event.kind is FeedbackKind.SIGNAL else THUMB_WEIGHT
-                return Thumb(_times(event, worth), self.completion(row.interaction_id, candidate), positive)
-            case Scalar(candidate=candidate, value=value):
-                self.scalars.append((event, self.completion(row.interaction_id, candidate), value))
+                return self._thumb(_times(event, worth), row.interaction_id, candidate, positive, source)
+            case Scalar(candidate=candidate, value=value, source=source):
+                worth = SIGNAL_WEIGHT if event.kind is FeedbackKind.SIGNAL else SCALAR_WEIGHT
+                thumb = self._thumb(_times(event, worth), row.interaction_id, candidate, True, source)
+                self.scalars.append((thumb, value))
                 return None
             case Label() as label:
                 return self._label(event, row.interaction_id, label)
@@ -291,8 +332,28 @@ class _Reader:
             raise _LeftOut("same_text")
         outcome = {PairOutcome.FIRST: 1, PairOutcome.TIE: 0, PairOutcome.SECOND: -1}[pair.outcome]
         return PairUnit(
-            _times(event, PAIR_WEIGHT), first, second, outcome, pair.tie_offered or outcome == 0, pair.margin
+            _times(event, PAIR_WEIGHT),
+            first,
+            second,
+            outcome,
+            pair.tie_offered or outcome == 0,
+            pair.margin,
+            (self.place(event, interaction_id, pair.first), self.place(event, interaction_id, pair.second)),
         )
+
+    def _ranking(self, event: Event, interaction_id: str, ranking: RankingEvidence) -> RankingUnit:
+        order = tuple(self.completion(interaction_id, each) for each in ranking.order)
+        observed = min(len(order) - 1, ranking.observed or len(order))
+        if observed < 1:
+            raise _LeftOut("ranking_of_one")
+        implicit = event.kind is FeedbackKind.SIGNAL
+        worth = min(observed, MOST_RANKING_WEIGHT) * (PICK_WEIGHT if implicit else 1.0)
+        places = tuple(self.place(event, interaction_id, each) for each in ranking.order)
+        return RankingUnit(_times(event, worth), order, ranking.observed, places)
+
+    def _thumb(self, event: Event, interaction_id: str, candidate: str, positive: bool, source: str) -> Thumb:
+        completion = self.completion(interaction_id, candidate)
+        return Thumb(event, completion, positive, source, self.place(event, interaction_id, candidate))
 
     def _label(self, event: Event, interaction_id: str, label: Label) -> RankingUnit:
         """The true class as a choice of one among the options: cross-entropy is Plackett-Luce with one place."""
@@ -309,19 +370,34 @@ def _times(event: Event, worth: float) -> Event:
     return replace(event, weight=event.weight * worth)
 
 
-def _scalars(scalars: Sequence[tuple[Event, Completion, float]]) -> list[Thumb]:
-    """Ratings as thumbs about the rater's own median; what lies on the median says nothing and is left out."""
-    values = defaultdict(list)
-    for event, _, value in scalars:
-        values[event.who, event.kind].append(value)
-    middles = {key: median(each) for key, each in values.items()}
-    thumbs = []
-    for event, completion, value in scalars:
-        middle = middles[event.who, event.kind]
-        worth = SIGNAL_WEIGHT if event.kind is FeedbackKind.SIGNAL else SCALAR_WEIGHT
-        if value != middle:
-            thumbs.append(Thumb(_times(event, worth), completion, value > middle))
-    return thumbs
+def _about_the_middle(scalars: Sequence[tuple[Thumb, float]]) -> list[Thumb]:
+    """Values as thumbs about the middle of their rater's own, and the further from it the weightier (1 on average).
+
+    What lies on the middle says nothing and is left out.
+    """
+    keys = [(thumb.event.who, thumb.event.kind, thumb.source) for thumb, _ in scalars]
+    found = positions([(key, value) for key, (_, value) in zip(keys, scalars, strict=True)])
+    return [
+        replace(thumb, event=_times(thumb.event, 4 * abs(position - 0.5)), positive=position > 0.5)
+        for (thumb, _), position in zip(scalars, found, strict=True)
+        if position != 0.5
+    ]
+
+
+def _noise(units: Sequence[Weighed], initial: float) -> dict[str, Noise]:
+    """Rates of error of signals, learnt where the same rater also gave a thumb or rating; none if `initial` is 0."""
+    thumbs = [unit for unit in units if isinstance(unit, Thumb)]
+    if not initial:
+        return {}
+    said = {(t.event.who, t.completion): t.positive for t in thumbs if t.event.kind is not FeedbackKind.SIGNAL}
+    done = [(t.source, (t.event.who, t.completion), t.positive) for t in thumbs if t.event.kind is FeedbackKind.SIGNAL]
+    return noise_rates(said, done, initial)
+
+
+def _noisy(unit: Weighed, noise: Mapping[str, Noise]) -> Weighed:
+    if isinstance(unit, Thumb) and unit.event.kind is FeedbackKind.SIGNAL:
+        return replace(unit, noise=noise.get(unit.source, CERTAIN))
+    return unit
 
 
 def _by_rater(thumbs: Iterable[Thumb]) -> list[ThumbsUnit]:
@@ -356,7 +432,10 @@ def bootstrap_weight(event_id: str, head: int, seed: int) -> int:
 
 
 def comparisons(units: Units) -> list[Comparison]:
-    """Every decided comparison: pairs that are no ties, and all pairs inside rankings."""
+    """Every decided comparison: pairs that are no ties, and all pairs inside rankings.
+
+    What behaviour chose from an order that was not drawn is left out: it says as much of the order as of the options.
+    """
     found = []
     for pair in units.pairs:
         if pair.outcome:
@@ -364,6 +443,8 @@ def comparisons(units: Units) -> list[Comparison]:
             of = frozenset([pair.event.interaction_id])
             found.append(Comparison(pair.event.who, better, worse, interactions=of))
     for ranking in units.rankings:
+        if ranking.event.kind is FeedbackKind.SIGNAL and ranking.event.event_id not in units.drawn:
+            continue
         places = len(ranking.order) if ranking.observed is None else ranking.observed
         of = frozenset([ranking.event.interaction_id])
         for index, better in enumerate(ranking.order[:places]):

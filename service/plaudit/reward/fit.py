@@ -2,7 +2,8 @@
 
  1. Units of the split, and of calibration raters.     4. Heads on the base's own features, at their optimum.
  2. References of the prompts that thumbs are about.   5. Adapter and heads together, from there.
- 3. Treatment of thumbs, on the base's own features.   6. Scales from a bank of references.
+ 3. Offsets of places and treatment of thumbs, on      6. Scales from a bank of references.
+    the base's own features.
 
 Always from base: a model never continues from an older one, so that erasure reaches it. The same evidence, settings,
 seed, machine and thread count give the same model. Nothing here reads raters of the gate, unless the split is theirs.
@@ -22,7 +23,7 @@ import torch
 
 from plaudit.engine.base import Base
 from plaudit.evidence.splits import Split
-from plaudit.reward.batch import MOST_CONTRASTS, Batch, Treatment, with_references
+from plaudit.reward.batch import MOST_CONTRASTS, Batch, Shared, Treatment, with_references
 from plaudit.reward.dataset import (
     RankingUnit,
     References,
@@ -33,7 +34,7 @@ from plaudit.reward.dataset import (
     complete_references,
     thumb_contrasts,
 )
-from plaudit.reward.heads import LEAST_PAIRS, TreatmentChoice, choose_treatment, fit_heads
+from plaudit.reward.heads import LEAST_PAIRS, TreatmentChoice, choose_treatment, fit_heads, fit_offsets
 from plaudit.reward.model import RewardModel
 from plaudit.reward.trunk import Completion, TrunkCache
 from plaudit.settings import ModelSettings, RewardSettings
@@ -111,8 +112,10 @@ def fit_reward(
         treatment = usable[-1]
     if treatment is None and Treatment.CONTRAST not in usable:
         treatment = usable[0]
+    offsets = fit_offsets(units, features, found, treatment=treatment or usable[0], center=settings.center)
+    model.shared = Shared.start(base.device, offsets=offsets)
     if treatment is None and split is not Split.CALIBRATION:
-        choice = choose_treatment(units, held_out, features, found, center=settings.center)
+        choice = choose_treatment(units, held_out, features, found, center=settings.center, offsets=offsets)
     model.treatment = treatment or (choice.chosen if choice else Treatment.CONTRAST)
     chosen_at = time.perf_counter()
     _fit_heads(model, units, features, found, seed)
@@ -130,6 +133,8 @@ def fit_reward(
         "demos": len(units.demos),
         "thumbs": sum(len(unit.thumbs) for unit in units.thumbs),
         "left_out": {**units.left_out, **_uncentred(model.treatment, units, found)},
+        "place_offsets": [round(offset, 4) for offset in offsets.tolist()] if units.drawn else [],
+        "signal_noise": {source: dataclasses.asdict(noise) for source, noise in units.noise.items()},
         "treatment_choice": dataclasses.asdict(choice) if choice else None,
     }
     ended = time.perf_counter()
@@ -193,7 +198,8 @@ def _fit_heads(
     settings = model.settings
     batch = Batch(units.all, references, heads=settings.heads, seed=seed, treatment=model.treatment)
     read = torch.stack([features[each] for each in batch.completions])
-    heads = fit_heads(batch, read, heads=settings.heads, center=settings.center)
+    held = model.shared.offsets
+    heads = fit_heads(batch, read, heads=settings.heads, center=settings.center, offsets=held)
     found = [heads.weight, heads.bias, *heads.shared.all]
     for parameter, value in zip(model.head_parameters(), found, strict=True):
         parameter.data = value.to(parameter.device)

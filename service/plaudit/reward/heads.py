@@ -16,7 +16,17 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from plaudit.reward.batch import Batch, Shared, Treatment
-from plaudit.reward.dataset import Comparison, Units, thumb_contrasts
+from plaudit.reward.dataset import (
+    MOST_PLACES,
+    NO_PLACE,
+    Comparison,
+    PairUnit,
+    RankingUnit,
+    ThumbsUnit,
+    Unit,
+    Units,
+    thumb_contrasts,
+)
 from plaudit.reward.trunk import Completion
 
 ITERATIONS = 60
@@ -26,6 +36,8 @@ PRIOR_PRECISION = 0.1
 # Standard deviations of Gaussian priors on log nu, log kappa and the intercept: weak, so that a domain without ties
 # or thumbs stays at the start instead of drifting.
 SHARED_SPREAD = (1.0, 0.5, 2.0)
+# The same of a place's offset, and of what the policy's own leaning counts while offsets are fitted.
+OFFSET_SPREAD = 1.0
 # Pairs of calibration raters below which treatments are compared by thumbs.
 LEAST_PAIRS = 50
 
@@ -43,17 +55,26 @@ class Heads:
         return features @ self.weight.T + self.bias
 
 
-def fit_heads(batch: Batch, features: Tensor, *, heads: int, center: float) -> Heads:
+def fit_heads(
+    batch: Batch,
+    features: Tensor,
+    *,
+    heads: int,
+    center: float,
+    offsets: Tensor | None = None,
+    learn_offsets: bool = False,
+) -> Heads:
     """Maximum a posteriori by L-BFGS, in double precision; deterministic.
 
     features: (N, F), rows as `batch.completions`. The prior of a weight is N(0, 1 / (PRIOR_PRECISION (F + 1))). K
-    heads differ by their bootstrap draws alone.
+    heads differ by their bootstrap draws alone. offsets: of places (`Shared`), held unless `learn_offsets`.
     """
     x = features.detach().double()
     weight = torch.zeros(heads, x.shape[1], dtype=torch.double, device=x.device, requires_grad=True)
     bias = torch.zeros(heads, dtype=torch.double, device=x.device, requires_grad=True)
-    shared = Shared(*(torch.zeros((), dtype=torch.double, device=x.device, requires_grad=True) for _ in range(3)))
-    parameters = [weight, bias, *shared.all]
+    shared = Shared.start(x.device, torch.double, offsets)
+    shared.offsets.requires_grad_(learn_offsets)
+    parameters = [weight, bias, *shared.all, *([shared.offsets] if learn_offsets else [])]
     optimiser = torch.optim.LBFGS(parameters, max_iter=ITERATIONS, line_search_fn="strong_wolfe", history_size=20)
 
     def closure() -> Tensor:
@@ -62,12 +83,55 @@ def fit_heads(batch: Batch, features: Tensor, *, heads: int, center: float) -> H
         loss = loss + 0.5 * PRIOR_PRECISION * (x.shape[1] + 1) * weight.square().sum() / heads
         for parameter, spread in zip(shared.all, SHARED_SPREAD, strict=True):
             loss = loss + 0.5 * (parameter / spread).square()
+        loss = loss + 0.5 * (shared.offsets / OFFSET_SPREAD).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    fitted = [parameter.detach().float() for parameter in parameters]
+    fitted = [parameter.detach().float() for parameter in (weight, bias, *shared.all, shared.offsets)]
     return Heads(fitted[0], fitted[1], Shared(*fitted[2:]))
+
+
+def fit_offsets(
+    units: Units,
+    features: Mapping[Completion, Tensor],
+    references: Mapping[str, Sequence[Completion]],
+    *,
+    treatment: Treatment,
+    center: float,
+) -> Tensor:
+    """How much better an option seems in the second, third, ... place than in the first: (MOST_PLACES - 1,).
+
+    Of acts on orders that were drawn alone: there chance put an option where it stood, given the policy's leaning,
+    which enters beside the features. Where the best always come first, no data tell their place from their worth.
+    Zeros without such acts.
+    """
+    drawn = _drawn(units)
+    if not drawn:
+        return torch.zeros(MOST_PLACES - 1)
+    batch = Batch(drawn, references, heads=1, seed=0, treatment=treatment, bootstrap=False)
+    if not batch.completions:
+        return torch.zeros(MOST_PLACES - 1)
+    read = torch.stack([features[each] for each in batch.completions]).cpu()
+    leaning = torch.tensor([units.leaning.get(each, 0.0) for each in batch.completions])
+    # Scaled so that the common prior of weights gives the leaning's a spread of OFFSET_SPREAD.
+    column = leaning * OFFSET_SPREAD * (PRIOR_PRECISION * (read.shape[1] + 2)) ** 0.5
+    fitted = fit_heads(batch, torch.cat([read, column[:, None]], 1), heads=1, center=center, learn_offsets=True)
+    return fitted.shared.offsets
+
+
+def _drawn(units: Units) -> list[Unit]:
+    """What was said of orders that were drawn, where places have a say."""
+    compared: list[PairUnit | RankingUnit] = [*units.pairs, *units.rankings]
+    found: list[Unit] = [
+        unit
+        for unit in compared
+        if unit.event.event_id in units.drawn and any(place != NO_PLACE for place in unit.places)
+    ]
+    for unit in units.thumbs:
+        thumbs = tuple(each for each in unit.thumbs if each.event.event_id in units.drawn and each.place != NO_PLACE)
+        found += [ThumbsUnit(unit.who, thumbs)] if thumbs else []
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +158,7 @@ def choose_treatment(
     references: Mapping[str, Sequence[Completion]],
     *,
     center: float,
+    offsets: Tensor | None = None,
 ) -> TreatmentChoice:
     """Fit one head under each treatment and compare them on raters that trained none; ties keep A.
 
@@ -113,7 +178,7 @@ def choose_treatment(
     for treatment in Treatment:
         batch = Batch(train.all, references, heads=1, seed=0, treatment=treatment, bootstrap=False)
         x = torch.stack([features[each] for each in batch.completions]).cpu()
-        heads = fit_heads(batch, x, heads=1, center=center)
+        heads = fit_heads(batch, x, heads=1, center=center, offsets=offsets)
         if by_pairs:
             losses[treatment], raters = _pair_losses(heads, held_out, features)
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 
 def pair_loss(chosen: Tensor, other: Tensor, *, margin: Tensor | float = 0.0, temperature: float = 1.0) -> Tensor:
@@ -81,6 +81,27 @@ def minus_reference_mean(scores: Tensor, references: Tensor, mask: Tensor | None
     return scores - filled.sum(-1) / mask.sum(-1).clamp(min=1)
 
 
+def noisy_loss(logit: Tensor, false: Tensor, missed: Tensor) -> Tensor:
+    """-log [false + (1 - false - missed) sigmoid(logit)]: the loss of what was observed of a truth that is not.
+
+    logit: (...), of the truth that was observed; false, missed: (...), rates at which it is observed although it does
+    not hold, and not observed although it does; their sum is below 1. Patrini et al. 2017, arXiv:1609.03683, section
+    4.1 (forward correction). With both rates 0 it is the logistic loss.
+    """
+    return -torch.logaddexp(false.log(), torch.log1p(-false - missed) + logsigmoid(logit))
+
+
+def turned(false_up: Tensor, false_down: Tensor) -> Tensor:
+    """Probability that an up observed beside a down is in truth a down beside an up: (...).
+
+    false_up: (...), of the first; false_down: (...), of the second. Given that exactly one of two is good and that both
+    are observed to differ: e f / (e f + (1 - e)(1 - f)). This is the forward correction of a contrast where the score
+    decides it, and one half of both kinds, as without noise, where it says nothing.
+    """
+    wrong = false_up * false_down
+    return wrong / (wrong + (1 - false_up) * (1 - false_down))
+
+
 def thumbs_contrast_loss(
     scores: Tensor,
     positive: Tensor,
@@ -89,11 +110,13 @@ def thumbs_contrast_loss(
     *,
     weights: Tensor | None = None,
     drawn: Tensor | None = None,
+    noise: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Conditional likelihood of one rater's thumbs (treatment A): every up against every down of the same rater.
 
     scores: (..., T), reference-centred; positive, mask: (..., T) or (T,); drawn: (T, T), True at the (up, down)
-    contrasts that were sampled (None: all); weights: (..., T, T), of the contrasts. With P ups and N downs:
+    contrasts that were sampled (None: all); weights: (..., T, T), of the contrasts; noise: as `noisy_loss`, (..., T)
+    each, of what is implicit; its contrasts are turned round with the probability `turned`. With P ups and N downs:
     min(|P|,|N|) / (|P||N|) sum_{i in P, j in N} -log sigmoid(kappa (r_i - r_j)), the sum over sampled contrasts
     scaled up to all of them. The rater's leniency cancels exactly, as in conditional logistic regression
     (Chamberlain 1980, Review of Economic Studies 47:225): no parameter a rater.
@@ -104,7 +127,12 @@ def thumbs_contrast_loss(
     if drawn is not None:
         counted = counted & drawn
     filled = torch.where(mask, scores, 0.0)
-    losses = softplus(-log_kappa.exp() * (filled[..., :, None] - filled[..., None, :]))
+    lead = log_kappa.exp() * (filled[..., :, None] - filled[..., None, :])
+    if noise is None:
+        losses = softplus(-lead)
+    else:
+        error = turned(noise[0][..., :, None], noise[1][..., None, :])
+        losses = noisy_loss(lead, error, error)
     if weights is not None:
         losses = losses * torch.where(counted, weights, 0.0)
     worth = torch.minimum(up.sum(-1), down.sum(-1))
@@ -120,19 +148,27 @@ def thumbs_centred_loss(
     intercept: Tensor,
     *,
     weights: Tensor | None = None,
+    noise: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Logistic loss of one rater's thumbs, scores centred within the rater (treatment B); the sum over the thumbs.
 
     scores: (..., T), reference-centred; positive, mask: (..., T) or (T,); weights: (..., T). P(up) =
     sigmoid(kappa (r_i - mean of the rater's r) + b) with one kappa and one b a domain. A rater with a single thumb
-    counts 0: uncentred it would bring its leniency with it. The gradient runs through the rater's mean.
+    counts 0: uncentred it would bring its leniency with it. The gradient runs through the rater's mean. noise: as
+    `noisy_loss`, (..., T) each.
     """
     mask = mask.expand_as(scores)
     filled = torch.where(mask, scores, 0.0)
     count = mask.sum(-1, keepdim=True)
     centred = filled - filled.sum(-1, keepdim=True) / count.clamp(min=1)
     logit = log_kappa.exp() * centred + intercept
-    losses = softplus(torch.where(positive, -logit, logit))
+    if noise is None:
+        losses = softplus(torch.where(positive, -logit, logit))
+    else:
+        false_up, false_down = noise
+        losses = torch.where(
+            positive, noisy_loss(logit, false_up, false_down), noisy_loss(-logit, false_down, false_up)
+        )
     if weights is not None:
         losses = losses * torch.where(mask, weights, 0.0)
     return torch.where(mask & (count >= 2), losses, 0.0).sum(-1)

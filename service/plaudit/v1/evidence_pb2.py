@@ -25,27 +25,27 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plaudit/v1/evidence.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x03\n\x0b\x45videnceRow\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0b\n\x03who\x18\x05 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cprompt_group\x18\x07 \x01(\t\x12\x0e\n\x06\x64omain\x18\x08 \x01(\t\x12\x0e\n\x06tenant\x18\t \x01(\t\x12(\n\x04pair\x18\n \x01(\x0b\x32\x18.plaudit.v1.PairEvidenceH\x00\x12.\n\x07ranking\x18\x0b \x01(\x0b\x32\x1b.plaudit.v1.RankingEvidenceH\x00\x12,\n\x06\x62inary\x18\x0c \x01(\x0b\x32\x1a.plaudit.v1.BinaryEvidenceH\x00\x12,\n\x06scalar\x18\r \x01(\x0b\x32\x1a.plaudit.v1.ScalarEvidenceH\x00\x12(\n\x04\x64\x65mo\x18\x0e \x01(\x0b\x32\x18.plaudit.v1.DemoEvidenceH\x00\x12*\n\x05label\x18\x0f \x01(\x0b\x32\x19.plaudit.v1.LabelEvidenceH\x00\x12\x0e\n\x06schema\x18\x10 \x01(\rB\x06\n\x04\x61tom\"|\n\x0cPairEvidence\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\x12(\n\x07outcome\x18\x03 \x01(\x0e\x32\x17.plaudit.v1.PairOutcome\x12\x13\n\x0btie_offered\x18\x04 \x01(\x08\x12\x0e\n\x06margin\x18\x05 \x01(\x01\" \n\x0fRankingEvidence\x12\r\n\x05order\x18\x01 \x03(\t\"5\n\x0e\x42inaryEvidence\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x10\n\x08positive\x18\x02 \x01(\x08\"2\n\x0eScalarEvidence\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"?\n\x0c\x44\x65moEvidence\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06margin\x18\x03 \x01(\x01\"1\n\rLabelEvidence\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t*r\n\x0bPairOutcome\x12\x1c\n\x18PAIR_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12PAIR_OUTCOME_FIRST\x10\x01\x12\x17\n\x13PAIR_OUTCOME_SECOND\x10\x02\x12\x14\n\x10PAIR_OUTCOME_TIE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plaudit/v1/evidence.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xef\x03\n\x0b\x45videnceRow\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0b\n\x03who\x18\x05 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cprompt_group\x18\x07 \x01(\t\x12\x0e\n\x06\x64omain\x18\x08 \x01(\t\x12\x0e\n\x06tenant\x18\t \x01(\t\x12(\n\x04pair\x18\n \x01(\x0b\x32\x18.plaudit.v1.PairEvidenceH\x00\x12.\n\x07ranking\x18\x0b \x01(\x0b\x32\x1b.plaudit.v1.RankingEvidenceH\x00\x12,\n\x06\x62inary\x18\x0c \x01(\x0b\x32\x1a.plaudit.v1.BinaryEvidenceH\x00\x12,\n\x06scalar\x18\r \x01(\x0b\x32\x1a.plaudit.v1.ScalarEvidenceH\x00\x12(\n\x04\x64\x65mo\x18\x0e \x01(\x0b\x32\x18.plaudit.v1.DemoEvidenceH\x00\x12*\n\x05label\x18\x0f \x01(\x0b\x32\x19.plaudit.v1.LabelEvidenceH\x00\x12\x0e\n\x06schema\x18\x10 \x01(\rB\x06\n\x04\x61tom\"|\n\x0cPairEvidence\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\x12(\n\x07outcome\x18\x03 \x01(\x0e\x32\x17.plaudit.v1.PairOutcome\x12\x13\n\x0btie_offered\x18\x04 \x01(\x08\x12\x0e\n\x06margin\x18\x05 \x01(\x01\"2\n\x0fRankingEvidence\x12\r\n\x05order\x18\x01 \x03(\t\x12\x10\n\x08observed\x18\x02 \x01(\r\"E\n\x0e\x42inaryEvidence\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x10\n\x08positive\x18\x02 \x01(\x08\x12\x0e\n\x06source\x18\x03 \x01(\t\"B\n\x0eScalarEvidence\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0e\n\x06source\x18\x03 \x01(\t\"?\n\x0c\x44\x65moEvidence\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06margin\x18\x03 \x01(\x01\"1\n\rLabelEvidence\x12\x11\n\tcandidate\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t*r\n\x0bPairOutcome\x12\x1c\n\x18PAIR_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12PAIR_OUTCOME_FIRST\x10\x01\x12\x17\n\x13PAIR_OUTCOME_SECOND\x10\x02\x12\x14\n\x10PAIR_OUTCOME_TIE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.evidence_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAIROUTCOME']._serialized_start=955
-  _globals['_PAIROUTCOME']._serialized_end=1069
+  _globals['_PAIROUTCOME']._serialized_start=1005
+  _globals['_PAIROUTCOME']._serialized_end=1119
   _globals['_EVIDENCEROW']._serialized_start=75
   _globals['_EVIDENCEROW']._serialized_end=570
   _globals['_PAIREVIDENCE']._serialized_start=572
   _globals['_PAIREVIDENCE']._serialized_end=696
   _globals['_RANKINGEVIDENCE']._serialized_start=698
-  _globals['_RANKINGEVIDENCE']._serialized_end=730
-  _globals['_BINARYEVIDENCE']._serialized_start=732
-  _globals['_BINARYEVIDENCE']._serialized_end=785
-  _globals['_SCALAREVIDENCE']._serialized_start=787
-  _globals['_SCALAREVIDENCE']._serialized_end=837
-  _globals['_DEMOEVIDENCE']._serialized_start=839
-  _globals['_DEMOEVIDENCE']._serialized_end=902
-  _globals['_LABELEVIDENCE']._serialized_start=904
-  _globals['_LABELEVIDENCE']._serialized_end=953
+  _globals['_RANKINGEVIDENCE']._serialized_end=748
+  _globals['_BINARYEVIDENCE']._serialized_start=750
+  _globals['_BINARYEVIDENCE']._serialized_end=819
+  _globals['_SCALAREVIDENCE']._serialized_start=821
+  _globals['_SCALAREVIDENCE']._serialized_end=887
+  _globals['_DEMOEVIDENCE']._serialized_start=889
+  _globals['_DEMOEVIDENCE']._serialized_end=952
+  _globals['_LABELEVIDENCE']._serialized_start=954
+  _globals['_LABELEVIDENCE']._serialized_end=1003
 # @@protoc_insertion_point(module_scope)

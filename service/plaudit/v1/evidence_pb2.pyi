@@ -72,26 +72,32 @@ class PairEvidence(_message.Message):
     def __init__(self, first: _Optional[str] = ..., second: _Optional[str] = ..., outcome: _Optional[_Union[PairOutcome, str]] = ..., tie_offered: _Optional[bool] = ..., margin: _Optional[float] = ...) -> None: ...
 
 class RankingEvidence(_message.Message):
-    __slots__ = ("order",)
+    __slots__ = ("order", "observed")
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     order: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, order: _Optional[_Iterable[str]] = ...) -> None: ...
+    observed: int
+    def __init__(self, order: _Optional[_Iterable[str]] = ..., observed: _Optional[int] = ...) -> None: ...
 
 class BinaryEvidence(_message.Message):
-    __slots__ = ("candidate", "positive")
+    __slots__ = ("candidate", "positive", "source")
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     POSITIVE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     candidate: str
     positive: bool
-    def __init__(self, candidate: _Optional[str] = ..., positive: _Optional[bool] = ...) -> None: ...
+    source: str
+    def __init__(self, candidate: _Optional[str] = ..., positive: _Optional[bool] = ..., source: _Optional[str] = ...) -> None: ...
 
 class ScalarEvidence(_message.Message):
-    __slots__ = ("candidate", "value")
+    __slots__ = ("candidate", "value", "source")
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     candidate: str
     value: float
-    def __init__(self, candidate: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    source: str
+    def __init__(self, candidate: _Optional[str] = ..., value: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
 
 class DemoEvidence(_message.Message):
     __slots__ = ("candidate", "text", "margin")
