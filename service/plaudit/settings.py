@@ -273,6 +273,8 @@ class GateSettings(Section):
     """Minimum share of different answers once the question's own words are masked, relative to the base's."""
     opening_share: float = Field(default=0.3, ge=0, le=1)
     """Maximum share of answers with the commonest three first words; more if the base has more (docs/release.md)."""
+    term_fall: float = Field(default=0.05, ge=0, le=2)
+    """Most by which the mean of one of the domain's own reward terms may surely be below the base's."""
     probe_rate: float = Field(default=0.05, ge=0.001, le=0.5)
     """Rate of a harm that the domain's probes must be able to see, and the most that is ever allowed."""
     probe_power: float = Field(default=0.95, ge=0.5, le=0.9999)

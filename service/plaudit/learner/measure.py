@@ -42,6 +42,8 @@ PROOF_PROMPTS = (
     "Why is the sky blue?",
 )
 BATCH = 16
+SCORE_TERM = "score"  # As the contract's default reward names what the reward model says.
+NEUTRAL_SCORE = 0.5
 
 
 def logprobs_of(
@@ -114,6 +116,27 @@ class Measurer:
         scores = iter(self._scores([completion for several in answers for completion, _ in several]))
         rows = [[next(scores) for _ in several] for several in answers]
         return rows, [said(p, text) for p, several in zip(prompts, answers, strict=True) for _, text in several]
+
+    def terms(self, prompts: Sequence[TrainPrompt], candidate: Sequence[texts.Sample]) -> dict[str, tuple[float, ...]]:
+        """Each of the domain's own reward terms, candidate less base: one number per prompt that has the term."""
+        base = [[text for _, text in self.references.of(p)[: self.samples]] for p in prompts]
+        mine = [candidate[i : i + self.samples] for i in range(0, len(candidate), self.samples)]
+        found: dict[str, list[float]] = {}
+        for prompt, ours, theirs in zip(prompts, mine, base, strict=True):
+            after, before = self._mean_terms(prompt, [each.text for each in ours]), self._mean_terms(prompt, theirs)
+            for name in sorted(after.keys() & before.keys()):
+                found.setdefault(name, []).append(after[name] - before[name])
+        return {name: tuple(differences) for name, differences in found.items()}
+
+    def _mean_terms(self, prompt: TrainPrompt, displayed: Sequence[str]) -> dict[str, float]:
+        """Means over one prompt's answers of the terms that are not the score, which the judge has already."""
+        values: dict[str, list[float]] = {}
+        for text in displayed:
+            outcome = self.plugin.parse(prompt.rendered, text)
+            for name, value in self.plugin.reward(prompt.rendered, outcome, NEUTRAL_SCORE).terms:
+                if name != SCORE_TERM:
+                    values.setdefault(name, []).append(value)
+        return {name: sum(several) / len(several) for name, several in values.items()}
 
     def _scores(self, completions: Sequence[Completion]) -> list[float]:
         found: list[float] = self.judge.scores(completions).mean(dim=-1).tolist()

@@ -133,6 +133,7 @@ class Completions:
             live_comparisons=fitted.live_outcomes,
             live_is_base=not turn.state.live,
             rater_cap=turn.settings.reward.rater_cap,
+            terms=measurer.terms(frozen.gate, said),
         )
         return Measured(measurements=measurements, kl=sum(kl_base) / len(kl_base), proof=proof, failed=failed)
 
