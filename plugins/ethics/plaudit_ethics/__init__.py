@@ -1,0 +1,1 @@
+"""Plaudit domain: moral dilemmas on the road."""
