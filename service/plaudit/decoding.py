@@ -12,8 +12,8 @@ from plaudit.domain import DecodeSpec, DomainPlugin, Mode
 from plaudit.settings import PolicySettings
 from plaudit.types import Message, Prompt, Sampling
 
-# The learner samples many prompts in one way; the domain's spec is asked about this one. It is not rendered: a domain
-# may refuse a bare request.
+# The learner samples many prompts in one way, that of this one, and leaves out those that the domain samples otherwise.
+# It is not rendered: a domain may refuse a bare request.
 _PLAIN = Prompt(messages=(Message("user", "Name three colours."),), group="sampling")
 
 
@@ -25,8 +25,13 @@ def channel_spec(plugin: DomainPlugin, prompt: Prompt, mode: Mode, policy: Polic
     return replace(spec, sampling=replace(spec.sampling, max_tokens=policy.max_tokens))
 
 
-def channel_sampling(plugin: DomainPlugin, policy: PolicySettings) -> Sampling:
+def channel_sampling(plugin: DomainPlugin, policy: PolicySettings, prompt: Prompt = _PLAIN) -> Sampling:
     """Sampling in force for a caller who asks for nothing: the domain's, at the channel's temperature and length."""
-    spec = channel_spec(plugin, _PLAIN, Mode.SERVE, policy)
+    spec = channel_spec(plugin, prompt, Mode.SERVE, policy)
     temperature = policy.temperature if spec.temperature is None else spec.temperature
     return replace(spec.sampling, temperature=temperature)
+
+
+def untruncated(sampling: Sampling) -> Sampling:
+    """The same over the whole distribution: ratios and KL are of that, and of what was drawn from it."""
+    return replace(sampling, top_p=1.0, top_k=0)

@@ -106,6 +106,8 @@ class ServeSettings(Section):
     """Time for calls under way after SIGTERM; Kubernetes gives 30 s, 5 are kept for closing the log."""
     poll_seconds: float = Field(default=0.5, ge=0.01, le=60)
     """How often a replica reads the channel states."""
+    cached_releases: int = Field(default=256, ge=1, le=1_000_000)
+    """Releases whose files a replica keeps in its data directory; the least recently used of more are fetched anew."""
     remembered_mb: int = Field(default=32, ge=0, le=65_536)
     """Memory for the newest answers, which come back if a request is sent again; the embedded log remembers all."""
     handle_ttl_seconds: float = Field(default=7 * 86400, ge=1, le=315_360_000)

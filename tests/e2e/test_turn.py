@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import structlog
 from plaudit.demo.audit import read_log
+from plaudit.domain import DecodeSpec
 from plaudit.engine import adapters
 from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import Topic
@@ -20,7 +21,7 @@ from plaudit.eventlog.codec import ReleaseChange, decode
 from plaudit.evidence.splits import Split, group_split
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
-from plaudit.learner import context, loop
+from plaudit.learner import actions, context, loop
 from plaudit.learner.actions import completions
 from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import TurnOutcome
@@ -37,7 +38,7 @@ from plaudit.release.registry import Registry
 from plaudit.reward.calibration import RewardReport
 from plaudit.settings_text import toml
 from plaudit.store.leases import LEASE as LEASES
-from plaudit.types import Channel, Request, RewardTerms
+from plaudit.types import Action, Channel, Request, RewardTerms, Sampling
 
 CHANNEL = Channel("instruction", "default")
 THUMBS_ALONE = "thumbs alone"  # a world of tests/e2e/conftest.py
@@ -132,6 +133,37 @@ def test_accuracy_on_the_domain_s_slices_stands_in_both_reports(learner):
     assert report["name"] == "even"
     assert report["accuracy"]["value"] == found["slice_even"]["value"]
     assert 0 < report["comparisons"] < found["reward_comparisons"]["value"]
+
+
+def test_the_kl_of_a_domain_that_truncates_is_that_of_the_whole_distribution(settings_of, learner_of):
+    """The candidate all but equals the base: on answers drawn from half of the distribution it looked nats away."""
+    learner = learner_of(settings_of(policy={"iterations": 1, "lr": 1e-7}))
+    spec = DecodeSpec(sampling=Sampling(max_tokens=8, top_p=0.5))
+    plugin = Wrapped(learner.plugins[CHANNEL.domain], decode_spec=lambda prompt, mode: spec)
+    result = look(dataclasses.replace(learner, plugins={CHANNEL.domain: plugin}), CHANNEL, Watch())
+    assert result.version == 1, result.reason
+    assert abs(checks(learner, 1)["kl_base"]["value"]) < 0.01
+
+
+def test_prompts_that_the_domain_samples_in_a_way_of_their_own_are_served_and_not_learnt_from(learner):
+    plain = learner.plugins[CHANNEL.domain].decode_spec
+
+    def longer_for_some(prompt, mode):
+        spec = plain(prompt, mode)
+        number = next((int(word) for word in prompt.messages[-1].content.split() if word.isdigit()), 1)
+        return dataclasses.replace(spec, temperature=0.25) if number % 2 == 0 else spec
+
+    plugin = Wrapped(learner.plugins[CHANNEL.domain], decode_spec=longer_for_some)
+    turns = dataclasses.replace(learner, plugins={CHANNEL.domain: plugin})
+    with learner.leases.take(LEASE.format(channel=CHANNEL)) as lease, new_turn(turns, CHANNEL, 1, lease) as turn:
+        found, left_out = actions.of(Action.COMPLETION).prompts(turn, learner.store.prompts(CHANNEL))
+        every, none = actions.of(Action.COMPLETION).prompts(
+            dataclasses.replace(turn, plugin=learner.plugins[CHANNEL.domain]), learner.store.prompts(CHANNEL)
+        )
+    assert len(every) == len(found) + sum(left_out.values())
+    assert list(left_out) == ["are sampled in a way of their own (decode_spec)"]
+    assert 0.3 < len(found) / len(every) < 0.7
+    assert not none
 
 
 def test_the_same_evidence_and_seed_give_the_same_adapter(settings_of, learner_of):

@@ -1,6 +1,7 @@
 """What a replica does with releases: follows, proves, refuses, forgets; and what operators see."""
 
 import datetime as dt
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -359,7 +360,7 @@ def test_a_router_refuses_a_release_of_another_base(local, make_release):
     cache = local.settings.data_dir / "other"
     router = Router(
         local.registry,
-        Staging(local.registry, OtherBase(), local.metrics, cache=cache, exact=True),
+        Staging(local.registry, OtherBase(), local.metrics, cache=cache, most=4, exact=True),
         local.metrics,
         base_digest=OtherBase.base_digest,
         domains=("echo",),
@@ -370,6 +371,57 @@ def test_a_router_refuses_a_release_of_another_base(local, make_release):
     assert router.serving() == {}
     assert local.registry.state(CHANNEL).live == 0
     assert row.version == 1
+
+
+def test_files_of_releases_are_a_bounded_cache_and_come_again_when_they_are_asked_for(local, make_release):
+    rows = [make_release(local.registry, CHANNEL, seed) for seed in range(4)]
+    cache = local.settings.data_dir / "other"
+
+    def opened(most):
+        return Staging(local.registry, local.engine, local.metrics, cache=cache, most=most, exact=True)
+
+    def kept():
+        return {int(path.name.split("-")[0]) for path in cache.glob("*/*/*")}
+
+    def ask(staging, version):
+        with staging.hold(CHANNEL, version) as held:
+            assert held.key.version == version
+        local.engine.unstage(held.key)
+
+    staging = opened(most=3)  # the base is one of them
+    for row in rows:
+        ask(staging, row.version)
+    assert kept() == {3, 4}
+    ask(staging, 1)
+    assert kept() == {4, 1}
+    # In work: what somebody makes ready is not deleted under his hands.
+    place = staging._places[CHANNEL, 4]
+    with place.lock:
+        ask(staging, 2)
+        ask(staging, 3)
+        assert 4 in kept()
+    # Somebody tidied up: files are fetched anew.
+    for path in cache.glob("*/*/*"):
+        shutil.rmtree(path)
+    ask(staging, 3)
+    assert kept() == {3}
+
+    # A process that starts keeps the newest of what an earlier one left, and ends what that had begun to delete.
+    ask(staging, 1)
+    (cache / "echo" / "default" / ".gone-1").mkdir()
+    opened(most=1)
+    assert kept() == {1}
+
+
+def test_versions_that_callers_make_up_fill_no_memory(local, make_release):
+    make_release(local.registry, CHANNEL, 1)
+    staging = Staging(
+        local.registry, local.engine, local.metrics, cache=local.settings.data_dir / "other", most=4, exact=True
+    )
+    for version in range(2, 50):
+        with pytest.raises(UnknownRelease), staging.hold(CHANNEL, version):
+            pass
+    assert len(staging._places) <= 4
 
 
 def _wait_until(condition, seconds=60.0):

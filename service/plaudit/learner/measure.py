@@ -90,13 +90,15 @@ class Measurer:
         self.samples, self.start_layer, self.seed = samples, start_layer, seed
         self._detail = detail
 
-    def sampled(self, prompts: Sequence[TrainPrompt], release: ReleaseKey, what: str) -> list[Sample]:
-        """Answers of a release to the gate's prompts, with trunk activations."""
+    def sampled(
+        self, prompts: Sequence[TrainPrompt], release: ReleaseKey, what: str, sampling: Sampling | None = None
+    ) -> list[Sample]:
+        """Answers of a release to the gate's prompts, with trunk activations; as they are served if None is given."""
         return sample(
             self.engine,
             prompts,
             release,
-            self.sampling,
+            sampling or self.sampling,
             samples=self.samples,
             seed=self.seed,
             capture=True,

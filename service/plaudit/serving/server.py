@@ -87,7 +87,14 @@ class Server:
         self.port = 0
         self.router = Router(
             registry,
-            Staging(registry, engine, metrics, cache=settings.data_dir / "serve-cache", exact=exact),
+            Staging(
+                registry,
+                engine,
+                metrics,
+                cache=settings.data_dir / "serve-cache",
+                most=settings.serve.cached_releases,
+                exact=exact,
+            ),
             metrics,
             base_digest=engine.base_digest,
             domains=tuple(plugins),

@@ -7,13 +7,20 @@ stays. Whoever asks for a release that is being staged waits for it within its d
 To make a release ready, in steps: 1 fetch the artifacts and check every digest (once per process); 2 stage the adapter
 beside what serves; 3 prove it. Steps 2 and 3 again whenever it had made room for another. What failed is refused at
 once for a while, twice as long each time, so that a damaged release costs its channel nothing but that refusal.
+
+What is known of releases and their files on disk are a cache, too: the least recently used of more than `most` go, and
+what is asked for again is fetched again.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import os
+import shutil
 import threading
 import time
+import uuid
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -30,6 +37,7 @@ from plaudit.types import Channel
 
 _FIRST_RETRY_SECONDS = 2.0
 _LONGEST_RETRY_SECONDS = 300.0
+_GONE = ".gone-"  # before the name of a folder that is being deleted
 
 log = get_logger("plaudit.staging")
 
@@ -52,6 +60,11 @@ class _Fetched:
     manifest: Manifest
     adapter: Path | None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its files are still there."""
+        return self.adapter is None or self.adapter.is_dir()
+
 
 @dataclass(slots=True)
 class _Place:
@@ -65,16 +78,20 @@ class _Place:
 
 
 class Staging:
-    """Holds releases; may be called from any thread."""
+    """Holds releases; may be called from any thread. `most`: releases whose files are kept in `cache`."""
 
-    def __init__(self, registry: Registry, engine: Engine, metrics: Metrics, *, cache: Path, exact: bool) -> None:
+    def __init__(
+        self, registry: Registry, engine: Engine, metrics: Metrics, *, cache: Path, most: int, exact: bool
+    ) -> None:
         self._registry = registry
         self._engine = engine
         self._metrics = metrics
         self._cache = cache
+        self._most = most
         self._exact = exact
-        self._places: dict[tuple[Channel, int], _Place] = {}
+        self._places: OrderedDict[tuple[Channel, int], _Place] = OrderedDict()
         self._known = threading.Lock()
+        _delete(self._set_aside(_oldest(cache, most)))
 
     @contextmanager
     def hold(self, channel: Channel, version: int, seconds: float = 3600.0) -> Iterator[Routed]:
@@ -97,13 +114,45 @@ class Staging:
 
     def _place(self, channel: Channel, version: int) -> _Place:
         with self._known:
-            return self._places.setdefault((channel, version), _Place(threading.Lock()))
+            place = self._places.setdefault((channel, version), _Place(threading.Lock()))
+            self._places.move_to_end((channel, version))
+            gone = self._set_aside(self._forget())
+        _delete(gone)
+        return place
+
+    def _forget(self) -> list[Path]:
+        """Forget the least recently used places of more than `most`, but those in work; folders of their files."""
+        folders = []
+        spare = len(self._places) - self._most
+        for (channel, version), place in list(self._places.items())[: max(0, spare)]:
+            if place.lock.acquire(blocking=False):
+                del self._places[channel, version]
+                if place.fetched is not None and place.fetched.adapter is not None:
+                    folders.append(self._folder(channel, version, place.fetched.routed.key.digest))
+                place.lock.release()
+        return folders
+
+    def _set_aside(self, folders: list[Path]) -> list[Path]:
+        """Rename folders, so that whoever fetches one of these releases again does not meet its deletion."""
+        aside = []
+        for folder in folders:
+            gone = folder.with_name(f"{_GONE}{uuid.uuid4().hex}")
+            try:
+                folder.rename(gone)
+            except OSError:  # another replica of this data directory was quicker
+                continue
+            aside.append(gone)
+        return aside
+
+    def _folder(self, channel: Channel, version: int, digest: str) -> Path:
+        return self._cache / channel.domain / channel.tenant / f"{version}-{digest[:12]}"
 
     def _ready(self, place: _Place, channel: Channel, version: int) -> tuple[_Fetched, AbstractContextManager[bool]]:
         if place.error is not None and time.monotonic() < place.retry_at:
             raise type(place.error)(place.error.message, **place.error.metadata)
         try:
-            if place.fetched is None:
+            # Files may be gone: another replica of this data directory made room, or somebody tidied up.
+            if place.fetched is None or not place.fetched.is_here:
                 place.fetched = self._fetch(channel, version)
             held = self._stage(channel, place.fetched)
         except SlotsInUse:
@@ -129,8 +178,9 @@ class Staging:
             )
         adapter: Path | None = None
         if manifest.adapter is not None:
-            folder = self._cache / channel.domain / channel.tenant / f"{version}-{row.digest[:12]}"
+            folder = self._folder(channel, version, row.digest)
             adapter = self._registry.fetch(channel, version, folder) / "policy"
+            os.utime(folder)  # A later process takes the newest for those in use.
         return _Fetched(Routed(key, manifest.temperature, manifest.newest_feedback_at), manifest, adapter)
 
     def _stage(self, channel: Channel, fetched: _Fetched) -> AbstractContextManager[bool]:
@@ -158,3 +208,15 @@ class Staging:
         with self.hold(channel, 0) as base:
             proof = prove(self._engine, key, base.key, manifest, exact=self._exact)
         log.info("proved", release=str(key), greatest=proof.greatest, from_base=proof.from_base)
+
+
+def _oldest(cache: Path, most: int) -> list[Path]:
+    """Folders of releases that an earlier process left, the oldest of more than `most`, and what it did not delete."""
+    found = [path for path in cache.glob("*/*/*") if path.is_dir()]
+    whole = sorted((path for path in found if not path.name.startswith(_GONE)), key=lambda path: path.stat().st_mtime)
+    return [*(path for path in found if path.name.startswith(_GONE)), *whole[: max(0, len(whole) - most)]]
+
+
+def _delete(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

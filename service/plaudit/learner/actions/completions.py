@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
+from plaudit.decoding import channel_sampling, untruncated
 from plaudit.errors import RequestRefused
 from plaudit.evidence.store import FrozenDataSet, PromptRow
 from plaudit.learner import staging
@@ -29,7 +29,7 @@ class Completions:
 
     def prompts(self, turn: Turn, rows: Sequence[PromptRow]) -> tuple[list[TrainPrompt], Counter[str]]:
         """Prompts that the plugin and the chat template take and that leave room for a completion."""
-        found, left_out = [], Counter[str]()
+        found, left_out, sampling = [], Counter[str](), turn.sampling
         for row in rows:
             try:
                 rendered = turn.plugin.render(Request(messages=row.messages, passages=row.passages))
@@ -37,8 +37,11 @@ class Completions:
             except RequestRefused:  # another version of the plugin took it, or another base's chat template
                 left_out["are refused by the plugin or the chat template"] += 1
                 continue
-            if len(encoded.tokens) + turn.sampling.max_tokens > turn.engine.context_length:
+            if len(encoded.tokens) + sampling.max_tokens > turn.engine.context_length:
                 left_out["are too long for the context"] += 1
+                continue
+            if channel_sampling(turn.plugin, turn.settings.policy, rendered) != sampling:
+                left_out["are sampled in a way of their own (decode_spec)"] += 1
                 continue
             found.append(TrainPrompt(rendered=rendered, encoded=encoded))
         return found, left_out
@@ -78,8 +81,7 @@ class Completions:
                     outlook=settings.policy.advantage == "gae",
                 ),
                 text_checks=HeldOutTexts(turn.base, turn.plugin, frozen.references, settings.gate),
-                # Ratios and KL are those of the whole distribution: rollouts are never truncated.
-                sampling=dataclasses.replace(turn.sampling, top_p=1.0, top_k=0),
+                sampling=untruncated(turn.sampling),
                 model=settings.model,
                 settings=settings.policy,
                 seed=turn.seed,
@@ -107,7 +109,10 @@ class Completions:
             staging.candidate(turn, optimised.adapter) as key,
             staging.loaded(turn, "policy", optimised.adapter),
         ):
-            made = measurer.sampled(frozen.gate, key, "candidate")
+            made = drawn = measurer.sampled(frozen.gate, key, "candidate")
+            if turn.sampling != untruncated(turn.sampling):
+                # What was drawn from a part of the distribution says nothing of the KL of all of it.
+                drawn = measurer.sampled(frozen.gate, key, "candidate, untruncated", untruncated(turn.sampling))
             needed = samples_needed(settings.probe_rate, settings.probe_power)
             with staging.live(turn) as live:
                 probes, failed = measurer.probes(key, turn.base_key, live, needed)
@@ -115,7 +120,7 @@ class Completions:
         references.complete(frozen.gate, min(2, settings.samples), seed=turn.seed * 17 + 3)
         scores, said = measurer.judged(made)
         base_scores, base_said = measurer.base_answers(frozen.gate)
-        rollout = collate(made, turn.base, turn.start_layer)
+        rollout = collate(drawn, turn.base, turn.start_layer)
         kl_base = _kl(turn, rollout, None)
         wins_base = measurer.wins(scores, base_scores)
         wins_live, kl_live = wins_base, kl_base
