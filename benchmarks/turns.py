@@ -13,6 +13,7 @@ filled-in pattern. Settings are given as for `plaudit`; two runs that differ in 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
@@ -39,7 +40,8 @@ from plaudit.policy.train import HELD_OUT_SAMPLES
 from plaudit.release.texts import VarietyCompared
 from plaudit.settings import Settings, load_settings
 from plaudit.settings_text import toml
-from plaudit.simulate.evaluate import EvaluateSettings, Evaluation, evaluate, judged
+from plaudit.simulate.evaluate_completions import CompletionEvaluation, evaluate_completions, judged
+from plaudit.simulate.panel import EvaluateSettings, Panel
 from plaudit.simulate.population import load_population
 from plaudit.simulate.run import SimulateSettings, simulate
 from plaudit.testing import models
@@ -104,16 +106,16 @@ def live(seed: int, turns: int, settings: Settings, server: LocalServer) -> dict
         server.server.router.look()
     promoted = [result.version for result in results if result.outcome is TurnOutcome.PROMOTED]
     versions = tuple(version for version in promoted if version is not None)
-    found = evaluate(
-        EvaluateSettings(
-            target=server.target, releases=versions, population=SCALE.population, seed=seed, concurrency=PEOPLE
-        )
+    judges = EvaluateSettings(
+        target=server.target, releases=versions, population=SCALE.population, seed=seed, concurrency=PEOPLE
     )
+    with contextlib.closing(Panel(judges, lambda _: None)) as panel:
+        found = evaluate_completions(panel)
     return {
         "seed": seed,
         "turns": [{"outcome": str(result.outcome), "reason": result.reason} for result in results],
         "releases": {version: release(server, version, found) for version in versions},
-        "base_again": round(found.releases[0].win_rate.estimate, 3),
+        "base_again": round(found.releases[0].win_rate.all.estimate, 3),
         "baselines": baselines(found, seed),
     }
 
@@ -144,7 +146,7 @@ def joined(settings: Settings) -> None:
     log.close()
 
 
-def release(server: LocalServer, version: int, found: Evaluation) -> dict[str, Any]:
+def release(server: LocalServer, version: int, found: CompletionEvaluation) -> dict[str, Any]:
     """Figures of one release; rollouts are all completions that its training sampled, comparisons included."""
     manifest = server.registry.manifest(plan.CHANNEL, version)
     policy = server.settings.policy
@@ -155,9 +157,11 @@ def release(server: LocalServer, version: int, found: Evaluation) -> dict[str, A
     rollouts = len(made["iterations"]) * policy.prompts * policy.samples
     rollouts += len(kept) * policy.held_out * HELD_OUT_SAMPLES
     distance = manifest.kl or 0.0
-    gain = judgement.win_rate.estimate - 0.5
+    gain = judgement.win_rate.all.estimate - 0.5
     return {
-        "gold_win_rate": [round(each, 3) for each in (gain + 0.5, judgement.win_rate.low, judgement.win_rate.high)],
+        "gold_win_rate": [
+            round(each, 3) for each in (gain + 0.5, judgement.win_rate.all.low, judgement.win_rate.all.high)
+        ],
         "kl_base": round(distance, 2),
         "kl_live": round(chosen["kl_live_nats_per_sequence"], 2),
         "chosen": chosen["iteration"],
@@ -179,12 +183,12 @@ def variety(found: VarietyCompared) -> dict[str, list[float]]:
     }
 
 
-def baselines(found: Evaluation, seed: int) -> dict[str, float]:
+def baselines(found: CompletionEvaluation, seed: int) -> dict[str, float]:
     echo = [[prompt.text] for prompt in found.prompts]
     population = load_population(SCALE.population)
     repeated = judged(population, found.prompts, echo, found.base_answers, seed)
     others = {**found.baselines, "question_repeated": repeated}
-    return {name: round(each.win_rate.estimate, 3) for name, each in others.items()}
+    return {name: round(each.win_rate.all.estimate, 3) for name, each in others.items()}
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=Tr
 app.command()(cli_people.simulate)
 app.command()(cli_people.evaluate)
 app.command(hidden=True)(cli_people.judge)
+app.command(hidden=True)(cli_people.populations)
 app.command()(cli_demo.demo)
 app.command()(cli_demo.replay)
 app.command("best-of", hidden=True)(cli_demo.best_of)

@@ -68,13 +68,14 @@ def best_of(
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Let a release's reward model pick one of the base's answers to each prompt; a JSON list of places."""
+    """Let a release's reward model order the texts of each prompt; a JSON list of places, best first."""
     settings = load(config, assign, data_dir)
     from plaudit.learner.best_of_n import pick
-    from plaudit.types import Channel
+    from plaudit.types import Channel, Request
 
     content = json.loads(answers.read_text(encoding="utf-8"))
-    _write(pick(settings, Channel.parse(channel), version, content["prompts"], content["releases"]["0"]), out)
+    requests = [Request.of_plain(each) for each in content["prompts"]]
+    _write(pick(settings, Channel.parse(channel), version, requests, content["offered"]), out)
 
 
 def _write(value: Any, out: Path | None) -> None:

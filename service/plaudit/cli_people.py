@@ -1,4 +1,4 @@
-"""`plaudit simulate`, `plaudit evaluate` and `plaudit judge`: simulated people, in a process of their own.
+"""Commands of simulated people, in a process of their own: `plaudit simulate`, `evaluate`, `judge`, `populations`.
 
 Enters: what is simulated, and the address of a running service. Leaves: a ledger or judgements as JSON. These
 commands alone reach a population's hidden gold.
@@ -95,8 +95,8 @@ def evaluate(
     answers: Annotated[Path | None, typer.Option(help="File for the answers themselves.")] = None,
 ) -> None:
     """Let the hidden gold judge releases and cheap baselines, on prompts that nobody asked before."""
-    from plaudit.simulate.evaluate import EvaluateSettings
     from plaudit.simulate.evaluate import evaluate as run
+    from plaudit.simulate.panel import EvaluateSettings
 
     found = run(
         EvaluateSettings(
@@ -113,37 +113,31 @@ def evaluate(
         progress=lambda name: typer.echo(f"asks {name}", err=True),
     )
     if answers is not None:
-        content = {
-            "prompts": [prompt.text for prompt in found.prompts],
-            "base": found.base_answers,
-            "releases": {str(version): given for version, given in found.answers.items()},
-        }
-        answers.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        answers.write_text(json.dumps(found.answers_to_json(), ensure_ascii=False), encoding="utf-8")
     _write(found.to_json(), out)
 
 
 def judge(
     answers: Annotated[Path, typer.Option(help="File that `plaudit evaluate --answers` wrote.")],
-    picks: Annotated[Path, typer.Option(help="JSON list: for each prompt, which of the base's answers was picked.")],
+    picks: Annotated[Path, typer.Option(help="JSON list: for each prompt the places of its texts, best first.")],
     population: PopulationOption = "instruction",
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="File for the figures, instead of standard output.")] = None,
 ) -> None:
-    """Let the hidden gold judge answers that something else picked among the base's."""
-    from plaudit.errors import Misconfigured
-    from plaudit.simulate.evaluate import judged
-    from plaudit.simulate.population import load_population
+    """Let the hidden gold judge what something else picked among the texts of an evaluation."""
+    from plaudit.simulate.evaluate import judge_picks
 
-    people = load_population(population)
-    by_text = {prompt.text: prompt for prompt in people.evaluation_prompts()}
-    content = json.loads(answers.read_text(encoding="utf-8"))
-    chosen: list[int] = json.loads(picks.read_text(encoding="utf-8"))
-    offered: list[list[str]] = content["releases"]["0"]
-    if len(chosen) != len(offered):
-        raise Misconfigured(f"{picks} has {len(chosen)} picks for {len(offered)} prompts; pick one answer of each")
-    given = [[group[pick]] for group, pick in zip(offered, chosen, strict=True)]
-    found = judged(people, [by_text[text] for text in content["prompts"]], given, content["base"], seed)
-    _write(found.to_json(), out)
+    content, chosen = (json.loads(path.read_text(encoding="utf-8")) for path in (answers, picks))
+    _write(judge_picks(population, content, chosen, seed).to_json(), out)
+
+
+def populations(
+    out: Annotated[Path | None, typer.Option(help="File for the list, instead of standard output.")] = None,
+) -> None:
+    """List the installed populations and what they ask, as JSON."""
+    from plaudit.simulate.population import described
+
+    _write(described(), out)
 
 
 def _write(value: Any, out: Path | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -100,6 +101,15 @@ class Request:
     messages: tuple[Message, ...]
     passages: tuple[Passage, ...] = ()
     options: tuple[Option, ...] = ()
+
+    @classmethod
+    def of_plain(cls, value: Mapping[str, Sequence[Mapping[str, str]]]) -> Request:
+        """Read what `dataclasses.asdict` makes of a request, as it comes back from JSON."""
+        return cls(
+            messages=tuple(Message(**each) for each in value["messages"]),
+            passages=tuple(Passage(**each) for each in value["passages"]),
+            options=tuple(Option(**each) for each in value["options"]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

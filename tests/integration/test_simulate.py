@@ -1,13 +1,18 @@
 """The simulator against a real server: what people were told is what the log holds, and gold judges named releases."""
 
+import json
 import threading
 
 import pytest
+from plaudit.errors import Misconfigured
 from plaudit.eventlog import Topic
 from plaudit.plugins import load_plugins
 from plaudit.simulate import connection
 from plaudit.simulate.asking import ask_of, plugin_of
-from plaudit.simulate.evaluate import EvaluateSettings, evaluate
+from plaudit.simulate.evaluate import evaluate, judge_picks
+from plaudit.simulate.evaluate_choices import Ordered, worth
+from plaudit.simulate.panel import EvaluateSettings
+from plaudit.simulate.population import load_population
 from plaudit.simulate.run import SimulateSettings, simulate
 from plaudit.testing.serving import local_server
 from plaudit.types import Channel, Feedback, Interaction, Purpose
@@ -91,6 +96,47 @@ def test_people_label_verdicts_of_a_domain_that_makes_its_options(served_choices
     ].declaration.labels
 
 
+def test_gold_judges_decisions_beside_options_that_cost_no_training(served_choices):
+    settings = EvaluateSettings(
+        target=served_choices.target, releases=(0,), population="moderation", prompts=20, concurrency=4
+    )
+    found = evaluate(settings)
+    written = found.to_json()
+    # Scores are exact: the base asked again decides the same.
+    again = written["releases"]["0"]
+    assert again["gold_gain"] == {"estimate": 0.0, "low": 0.0, "high": 0.0, "n": 20}
+    assert again["gold_win_rate"]["estimate"] == 0.5
+    assert again["gold_seen"]["n"] == again["gold_unseen"]["n"] == 10
+    baselines = written["baselines"]
+    assert set(baselines) == {
+        *("random_option", "first_listed", "shortest_option", "longest_option"),
+        *("best_constant", "commonest_label", "better_prompt"),
+    }
+    people = load_population("moderation")
+    allowed = sum(people.truth(prompt) == "allowed" for prompt in found.prompts) / 20
+    assert baselines["first_listed"]["accuracy"]["estimate"] == pytest.approx(allowed)
+    assert baselines["random_option"]["accuracy"]["estimate"] == pytest.approx(1 / 5)
+    for judged in baselines.values():
+        # The population's gold is 1 less the cost of the decision.
+        assert judged["gold"]["estimate"] == pytest.approx(1 - judged["cost"]["estimate"])
+    # What picks the last option of each prompt is the constant answer "severe".
+    answers = json.loads(json.dumps(found.answers_to_json()))
+    picked = judge_picks("moderation", answers, [[4, 3, 2, 1, 0]] * 20)
+    assert picked.commonest_text == "severe"
+    assert picked.commonest == 1.0
+    assert picked.gain.all.estimate == pytest.approx(picked.gold.all.estimate - again["gold"]["estimate"])
+    with pytest.raises(Misconfigured, match="19 picks for 20"):
+        judge_picks("moderation", answers, [[0]] * 19)
+    assert {one.purpose for one in served_choices.records(Topic.INTERACTIONS)} == {Purpose.EVALUATE}
+
+
+def test_a_slate_is_worth_its_places_by_their_weights():
+    golds, order = (1.0, 0.0, 4.0), Ordered(places=(2, 0, 1), decided=0)
+    assert worth(golds, order, (1.0,)) == 1.0  # of a verdict, what was decided
+    assert worth(golds, order, (1.0, 0.5)) == pytest.approx((4.0 + 0.5 * 1.0) / 1.5)
+    assert worth(golds, order, (1.0, 0.5, 0.5, 0.5)) == pytest.approx((4.0 + 0.5 * 1.0 + 0.5 * 0.0) / 2.0)
+
+
 def test_the_simulator_asks_on_until_it_is_stopped(served):
     stop = threading.Event()
 
@@ -123,7 +169,7 @@ def test_a_service_that_is_not_there_is_a_failure_in_the_ledger():
 
 
 def test_gold_judges_the_base_against_itself_as_even(served, monkeypatch):
-    monkeypatch.setattr("plaudit.simulate.evaluate.SCREENED_ON", 8)
+    monkeypatch.setattr("plaudit.simulate.evaluate_completions.SCREENED_ON", 8)
     found = evaluate(
         EvaluateSettings(
             target=served.target, releases=(0,), population=POPULATION, samples=2, prompts=12, concurrency=8
@@ -131,8 +177,9 @@ def test_gold_judges_the_base_against_itself_as_even(served, monkeypatch):
     )
     assert set(found.releases) == {0}
     rate = found.releases[0].win_rate
-    assert rate.low <= 0.5 <= rate.high
-    assert found.releases[0].seen.n == found.releases[0].unseen.n == 6
+    assert rate.all.low <= 0.5 <= rate.all.high
+    assert found.releases[0].gain.all.low <= 0 <= found.releases[0].gain.all.high
+    assert rate.seen.n == rate.unseen.n == 6
     assert set(found.baselines) == {
         *("constant_answer", "filled_in_pattern", "better_prompt", "longest_of_samples", "shortest_of_samples")
     }

@@ -10,8 +10,9 @@ from collections import Counter
 import pytest
 from plaudit.errors import Misconfigured
 from plaudit.simulate import crowd
-from plaudit.simulate.evaluate import best_constant, chosen
+from plaudit.simulate.evaluate_completions import best_constant
 from plaudit.simulate.ledger import AcknowledgedAct, SimulationLedger
+from plaudit.simulate.panel import chosen
 from plaudit.simulate.plan import SHOWN_FOR, visits
 from plaudit.simulate.population import Rater, Shown, SimPrompt, installed_populations, load_population
 from plaudit.simulate.templates import best_pattern, fill, pattern_of

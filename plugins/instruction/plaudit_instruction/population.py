@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Literal
 
 from plaudit.simulate import crowd
 from plaudit.simulate.population import Population, Rater, Shown, SimAct, SimPrompt
@@ -122,6 +123,7 @@ class _People(Population):
 class HouseTaste(_People):
     """People with the house taste (gold.py), for short answers of a small instruct model."""
 
+    model: Literal["tiny", "smollm2"] = "smollm2"
     taste = (
         "Answer in one to three short sentences of plain, everyday words. Speak to the reader as you. Stay on the "
         "subject and do exactly what is asked. Name concrete things. One warm word is welcome. No introductions, no "

@@ -1,6 +1,6 @@
 """Best of n: what a release's reward model likes best among given answers, as a baseline for reports.
 
-Enters: a release, prompts and their answers. Leaves: for each prompt the place of one answer. Trains nothing and
+Enters: a release, requests and their answers. Leaves: for each request an order of its answers. Trains nothing and
 serves nothing: it says how far the reward model alone would take a service that could afford to sample n times.
 """
 
@@ -18,13 +18,13 @@ from plaudit.release.registry import Registry
 from plaudit.reward.model import RewardModel
 from plaudit.reward.trunk import Completion
 from plaudit.settings import Settings
-from plaudit.types import Channel, Message, Request
+from plaudit.types import Channel, Request
 
 
 def pick(
-    settings: Settings, channel: Channel, version: int, prompts: Sequence[str], answers: Sequence[Sequence[str]]
-) -> list[int]:
-    """For each prompt (one user turn) the answer with the greatest pessimistic score of the release's reward model.
+    settings: Settings, channel: Channel, version: int, requests: Sequence[Request], answers: Sequence[Sequence[str]]
+) -> list[list[int]]:
+    """For each request the places of its answers by falling pessimistic score of the release's reward model.
 
     Answers are displayed texts: a reply carries no token ids, so the texts are tokenised anew and may have other
     tokens than those that were sampled and that training reads (`dataset.shown_tokens`).
@@ -41,10 +41,11 @@ def pick(
         release = registry.fetch(channel, version, Path(folder) / "release", base_digest=base.digest)
         reward = RewardModel.load(base, release / "reward", name="best-of")
         picks = []
-        for text, offered in zip(prompts, answers, strict=True):
-            rendered = plugin.render(Request(messages=(Message("user", text),)))
+        for request, offered in zip(requests, answers, strict=True):
+            rendered = plugin.render(request)
             prompt = base.encode(rendered.messages).tokens
             scores = reward.scores([Completion(prompt, base.encode_text(answer)) for answer in offered])
-            picks.append(int(reward.pessimistic(reward.reference_centred(scores, scores)).argmax()))
+            ranked = reward.pessimistic(reward.reference_centred(scores, scores)).argsort(descending=True, stable=True)
+            picks.append(ranked.tolist())
         reward.close()
     return picks

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
 from plaudit.client import Plaudit
 from plaudit.domain import DomainPlugin
@@ -15,7 +16,7 @@ from plaudit.errors import Misconfigured
 from plaudit.plugins import load_plugins
 from plaudit.replies import ChooseOptions, GenerateOptions
 from plaudit.simulate.population import Shown
-from plaudit.types import Action, Channel, Purpose, Request
+from plaudit.types import Action, Channel, Option, Purpose, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,7 @@ class Answer:
 
 
 Ask = Callable[[Plaudit, Question], Answer]
+Kind = TypeVar("Kind")
 
 
 def plugin_of(domain: str) -> DomainPlugin:
@@ -80,10 +82,21 @@ def plugin_of(domain: str) -> DomainPlugin:
     return plugin
 
 
+def by_action(plugin: DomainPlugin, *, completion: Kind, choice: Kind) -> Kind:
+    """What is for the kind of action of this domain, out of what is for each kind."""
+    of: Mapping[Action, Kind] = MappingProxyType({Action.COMPLETION: completion, Action.CHOICE: choice})
+    return of[plugin.declaration.action]
+
+
 def ask_of(plugin: DomainPlugin) -> Ask:
     """How requests of this domain are asked."""
-    make: Mapping[Action, Ask] = MappingProxyType({Action.COMPLETION: _generate, Action.CHOICE: _chooser(plugin)})
-    return make[plugin.declaration.action]
+    return by_action(plugin, completion=_generate, choice=_chooser(plugin))
+
+
+def offered(plugin: DomainPlugin, request: Request) -> tuple[Option, ...]:
+    """The options of a request as the plugin renders them, in the request's order, each with what people see of it."""
+    prompt = plugin.render(request)
+    return tuple(Option(each.option_id, plugin.parse(prompt, each.text).displayed) for each in prompt.options)
 
 
 def _generate(client: Plaudit, question: Question) -> Answer:
@@ -121,8 +134,7 @@ def _chooser(plugin: DomainPlugin) -> Ask:
     """Asks Choose. The reply names options by id, so what they say comes from the request as the plugin renders it."""
 
     def choose(client: Plaudit, question: Question) -> Answer:
-        prompt = plugin.render(question.request)
-        texts = {option.option_id: plugin.parse(prompt, option.text).displayed for option in prompt.options}
+        texts = {option.option_id: option.text for option in offered(plugin, question.request)}
         options: ChooseOptions = {
             "interaction_id": question.interaction_id,
             "tenant": question.channel.tenant,

@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from typing import Any, Literal
 
 from plaudit.errors import Misconfigured
 from plaudit.types import Act, FeedbackKind, Message, Option, Passage, Request
@@ -116,6 +117,11 @@ class Population(abc.ABC):
         """
 
     @property
+    def model(self) -> Literal["tiny", "smollm2"]:
+        """Model of `plaudit model prepare` that reads their language, for demos: tiny reads the toy language alone."""
+        return "tiny"
+
+    @property
     def max_tokens(self) -> int:
         """Longest completion that they ask for; says nothing for choices."""
         return 64
@@ -150,6 +156,25 @@ class Population(abc.ABC):
 def installed_populations() -> tuple[str, ...]:
     """Names of the populations that are installed, in order."""
     return tuple(sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP)))
+
+
+def described() -> list[dict[str, Any]]:
+    """Facts of every installed population that a demo needs, as plain JSON types; nothing of what they like."""
+    found = []
+    for name in installed_populations():
+        population = load_population(name)
+        found.append(
+            {
+                "name": name,
+                "domain": population.domain,
+                "model": population.model,
+                "max_tokens": population.max_tokens,
+                "channel_prompts": len(population.channel_prompts()),
+                "evaluation_prompts": len(population.evaluation_prompts()),
+                "kinds": sorted(map(str, population.mix)),
+            }
+        )
+    return found
 
 
 def load_population(name: str) -> Population:
