@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from plaudit import waiting
 from plaudit.demo.audit import read_log
 from plaudit.domain import DecodeSpec
 from plaudit.engine import adapters
@@ -665,6 +666,9 @@ def test_the_loop_goes_on_while_a_channel_or_the_store_fails(settings_of, monkey
 
     monkeypatch.setattr(Registry, "state", of_state)
     monkeypatch.setattr(EvidenceStore, "channels", some_channels)
-    results = loop.learn(settings)
+    with structlog.testing.capture_logs() as lines:
+        results = loop.learn(settings)
     assert [result.outcome for result in results] == [TurnOutcome.FAILED, TurnOutcome.PROMOTED]
     assert results[0].reason == "the database is away"
+    (waited,) = (line for line in lines if line["event"] == "learn.waits")
+    assert (waited["why"], waited["seconds"]) == ("the database is away", waiting.FIRST_SECONDS)

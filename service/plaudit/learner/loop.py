@@ -35,7 +35,7 @@ from plaudit.store.leases import Leases
 from plaudit.store.outcomes import TurnOutcomes
 from plaudit.telemetry import places
 from plaudit.types import Channel
-from plaudit.waiting import opened_at_last
+from plaudit.waiting import opened_at_last, pause
 
 _T = TypeVar("_T")
 
@@ -54,29 +54,36 @@ def learn(settings: Settings, once: bool = False) -> list[Result]:
     watches: defaultdict[Channel, Watch] = defaultdict(Watch)
     # Never set: it waits in slices, between which a signal's SystemExit comes through. One that comes within a turn
     # ends that too, for a turn may die at any step.
-    pause = StopEvent()
+    stop, losses = StopEvent(), 0
     try:
         expose(learner.metrics, settings.learn.metrics_port, settings.serve.host)
         log.info("learn.ready", plugins=sorted(learner.plugins))
         while True:
-            for channel in _channels(learner):
+            try:
+                channels, losses = _channels(learner), 0
+            except StoreUnavailable as error:
+                if once:
+                    raise
+                losses += 1
+                pause("learn", stop, error, losses)
+                continue
+            for channel in channels:
                 result = look(learner, channel, watches[channel], force=once)
                 if result is not None and (once or result.outcome is not TurnOutcome.WAITED):
                     results.append(result)
             if once or (settings.learn.max_turns and len(results) >= settings.learn.max_turns):
                 return results
-            pause.wait(settings.learn.poll_seconds)
+            stop.wait(settings.learn.poll_seconds)
     finally:
         learner.close()
 
 
 def _channels(learner: Learner) -> list[Channel]:
-    """Channels that have been asked; none while the store cannot be read."""
+    """Channels that have been asked; none while the store cannot be read. Raises StoreUnavailable."""
     try:
         return learner.store.channels()
-    except StoreUnavailable as error:
-        log.warning("learn.waits", why=error.message)
-        return []
+    except StoreUnavailable:
+        raise
     except Exception as error:  # the outermost loop: other channels and later looks go on
         log.error("the store cannot be read", places=places(error))
         return []
