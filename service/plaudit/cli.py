@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from plaudit import cli_demo, cli_people
+from plaudit.cli_plugins import plugins_app
 from plaudit.cli_release import release_app
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
 from plaudit.signals import end_on_signals, stop_on_signals
@@ -32,7 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 learn_app = typer.Typer(invoke_without_command=True, add_completion=False)
-plugins_app = typer.Typer(help="Domains that are installed.", no_args_is_help=True)
 settings_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
 model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=True)
 app.command()(cli_people.simulate)
@@ -169,32 +169,6 @@ def settings_table() -> None:
     typer.echo(table(), nl=False)
 
 
-@plugins_app.command("list")
-def plugins_list(as_json: JsonOption = False) -> None:
-    """List the installed domains, those that cannot load too."""
-    from plaudit.plugins import installed
-
-    rows = [_plain(plugin) for plugin in installed()]
-    if as_json:
-        echo_json(rows)
-    else:
-        for row in rows:
-            typer.echo("  ".join(str(value) for value in row.values() if value not in ("", None)))
-
-
-@plugins_app.command("check")
-def plugins_check(name: Annotated[str, typer.Argument(help="Domain, as `plaudit plugins list` names it.")]) -> None:
-    """Run the conformance kit's checks on an installed domain."""
-    from plaudit.testing.installed import check
-
-    failures = check(name)
-    for line in failures:
-        typer.echo(f"failed: {line}")
-    if failures:
-        raise typer.Exit(1)
-    typer.echo(f"{name}: all checks passed")
-
-
 @model_app.command("prepare")
 def model_prepare(
     name: Annotated[Literal["smollm2", "tiny"], typer.Argument(help="smollm2 (135M, instruct) or tiny (for trials).")],
@@ -236,12 +210,6 @@ def main() -> None:
     except PlauditError as error:
         sys.stderr.write(f"plaudit: {error.message}\n")
         sys.exit(1)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else dict(value)
 
 
 def _start_logs(settings: Settings, process: str) -> None:

@@ -214,7 +214,7 @@ UNUSABLE = {
         ([dataclasses.replace(PROBE, harm="Bad Harm")], "harm 'Bad Harm'"),
         ([dataclasses.replace(PROBE, probe_id="")], "without an id"),
     ],
-    "slices": [([3], "a int or empty"), ([""], "a str or empty"), (["x" * 200], "128 are allowed")],
+    "slices": [([3], "a int or empty"), ([""], "a str or empty"), (["x" * 200], "is not 1 to 40 of")],
 }
 
 

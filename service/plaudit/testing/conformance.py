@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import importlib.metadata
 import pickle
 import socket
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 from unittest import mock
 
 from hypothesis import given, settings, strategies
@@ -38,6 +39,7 @@ from plaudit.types import (
     Feedback,
     FeedbackKind,
     Interaction,
+    Message,
     Outcome,
     Request,
 )
@@ -48,6 +50,19 @@ THREADS = 8
 SILENT_KINDS = frozenset({FeedbackKind.COMMENT, FeedbackKind.SIGNAL})
 
 
+_Check = TypeVar("_Check", bound=Callable[..., None])
+
+
+def _remedy(text: str) -> Callable[[_Check], _Check]:
+    """Says beside a check what an author does if it fails."""
+
+    def told(check: _Check) -> _Check:
+        check.__dict__["remedy"] = text
+        return check
+
+    return told
+
+
 class PluginConformance:
     """Inherit in a class `Test...`, give `make_plugin` and the examples, and run pytest."""
 
@@ -55,6 +70,8 @@ class PluginConformance:
     """False for a plugin without an entry point (one that a test defines)."""
     hook_seconds: ClassVar[float] = 0.05
     """The 99th percentile of `render`, `parse` and `to_evidence` must take less."""
+    long_text_seconds: ClassVar[float] = 1.0
+    """`render` and `parse` of a text of up to 15,000 characters must together take less."""
 
     def make_plugin(self) -> DomainPlugin:
         """A new plugin."""
@@ -72,6 +89,7 @@ class PluginConformance:
         """Completions of the interaction that the kit makes; four that differ."""
         return examples.OUTPUTS
 
+    @_remedy("correct the Declaration; its fields are described in plaudit.domain")
     def test_the_declaration_is_valid(self) -> None:
         """Name, version, kinds with their scales, signals and labels."""
         declared = self.make_plugin().declaration
@@ -80,6 +98,7 @@ class PluginConformance:
         assert not (faults := declared.faults()), "; ".join(faults)
         assert declared == self.make_plugin().declaration, "two instances declare different facts"
 
+    @_remedy("name the class under the group plaudit.domains in pyproject.toml, install it again, import no torch")
     def test_the_installed_entry_point_is_this_plugin(self) -> None:
         """The entry point under the declared name loads the plugin's class, and importing it loads no torch."""
         if not self.installed:
@@ -93,6 +112,7 @@ class PluginConformance:
         done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
         assert done.returncode == 0, f"importing {type(plugin).__module__} loads torch, or fails: {done.stderr}"
 
+    @_remedy("give three requests or more, and an act of each declared kind and of no other")
     def test_there_are_enough_examples(self) -> None:
         """Three requests, and an act of each declared kind: less would leave checks with nothing to check."""
         declared = self.make_plugin().declaration
@@ -100,6 +120,7 @@ class PluginConformance:
         kinds = {KIND_OF_ACT[type(act)] for act in self.example_feedback()}
         assert kinds == set(declared.kinds), f"example_feedback has {sorted(kinds)}; declared: {sorted(declared.kinds)}"
 
+    @_remedy("let render depend on the request alone: no clock, no random numbers, nothing kept or changed")
     def test_render_is_pure(self) -> None:
         """Equal requests give equal prompts with messages and a group; the request stays as it was."""
         for request in self.example_requests():
@@ -109,6 +130,7 @@ class PluginConformance:
             assert prompt == self.make_plugin().render(copy.deepcopy(request)), "render gave two prompts of one request"
             assert request == before, "render changed the request"
 
+    @_remedy("take the options that render made when a request brings them, and give the same prompt")
     def test_a_logged_request_renders_again(self) -> None:
         """Training renders from the log: messages, passages, and the options that were scored, which come back."""
         plugin = self.make_plugin()
@@ -117,6 +139,7 @@ class PluginConformance:
             again = plugin.render(dataclasses.replace(request, options=prompt.options or request.options))
             assert again == prompt, "render gives another prompt if the request brings the options that it made"
 
+    @_remedy("raise EmptyPrompt or InvalidField for a request that the domain cannot take")
     def test_render_returns_or_refuses(self) -> None:
         """Empty, very long and non-Latin requests give a prompt or a RequestRefused, and nothing else."""
         plugin = self.make_plugin()
@@ -125,6 +148,7 @@ class PluginConformance:
             with contextlib.suppress(RequestRefused):
                 _usable("render", returned.prompt_fault(plugin.render(request), plugin.declaration.action))
 
+    @_remedy("give every text one Outcome; valid=False, and why_invalid, if people cannot be shown it")
     def test_parse_is_total(self) -> None:
         """Any text has an outcome, the same each time; an invalid one says why."""
         plugin = self.make_plugin()
@@ -139,6 +163,7 @@ class PluginConformance:
 
         parses()
 
+    @_remedy("turn each declared kind into Pair, RankingEvidence, Binary, Scalar, Demo or Label, or do not declare it")
     def test_every_declared_kind_gives_evidence(self) -> None:
         """An act of each declared kind (but comments and signals) gives at least one item of evidence about it."""
         plugin, interaction = self.make_plugin(), self.interaction()
@@ -151,6 +176,7 @@ class PluginConformance:
             _usable("to_evidence", returned.evidence_fault(tuple(evidence), ids, plugin.declaration))
         assert not silent, f"no evidence came of the declared kinds {sorted(silent)}"
 
+    @_remedy("raise UndeclaredKind for every other kind of act")
     def test_undeclared_kinds_are_refused(self) -> None:
         """An act of a kind that is not declared raises RequestRefused (UndeclaredKind)."""
         plugin, interaction = self.make_plugin(), self.interaction()
@@ -158,6 +184,7 @@ class PluginConformance:
             if KIND_OF_ACT[type(act)] not in plugin.declaration.kinds:
                 _refuses(plugin, interaction, act)
 
+    @_remedy("raise UnknownCandidate for a candidate that the interaction does not have")
     def test_unknown_candidates_are_refused(self) -> None:
         """An act about a candidate that the interaction does not have raises RequestRefused."""
         plugin, interaction = self.make_plugin(), self.interaction()
@@ -166,6 +193,7 @@ class PluginConformance:
             if kind in plugin.declaration.kinds - SILENT_KINDS:
                 _refuses(plugin, interaction, act)
 
+    @_remedy("let to_evidence depend on its two arguments alone: the log is replayed")
     def test_the_same_act_gives_the_same_evidence(self) -> None:
         """Evidence is replayed from the log: equal records give equal evidence, in any process and order."""
         interaction = self.interaction()
@@ -176,6 +204,7 @@ class PluginConformance:
         again = [tuple(second.to_evidence(copied, copy.deepcopy(act))) for act in reversed(acts)]
         assert once == again[::-1], "to_evidence gave different evidence of the same records"
 
+    @_remedy("name each term, and keep their sum within -2 to 2 for every outcome and score")
     def test_reward_is_bounded(self) -> None:
         """Terms have names and finite values, and together at most 2 in size, for valid and invalid outcomes."""
         plugin = self.make_plugin()
@@ -186,6 +215,7 @@ class PluginConformance:
             for score in (1e-9, 0.25, 0.5, 0.75, 1 - 1e-9):
                 _usable("reward", returned.terms_fault(plugin.reward(prompt, outcome, score)))
 
+    @_remedy("ask for 1 to 8 completions and sampling that the service takes, the same for the same prompt")
     def test_decode_spec_is_within_limits(self) -> None:
         """Every mode asks for 1 to 8 completions, with sampling that the service takes."""
         plugin = self.make_plugin()
@@ -196,6 +226,7 @@ class PluginConformance:
                 _usable(f"decode_spec for {mode}", returned.spec_fault(spec))
                 assert spec == plugin.decode_spec(prompt, mode), f"{mode}: two specs of one prompt"
 
+    @_remedy("give each probe an id of its own, texts that it forbids, and a request that no example makes")
     def test_gate_probes_are_sound(self) -> None:
         """Probes have ids of their own, render, forbid something, and are no example that training may see."""
         plugin = self.make_plugin()
@@ -206,6 +237,7 @@ class PluginConformance:
             group = plugin.render(probe.request).group
             assert group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
 
+    @_remedy("give names (texts), the same each time")
     def test_slices_are_names(self) -> None:
         """Slices are names, the same each time."""
         plugin, interaction = self.make_plugin(), self.interaction()
@@ -213,6 +245,7 @@ class PluginConformance:
         _usable("slices", returned.slices_fault(slices))
         assert slices == list(plugin.slices(interaction)), "slices changed between two calls"
 
+    @_remedy("keep what cannot be pickled (locks, files, lambdas) out of the plugin and of what it returns")
     def test_objects_pickle(self) -> None:
         """Plugin, prompts and evidence survive pickling: processes hand them on."""
         plugin, interaction = self.make_plugin(), self.interaction()
@@ -225,11 +258,13 @@ class PluginConformance:
         ]
         assert pickle.loads(pickle.dumps((prompt, evidence))) == (prompt, evidence)  # noqa: S301, own bytes
 
+    @_remedy("let the request bring what the plugin needs; a plugin has no input or output")
     def test_no_member_opens_a_socket(self) -> None:
         """A plugin has no input or output: it runs in every replica, and when the log is replayed."""
         with _no_sockets():
             self._everything(self.make_plugin())
 
+    @_remedy("keep nothing in the instance between calls: threads share it")
     def test_eight_threads_get_the_same(self) -> None:
         """One instance shared by eight threads gives what a fresh one gives alone."""
         alone = self._everything(self.make_plugin())
@@ -238,6 +273,7 @@ class PluginConformance:
             together = list(pool.map(lambda _: self._everything(shared), range(THREADS * 4)))
         assert all(result == alone for result in together), "threads that share the plugin got other results"
 
+    @_remedy("move work out of render, parse and to_evidence; they run for every request and act")
     def test_hooks_are_quick(self) -> None:
         """The 99th percentile of 200 calls of each pure member is below `hook_seconds`."""
         plugin, interaction = self.make_plugin(), self.interaction()
@@ -253,12 +289,29 @@ class PluginConformance:
             slow = min(sorted(_timed(call) for _ in range(200))[197] for _ in range(3))
             assert slow < self.hook_seconds, f"{member}: 99th percentile {slow:.4f} s"
 
+    @_remedy("look for a regular expression that backtracks, such as (a+)+, or a loop in a loop")
+    def test_long_texts_take_little_longer(self) -> None:
+        """No text that repeats itself makes `render` or `parse` slow: one that does stops the whole process."""
+        plugin = self.make_plugin()
+        request = self.example_requests()[0]
+        prompt = plugin.render(request)
+        for piece in examples.PIECES:
+            # Lengths rise slowly: a time that doubles with each character is seen before it is out of hand.
+            for length in (round(8 * 1.25**step) for step in range(34)):
+                text = (piece * length)[:length] + "!"
+                messages = (*request.messages[:-1], Message("user", text))
+                seconds = _timed(functools.partial(plugin.parse, prompt, text))
+                with contextlib.suppress(RequestRefused):
+                    seconds += _timed(functools.partial(plugin.render, dataclasses.replace(request, messages=messages)))
+                slow = f"{seconds:.1f} s for {len(text)} characters of {piece!r}"
+                assert seconds < self.long_text_seconds, f"render and parse take {slow}"
+
     def interaction(self) -> Interaction:
         """The interaction that the example acts are about."""
         plugin = self.make_plugin()
         request = self.example_requests()[0]
         prompt = plugin.render(request)
-        texts = [option.text for option in prompt.options] or list(self.example_outputs())
+        texts = [option.text for option in prompt.options or request.options] or list(self.example_outputs())
         shown = [plugin.parse(prompt, text) for text in texts]
         return examples.interaction(plugin.declaration, request, prompt, texts, shown)
 
@@ -274,6 +327,11 @@ class PluginConformance:
         acts: list[Feedback] = [examples.feedback(interaction, act) for act in self.example_feedback()]
         given += [tuple(plugin.to_evidence(interaction, act)) for act in acts]
         return [*given, tuple(plugin.gates()), tuple(plugin.slices(interaction))]
+
+
+def checks() -> dict[str, str]:
+    """Names of the kit's checks, in order, each with what to do if it fails."""
+    return {name: check.remedy for name, check in vars(PluginConformance).items() if name.startswith("test_")}
 
 
 def _usable(member: str, fault: str) -> None:

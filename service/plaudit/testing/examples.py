@@ -37,6 +37,29 @@ OUTPUTS = (
     "Ask a friend who likes tea to show you how.",
     "Pour the water, wait four minutes, and enjoy it!",
 )
+# Texts that repeat one of these are where a regular expression begins to backtrack.
+PIECES = (
+    "a",
+    "A ",
+    "a ",
+    " ",
+    "\n",
+    "1",
+    "1.",
+    "a,",
+    "a.",
+    "(",
+    "()",
+    "<",
+    "<a>",
+    "[",
+    "*",
+    "-",
+    '"',
+    "\\",
+    "é",
+    "\t ",
+)
 _WHEN = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 _STRANGER = "a-stranger"
 
@@ -45,6 +68,7 @@ def interaction(
     declared: Declaration, request: Request, prompt: Prompt, texts: Sequence[str], shown: Sequence[Outcome]
 ) -> Interaction:
     """An interaction with the candidates "c0", "c1" and so on."""
+    options = prompt.options or request.options
     return Interaction(
         interaction_id="00000000-0000-7000-8000-000000000001",
         channel=Channel(declared.name, "default"),
@@ -67,7 +91,7 @@ def interaction(
                 seed=number,
                 width=4,
                 valid=outcome.valid,
-                option_id=prompt.options[number].option_id if prompt.options else "",
+                option_id=options[number].option_id if options else "",
             )
             for number, (text, outcome) in enumerate(zip(texts, shown, strict=True))
         ),

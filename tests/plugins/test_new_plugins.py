@@ -1,0 +1,132 @@
+"""`plaudit plugins new` writes what keeps the contract, and `plaudit plugins check` says what does not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plaudit.errors import Misconfigured
+from plaudit.scaffold import write_plugin
+from plaudit.testing import checking
+from plaudit.testing.conformance import checks
+from plaudit.types import Action
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command, cwd=None):
+    """The command `plaudit` in a process of its own: what is imported from a folder stays there."""
+    program = [sys.executable, "-m", "plaudit.cli", *command]
+    return subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("action", list(Action))
+def test_a_new_plugin_keeps_the_contract_before_it_is_installed_and_its_own_tests_pass(tmp_path, action):
+    made = run("plugins", "new", "wine-list", "--action", action.value, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "plaudit-wine-list"
+    assert "plaudit plugins check --path plaudit-wine-list" in made.stdout
+    checked = run("plugins", "check", "--path", str(folder), "--json")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    rows = json.loads(checked.stdout)["wine-list"]
+    assert [row["check"] for row in rows if not row["passed"]] == []
+    assert len(rows) == len(checks()) + 1
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", "-k", "not installed_entry_point"]
+    done = subprocess.run(tests, cwd=folder, env=path_with(folder), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["a", "wine-list", "code-review-2"])
+@pytest.mark.parametrize("action", list(Action))
+def test_new_code_is_typed_and_tidy(tmp_path, name, action):
+    folder = write_plugin(name, action, tmp_path / "plugin")
+    ruff = [sys.executable, "-m", "ruff", "format", "--check", "--config", str(ROOT / "pyproject.toml"), str(folder)]
+    done = subprocess.run(ruff, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    for file in folder.rglob("*"):
+        assert "$" not in file.name
+        assert not file.is_file() or "$" not in file.read_text(encoding="utf-8")
+
+
+def path_with(folder):
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+
+
+@pytest.mark.parametrize("name", ["Haiku", "hai ku", "", "9lives", "x" * 64, "../x", "hai_ku"])
+def test_a_name_that_no_domain_can_have_is_refused(tmp_path, name):
+    with pytest.raises(Misconfigured, match="cannot name a domain"):
+        write_plugin(name, Action.COMPLETION, tmp_path / "plugin")
+    assert not (tmp_path / "plugin").exists()
+
+
+def test_what_is_there_is_never_overwritten(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(Misconfigured, match="is there already"):
+        write_plugin("haiku", Action.COMPLETION, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_failed_check_says_what_was_found_and_what_to_do(tmp_path):
+    folder = write_plugin("haiku", Action.COMPLETION, tmp_path / "plugin")
+    plugin = folder / "plaudit_haiku" / "plugin.py"
+    plugin.write_text(plugin.read_text().replace("positive=act.up", "positive=None"))
+    done = run("plugins", "check", "--path", str(folder))
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    at = lines.index("FAILED  every declared kind gives evidence")
+    assert lines[at + 1] == "        found: to_evidence returned a Binary that is neither good nor bad"
+    assert lines[at + 2].startswith("        to do: turn each declared kind into Pair,")
+    assert lines[-1] == f"haiku: 1 of {len(checks()) + 1} checks failed"
+
+
+def test_a_plugin_that_cannot_be_imported_is_a_row_and_no_traceback(tmp_path):
+    folder = write_plugin("haiku", Action.COMPLETION, tmp_path / "plugin")
+    (folder / "plaudit_haiku" / "plugin.py").write_text("import nothing_of_this_name\n")
+    done = run("plugins", "check", "--path", str(folder))
+    assert done.returncode == 1
+    assert "FAILED  the entry point loads" in done.stdout
+    assert "No module named 'nothing_of_this_name'" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_check_that_hangs_fails_and_the_others_still_run(tmp_path, monkeypatch):
+    folder = write_plugin("slow-one", Action.COMPLETION, tmp_path / "plugin")
+    plugin = folder / "plaudit_slow_one" / "plugin.py"
+    plugin.write_text(
+        plugin.read_text().replace(
+            "    def gates(self)",
+            "    def slices(self, interaction):\n        while True:\n"
+            "            import time\n            time.sleep(1)\n\n    def gates(self)",
+        )
+    )
+    monkeypatch.setattr(checking, "CHECK_SECONDS", 3.0)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    rows = {row.check: row for row in checking.check_folder(folder)["slow-one"]}
+    assert rows["slices are names"].found == "has not ended within 3 s"
+    assert rows["reward is bounded"].passed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nobody",), "no domain 'nobody' is installed"),
+        (("--path", "no-such-folder"), "no-such-folder has no pyproject.toml"),
+        ((), "name an installed domain, or give --path"),
+        (("echo", "--path", "."), "name an installed domain, or give --path"),
+    ],
+)
+def test_wrong_use_is_explained(arguments, words):
+    done = run("plugins", "check", *arguments)
+    assert done.returncode in (1, 2)
+    assert words in " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("domain", ["echo", "echo-choice", "instruction", "moderation"])
+def test_shipped_domains_pass(domain):
+    assert [row for row in checking.check_installed(domain) if not row.passed] == []
+
+
+def test_every_check_says_what_to_do():
+    assert all(remedy.strip() for remedy in checks().values())
