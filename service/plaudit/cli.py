@@ -59,6 +59,28 @@ def serve(config: ConfigOption = None, assign: SetOption = None, data_dir: DataD
 
 
 @app.command()
+def up(
+    http: HttpOption = None, config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None
+) -> None:
+    """Run serve, join and learn as children of one command over one data directory, until SIGTERM or Ctrl-C."""
+    load(config, assign, data_dir)  # what is wrong with the settings is said once, before anything starts
+    from plaudit.up import up as run
+
+    options = [
+        *(["--config", str(config)] if config else []),
+        *(part for each in assign or [] for part in ("--set", each)),
+        *(["--data-dir", str(data_dir)] if data_dir else []),
+    ]
+    code = run(
+        options,
+        [] if http is None else ["--http", str(http)],
+        stop_on_signals(),
+        lambda line: typer.echo(line, err=True),
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def join(config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None) -> None:
     """Join feedback with its interactions into evidence, until SIGTERM."""
     settings = load(config, assign, data_dir)
