@@ -49,10 +49,17 @@ app.add_typer(settings_app, name="settings")
 app.add_typer(model_app, name="model")
 
 
+HttpOption = Annotated[
+    int | None, typer.Option("--http", help="Port of the OpenAI-compatible HTTP door (serve.http_port); 0: a free one.")
+]
+
+
 @app.command()
-def serve(config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None) -> None:
-    """Answer requests and take feedback over gRPC, until SIGTERM."""
-    settings = load(config, assign, data_dir)
+def serve(
+    http: HttpOption = None, config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None
+) -> None:
+    """Answer requests and take feedback over gRPC, and over HTTP with --http, until SIGTERM."""
+    settings = load(config, [*(assign or []), *([] if http is None else [f"serve.http_port={http}"])], data_dir)
     from plaudit.serving.server import serve as run
 
     run(settings)

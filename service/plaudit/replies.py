@@ -217,6 +217,7 @@ class Reply(FeedbackGiver[Sent]):
     interaction_id: str
     completions: tuple[ReplyCompletion, ...]
     handle_expires_at: dt.datetime
+    prompt_tokens: int
 
     @property
     def text(self) -> str:
@@ -346,6 +347,7 @@ def reply(message: assistant_pb2.GenerateResponse, send: Callable[[feedback_pb2.
             )
             for completion in message.completions
         ),
+        prompt_tokens=message.prompt_tokens,
     )
 
 

@@ -90,6 +90,8 @@ class ServeSettings(Section):
     """Port to listen on; 0 takes a free one."""
     metrics_port: int = Field(default=9464, ge=0, le=65535)
     """Prometheus port; 0 turns it off."""
+    http_port: int = Field(default=-1, ge=-1, le=65535)
+    """Port of the OpenAI-compatible HTTP door; 0 takes a free one, -1 leaves the door closed."""
     workers: int = Field(default=96, ge=1, le=10_000)
     """Open calls; a stream or a watch is one until it ends. What is above is answered QUEUE_FULL at once."""
     tenants: tuple[str, ...] = ("default",)

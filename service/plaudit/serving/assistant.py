@@ -177,6 +177,7 @@ def _generated(recorded: Recorded) -> assistant_pb2.GenerateResponse:
         ],
         handle=recorded.handle,
         handle_expires_at=_timestamp(recorded.expires_at),
+        prompt_tokens=len(interaction.prompt_tokens),
     )
 
 

@@ -21,7 +21,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from plaudit.addresses import address
+from plaudit.addresses import address, reachable
 from plaudit.domain import DomainPlugin
 from plaudit.engine.protocol import Engine
 from plaudit.errors import Misconfigured
@@ -33,6 +33,7 @@ from plaudit.serving.acts import Acts
 from plaudit.serving.assistant import AssistantServicer
 from plaudit.serving.feedback import FeedbackServicer
 from plaudit.serving.generation import Generation
+from plaudit.serving.http.door import Door
 from plaudit.serving.interceptors import CallInterceptor
 from plaudit.serving.keys import handle_signer, pseudonym_key
 from plaudit.serving.privacy import PrivacyServicer
@@ -44,6 +45,7 @@ from plaudit.settings import Settings
 from plaudit.signals import stop_on_signals
 from plaudit.store.files import private_folder
 from plaudit.telemetry import configure, get_logger
+from plaudit.types import Action
 from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
 from plaudit.waiting import opened_at_last
 
@@ -84,7 +86,10 @@ class Server:
         self._metrics = metrics
         self._draining = threading.Event()
         self._health = health.HealthServicer()
+        self._domains = [name for name, each in plugins.items() if each.declaration.action is Action.COMPLETION]
+        self._door: Door | None = None
         self.port = 0
+        self.http_port: int | None = None
         self.router = Router(
             registry,
             Staging(
@@ -166,16 +171,36 @@ class Server:
         # A replica is ready with its base and its engine; a channel that it cannot serve is that channel's UNAVAILABLE.
         for service in SERVICES:
             self._set_health(service, healthy=True)
-        _write_address(self._settings, self.port)
-        log.info("listens", host=self._settings.serve.host, port=self.port)
+        self._open_door()
+        _write_address(self._settings, self.port, self.http_port)
+        log.info("listens", host=self._settings.serve.host, port=self.port, http_port=self.http_port)
         return self.port
+
+    def _open_door(self) -> None:
+        serve = self._settings.serve
+        if serve.http_port < 0:
+            return
+        self._door = Door(
+            serve.host,
+            serve.http_port,
+            address(reachable(serve.host), self.port),
+            self._domains,
+            max_bytes=serve.max_message_bytes,
+            deadline_seconds=serve.default_deadline_seconds,
+        )
+        self._door.start()
+        self.http_port = self._door.port
 
     def stop(self, grace: float | None = None) -> None:
         """Drains: health first, then calls under way have `grace` seconds (drain_seconds where None)."""
         self._draining.set()
         self._health.enter_graceful_shutdown()
         seconds = self._settings.serve.drain_seconds if grace is None else grace
-        self._server.stop(seconds).wait()
+        # gRPC ends the calls under way, those of the door too; the door then tells its callers.
+        ended = self._server.stop(seconds)
+        if self._door is not None:
+            self._door.stop(seconds)
+        ended.wait()
         self.router.stop()
 
     def _set_health(self, service: str, *, healthy: bool) -> None:
@@ -257,12 +282,13 @@ def _bell(event_log: EventLog) -> Callable[[], Consumer]:
     return lambda: event_log.consumer((Topic.RELEASES,), group, dict)
 
 
-def _write_address(settings: Settings, port: int) -> None:
+def _write_address(settings: Settings, port: int, http_port: int | None) -> None:
     """Tells the other processes of this machine where the replica listens; the rename makes it whole or absent."""
     private_folder(settings.data_dir)
     written_down = {
         "host": settings.serve.host,
         "port": port,
+        "http_port": http_port,
         "metrics_port": settings.serve.metrics_port,
         "pid": os.getpid(),
     }

@@ -119,16 +119,18 @@ class Completion(_message.Message):
     def __init__(self, candidate_id: _Optional[str] = ..., text: _Optional[str] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., tokens: _Optional[int] = ..., logprob_raw: _Optional[float] = ..., valid: _Optional[bool] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("interaction_id", "completions", "handle", "handle_expires_at")
+    __slots__ = ("interaction_id", "completions", "handle", "handle_expires_at", "prompt_tokens")
     INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
     COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     HANDLE_EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     completions: _containers.RepeatedCompositeFieldContainer[Completion]
     handle: str
     handle_expires_at: _timestamp_pb2.Timestamp
-    def __init__(self, interaction_id: _Optional[str] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., handle: _Optional[str] = ..., handle_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    prompt_tokens: int
+    def __init__(self, interaction_id: _Optional[str] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., handle: _Optional[str] = ..., handle_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class StreamGenerateRequest(_message.Message):
     __slots__ = ("request",)

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP door: the same service behind another protocol."""

@@ -1,0 +1,311 @@
+"""Between OpenAI's JSON and the messages of plaudit.v1. Pure.
+
+Enters: the body of a request, or a reply. Leaves: a GenerateRequest, or the JSON that OpenAI's clients read, with one
+object of ours, `plaudit`: the interaction, its feedback handle and its candidates. What the service cannot do is
+refused with the name of the parameter, never ignored.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plaudit.errors import InvalidField, PlauditError
+from plaudit.types import Channel
+from plaudit.v1 import assistant_pb2
+
+MODEL_VERSION = "@"  # "domain@version" names a release.
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_FINISH = {
+    assistant_pb2.FINISH_REASON_EOS: "stop",
+    assistant_pb2.FINISH_REASON_STOP: "stop",
+    assistant_pb2.FINISH_REASON_LENGTH: "length",
+}
+_PURPOSES = {
+    "serve": assistant_pb2.PURPOSE_SERVE,
+    "explore": assistant_pb2.PURPOSE_EXPLORE,
+    "evaluate": assistant_pb2.PURPOSE_EVALUATE,
+}
+_SAMPLING = {"temperature": float, "top_p": float, "top_k": int}
+# Taken and left without effect: they say something about the caller's books, not about the answer.
+_NO_EFFECT = frozenset({"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"})
+_TAKEN = _NO_EFFECT | {
+    *("model", "messages", "n", "stop", "seed", "stream", "user", "max_tokens", "max_completion_tokens", "plaudit"),
+    *_SAMPLING,
+}
+# Values that ask for nothing: clients send them without being asked to.
+_NOTHING: tuple[Any, ...] = (None, False, 0, [], {}, "auto", "none", {"type": "text"})
+_HTTP_STATUS = {
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "OUT_OF_RANGE": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "ABORTED": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request in our words, with what only the shape of the reply depends on."""
+
+    request: assistant_pb2.GenerateRequest
+    stream: bool
+    usage_in_stream: bool
+
+
+def asked(body: Any, tenant: str, session_id: str) -> Asked:
+    """The request of a chat completion's body; raises InvalidField with the parameter that cannot be taken."""
+    if not isinstance(body, Mapping):
+        raise InvalidField("the body is no JSON object; send what OpenAI's chat completions take", field="")
+    for name, value in body.items():
+        if name not in _TAKEN and not any(value is nothing or value == nothing for nothing in _NOTHING):
+            raise InvalidField(f"{name} is not supported here; leave it out", field=name)
+    domain, version = _model(body.get("model"))
+    ours = body.get("plaudit") or {}
+    if not isinstance(ours, Mapping) or set(ours) - {"passages", "purpose", "interaction_id", "rater"}:
+        raise InvalidField(
+            "plaudit takes passages, purpose, interaction_id and rater, and nothing else", field="plaudit"
+        )
+    sampling = {name: kind(body[name]) for name, kind in _SAMPLING.items() if _number(body, name, kind) is not None}
+    most = body.get("max_completion_tokens")
+    if most is None:
+        most = body.get("max_tokens")
+    if most is not None:
+        sampling["max_tokens"] = _whole(most, "max_tokens")
+    stop = body.get("stop") or []
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or not all(isinstance(each, str) for each in stops):
+        raise InvalidField("stop is neither a text nor a list of texts", field="stop")
+    request = assistant_pb2.GenerateRequest(
+        domain=domain,
+        tenant=tenant,
+        session_id=session_id,
+        end_user=_text(body.get("user") or body.get("safety_identifier") or "", "user"),
+        interaction_id=_text(ours.get("interaction_id", ""), "plaudit.interaction_id"),
+        rater=_text(ours.get("rater", ""), "plaudit.rater"),
+        messages=_messages(body.get("messages")),
+        passages=_passages(ours.get("passages", [])),
+        purpose=_purpose(ours.get("purpose", "serve")),
+        n=1 if body.get("n") is None else _whole(body["n"], "n"),
+        sampling=assistant_pb2.Sampling(stop=stops, **sampling),
+        release_versions=[] if version is None else [version],
+    )
+    if body.get("seed") is not None:
+        request.seed = _whole(body["seed"], "seed", most=2**64 - 1)
+    options = body.get("stream_options") or {}
+    usage = bool(options.get("include_usage")) if isinstance(options, Mapping) else False
+    return Asked(request, bool(body.get("stream")), usage)
+
+
+def completion(reply: assistant_pb2.GenerateResponse, domain: str) -> dict[str, Any]:
+    """A reply as a `chat.completion`."""
+    return {
+        "id": reply.interaction_id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": named(domain, reply.completions[0].release_version),
+        "choices": [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": each.text, "refusal": None},
+                "finish_reason": _FINISH.get(each.finish_reason, "stop"),
+                "logprobs": None,
+            }
+            for index, each in enumerate(reply.completions)
+        ],
+        "usage": _usage(reply),
+        "plaudit": _ours(reply),
+    }
+
+
+class Chunks:
+    """The chunks of one streamed reply, in order."""
+
+    def __init__(self, domain: str, *, usage: bool) -> None:
+        self._domain, self._usage = domain, usage
+        self._head: dict[str, Any] = {}
+
+    def of(self, message: assistant_pb2.StreamGenerateResponse) -> Iterator[dict[str, Any]]:
+        """The chunks of one message of the stream."""
+        match message.WhichOneof("event"):
+            case "begun":
+                begun = message.begun
+                self._head = {
+                    "id": begun.interaction_id,
+                    "object": "chat.completion.chunk",
+                    "created": int(time.time()),
+                    "model": self._domain,
+                }
+                ours = {
+                    "interaction_id": begun.interaction_id,
+                    "handle": begun.handle,
+                    "handle_expires_at": _rfc3339(begun.handle_expires_at),
+                    "candidate_ids": list(begun.candidate_ids),
+                }
+                choices = [
+                    _delta(index, {"role": "assistant", "content": ""}) for index in range(len(begun.candidate_ids))
+                ]
+                yield self._chunk(choices, plaudit=ours)
+            case "delta":
+                yield self._chunk([_delta(message.delta.index, {"content": message.delta.text})])
+            case "done":
+                done = message.done
+                self._head["model"] = named(self._domain, done.completions[0].release_version)
+                ended = [
+                    _delta(index, {}, _FINISH.get(each.finish_reason, "stop"))
+                    for index, each in enumerate(done.completions)
+                ]
+                yield self._chunk(ended, plaudit=_ours(done))
+                if self._usage:
+                    yield self._chunk([], usage=_usage(done))
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return {**self._head, "choices": choices, **more}
+
+
+def failure(error: PlauditError) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of an error, in OpenAI's shape with our reason as its code."""
+    status = _HTTP_STATUS.get(error.code, 500)
+    kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
+        status, "invalid_request_error" if status < 500 else "server_error"
+    )
+    param = error.metadata.get("field") or None
+    return status, {"error": {"message": error.message, "type": kind, "param": param, "code": error.reason}}
+
+
+def models(domains: Sequence[str], releases: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """A `list` of models: each domain (whatever is live), and each of its releases by "domain@version"."""
+    data = []
+    for domain in domains:
+        names = [domain, *(named(domain, version) for version in releases.get(domain, ()))]
+        data += [{"id": name, "object": "model", "created": 0, "owned_by": "plaudit"} for name in names]
+    return {"object": "list", "data": data}
+
+
+def named(domain: str, version: int) -> str:
+    """The name of a release as a model."""
+    return f"{domain}{MODEL_VERSION}{version}"
+
+
+def channel_name(domain: str, tenant: str) -> str:
+    """The channel of a domain's model for a tenant."""
+    return str(Channel(domain, tenant or "default"))
+
+
+def _model(name: Any) -> tuple[str, int | None]:
+    if not isinstance(name, str) or not name:
+        raise InvalidField("model is missing; name a domain, or domain@version", field="model")
+    domain, at, version = name.partition(MODEL_VERSION)
+    if not at:
+        return domain, None
+    if not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise InvalidField(f"model is {name[:64]!r}; behind @ stands a release's version, a number", field="model")
+    return domain, int(version)
+
+
+def _messages(messages: Any) -> list[assistant_pb2.Message]:
+    if not isinstance(messages, list):
+        raise InvalidField("messages is no list of messages", field="messages")
+    found = []
+    for index, each in enumerate(messages):
+        field = f"messages[{index}]"
+        if not isinstance(each, Mapping):
+            raise InvalidField(f"{field} is no object with role and content", field=field)
+        role = each.get("role")
+        if role not in _ROLES:
+            raise InvalidField(
+                f"{field}.role is not supported; use system, developer, user or assistant", field=f"{field}.role"
+            )
+        for name in set(each) - {"role", "content", "name", "refusal"}:
+            if each[name]:
+                raise InvalidField(f"{field}.{name} is not supported here; leave it out", field=f"{field}.{name}")
+        found.append(assistant_pb2.Message(role=_ROLES[role], content=_content(each.get("content"), field)))
+    return found
+
+
+def _content(content: Any, field: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in content
+    ):
+        return "".join(part["text"] for part in content)
+    raise InvalidField(f"{field}.content is neither a text nor a list of parts of type text", field=f"{field}.content")
+
+
+def _passages(passages: Any) -> list[assistant_pb2.Passage]:
+    known = {"passage_id", "text", "source"}
+    if not isinstance(passages, list) or not all(
+        isinstance(each, Mapping) and not set(each) - known and all(isinstance(value, str) for value in each.values())
+        for each in passages
+    ):
+        raise InvalidField(
+            "plaudit.passages is no list of objects with passage_id, text and source", field="plaudit.passages"
+        )
+    return [assistant_pb2.Passage(**each) for each in passages]
+
+
+def _purpose(name: Any) -> assistant_pb2.Purpose:
+    if name not in _PURPOSES:
+        raise InvalidField("plaudit.purpose is none of serve, explore, evaluate", field="plaudit.purpose")
+    return _PURPOSES[name]
+
+
+def _number(body: Mapping[str, Any], name: str, kind: type) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
+        raise InvalidField(f"{name} is no {'whole ' if kind is int else ''}number", field=name)
+    return value
+
+
+def _whole(value: Any, field: str, most: int = 2**31 - 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise InvalidField(f"{field} is no whole number from 0 to {most}", field=field)
+    return value
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidField(f"{field} is no text", field=field)
+    return value
+
+
+def _delta(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
+
+
+def _usage(reply: assistant_pb2.GenerateResponse) -> dict[str, int]:
+    made = sum(each.tokens for each in reply.completions)
+    return {
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": made,
+        "total_tokens": reply.prompt_tokens + made,
+    }
+
+
+def _ours(reply: assistant_pb2.GenerateResponse) -> dict[str, Any]:
+    return {
+        "interaction_id": reply.interaction_id,
+        "handle": reply.handle,
+        "handle_expires_at": _rfc3339(reply.handle_expires_at),
+        "candidate_ids": [each.candidate_id for each in reply.completions],
+        "release_versions": [each.release_version for each in reply.completions],
+    }
+
+
+def _rfc3339(stamp: Any) -> str:
+    return str(stamp.ToDatetime(dt.UTC).isoformat())

@@ -1,0 +1,238 @@
+"""The HTTP door, asked by OpenAI's own client and by a plain one, over the real service."""
+
+import asyncio
+import json
+
+import httpx
+import openai
+import pytest
+from plaudit.errors import Misconfigured
+from plaudit.eventlog import Topic
+from plaudit.plugins import load_plugins
+from plaudit.serving.http.app import HANDLE_HEADER
+from plaudit.testing.serving import local_server, serve_settings
+from plaudit.types import Purpose, Thumbs
+
+HELLO = [{"role": "user", "content": "Say hello."}]
+
+
+@pytest.fixture
+def door(tmp_path, tiny_engine):
+    settings = serve_settings(tmp_path, http_port=0, max_message_bytes=65_536)
+    with local_server(tmp_path, tiny_engine, load_plugins(("echo", "echo-choice")), settings=settings) as server:
+        yield server
+
+
+@pytest.fixture
+def url(door):
+    return f"http://127.0.0.1:{door.server.http_port}/v1"
+
+
+@pytest.fixture
+def client(url):
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def plain(url):
+    with httpx.Client(base_url=url, trust_env=False) as plain:
+        yield plain
+
+
+def test_an_openai_client_gets_a_recorded_answer_with_its_handle(door, client):
+    raw = client.chat.completions.with_raw_response.create(
+        model="echo", messages=HELLO, n=2, seed=7, max_tokens=6, temperature=0.5, user="u1"
+    )
+    reply = raw.parse()
+    (interaction,) = door.records(Topic.INTERACTIONS)
+    assert [c.message.content for c in reply.choices] == [c.displayed_text for c in interaction.candidates]
+    assert [c.index for c in reply.choices] == [0, 1]
+    assert {c.finish_reason for c in reply.choices} <= {"stop", "length"}
+    assert reply.model == "echo@0"
+    assert reply.id == interaction.interaction_id == reply.plaudit["interaction_id"]
+    assert reply.plaudit["candidate_ids"] == [c.candidate_id for c in interaction.candidates]
+    assert raw.headers[HANDLE_HEADER] == reply.plaudit["handle"]
+    assert interaction.end_user not in ("", "u1")
+    made = sum(len(c.tokens) for c in interaction.candidates)
+    assert reply.usage.prompt_tokens == len(interaction.prompt_tokens)
+    assert reply.usage.completion_tokens == made
+    assert reply.usage.total_tokens == made + reply.usage.prompt_tokens
+
+
+def test_a_stream_is_the_same_text_and_ends_with_the_handle_and_the_usage(door, client):
+    wanted = {"model": "echo", "messages": HELLO, "seed": 3, "max_tokens": 12}
+    whole = client.chat.completions.create(**wanted)
+    chunks = list(client.chat.completions.create(**wanted, stream=True, stream_options={"include_usage": True}))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    streamed = door.records(Topic.INTERACTIONS)[-1]
+    assert text == streamed.candidates[0].text
+    assert streamed.candidates[0].tokens == door.records(Topic.INTERACTIONS)[0].candidates[0].tokens
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[0].plaudit["handle"]
+    *_, last, usage = chunks
+    assert last.choices[0].finish_reason in ("stop", "length")
+    assert last.plaudit["handle"]
+    assert usage.choices == []
+    assert usage.usage.total_tokens == whole.usage.total_tokens
+    assert {c.id for c in chunks} == {streamed.interaction_id}
+
+
+def test_several_completions_stream_side_by_side(client):
+    chunks = list(client.chat.completions.create(model="echo", messages=HELLO, n=2, max_tokens=6, stream=True))
+    ended = [c.index for chunk in chunks for c in chunk.choices if c.finish_reason]
+    assert sorted(ended) == [0, 1]
+
+
+def test_the_asynchronous_client_too(url):
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            replies = await asyncio.gather(
+                *(client.chat.completions.create(model="echo", messages=HELLO, max_tokens=4) for _ in range(8))
+            )
+            stream = await client.chat.completions.create(model="echo", messages=HELLO, max_tokens=4, stream=True)
+            return replies, [chunk async for chunk in stream]
+
+    replies, chunks = asyncio.run(ask())
+    assert len({reply.id for reply in replies}) == 8
+    assert chunks[-1].plaudit["handle"]
+
+
+def test_feedback_is_the_protos_json(door, client, plain):
+    reply = client.chat.completions.create(model="echo", messages=HELLO, n=2, max_tokens=4)
+    handle, (first, second) = reply.plaudit["handle"], reply.plaudit["candidate_ids"]
+    given = plain.post(
+        "/feedback", json={"handle": handle, "rater": "ada", "thumbs": {"candidate_id": "#1", "up": True}}
+    )
+    assert given.status_code == 200, given.text
+    chosen = {"chosenId": first, "other_id": second}
+    assert plain.post("/feedback", json={"handle": handle, "choice": chosen}).status_code == 200
+    acts = door.records(Topic.FEEDBACK)
+    assert acts[0].act == Thumbs(second, up=True)
+    assert acts[0].feedback_id == given.json()["feedback_id"]
+    assert acts[0].rater not in ("", "ada")
+    taken_back = {"handle": handle, "feedback_id": given.json()["feedback_id"], "rater": "ada"}
+    assert plain.post("/feedback/retract", json=taken_back).status_code == 200
+
+
+def test_models_are_domains_of_text_and_their_releases(client):
+    assert [model.id for model in client.models.list()] == ["echo"]
+    client.chat.completions.create(model="echo", messages=HELLO, max_tokens=2)
+    assert [model.id for model in client.models.list()] == ["echo", "echo@0"]
+    assert client.models.retrieve("echo@0").owned_by == "plaudit"
+    named = client.chat.completions.create(model="echo@0", messages=HELLO, max_tokens=2)
+    assert named.model == "echo@0"
+    for nobody in ("echo@7", "nobody", "echo@x"):
+        with pytest.raises((openai.NotFoundError, openai.BadRequestError)):
+            client.chat.completions.create(model=nobody, messages=HELLO)
+
+
+def test_what_is_ours_travels_in_one_object_and_in_headers(door, client):
+    mine = {"purpose": "explore", "rater": "bo", "passages": [{"passage_id": "p", "text": "Tea."}]}
+    client.chat.completions.create(
+        model="echo",
+        messages=[{"role": "developer", "content": "Be kind."}, *HELLO],
+        max_completion_tokens=3,
+        extra_body={"plaudit": mine, "top_k": 5},
+        extra_headers={"x-plaudit-tenant": "acme", "x-plaudit-session": "s1", "x-request-id": "r1"},
+    )
+    (interaction,) = door.records(Topic.INTERACTIONS)
+    assert interaction.channel.tenant == "acme"
+    assert interaction.session_id == "s1"
+    assert interaction.purpose is Purpose.EXPLORE
+    assert interaction.messages[0].role == "system"
+    assert interaction.passages[0].text == "Tea."
+    assert interaction.candidates[0].sampling.top_k == 5
+    assert interaction.candidates[0].sampling.max_tokens == 3
+    assert interaction.rater
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+REFUSED = {
+    "tools": ({"tools": [TOOL]}, "tools", "INVALID_FIELD"),
+    "logprobs": ({"logprobs": True}, "logprobs", "INVALID_FIELD"),
+    "json mode": ({"response_format": {"type": "json_object"}}, "response_format", "INVALID_FIELD"),
+    "penalty": ({"presence_penalty": 1.0}, "presence_penalty", "INVALID_FIELD"),
+    "too hot": ({"temperature": 9.0}, "sampling.temperature", "INVALID_FIELD"),
+    "no number": ({"temperature": "hot"}, "temperature", "INVALID_FIELD"),
+    "image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages[0].content",
+        "INVALID_FIELD",
+    ),
+    "tool role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "INVALID_FIELD"),
+    "no message": ({"messages": []}, None, "EMPTY_PROMPT"),
+    "a domain of choices": ({"model": "echo-choice"}, None, "WRONG_ACTION"),
+    "unknown of ours": ({"plaudit": {"colour": "red"}}, "plaudit", "INVALID_FIELD"),
+    "too large": ({"messages": [{"role": "user", "content": "a" * 70_000}]}, None, "MESSAGE_TOO_LARGE"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_done_is_refused_in_openais_shape_with_our_reason(door, plain, case):
+    changes, param, code = REFUSED[case]
+    for stream in (False, True):
+        body = {"model": "echo", "messages": HELLO, "stream": stream, **changes}
+        answer = plain.post("/chat/completions", json=body)
+        assert 400 <= answer.status_code < 500, answer.text
+        error = answer.json()["error"]
+        assert (error["param"], error["code"]) == (param, code)
+        assert error["message"]
+    assert door.records(Topic.INTERACTIONS) == []
+
+
+def test_defaults_that_clients_send_unasked_are_taken(client):
+    client.chat.completions.create(
+        model="echo",
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Say "}, {"type": "text", "text": "hello."}]}],
+        max_tokens=2,
+        logprobs=False,
+        presence_penalty=0,
+        tools=[],
+        tool_choice="none",
+        response_format={"type": "text"},
+        metadata={"a": "b"},
+    )
+
+
+def test_bodies_that_are_no_requests_get_an_error_and_no_text_back(plain):
+    for body in (b"", b"[]", b"{", b"\xff", b"[" * 40_000, b'"secret"'):
+        answer = plain.post("/chat/completions", content=body)
+        assert answer.status_code == 400, body
+        assert "secret" not in answer.text
+    for body in ({"handle": 7}, {"secret": 1}, {"handle": "x", "thumbs": {"up": "secret"}}, []):
+        answer = plain.post("/feedback", json=body)
+        assert 400 <= answer.status_code < 500, body
+        assert answer.json()["error"]["code"] in ("INVALID_FIELD", "HANDLE_FORGED")
+        assert "secret" not in answer.text
+    assert plain.get("/nothing").json()["error"]["code"] == "NOT_OFFERED"
+    assert plain.get("/chat/completions").status_code == 405
+
+
+def test_a_caller_who_leaves_a_stream_leaves_a_record_of_what_went_out(door, url):
+    with httpx.Client(trust_env=False) as plain:
+        body = {"model": "echo", "messages": HELLO, "max_tokens": 400, "stream": True, "temperature": 1.5}
+        with plain.stream("POST", f"{url}/chat/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            said = [json.loads(next(line for line in lines if line)[6:]) for _ in range(3)]
+    assert said[0]["plaudit"]["handle"]
+    for _ in range(600):
+        records = door.records(Topic.INTERACTIONS)
+        if records:
+            break
+    assert records[0].interaction_id == said[0]["id"]
+    assert door.engine.load() == (0, 0)
+
+
+def test_the_door_is_as_alive_as_the_service(door, url):
+    with httpx.Client(trust_env=False) as plain:
+        assert plain.get(url.replace("/v1", "/healthz")).json() == {"serving": True}
+
+
+def test_a_taken_port_names_itself(door, tmp_path, tiny_engine):
+    settings = serve_settings(tmp_path / "second", http_port=door.server.http_port)
+    with (
+        pytest.raises(Misconfigured, match=rf"{door.server.http_port} for HTTP"),
+        local_server(tmp_path / "second", tiny_engine, load_plugins(("echo",)), settings=settings),
+    ):
+        pass
