@@ -19,9 +19,11 @@ from typing import IO
 from plaudit.signals import StopEvent
 
 NAMES = ("serve", "join", "learn")
-# A child that ends within this time of its start never worked; so often in a row, and it will not.
-LEAST_SECONDS = 20.0
+# What a child that cannot run ends with, having said why; so often in a row, and it will not. A child that dies of
+# anything else, or after it worked for long, is always started again.
+EXPLAINED = 1
 MOST_TRIES = 3
+LONG_SECONDS = 600.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 # The service drains for serve.drain_seconds; a turn of the learner may be cut off at any step.
 END_SECONDS = 45.0
@@ -38,7 +40,8 @@ class Child:
     command: tuple[str, ...]
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
-    short_lives: int = 0
+    deaths: int = 0
+    refusals: int = 0
     start_at: float = 0.0
     reader: threading.Thread | None = field(default=None, repr=False)
 
@@ -108,12 +111,13 @@ def _kept_up(child: Child, say: Say) -> bool:
     code = child.ended()
     if code is not None:
         lived = time.monotonic() - child.began
-        child.short_lives = child.short_lives + 1 if lived < LEAST_SECONDS else 0
+        child.deaths = child.deaths + 1 if lived < LONG_SECONDS else 0
+        child.refusals = child.refusals + 1 if code == EXPLAINED and lived < LONG_SECONDS else 0
         child.process = None
-        if child.short_lives >= MOST_TRIES:
-            say(f"up    | {child.name} ended {MOST_TRIES} times within {LEAST_SECONDS:g} s of its start; see its lines")
+        if child.refusals >= MOST_TRIES:
+            say(f"up    | {child.name} ended {MOST_TRIES} times for what its last lines say")
             return False
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**child.short_lives)
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**child.deaths)
         child.start_at = time.monotonic() + pause
         say(f"up    | {child.name} ended with code {code} after {lived:.0f} s; it is started again in {pause:g} s")
     elif child.process is None and time.monotonic() >= child.start_at:
