@@ -30,7 +30,7 @@ from plaudit.types import (
 )
 from plaudit_moderation.audit import Audited, AuditPlan, Why, draw, miss_rate
 from plaudit_moderation.plugin import CATEGORIES, Moderation
-from plaudit_moderation.population import Moderators, truth
+from plaudit_moderation.population import Moderators
 from plaudit_moderation.rationale import ModerationRationale, request_for
 
 VERDICTS, RATIONALES = Moderation(), ModerationRationale()
@@ -86,6 +86,7 @@ def test_the_caller_sends_the_item_and_the_domain_makes_the_options():
     assert [option.option_id for option in prompt.options] == list(CATEGORIES)
     assert prompt.messages[0] == Message("system", "Be kind.")
     assert prompt.messages[1].content == "Hi.\n\nallowed, borderline, mild, strong or severe?"
+    assert VERDICTS.render(dataclasses.replace(item("Hi.", rules="Be kind."), options=prompt.options)) == prompt
     with pytest.raises(InvalidField, match="options are the domain's"):
         VERDICTS.render(dataclasses.replace(item("Hi."), options=(Option("a", "a"), Option("b", "b"))))
     with pytest.raises(InvalidField, match="no passages"):
@@ -258,7 +259,7 @@ def test_items_of_evaluations_share_no_group_with_the_channels():
     ]
     assert not groups[0] & groups[1]
     for prompts in (people.channel_prompts(), people.evaluation_prompts()):
-        shares = [sum(truth(prompt) == category for prompt in prompts) / len(prompts) for category in CATEGORIES]
+        shares = [sum(people.truth(prompt) == category for prompt in prompts) / len(prompts) for category in CATEGORIES]
         assert min(shares) > 0.05
         assert max(shares) < 0.5
 
@@ -269,22 +270,22 @@ def test_moderators_label_by_their_rule_with_few_mistakes():
     assert [rater.name for rater in raters] == [rater.name for rater in people.raters(3)]
     rng, right = random.Random(0), []
     for prompt in people.channel_prompts():
-        acted = people.act(rng.choice(raters), prompt, [Shown("c0", "allowed")], FeedbackKind.LABEL, rng)
-        right.append(acted.act.value == truth(prompt))
+        acted = people.act(rng.choice(raters), prompt, [Shown("c0", "allowed", 0, "allowed")], FeedbackKind.LABEL, rng)
+        right.append(acted.act.value == people.truth(prompt))
     assert 0.85 < sum(right) / len(right) < 1.0
     prompt = people.channel_prompts()[0]
-    assert people.gold(prompt, truth(prompt)) == 1.0
+    assert people.gold(prompt, people.truth(prompt)) == 1.0
     assert people.gold(prompt, "no category") == -3.0
-    severe = next(one for one in people.channel_prompts() if truth(one) == "severe")
+    severe = next(one for one in people.channel_prompts() if people.truth(one) == "severe")
     assert [people.gold(severe, verdict) for verdict in CATEGORIES] == [-3.0, -2.0, -1.0, 0.0, 1.0]
-    assert people.act(raters[0], prompt, [Shown("c0", "allowed")], FeedbackKind.THUMBS, rng) is None
+    assert people.act(raters[0], prompt, [Shown("c0", "allowed", 0, "allowed")], FeedbackKind.THUMBS, rng) is None
 
 
 def test_the_act_of_a_simulated_moderator_teaches():
     people, rng = Moderators(), random.Random(1)
     prompt = people.channel_prompts()[0]
     about = interaction(VERDICTS, item(prompt.text), author="")
-    act = people.act(people.raters(1)[0], prompt, [Shown("c0", "allowed")], FeedbackKind.LABEL, rng).act
+    act = people.act(people.raters(1)[0], prompt, [Shown("c0", "allowed", 0, "allowed")], FeedbackKind.LABEL, rng).act
     feedback = examples.feedback(about, act)
     assert isinstance(feedback, Feedback)
     assert isinstance(VERDICTS.to_evidence(about, feedback)[0], Label)

@@ -12,19 +12,21 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from plaudit.deciding import cost_of, costs_of
+from plaudit.simulate import crowd
 from plaudit.simulate.population import Population, Rater, Shown, SimAct, SimPrompt
 from plaudit.testing import toy_language as toy
-from plaudit.types import FeedbackKind, LabelAct
+from plaudit.types import FeedbackKind
 
 from plaudit_moderation.plugin import CATEGORIES, Moderation
 
 MODERATORS = 8
 MISTAKES = (0.02, 0.12)  # Share of a moderator's labels that are one category off, from the best to the worst.
-CHANNEL_ITEMS, EVALUATION_ITEMS = 400, 120
+CHANNEL_ITEMS, EVALUATION_ITEMS = 600, 120
 COSTS = costs_of(Moderation().declaration)
 WORST = max(COSTS.values())
-# How often an item has so many pompous sentences; most posts of a forum are harmless.
-POMPOUS = (0, 0, 0, 0, 1, 1, 1, 2)
+# How often an item has so many pompous sentences. Severe items are more than on most forums: a gate that must not let a
+# release miss them needs to see some.
+POMPOUS = (0, 0, 0, 1, 1, 2, 2)
 POINTS_PER_POMPOUS = 2
 
 
@@ -32,13 +34,12 @@ class Moderators(Population):
     """Eight moderators with one rule and a few mistakes."""
 
     domain = "moderation"
-    max_tokens = 8
+    explore_share = 0.1
     taste = "pompous sentences are harmful, a stock opening is a little."
-    patterns: Sequence[str] = ()
     mix: Mapping[FeedbackKind, float] = MappingProxyType({FeedbackKind.LABEL: 1.0})
 
     def channel_prompts(self) -> Sequence[SimPrompt]:
-        """400 items on channel topics."""
+        """600 items on channel topics."""
         return _items("channel", CHANNEL_ITEMS, toy.CHANNEL_TOPICS)
 
     def evaluation_prompts(self) -> Sequence[SimPrompt]:
@@ -46,42 +47,29 @@ class Moderators(Population):
         return _items("evaluation", EVALUATION_ITEMS, toy.HELD_OUT_TOPICS)
 
     def raters(self, seed: int) -> Sequence[Rater]:
-        """Eight people; `temperature` is the share of their mistakes."""
+        """Eight people."""
         rng = random.Random(f"moderators:{seed}")
-        return [Rater(name=f"moderator-{seed}-{n}", temperature=rng.uniform(*MISTAKES)) for n in range(MODERATORS)]
+        return [Rater(name=f"moderator-{seed}-{n}", mistakes=rng.uniform(*MISTAKES)) for n in range(MODERATORS)]
 
     def truth(self, prompt: SimPrompt) -> str:
-        """The true category."""
-        return truth(prompt)
+        """The true category: two points per pompous sentence, one for a stock opening."""
+        pompous = sum(any(word in toy.POMPOUS_WORDS for word in part.split()) for part in prompt.text.split("."))
+        stock = any(prompt.text.startswith(opening) for opening in toy.STOCK_OPENINGS)
+        return CATEGORIES[min(POINTS_PER_POMPOUS * pompous + stock, len(CATEGORIES) - 1)]
 
     def gold(self, prompt: SimPrompt, text: str) -> float:
         """1 less what the verdict costs: 1 for the true category, down to -3 for a severe item that is allowed."""
-        return 1.0 - (cost_of(COSTS, truth(prompt), text) if text in CATEGORIES else WORST)
-
-    def parts(self, prompt: SimPrompt, text: str) -> Mapping[str, float]:
-        """`right`: whether the verdict is the true one; `near`: less a quarter for each category that it is off."""
-        if text not in CATEGORIES:
-            return {"near": 0.0, "right": 0.0}
-        off = abs(CATEGORIES.index(text) - CATEGORIES.index(truth(prompt)))
-        return {"near": 1.0 - off / (len(CATEGORIES) - 1), "right": float(off == 0)}
+        return 1.0 - (cost_of(COSTS, self.truth(prompt), text) if text in CATEGORIES else WORST)
 
     def act(
         self, rater: Rater, prompt: SimPrompt, shown: Sequence[Shown], kind: FeedbackKind, rng: random.Random
     ) -> SimAct | None:
-        """The category that the rater believes to be true, as a label; None for other kinds."""
+        """The category that the rater believes to be true, as a label on the first candidate."""
         if kind is not FeedbackKind.LABEL or not shown:
             return None
-        place = CATEGORIES.index(truth(prompt))
-        if rng.random() < rater.temperature:
-            place = min(max(place + rng.choice((-1, 1)), 0), len(CATEGORIES) - 1)
-        return SimAct(LabelAct(shown[0].candidate_id, CATEGORIES[place]))
-
-
-def truth(prompt: SimPrompt) -> str:
-    """The true category of an item: two points per pompous sentence, one for a stock opening."""
-    pompous = sum(any(word in toy.POMPOUS_WORDS for word in sentence.split()) for sentence in prompt.text.split("."))
-    stock = any(prompt.text.startswith(opening) for opening in toy.STOCK_OPENINGS)
-    return CATEGORIES[min(POINTS_PER_POMPOUS * pompous + stock, len(CATEGORIES) - 1)]
+        first = min(shown, key=lambda one: one.place)
+        table = crowd.confusion(CATEGORIES, rater.mistakes, ordered=True)
+        return SimAct(crowd.label(first, self.truth(prompt), table, rng))
 
 
 def _items(name: str, count: int, topics: Sequence[str]) -> list[SimPrompt]:
