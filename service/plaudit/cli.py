@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from plaudit import cli_demo, cli_people
+from plaudit import cli_demo, cli_estimate, cli_people
 from plaudit.cli_plugins import plugins_app
 from plaudit.cli_release import release_app
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
@@ -42,6 +42,7 @@ app.command(hidden=True)(cli_people.populations)
 app.command()(cli_demo.demo)
 app.command()(cli_demo.replay)
 app.command("best-of", hidden=True)(cli_demo.best_of)
+release_app.command()(cli_estimate.estimate)
 app.add_typer(release_app, name="release")
 app.add_typer(learn_app, name="learn")
 app.add_typer(plugins_app, name="plugins")

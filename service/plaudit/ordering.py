@@ -14,6 +14,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plaudit.domain import OptionScore
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -23,6 +25,12 @@ class Order:
     propensities: tuple[float, ...]
     logprob: float
     """Exact log-probability (nats) of the order under what drew it; 0 if nothing was drawn."""
+
+
+def score_of(logprobs: Sequence[float], how: OptionScore) -> float:
+    """Score (nats) of an option from the log-probs of its tokens and of its end."""
+    total = math.fsum(logprobs)
+    return total / len(logprobs) if how is OptionScore.MEAN else total
 
 
 def first_probabilities(scores: Sequence[float], valid: Sequence[bool] = ()) -> list[float]:

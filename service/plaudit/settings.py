@@ -305,6 +305,8 @@ class GateSettings(Section):
     """Choices with severe labels: maximum upper 95% bound of the share of severe prompts that are missed."""
     estimate_ess: float = Field(default=50.0, ge=2, le=1_000_000)
     """Choices: effective number of drawn interactions below which no off-policy estimate is shown."""
+    estimate_interactions: int = Field(default=400, ge=1, le=100_000)
+    """Choices: maximum drawn interactions that the estimate reads, the newest first."""
 
     @model_validator(mode="after")
     def _enough_may_be_asked(self) -> Self:

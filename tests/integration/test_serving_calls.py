@@ -32,9 +32,9 @@ from plaudit.errors import (
     WrongAction,
 )
 from plaudit.eventlog import Topic
+from plaudit.ordering import score_of
 from plaudit.plugins import guard
 from plaudit.replies import Begun, Delta, Reply, drafts
-from plaudit.serving.generation import score_of
 from plaudit.serving.handle import answer_mark
 from plaudit.testing.evidence import make_candidate
 from plaudit.testing.serving import local_server

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import hashlib
-import math
 import secrets
 import struct
 import uuid
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from plaudit import ordering
 from plaudit.deciding import Cost, costs_of, decide, labels_of
 from plaudit.decoding import channel_spec
-from plaudit.domain import DecodeSpec, DomainPlugin, Mode, OptionScore
+from plaudit.domain import DecodeSpec, DomainPlugin, Mode
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey, Ticket
 from plaudit.errors import InvalidField, PluginFailed, UnknownTenant, WrongAction
 from plaudit.metrics import Metrics
@@ -221,7 +220,7 @@ class Generation:
             ticket = self._engine.score_options(encoded, texts, release.key, release.temperature)
         call.watch([ticket])
         logprobs = call.result(ticket)
-        scores = [score_of(each, plugin.declaration.option_score) for each in logprobs]
+        scores = [ordering.score_of(each, plugin.declaration.option_score) for each in logprobs]
         if envelope.purpose is Purpose.EXPLORE:
             order = ordering.draw(scores, seed_of(envelope.interaction_id), valid)
         else:
@@ -345,12 +344,6 @@ def candidate_id(interaction_id: str, index: int, option_id: str = "") -> str:
     Feedback never lands on a text that its rater did not see because of the mark in the handle (`answer_mark`).
     """
     return str(uuid.uuid5(uuid.UUID(interaction_id), f"{index}\0{option_id}"))
-
-
-def score_of(logprobs: Sequence[float], how: OptionScore) -> float:
-    """Score (nats) of an option from the log-probs of its tokens and of its end."""
-    total = math.fsum(logprobs)
-    return total / len(logprobs) if how is OptionScore.MEAN else total
 
 
 def _as_logged(value: float) -> float:
