@@ -16,10 +16,11 @@ from plaudit.learner.measure import logprobs_of
 from plaudit.learner.references import SampledReferences
 from plaudit.learner.rewards import ModelReward, shown_so_far
 from plaudit.plugins import load_plugins
-from plaudit.policy.optimizer import PolicyTask, Rewarded, hold_out
+from plaudit.policy.loop import kept
+from plaudit.policy.optimizer import CompletionTask, Rewarded, hold_out
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Sample, TrainPrompt, collate, sample
-from plaudit.policy.train import PolicyTrainer, Ppo, kept
+from plaudit.policy.train import PolicyTrainer, Ppo
 from plaudit.policy.value import BLANK
 from plaudit.reward.model import RewardModel
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
@@ -65,7 +66,7 @@ class NoReferences:
 
 def _task(base, engine, folder, seed=0, reward=None, live=None, train=(), held_out=(), text_checks=None, **settings):
     chosen = PolicySettings(**{"max_tokens": 12, "temperature": 0.7, **settings})
-    return PolicyTask(
+    return CompletionTask(
         channel=Channel("toy", "default"),
         engine=engine,
         base=base,

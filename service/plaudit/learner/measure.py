@@ -17,8 +17,7 @@ from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.errors import InvalidField, RequestRefused
-from plaudit.learner.actions.protocol import References
-from plaudit.learner.references import as_shown, said
+from plaudit.learner.references import References, as_shown, said
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.release import texts

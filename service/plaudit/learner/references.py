@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from plaudit.domain import DomainPlugin
 from plaudit.engine.protocol import Engine, ReleaseKey
@@ -19,6 +20,30 @@ from plaudit.reward.dataset import Text, shown_tokens
 from plaudit.reward.fit import FIT_REFERENCES
 from plaudit.reward.trunk import Completion
 from plaudit.types import Candidate, FinishReason, Sampling
+
+
+class References(Protocol):
+    """Completions by prompt on whose mean the scores of that prompt are centred."""
+
+    @property
+    def most(self) -> int:
+        """How many of a prompt's references a fit reads."""
+
+    def complete(
+        self,
+        prompts: Sequence[TrainPrompt],
+        least: int,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """See that each prompt has `least` references, as far as its kind of action allows."""
+
+    def of(self, prompt: TrainPrompt) -> list[tuple[Completion, str]]:
+        """References of exactly this prompt, with their displayed texts."""
+
+    def by_group(self) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+        """All references by prompt group, as (prompt tokens, shown tokens)."""
 
 
 class SampledReferences:

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from plaudit.domain import DomainPlugin
-from plaudit.learner.actions.protocol import References
-from plaudit.learner.references import as_shown
+from plaudit.learner.references import References, as_shown
 from plaudit.policy.optimizer import Rewarded
 from plaudit.policy.rollout import Sample
 from plaudit.policy.value import BLANK

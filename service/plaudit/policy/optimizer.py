@@ -1,9 +1,10 @@
 """What an optimiser is: the seam between a turn and whatever moves the policy.
 
-In: a `PolicyTask`: where to start from, what people said, prompts, a reward. Out: an `Optimised`: an adapter's folder
-and how it came about. PPO (`train.Ppo`) is the first implementation; one that learns from pairs or thumbs without
-rollouts reads `data` and leaves `reward` alone. An optimiser draws nothing but from `seed`: the same task gives the
-same adapter on the same machine.
+In: a `PolicyTask`: where to start from, prompts, and what the kind of action adds to that. Out: an `Optimised`: an
+adapter's folder and how it came about. PPO on completions (`train.Ppo`) and the optimiser of ordered choices
+(`choose.ChoiceOptimizer`) are the implementations; one that learns from pairs or thumbs without rollouts reads `data`
+and leaves `reward` alone. An optimiser draws nothing but from `seed`: the same task gives the same adapter on the same
+machine.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -63,21 +64,27 @@ class PolicyTask:
     """
 
     channel: Channel
-    engine: Engine
     base: Base
     live: Path | None
-    data: FrozenDataSet
-    references: References
     train: Sequence[TrainPrompt]
     held_out: Sequence[TrainPrompt]
-    reward: RewardFunction
-    sampling: Sampling
     model: ModelSettings
     settings: PolicySettings
     seed: int
     folder: Path
     progress: Callable[[str], None]
     text_checks: TextChecks = no_text_checks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionTask(PolicyTask):
+    """A policy of completions, which `engine` samples."""
+
+    engine: Engine
+    data: FrozenDataSet
+    references: References
+    reward: RewardFunction
+    sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +105,13 @@ class Optimised:
     why: str = ""
 
 
-class Optimizer(Protocol):
+Task = TypeVar("Task", bound=PolicyTask, contravariant=True)
+
+
+class Optimizer(Protocol[Task]):
     """Makes a policy."""
 
-    def optimise(self, task: PolicyTask) -> Optimised:
+    def optimise(self, task: Task) -> Optimised:
         """The policy of a task; raises EngineFault, BadArtifact or whatever the reward raises."""
 
 

@@ -9,33 +9,32 @@ into. See docs/papers.md for the sources.
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import structlog
 import torch
 
 from plaudit.engine import adapters
 from plaudit.engine.protocol import UNREGISTERED, ReleaseKey
 from plaudit.engine.targets import start_layer
 from plaudit.policy import ppo
-from plaudit.policy.iterates import Iterate, Rise, best, rise
-from plaudit.policy.optimizer import Optimised, PolicyTask
+from plaudit.policy.iterates import Iterate
+from plaudit.policy.loop import LIVE, NAME, Steps, controlled, draws, keep, on_the_base, run
+from plaudit.policy.optimizer import CompletionTask, Optimised
 from plaudit.policy.rollout import Rollout, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.policy.value import LinearValue, features
 
-log = structlog.get_logger(__name__)
-
-NAME, LIVE = "policy", "policy-live"  # The adapters' names on the base.
 REFERENCES = 2  # Base answers of a prompt with which rewards are centred.
 GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
+<<<<<<< HEAD
 ADAM_BETAS = (0.9, 0.95)
 ADAM_EPS = 1e-8  # Gradients of A begin near 1e-5: the customary 1e-5 here would take part of their step away.
 HELD_OUT_SAMPLES = 4  # Completions of a held-out prompt.
 KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.005, 0.2
+=======
+HELD_OUT_SAMPLES = 3  # Completions of a held-out prompt; more prompts tell more than more completions.
+>>>>>>> ab3dddf (An optimiser of ordered choices: exact first places, slates by drawn orders, labels beside the reward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,15 +62,20 @@ class IterationStats:
 class Ppo:
     """PPO from the live adapter, or from one that changes nothing yet."""
 
-    def optimise(self, task: PolicyTask) -> Optimised:
+    def optimise(self, task: CompletionTask) -> Optimised:
         """See `Optimizer.optimise`."""
-        with _on_the_base(task):
+        with on_the_base(task):
             trainer = PolicyTrainer(task)
             try:
-                return self._optimise(task, trainer)
+                drawn = draws(task, task.train, task.settings.prompts)
+                task.progress("references")
+                every = {prompt.group: prompt for prompts in [*drawn, task.held_out] for prompt in prompts}
+                task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
+                return run(task, trainer, drawn)
             finally:
                 trainer.unstage()
 
+<<<<<<< HEAD
     def _optimise(self, task: PolicyTask, trainer: PolicyTrainer) -> Optimised:
         settings = task.settings
         drawn = [_drawn(task.train, settings.prompts, iteration) for iteration in range(settings.iterations)]
@@ -159,29 +163,27 @@ def _drawn(prompts: Sequence[TrainPrompt], most: int, iteration: int) -> list[Tr
     size = min(most, len(prompts))
     return [prompts[(iteration * size + i) % len(prompts)] for i in range(size)]
 
+=======
+>>>>>>> ab3dddf (An optimiser of ordered choices: exact first places, slates by drawn orders, labels beside the reward)
 
 class PolicyTrainer:
     """PPO on the task's adapter, which must be on the base under NAME (and the live one, if any, under LIVE)."""
 
-    def __init__(self, task: PolicyTask) -> None:
+    def __init__(self, task: CompletionTask) -> None:
         settings = task.settings
         self.task, self.base, self.engine, self.settings = task, task.base, task.engine, settings
         self._start = start_layer(self.base, task.model.adapter_layers)
-        self._parameters = adapters.parameters(self.base, NAME)
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=settings.lr, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=0.0
-        )
+        self._steps = Steps(self.base, settings)
         # Advantages are linear in rewards: score, KL to the base and KL to live each have their own, and the
         # controller may weigh them anew at each update.
         self._values = [LinearValue() for _ in range(3)]
         self._kl_coef = settings.kl_coef
-        self._updates = 0
         self._random = random.Random(task.seed)
         self._staged: ReleaseKey | None = None
 
     def stage(self) -> ReleaseKey:
         """Put the newest weights into the engine, under a key of their own, and forget the previous ones."""
-        key = ReleaseKey(str(self.task.channel), UNREGISTERED, f"{NAME}-{self.task.seed}-{self._updates}")
+        key = ReleaseKey(str(self.task.channel), UNREGISTERED, f"{NAME}-{self.task.seed}-{self._steps.taken}")
         if key != self._staged:
             self.unstage()
             folder = self.task.folder / "staged"
@@ -212,7 +214,7 @@ class PolicyTrainer:
 
     def keep(self, iteration: int) -> None:
         """Write the newest weights where they can be chosen later."""
-        adapters.save(self.base, NAME, kept(self.task, iteration))
+        keep(self.task, iteration)
 
     def look(self, iteration: int) -> Iterate:
         """Keep the newest weights and sample them on the held-out prompts, each time with the same draws."""
@@ -336,15 +338,15 @@ class PolicyTrainer:
                 clipped.append(float(result.clip_fraction))
                 if kls[-1] > self.settings.update_kl:
                     break
-                self._step(result.loss)
+                self._steps.zero()
+                result.loss.backward()  # type: ignore[no-untyped-call]
+                self._steps.take()
         # The last pass saw every completion, each under newer weights than the one before.
         last = kls[-len(rollout.hidden) // self.settings.minibatch :]
         return len(kls), sum(last) / len(last), sum(clipped) / len(clipped), parity
 
     def _control(self, kl: float) -> None:
-        self._kl_coef = ppo.next_kl_coef(
-            self._kl_coef, kl, self.settings.kl_target, gain=KL_GAIN, low=KL_COEF_LOW, high=KL_COEF_HIGH
-        )
+        self._kl_coef = controlled(self._kl_coef, kl, self.settings.kl_target)
 
     def _minibatches(self, rollout: Rollout) -> Iterator[Sequence[int]]:
         """Rows in a fresh order of prompts each epoch; those of one prompt stay together, for they share its tokens."""
@@ -352,13 +354,3 @@ class PolicyTrainer:
             starts = list(range(0, len(rollout.hidden), self.settings.samples))
             self._random.shuffle(starts)
             yield from self._batches([row for s in starts for row in range(s, s + self.settings.samples)])
-
-    def _step(self, loss: torch.Tensor) -> None:
-        self._updates += 1
-        warm = min(1.0, self._updates / max(1, self.settings.warmup_updates))
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.settings.lr * warm
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
-        self._optimizer.step()

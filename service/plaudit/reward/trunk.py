@@ -55,10 +55,12 @@ def pack(completions: Iterable[Completion]) -> list[Row]:
         by_prompt.setdefault(prompt, {})[shown] = None
     rows = []
     for prompt, several in by_prompt.items():
+        # A long prompt is repeated for half a row at most.
+        most = max(MOST_ROW_TOKENS, 2 * len(prompt))
         held: list[tuple[int, ...]] = []
         length = len(prompt)
         for shown in several:
-            if held and length + len(shown) + 1 > MOST_ROW_TOKENS:
+            if held and length + len(shown) + 1 > most:
                 rows.append(Row(prompt, tuple(held)))
                 held, length = [], len(prompt)
             held.append(shown)
@@ -67,11 +69,11 @@ def pack(completions: Iterable[Completion]) -> list[Row]:
     return sorted(rows, key=lambda row: row.length)
 
 
-def passes(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Consecutive rows (sorted by length) of one forward pass."""
+def passes(rows: Sequence[Row], most: int = MOST_PASS_TOKENS) -> Iterator[list[Row]]:
+    """Consecutive rows (sorted by length) of one forward pass of at most `most` padded tokens, or of one row."""
     batch: list[Row] = []
     for row in rows:
-        full = (len(batch) + 1) * row.length > MOST_PASS_TOKENS
+        full = (len(batch) + 1) * row.length > most
         large = len(batch) * row.length >= LEAST_PASS_TOKENS
         if batch and (full or (large and row.length > MOST_STRETCH * batch[0].length)):
             yield batch
@@ -200,9 +202,11 @@ class TrunkCache:
                 out[index, begin:end] = self._completions[Completion(row.prompt, shown)]
         return out.to(self.base.device, self.base.dtype)
 
-    def _run(self, completions: Iterable[Completion]) -> Iterator[tuple[list[Row], Tensor]]:
-        """Rows and their states as read (B, T, H), fp32, pass by pass, under the adapter in force."""
-        for rows in passes(pack(completions)):
+    def run(
+        self, completions: Iterable[Completion], most: int = MOST_PASS_TOKENS
+    ) -> Iterator[tuple[list[Row], Tensor]]:
+        """Rows and their states as read (B, T, H), fp32, pass by pass, under the adapter in force; all must be held."""
+        for rows in passes(pack(completions), most):
             yield rows, run_rows(self.base, rows, self.inputs(rows), self.start, self.stop).float()
 
     @torch.no_grad()
@@ -210,7 +214,7 @@ class TrunkCache:
         """States (S + 1, H) of each completion's shown tokens and EOS, under the adapter in force, detached."""
         self.fill(completions)
         out: dict[Completion, Tensor] = {}
-        for rows, hidden in self._run(completions):
+        for rows, hidden in self.run(completions):
             for index, row in enumerate(rows):
                 for shown, (begin, end) in zip(row.shown, spans(row), strict=True):
                     out[Completion(row.prompt, shown)] = hidden[index, begin:end].clone()
@@ -224,7 +228,7 @@ class TrunkCache:
         self.fill(completions)
         order: dict[Completion, int] = {}
         lasts, means = [], []
-        for rows, hidden in self._run(completions):
+        for rows, hidden in self.run(completions):
             width = hidden.shape[1]
             ends: list[int] = []
             tokens: list[int] = []

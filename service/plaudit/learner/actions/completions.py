@@ -15,7 +15,7 @@ from plaudit.learner.held_out import HeldOutTexts
 from plaudit.learner.measure import Measurer, kl_by_prompt, logprobs_of
 from plaudit.learner.references import SampledReferences
 from plaudit.learner.rewards import ModelReward
-from plaudit.policy.optimizer import Optimised, PolicyTask, hold_out
+from plaudit.policy.optimizer import CompletionTask, Optimised, hold_out
 from plaudit.policy.rollout import Rollout, TrainPrompt, collate
 from plaudit.policy.train import Ppo
 from plaudit.release.gate import CompletionMeasurements
@@ -64,7 +64,7 @@ class Completions:
         settings = turn.settings
         train, held_out = hold_out(frozen.train, settings.policy)
         return Ppo().optimise(
-            PolicyTask(
+            CompletionTask(
                 channel=turn.channel,
                 engine=turn.engine,
                 base=turn.base,

@@ -7,12 +7,13 @@ the gate is told. Splits, fits, registration and the decision are the same for e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from plaudit.evidence.store import FrozenDataSet, PromptRow
 from plaudit.learner.context import Turn
+from plaudit.learner.references import References
 from plaudit.policy.optimizer import Optimised
 from plaudit.policy.rollout import TrainPrompt
 from plaudit.release.gate import Measurements, SliceAccuracy
@@ -20,31 +21,6 @@ from plaudit.release.manifest import Probe
 from plaudit.release.probes import FailedAnswer
 from plaudit.reward.calibration import RewardReport
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion
-
-
-class References(Protocol):
-    """Completions by prompt on whose mean the scores of that prompt are centred."""
-
-    @property
-    def most(self) -> int:
-        """How many of a prompt's references a fit reads."""
-
-    def complete(
-        self,
-        prompts: Sequence[TrainPrompt],
-        least: int,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """See that each prompt has `least` references, as far as its kind of action allows."""
-
-    def of(self, prompt: TrainPrompt) -> list[tuple[Completion, str]]:
-        """References of exactly this prompt, with their displayed texts."""
-
-    def by_group(self) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
-        """All references by prompt group, as (prompt tokens, shown tokens)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
