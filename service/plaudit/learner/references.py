@@ -1,14 +1,14 @@
-"""Base samples of prompts: what scores are centred on and what candidates are compared with.
+"""What scores are centred on and what candidates are compared with: base samples of prompts, or their options.
 
-Enters: frozen interactions, prompts. Leaves: completions of version 0, by prompt group. Answers of the base that were
-served are taken from the log first; only what is missing is sampled.
+Enters: frozen interactions, prompts. Leaves: completions of version 0, by prompt group: answers of the base that were
+served are taken from the log first, and only what is missing is sampled. Of a choice all options, and nothing is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from plaudit.domain import DomainPlugin
@@ -16,10 +16,13 @@ from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.evidence.store import FrozenDataSet
 from plaudit.policy.rollout import Sample, TrainPrompt, sample
 from plaudit.release import texts
-from plaudit.reward.dataset import Text, shown_tokens
+from plaudit.reward.dataset import Text, shown_part, shown_tokens
 from plaudit.reward.fit import FIT_REFERENCES
 from plaudit.reward.trunk import Completion
-from plaudit.types import Candidate, FinishReason, Sampling
+from plaudit.types import Interaction, Outcome, Sampling
+
+# A request has no more; all of them centre its scores.
+MOST_OPTIONS = 50
 
 
 class References(Protocol):
@@ -123,6 +126,53 @@ class SampledReferences:
         return {group: [(c.prompt, c.shown) for c, _ in answers] for group, answers in self._found.items()}
 
 
+class OptionReferences:
+    """All options of a prompt: scores of one option are centred on all of them, and nothing is sampled.
+
+    Thumbs about an interaction whose options or prompt are not today's are centred on its own.
+    """
+
+    most = MOST_OPTIONS
+
+    def __init__(
+        self, text: Text, plugin: DomainPlugin, prompts: Sequence[TrainPrompt], interactions: Iterable[Interaction]
+    ) -> None:
+        self._own = {
+            _key(prompt): [(each, outcome.displayed) for each, outcome in options_shown(text, plugin, prompt)]
+            for prompt in prompts
+        }
+        by_group: dict[str, dict[Completion, None]] = {}
+        for prompt in prompts:
+            by_group.setdefault(prompt.group, {}).update(dict.fromkeys(each for each, _ in self._own[_key(prompt)]))
+        for interaction in interactions:
+            if interaction.prompt_tokens:
+                shown = (Completion(interaction.prompt_tokens, shown_tokens(text, c)) for c in interaction.candidates)
+                by_group.setdefault(interaction.prompt_group, {}).update(dict.fromkeys(shown))
+        self._by_group = {group: list(found) for group, found in by_group.items()}
+
+    def complete(
+        self,
+        prompts: Sequence[TrainPrompt],
+        least: int,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Nothing is missing."""
+
+    def of(self, prompt: TrainPrompt) -> list[tuple[Completion, str]]:
+        """The options of exactly this prompt, with their displayed texts."""
+        return self._own.get(_key(prompt), [])
+
+    def by_group(self) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
+        """All options as (prompt tokens, shown tokens)."""
+        return {group: [(c.prompt, c.shown) for c in found] for group, found in self._by_group.items()}
+
+
+def _key(prompt: TrainPrompt) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    return prompt.encoded.tokens, prompt.options
+
+
 def _as_float32(value: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
@@ -130,21 +180,16 @@ def _as_float32(value: float) -> float:
 def as_shown(text: Text, plugin: DomainPlugin, made: Sample) -> tuple[Completion, str]:
     """A sample as people would see it: its shown tokens, and the displayed text."""
     displayed = plugin.parse(made.prompt.rendered, made.generated.text).displayed
-    candidate = Candidate(
-        candidate_id="",
-        release_version=made.generated.release.version,
-        release_digest=made.generated.release.digest,
-        tokens=made.generated.tokens,
-        logprobs_raw=made.generated.logprobs_raw,
-        logprobs_sampled=made.generated.logprobs_sampled,
-        text=made.generated.text,
-        displayed_text=displayed,
-        finish_reason=FinishReason(made.generated.finish_reason),
-        sampling=Sampling(),
-        seed=0,
-        width=made.generated.width,
-    )
-    return Completion(made.prompt.encoded.tokens, shown_tokens(text, candidate)), displayed
+    return Completion(made.prompt.encoded.tokens, shown_part(text, made.generated.tokens, displayed)), displayed
+
+
+def options_shown(text: Text, plugin: DomainPlugin, prompt: TrainPrompt) -> list[tuple[Completion, Outcome]]:
+    """A prompt's options as people would see them, in the request's order, as evidence about them is read."""
+    found = []
+    for option, tokens in zip(prompt.rendered.options, prompt.options, strict=True):
+        outcome = plugin.parse(prompt.rendered, option.text)
+        found.append((Completion(prompt.encoded.tokens, shown_part(text, tokens, outcome.displayed)), outcome))
+    return found
 
 
 def said(prompt: TrainPrompt, text: str) -> texts.Sample:

@@ -1,6 +1,6 @@
-"""What an optimiser's samples come to: the reward model's score, through the plugin's terms.
+"""What an optimiser's samples, or a prompt's options, come to: the reward model's score, through the plugin's terms.
 
-Enters: a fitted reward model, the domain's plugin, references. Leaves: Rewarded, for PPO. The outlook is what the
+Enters: a fitted reward model, the domain's plugin, references. Leaves: Rewarded, for PPO, or Judged, for choices. The outlook is what the
 tokens *so far* would be shown as and would score: nothing that comes later reaches it, or a baseline would take part
 of the credit from the very tokens that decide what is shown.
 """
@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 
 from plaudit.domain import DomainPlugin
-from plaudit.learner.references import References, as_shown
+from plaudit.learner.references import References, as_shown, options_shown
+from plaudit.policy.choose import Judged
 from plaudit.policy.optimizer import Rewarded
-from plaudit.policy.rollout import Sample
+from plaudit.policy.rollout import Sample, TrainPrompt
 from plaudit.policy.value import BLANK
 from plaudit.reward.dataset import Text
 from plaudit.reward.model import RewardModel
@@ -61,6 +62,30 @@ class ModelReward:
             # Entry n is the score of the first n tokens; of none nothing is known.
             known = torch.cat([torch.tensor([BLANK]), after])
             found.append(known[torch.tensor(lengths)])
+        return found
+
+
+class OptionRewards:
+    """The reward of a prompt's options: a Judge of `policy.choose`. Scores are centred on the mean of all of them."""
+
+    def __init__(self, model: RewardModel, plugin: DomainPlugin) -> None:
+        self._model, self._plugin = model, plugin
+
+    def __call__(self, prompts: Sequence[TrainPrompt]) -> list[Judged]:
+        """Shaped, centred, pessimistic scores through the plugin's terms; raises PluginFailed."""
+        model = self._model
+        options = [options_shown(model.base, self._plugin, prompt) for prompt in prompts]
+        flat = [completion for several in options for completion, _ in several]
+        scores = torch.split(model.scores(flat), [len(several) for several in options])
+        model.cache.forget(flat)
+        found = []
+        for prompt, several, own in zip(prompts, options, scores, strict=True):
+            shaped = model.shaped(model.pessimistic(model.reference_centred(own, own))).tolist()
+            rewards = [
+                self._plugin.reward(prompt.rendered, outcome, score).total
+                for (_, outcome), score in zip(several, shaped, strict=True)
+            ]
+            found.append(Judged(torch.tensor(rewards, dtype=torch.float64), tuple(o.valid for _, o in several)))
         return found
 
 

@@ -196,12 +196,17 @@ def shown_tokens(text: Text, candidate: Candidate) -> tuple[int, ...]:
 
     Where none does (a rewrite, a redaction) the displayed text is tokenised anew. Never ends in EOS.
     """
-    displayed = candidate.displayed_text
-    if not candidate.redacted and displayed in text.decode(candidate.tokens):
+    if candidate.redacted:
+        return text.encode_text(candidate.displayed_text)
+    return shown_part(text, candidate.tokens, candidate.displayed_text)
+
+
+def shown_part(text: Text, tokens: tuple[int, ...], displayed: str) -> tuple[int, ...]:
+    """The same of tokens that nothing was redacted in."""
+    if displayed in text.decode(tokens):
         # Text once complete stays complete as tokens follow, so the shortest prefix is found by bisection.
-        lengths = range(len(candidate.tokens) + 1)
-        length = bisect.bisect_left(lengths, True, key=lambda n: displayed in text.decode(candidate.tokens[:n]))
-        return candidate.tokens[:length]
+        lengths = range(len(tokens) + 1)
+        return tokens[: bisect.bisect_left(lengths, True, key=lambda n: displayed in text.decode(tokens[:n]))]
     return text.encode_text(displayed)
 
 
