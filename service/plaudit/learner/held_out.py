@@ -7,17 +7,13 @@ gate's checks that they fail, so that an optimiser proposes no state that the ga
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from plaudit.domain import DomainPlugin
-from plaudit.learner.references import as_shown, said
+from plaudit.learner.references import References, as_shown, said
 from plaudit.policy.rollout import Sample
 from plaudit.release import gate
 from plaudit.reward.dataset import Text
 from plaudit.settings import GateSettings
-
-if TYPE_CHECKING:
-    from plaudit.learner.actions.protocol import References
 
 # Held-out answers are fewer than the gate's, and the best of several states is chosen by them. On the quick demo (23
 # turns) the gate found the chosen state's ratios lower by .04 and .05 on average, with a deviation of .07, and the

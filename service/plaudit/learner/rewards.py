@@ -1,8 +1,8 @@
 """What an optimiser's samples, or a prompt's options, come to: the reward model's score, through the plugin's terms.
 
-Enters: a fitted reward model, the domain's plugin, references. Leaves: Rewarded, for PPO, or Judged, for choices. The outlook is what the
-tokens *so far* would be shown as and would score: nothing that comes later reaches it, or a baseline would take part
-of the credit from the very tokens that decide what is shown.
+Enters: a fitted reward model, the domain's plugin, references. Leaves: Rewarded for PPO, Judged for choices. The
+outlook is what the tokens *so far* would be shown as and would score: nothing that comes later reaches it, or a
+baseline would take part of the credit from the very tokens that decide what is shown.
 """
 
 from __future__ import annotations

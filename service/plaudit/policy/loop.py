@@ -109,9 +109,11 @@ def _optimised(
 
 
 def _why(iterates: Sequence[Iterate], gain: Rise) -> str:
+    refused = sorted({name for iterate in iterates for name in iterate.refused})
+    more = f"; other states fail {', '.join(refused)} of the gate on them" if refused else ""
     return (
         f"reward on {len(iterates[0].rewards)} held-out prompts rose by {gain.mean:.3f} at best, which must exceed "
-        f"{gain.bound:.3f}; more feedback on the live release's own answers would show where to go"
+        f"{gain.bound:.3f}{more}; more feedback on the live release's own answers would show where to go"
     )
 
 

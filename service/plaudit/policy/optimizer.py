@@ -59,8 +59,7 @@ class PolicyTask:
 
     `live`: the live release's adapter in PEFT's format, from which the policy starts; None if the base is live.
     `train`: prompts that may be sampled, in the order of the turn's draw. `held_out`: prompts of train groups that
-    no update may use; iterates are compared on them. `text_checks` says which the gate would refuse for their texts.
-    `progress` gets a line about the state for people.
+    no update may use; iterates are compared on them. `progress` gets a line about the state for people.
     """
 
     channel: Channel
@@ -73,18 +72,21 @@ class PolicyTask:
     seed: int
     folder: Path
     progress: Callable[[str], None]
-    text_checks: TextChecks = no_text_checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionTask(PolicyTask):
-    """A policy of completions, which `engine` samples."""
+    """A policy of completions, which `engine` samples.
+
+    `text_checks` says which checks of the gate their texts fail on held-out prompts.
+    """
 
     engine: Engine
     data: FrozenDataSet
     references: References
     reward: RewardFunction
     sampling: Sampling
+    text_checks: TextChecks = no_text_checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,14 +27,7 @@ from plaudit.policy.value import LinearValue, features
 
 REFERENCES = 2  # Base answers of a prompt with which rewards are centred.
 GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
-<<<<<<< HEAD
-ADAM_BETAS = (0.9, 0.95)
-ADAM_EPS = 1e-8  # Gradients of A begin near 1e-5: the customary 1e-5 here would take part of their step away.
 HELD_OUT_SAMPLES = 4  # Completions of a held-out prompt.
-KL_GAIN, KL_COEF_LOW, KL_COEF_HIGH = 0.04, 0.005, 0.2
-=======
-HELD_OUT_SAMPLES = 3  # Completions of a held-out prompt; more prompts tell more than more completions.
->>>>>>> ab3dddf (An optimiser of ordered choices: exact first places, slates by drawn orders, labels beside the reward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,100 +64,11 @@ class Ppo:
                 task.progress("references")
                 every = {prompt.group: prompt for prompts in [*drawn, task.held_out] for prompt in prompts}
                 task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
+                task.references.complete(task.held_out, HELD_OUT_SAMPLES, seed=task.seed * 31 + 1)
                 return run(task, trainer, drawn)
             finally:
                 trainer.unstage()
 
-<<<<<<< HEAD
-    def _optimise(self, task: PolicyTask, trainer: PolicyTrainer) -> Optimised:
-        settings = task.settings
-        drawn = [_drawn(task.train, settings.prompts, iteration) for iteration in range(settings.iterations)]
-        task.progress("references")
-        every = {prompt.group: prompt for prompts in [*drawn, task.held_out] for prompt in prompts}
-        task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
-        task.references.complete(task.held_out, HELD_OUT_SAMPLES, seed=task.seed * 31 + 1)
-        compared = _compared(settings.iterations, settings.compared)
-        found: list[IterationStats] = []
-        iterates: list[Iterate] = []
-        if task.held_out:
-            iterates.append(trainer.look(0))
-        for iteration, prompts in enumerate(drawn):
-            stats = trainer.iterate(prompts, iteration)
-            found.append(stats)
-            log.info("iteration", channel=str(task.channel), **stats.as_dict())
-            task.progress(
-                f"iteration {iteration + 1}/{settings.iterations}: reward {stats.reward:.3f}, "
-                f"KL {stats.kl_nats_per_sequence:.1f} nats"
-            )
-            if task.held_out and iteration + 1 in compared:
-                iterates.append(trainer.look(iteration + 1))
-                log.info("held out", channel=str(task.channel), **iterates[-1].as_dict())
-        if not task.held_out:
-            # Nothing can be compared: the last one leaves, and the gate decides.
-            trainer.keep(settings.iterations)
-            return _optimised(task, found, iterates, settings.iterations, True, "")
-        chosen = best(iterates, settings.kl_live_coef)
-        gain = rise(iterates[0], chosen)
-        log.info("chosen", channel=str(task.channel), iteration=chosen.iteration, rise=gain.mean, error=gain.error)
-        return _optimised(task, found, iterates, chosen.iteration, gain.counts, _why(iterates, gain))
-
-
-def _optimised(
-    task: PolicyTask, found: Sequence[IterationStats], iterates: Sequence[Iterate], chosen: int, rose: bool, why: str
-) -> Optimised:
-    return Optimised(
-        adapter=kept(task, chosen),
-        statistics=tuple(stats.as_dict() for stats in found),
-        iterates=tuple(iterate.as_dict() for iterate in iterates),
-        chosen=chosen,
-        progressed=rose,
-        why="" if rose else why,
-    )
-
-
-def _why(iterates: Sequence[Iterate], gain: Rise) -> str:
-    refused = sorted({name for iterate in iterates for name in iterate.refused})
-    more = f"; other states fail {', '.join(refused)} of the gate on them" if refused else ""
-    return (
-        f"reward on {len(iterates[0].rewards)} held-out prompts rose by {gain.mean:.3f} at best, which must exceed "
-        f"{gain.bound:.3f}{more}; more feedback on the live release's own answers would show where to go"
-    )
-
-
-@contextlib.contextmanager
-def _on_the_base(task: PolicyTask) -> Iterator[None]:
-    """The task's adapter under NAME for a block, and the live one under LIVE if there is one."""
-    base, model = task.base, task.model
-    with contextlib.ExitStack() as cleanup:
-        if task.live is None:
-            layers, rank, alpha = model.adapter_layers, model.adapter_rank, model.adapter_alpha
-            adapters.inject(base, NAME, layers=layers, rank=rank, alpha=alpha, seed=task.seed)
-        else:
-            adapters.load(base, NAME, task.live)
-        cleanup.callback(adapters.remove, base, NAME)
-        if task.live is not None:
-            adapters.load(base, LIVE, task.live)
-            cleanup.callback(adapters.remove, base, LIVE)
-        yield
-
-
-def kept(task: PolicyTask, iteration: int) -> Path:
-    """Where the policy after so many iterations is kept."""
-    return task.folder / f"iterate-{iteration}"
-
-
-def _compared(iterations: int, count: int) -> set[int]:
-    """Iterations after which the policy is compared: `count` of them, evenly spread, the last one included."""
-    return {round(k * iterations / count) for k in range(1, count + 1)} - {0}
-
-
-def _drawn(prompts: Sequence[TrainPrompt], most: int, iteration: int) -> list[TrainPrompt]:
-    """The next prompts of the turn's order; it begins again if there are too few."""
-    size = min(most, len(prompts))
-    return [prompts[(iteration * size + i) % len(prompts)] for i in range(size)]
-
-=======
->>>>>>> ab3dddf (An optimiser of ordered choices: exact first places, slates by drawn orders, labels beside the reward)
 
 class PolicyTrainer:
     """PPO on the task's adapter, which must be on the base under NAME (and the live one, if any, under LIVE)."""
