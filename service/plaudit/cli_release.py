@@ -221,6 +221,21 @@ def show_release(
     _echo_json(_channels(target, config, assign, data_dir).release(channel, version))
 
 
+@release_app.command("card")
+def release_card(
+    channel: ChannelArgument,
+    version: VersionArgument,
+    target: TargetOption = "",
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Print a release's card in Markdown: what it learnt from, for whom it is right, what the gate measured."""
+    from plaudit.release.card import card
+
+    typer.echo(card(_channels(target, config, assign, data_dir).release(channel, version)), nl=False)
+
+
 @release_app.command("probes")
 def probe_answers(
     channel: ChannelArgument,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from plaudit.learner.slices import MOST_SLICES, slice_accuracies
+from plaudit.learner.slices import MOST_SLICES, agreement, slice_accuracies
 from plaudit.release.gate import SliceAccuracy, slice_checks
 from plaudit.release.intervals import rater_accuracy
 from plaudit.returned import slices_fault
@@ -41,10 +41,26 @@ def test_a_comparison_counts_in_the_slices_of_all_its_interactions() -> None:
         (_comparison("cyd", "k"), 0.0),
     )
     assert found == (
-        SliceAccuracy("long", 3, 2, rater_accuracy([("ann", 1.0), ("bob", 0.0), ("bob", 1.0)])),
+        # Ann and Bob compared the same two texts, and agreed.
+        SliceAccuracy("long", 3, 2, rater_accuracy([("ann", 1.0), ("bob", 0.0), ("bob", 1.0)]), 1, 1),
         SliceAccuracy("greek", 1, 1, rater_accuracy([("ann", 1.0)])),
     )
     assert found[0].accuracy.value == pytest.approx(2 / 3)
+
+
+def test_agreement_counts_pairs_of_raters_about_the_same_two_texts() -> None:
+    other = Completion((2,), (2,))
+    found = [
+        *(Comparison(who, GOOD, BAD) for who in ("ann", "bob", "cyd")),
+        Comparison("dan", BAD, GOOD),
+        # Ann changed her mind: the last counts.
+        Comparison("ann", BAD, GOOD),
+        # Nobody else compared these.
+        Comparison("ann", GOOD, other),
+    ]
+    # Of ann and dan against bob and cyd: two pairs agree, four do not.
+    assert agreement(found) == (2, 6)
+    assert agreement([]) == (0, 0)
 
 
 def test_a_domain_without_slices_has_no_figures() -> None:

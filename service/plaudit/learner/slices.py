@@ -6,13 +6,14 @@ Leaves: an accuracy per slice with its interval, for the reward model's report a
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from plaudit.domain import DomainPlugin
 from plaudit.release.gate import SliceAccuracy
 from plaudit.release.intervals import rater_accuracy
 from plaudit.reward.dataset import Comparison
+from plaudit.reward.trunk import Completion
 from plaudit.types import Interaction
 
 MOST_SLICES = 20  # In reports and metrics.
@@ -34,14 +35,38 @@ def slice_accuracies(
     names = {
         of: frozenset(plugin.slices(interactions[of])) for of in sorted({i for c in found for i in c.interactions})
     }
-    by_slice: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    by_slice: dict[str, list[tuple[Comparison, tuple[str, float]]]] = defaultdict(list)
     for comparison, outcome in zip(found, outcomes, strict=True):
         for name in frozenset.intersection(*(names[of] for of in comparison.interactions)):
-            by_slice[name].append(outcome)
+            by_slice[name].append((comparison, outcome))
     largest = sorted(by_slice, key=lambda name: (-len(by_slice[name]), name))
     return tuple(_accuracy(name, by_slice[name], rater_cap) for name in largest[:MOST_SLICES])
 
 
-def _accuracy(name: str, outcomes: Sequence[tuple[str, float]], rater_cap: float) -> SliceAccuracy:
-    raters = len({who for who, _ in outcomes})
-    return SliceAccuracy(name, len(outcomes), raters, rater_accuracy(outcomes, rater_cap=rater_cap))
+def _accuracy(name: str, judged: Sequence[tuple[Comparison, tuple[str, float]]], rater_cap: float) -> SliceAccuracy:
+    outcomes = [outcome for _, outcome in judged]
+    agreed, asked = agreement([comparison for comparison, _ in judged])
+    return SliceAccuracy(
+        name=name,
+        comparisons=len(outcomes),
+        raters=len({who for who, _ in outcomes}),
+        accuracy=rater_accuracy(outcomes, rater_cap=rater_cap),
+        agreed=agreed,
+        asked_twice=asked,
+    )
+
+
+def agreement(found: Sequence[Comparison]) -> tuple[int, int]:
+    """Of the pairs of raters who compared the same two texts, how many preferred the same one, and all of them.
+
+    A rater counts once for two texts, by the last comparison.
+    """
+    by_texts: dict[frozenset[Completion], dict[str, Completion]] = defaultdict(dict)
+    for each in found:
+        by_texts[frozenset((each.better, each.worse))][each.who] = each.better
+    agreed = asked = 0
+    for preferred in by_texts.values():
+        raters, first = len(preferred), Counter(preferred.values())
+        asked += raters * (raters - 1) // 2
+        agreed += sum(count * (count - 1) // 2 for count in first.values())
+    return agreed, asked

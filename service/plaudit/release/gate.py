@@ -105,12 +105,18 @@ class Measurements(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SliceAccuracy:
-    """What the reward model is worth on calibration raters' comparisons of one of the domain's slices."""
+    """What the reward model is worth on calibration raters' comparisons of one of the domain's slices.
+
+    `agreed` of `asked_twice` pairs of raters who compared the same two texts preferred the same one: what people do not
+    agree on, no model can get right.
+    """
 
     name: str
     comparisons: int
     raters: int
     accuracy: Interval
+    agreed: int = 0
+    asked_twice: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +219,8 @@ def slice_checks(slices: Sequence[SliceAccuracy]) -> tuple[Check, ...]:
             _CHANCE,
             each.accuracy.low,
             each.accuracy.high,
-            f"for information: reward_accuracy on {each.comparisons} comparisons of {each.raters} raters",
+            f"for information: reward_accuracy on {each.comparisons} comparisons of {each.raters} raters; two raters "
+            f"agreed in {each.agreed} of {each.asked_twice} cases",
         )
         for each in slices
     )
