@@ -120,7 +120,7 @@ def learn(
 
 @learn_app.command("status")
 def learn_status(
-    channel: Annotated[str, typer.Argument(help="Channel, such as instruction/acme; all if it is left out.")] = "",
+    channel: Annotated[str, typer.Argument(help="Channel, such as support/acme; all if it is left out.")] = "",
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assign: SetOption = None,
@@ -171,7 +171,7 @@ def doctor(
 
 @settings_app.command("show")
 def settings_show(
-    channel: Annotated[str, typer.Option("--channel", help="Those of one channel, such as instruction/acme.")] = "",
+    channel: Annotated[str, typer.Option("--channel", help="Those of one channel, such as support/acme.")] = "",
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assign: SetOption = None,

@@ -5,7 +5,7 @@ What enters: prompts, options, acts of people. What leaves: typed replies, and e
 retryable; moves of releases and streams are not. Never imports torch.
 
     with Plaudit("127.0.0.1:50051") as client:
-        reply = client.generate("instruction", "How do I descale a kettle?", n=2)
+        reply = client.generate("support", "How do I descale a kettle?", n=2)
         reply.choose(0, 1, rater="ana")
 """
 

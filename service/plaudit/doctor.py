@@ -214,7 +214,7 @@ def _plugins(settings: Settings) -> Iterator[Finding]:
         yield Finding("plugins", "good", ", ".join(f"{name} {found[name].declaration.version}" for name in found))
     else:
         yield Finding(
-            "plugins", "bad", "no domain loads", "install one, such as plaudit-instruction; see plugins.allow"
+            "plugins", "bad", "no domain loads", "install one (`plaudit plugins new` writes one); see plugins.allow"
         )
 
 

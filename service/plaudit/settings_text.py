@@ -36,10 +36,10 @@ A number outside its range is refused with the nearest one that is allowed.
 [policy]
 kl_target = 10
 
-[channels."moderation/*".policy]
+[channels."support/*".policy]
 kl_target = 4
 
-[channels."moderation/acme"]
+[channels."support/acme"]
 policy.kl_target = 6
 gate.prompts = 200
 ```
@@ -47,8 +47,8 @@ gate.prompts = 200
 Every pattern that matches adds what it sets; `*` stands for any characters, `?` for one, `[ab]` for one of some. Where
 two set the same key, the pattern with more characters that are not wildcards wins, and a name without wildcards over
 all; the order in the file does not matter. On the command line it is
-`--set 'channels."moderation/acme".policy.kl_target=6'`.
-`plaudit settings show --channel moderation/acme` prints what is in force for a channel, and each release's manifest
+`--set 'channels."support/acme".policy.kl_target=6'`.
+`plaudit settings show --channel support/acme` prints what is in force for a channel, and each release's manifest
 holds it.
 """
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,62 @@ def test_sources_are_free_of(what):
         if pattern.search(line)
     ]
     assert not found
+
+
+# The core: what runs in production. Simulated people, demos and what serves tests know the domains they are about.
+OUTSIDE_THE_CORE = ("v1", "testing", "simulate", "demo", "cli_demo.py", "cli_people.py")
+CORE = [path for path in sorted(SERVICE.rglob("*.py")) if path.relative_to(SERVICE).parts[0] not in OUTSIDE_THE_CORE]
+# An answer that repeats its question is called so too.
+ENGLISH = {("release/texts.py", "echo")}
+
+
+def shipped_domains():
+    projects = (ROOT / "plugins").glob("*/pyproject.toml")
+    announced = [tomllib.loads(path.read_text(encoding="utf-8"))["project"]["entry-points"] for path in projects]
+    return {name for groups in announced for name in groups.get("plaudit.domains", {})}
+
+
+def test_no_line_of_the_core_names_a_shipped_domain():
+    """As a text of its own, as a channel (domain/tenant), as a distribution or as a package."""
+    domains = shipped_domains()
+    assert {"echo", "instruction", "moderation"} <= domains
+    named = re.compile(
+        "|".join(rf"[\"']{name}[\"']|\b{name}/|\bplaudit[-_]{name.replace('-', '[-_]')}\b" for name in sorted(domains))
+    )
+    found = []
+    for path in CORE:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for match in named.finditer(line):
+                place = path.relative_to(SERVICE).as_posix()
+                if (place, match.group().strip("\"'")) not in ENGLISH:
+                    found.append(f"{place}:{number} {line.strip()[:100]}")
+    assert not found
+
+
+# Who may ask what kind of action a domain has, and why.
+MAY_ASK = {
+    "learner/look.py": "until ordered choices are learnt from",
+    "learner/actions": "the learner's seam: `of` is the one place of the learner that asks",
+    "serving/generation.py": "the door: Generate and Choose",
+    "serving/server.py": "which domains the HTTP door offers as models",
+    "learner/valuing.py": "the door of `plaudit release estimate`",
+    "types.py": "what an interaction is",
+    "domain.py": "what a domain may declare",
+    "returned.py": "what its members may return",
+    "eventlog/bodies.py": "the names of both kinds in records",
+}
+
+
+def test_nobody_but_the_seams_asks_for_a_kind_of_action():
+    """`Action.CHOICE` and `Action.COMPLETION`, wherever they stand."""
+    asks = []
+    for path in CORE:
+        place = path.relative_to(SERVICE).as_posix()
+        if not any(place == one or place.startswith(f"{one}/") for one in MAY_ASK):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("Action"):
+                    asks.append(f"{place}:{node.lineno} {ast.unparse(node)}")
+    assert not asks, "ask learner.actions.of, or let the record say it (Interaction.options)"
 
 
 def test_modules_are_named_after_what_they_hold():

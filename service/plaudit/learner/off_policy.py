@@ -23,7 +23,6 @@ from plaudit.release.estimate import Shown, place_probabilities
 from plaudit.reward.model import RewardModel
 from plaudit.reward.trunk import Completion
 from plaudit.types import (
-    Action,
     Binary,
     Evidence,
     Interaction,
@@ -81,7 +80,7 @@ def reactions(data: FrozenDataSet, declared: Declaration, costs: Costs, *, most:
 
 def _usable(interaction: Interaction) -> bool:
     return (
-        interaction.action is Action.CHOICE
+        bool(interaction.options)
         and interaction.purpose is Purpose.EXPLORE
         and bool(interaction.prompt_tokens)
         and not any(candidate.redacted for candidate in interaction.candidates)

@@ -21,7 +21,6 @@ from plaudit.reward.implicit import CERTAIN, Noise, noise_rates, positions
 from plaudit.reward.trunk import Completion
 from plaudit.settings import RewardSettings
 from plaudit.types import (
-    Action,
     Binary,
     Candidate,
     Demo,
@@ -296,7 +295,7 @@ class _Reader:
     def place(self, event: Event, interaction_id: str, candidate_id: str) -> int:
         """Where the option stood when the act was made; NO_PLACE if that has no say."""
         interaction = self._interactions[interaction_id]
-        if not self._placed or event.kind not in PLACED_KINDS or interaction.action is not Action.CHOICE:
+        if not self._placed or event.kind not in PLACED_KINDS or not interaction.options:
             return NO_PLACE
         if interaction.order_logprob < 0 and event.event_id not in self.drawn:
             self.drawn.add(event.event_id)
