@@ -2,7 +2,9 @@
 
 Found by the entry point group `plaudit.populations` and loaded in the simulator's process only. Their hidden rule is
 about style, since nothing else differs in the toy language: each pompous sentence makes an item two categories worse,
-a stock opening one. Subjects, warm words and the order of sentences do not matter, and no item says what counts.
+a stock opening one. Subjects, warm words and the order of sentences do not matter, and no item says what counts. Some
+items are in a language that no moderator reads; they are held for review, as borderline. Without them a model of the
+toy language would take whatever it cannot read for harmless, and the domain's gate cases, in English, would say so.
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ WORST = max(COSTS.values())
 # release miss them needs to see some.
 POMPOUS = (0, 0, 0, 1, 1, 2, 2)
 POINTS_PER_POMPOUS = 2
+FOREIGN_SHARE = 0.15
+FOREIGN, FOREIGN_CATEGORY = "foreign", "borderline"
+# Parts of foreign syllables.
+ONSETS = ("b", "br", "c", "ch", "d", "f", "fl", "g", "h", "k", "l", "m", "n", "p", "pr", "s", "st", "t", "th", "v", "w")
+NUCLEI = ("a", "e", "i", "o", "u", "ea", "ou")
+CODAS = ("", "", "b", "d", "ll", "n", "nd", "r", "rn", "s", "sh", "t", "w")
 
 
 class Moderators(Population):
@@ -52,7 +60,9 @@ class Moderators(Population):
         return [Rater(name=f"moderator-{seed}-{n}", mistakes=rng.uniform(*MISTAKES)) for n in range(MODERATORS)]
 
     def truth(self, prompt: SimPrompt) -> str:
-        """The true category: two points per pompous sentence, one for a stock opening."""
+        """The true category: two points per pompous sentence, one for a stock opening; foreign items are borderline."""
+        if prompt.check == FOREIGN:
+            return FOREIGN_CATEGORY
         pompous = sum(any(word in toy.POMPOUS_WORDS for word in part.split()) for part in prompt.text.split("."))
         stock = any(prompt.text.startswith(opening) for opening in toy.STOCK_OPENINGS)
         return CATEGORIES[min(POINTS_PER_POMPOUS * pompous + stock, len(CATEGORIES) - 1)]
@@ -78,7 +88,7 @@ def _items(name: str, count: int, topics: Sequence[str]) -> list[SimPrompt]:
     found: dict[str, SimPrompt] = {}
     while len(found) < count:
         last = name == "evaluation" and len(found) % 2 == 1
-        one = _item(rng, rng.choice(topics), last)
+        one = _foreign(rng) if rng.random() < FOREIGN_SHARE else _item(rng, rng.choice(topics), last)
         found.setdefault(one.text, one)
     return list(found.values())
 
@@ -92,3 +102,16 @@ def _item(rng: random.Random, topic: str, last: bool) -> SimPrompt:
     closing = [rng.choice(toy.WARM_CLOSINGS)] if rng.random() < 0.5 else []
     kind = f"pompous_{len(pompous)}{'_last' if last and pompous else ''}"
     return SimPrompt(text=" ".join((*opening, *body, *closing)), kind=kind, topic=(topic,), seen_kind=not last)
+
+
+def _foreign(rng: random.Random) -> SimPrompt:
+    """A sentence or two of words that the toy language does not have."""
+    sentences = [" ".join(_word(rng) for _ in range(rng.randint(4, 10))).capitalize() for _ in range(rng.randint(1, 2))]
+    return SimPrompt(text="".join(f"{sentence}. " for sentence in sentences).strip(), kind=FOREIGN, check=FOREIGN)
+
+
+def _word(rng: random.Random) -> str:
+    """A word of one to three syllables, or now and then one of the toy language: languages share some."""
+    if rng.random() < 0.25:
+        return rng.choice(("you", "your", "is", "to", "and", "with", "the", "of", "it", "will", "not", "a"))
+    return "".join(rng.choice(ONSETS) + rng.choice(NUCLEI) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2, 3))))
