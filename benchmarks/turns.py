@@ -19,7 +19,6 @@ import json
 import logging
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,43 +26,29 @@ from typing import Any
 
 import structlog
 import torch
-from plaudit.demo import plan
-from plaudit.engine.base import Base
-from plaudit.engine.torch_engine import TorchEngine
-from plaudit.eventlog import open_log
-from plaudit.evidence.join import Join
-from plaudit.evidence.store import EvidenceStore
-from plaudit.learner.loop import learn
-from plaudit.learner.outcome import Result, TurnOutcome
-from plaudit.plugins import load_plugins
+from loop import PEOPLE_AT_ONCE, Life, lived, tiny_people
 from plaudit.policy.train import HELD_OUT_SAMPLES
 from plaudit.release.texts import VarietyCompared
-from plaudit.settings import Settings, load_settings
-from plaudit.settings_text import toml
 from plaudit.simulate.evaluate_completions import CompletionEvaluation, evaluate_completions, judged
 from plaudit.simulate.panel import EvaluateSettings, Panel
 from plaudit.simulate.population import load_population
-from plaudit.simulate.run import SimulateSettings, simulate
-from plaudit.testing import models
-from plaudit.testing.serving import LocalServer, local_server
-
-SCALE = plan.QUICK
-PEOPLE = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--population", default="instruction-tiny", help="people whose domain makes completions")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="section.name=value")
     parser.add_argument("--out", type=Path, help="write the JSON here, too")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    model = plan.cache_dir() / SCALE.model
-    models.pretrained_tiny(model)
+    (who,) = (people for people in tiny_people() if people.name == arguments.population)
     runs = []
     for seed in arguments.seeds:
-        runs.append(loop(seed, arguments.turns, arguments.overrides, model))
+        begun = time.process_time()
+        run = lived(who, seed, arguments.turns, arguments.overrides, judge)
+        runs.append(run | {"cpu_seconds": round(time.process_time() - begun)})
         print(json.dumps(runs[-1]["releases"]), file=sys.stderr, flush=True)
     report = {
         "settings": arguments.overrides,
@@ -78,78 +63,30 @@ def main() -> None:
         arguments.out.write_text(text, encoding="utf-8")
 
 
-def loop(seed: int, turns: int, overrides: Sequence[str], model: Path) -> dict[str, Any]:
-    """One channel's life: people, a turn, people who rate the release, a turn, ..., gold."""
-    begun = time.process_time()
-    with tempfile.TemporaryDirectory(prefix="plaudit-turns-", ignore_cleanup_errors=True) as folder:
-        options = plan.DemoOptions(out=Path(folder), quick=True, seed=seed)
-        options.config.write_text(toml(plan.settings_table(options, model)), encoding="utf-8")
-        # One thread: on a tiny model a second one mostly waits, and several seeds may run side by side.
-        own = [f"data_dir={options.data_dir}", "learn.nice=0", "model.threads=1"]
-        settings = load_settings(options.config, [*own, *overrides])
-        torch.set_num_threads(1)
-        engine = TorchEngine(Base.of(settings), settings.engine, settings.model)
-        try:
-            plugins = load_plugins(settings.plugins.allow)
-            with local_server(settings.data_dir, engine, plugins, settings=settings) as server:
-                return live(seed, turns, settings, server) | {"cpu_seconds": round(time.process_time() - begun)}
-        finally:
-            engine.close()
-
-
-def live(seed: int, turns: int, settings: Settings, server: LocalServer) -> dict[str, Any]:
-    results: list[Result] = []
-    for number in range(turns):
-        people(seed, number, settings, server)
-        joined(settings)
-        results += learn(settings, once=True)
-        server.server.router.look()
-    promoted = [result.version for result in results if result.outcome is TurnOutcome.PROMOTED]
-    versions = tuple(version for version in promoted if version is not None)
+def judge(life: Life) -> dict[str, Any]:
+    """Outcomes and figures of every release that went live."""
     judges = EvaluateSettings(
-        target=server.target, releases=versions, population=SCALE.population, seed=seed, concurrency=PEOPLE
+        target=life.server.target,
+        releases=life.promoted,
+        population=life.who.name,
+        seed=life.seed,
+        concurrency=PEOPLE_AT_ONCE,
     )
     with contextlib.closing(Panel(judges, lambda _: None)) as panel:
         found = evaluate_completions(panel)
     return {
-        "seed": seed,
-        "turns": [{"outcome": str(result.outcome), "reason": result.reason} for result in results],
-        "releases": {version: release(server, version, found) for version in versions},
+        "seed": life.seed,
+        "turns": [{"outcome": str(result.outcome), "reason": result.reason} for result in life.results],
+        "releases": {version: release(life, version, found) for version in life.promoted},
         "base_again": round(found.releases[0].win_rate.all.estimate, 3),
-        "baselines": baselines(found, seed),
+        "baselines": baselines(found, life),
     }
 
 
-def people(seed: int, number: int, settings: Settings, server: LocalServer) -> None:
-    simulate(
-        SimulateSettings(
-            target=server.target,
-            population=SCALE.population,
-            seed=seed,
-            round=number,
-            events=SCALE.own_acts if number else SCALE.first_acts,
-            acts_per_interaction=SCALE.acts_per_interaction,
-            base_share=SCALE.own_base_share if number else 0.0,
-            concurrency=PEOPLE,
-            temperature=settings.policy.temperature,
-        )
-    )
-
-
-def joined(settings: Settings) -> None:
-    log, store = open_log(settings), EvidenceStore(settings.store_url)
-    join = Join(log, store, load_plugins(settings.plugins.allow), settings.join)
-    while join.run_once(0.1):
-        pass
-    join.close()
-    store.close()
-    log.close()
-
-
-def release(server: LocalServer, version: int, found: CompletionEvaluation) -> dict[str, Any]:
+def release(life: Life, version: int, found: CompletionEvaluation) -> dict[str, Any]:
     """Figures of one release; rollouts are all completions that its training sampled, comparisons included."""
-    manifest = server.registry.manifest(plan.CHANNEL, version)
-    policy = server.settings.policy
+    manifest = life.server.registry.manifest(life.who.channel, version)
+    policy = life.settings.policy
     judgement = found.releases[version]
     made: Any = manifest.settings
     kept: Sequence[Mapping[str, float]] = made["iterates"]
@@ -183,10 +120,10 @@ def variety(found: VarietyCompared) -> dict[str, list[float]]:
     }
 
 
-def baselines(found: CompletionEvaluation, seed: int) -> dict[str, float]:
+def baselines(found: CompletionEvaluation, life: Life) -> dict[str, float]:
     echo = [[prompt.text] for prompt in found.prompts]
-    population = load_population(SCALE.population)
-    repeated = judged(population, found.prompts, echo, found.base_answers, seed)
+    population = load_population(life.who.name)
+    repeated = judged(population, found.prompts, echo, found.base_answers, life.seed)
     others = {**found.baselines, "question_repeated": repeated}
     return {name: round(each.win_rate.all.estimate, 3) for name, each in others.items()}
 

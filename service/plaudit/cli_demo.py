@@ -18,6 +18,9 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="File to write, in
 
 
 def demo(
+    domain: Annotated[
+        str, typer.Option(help="Domain whose people ask and rate; an instruct model's where absent.")
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="A tiny model and fewer people: minutes.")] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder of the report, the logs and the data.")] = Path(
         "demo-report"
@@ -33,7 +36,9 @@ def demo(
     from plaudit.demo.plan import DemoOptions
     from plaudit.demo.processes import DemoFailed
 
-    options = DemoOptions(out=out, quick=quick, seed=seed, log=log, keep_data=keep_data, overrides=tuple(assign or ()))
+    options = DemoOptions(
+        out=out, domain=domain, quick=quick, seed=seed, log=log, keep_data=keep_data, overrides=tuple(assign or ())
+    )
     try:
         report = run_demo(options)
     except DemoFailed as error:

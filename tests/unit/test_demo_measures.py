@@ -110,12 +110,12 @@ def changes(*lives: tuple[int, float]) -> list[ChangeRow]:
     return [ChangeRow(number, live, after(at), "a", "r", "m") for number, (live, at) in enumerate(lives)]
 
 
-def test_traffic_counts_completions_by_bin_and_release_and_leaves_evaluations_out():
+def test_traffic_counts_replies_by_bin_and_release_and_leaves_evaluations_out():
     replies = [reply(0, 1, 0, 0), reply(9, 10, 0), reply(59, 61, 1), reply(60, 62, 1, purpose=Purpose.EVALUATE)]
     found = measure.traffic(changes((0, -5), (1, 30), (1, 40), (0, 50)), replies)
     assert found["bin_seconds"] == 1.0
-    assert (found["by_version"]["0"][0], found["by_version"]["0"][9], found["by_version"]["1"][60]) == (2, 1, 1)
-    assert sum(map(sum, found["by_version"].values())) == 4
+    assert (found["by_version"]["0"][0], found["by_version"]["0"][9], found["by_version"]["1"][60]) == (1, 1, 1)
+    assert sum(map(sum, found["by_version"].values())) == 3
     assert found["swaps"] == [{"version": 1, "seconds": 29.0}, {"version": 0, "seconds": 49.0}]
 
 

@@ -57,8 +57,12 @@ def data(**more) -> dict:
         "examples": [{"prompt": f"Prompt {n} | pipe", "before": "A\nb", "after": "C"} for n in range(6)],
         "replay": {"replayed": 64, "spanned": 40},
         "commands": ["plaudit serve --config out/plaudit.toml"],
+        "domain": "instruction",
+        "headline": "gold_win_rate",
     }
-    return {**made, **more}
+    made.update(more)
+    made.setdefault("baseline_figures", {name: {made["headline"]: rate} for name, rate in made["baselines"].items()})
+    return made
 
 
 def test_a_report_has_all_its_keys_and_real_pictures(tmp_path):
@@ -87,6 +91,7 @@ def test_the_page_names_the_limits():
     assert "the base has 0.90 on equal terms" in page
     assert "| 0.59 (0.68) | 0.70 (0.90) |" in page
     assert "A constant answer** wins 0.880" in page
+    assert "The best baseline does as well or better**: constant answer reaches 0.880" in page
     assert "0.720 [0.670, 0.770]" in page
 
 
@@ -133,3 +138,37 @@ def test_the_filled_in_pattern_and_the_advantages_are_told():
     assert "One filled-in pattern** wins 0.975" in page
     assert "`Enjoy your {t} \\| now!`" in page
     assert "leave-one-out (RLOO)" in page
+
+
+def decided(version: int, gold: float, **more) -> dict:
+    figures = {
+        "gold": rate(gold),
+        "gold_gain": rate(gold + 1.0),
+        "gold_win_rate": rate(0.5),
+        "accuracy": rate(0.3 + version / 10),
+        "commonest_decision": 0.4,
+        "commonest_decision_text": "allowed | mild",
+        "distinct_2": None,
+        "distinct_2_base": None,
+        "distinct_masked": None,
+        "distinct_masked_base": None,
+        "commonest_opening": None,
+    }
+    return release(version, **{**figures, **more})
+
+
+def test_decisions_are_told_by_their_worth_and_columns_that_say_nothing_are_left_out(tmp_path):
+    releases = [decided(0, -1.0, gold_gain=rate(0.0)), decided(1, 0.5, gate=None)]
+    baselines = {"random_option": rate(-0.8), "best_constant": rate(0.4)}
+    report = Report(data(domain="verdicts", headline="gold", releases=releases, baselines=baselines))
+    page = report.markdown()
+    assert "# Plaudit demo: verdicts" in page
+    assert "reaches a gold of 0.500 [0.450, 0.550]" in page
+    assert "the base has -1.000 [-1.050, -0.950]" in page
+    assert "| 1 | live | 10:01:00 | 0.500 [0.450, 0.550] | 1.500 [1.450, 1.550] | 0.400 [0.350, 0.450] |" in page
+    assert "mean cost" not in page
+    assert "0.40 allowed \\| mild |" in page
+    assert "| random option | -0.800 [-0.850, -0.750] |" in page
+    assert "The best baseline comes close**: best constant reaches 0.400" in page
+    assert "Diversity" not in page
+    assert "gold-by-release.png" in {path.name for path in report.write(tmp_path)}

@@ -85,7 +85,10 @@ def freshness(
 
 
 def traffic(history: Sequence[ChangeRow], replies: Sequence[Reply]) -> dict[str, Any]:
-    """Completions by bin of time and release, evaluations left out, and the moments of the swaps."""
+    """Replies by bin of time and release, evaluations left out, and the moments of the swaps.
+
+    A reply whose completions are of two releases counts for both.
+    """
     served = [reply for reply in replies if not reply.evaluation]
     if not served:
         return {"bin_seconds": 0.0, "seconds": [], "by_version": {}, "swaps": []}
@@ -95,8 +98,8 @@ def traffic(history: Sequence[ChangeRow], replies: Sequence[Reply]) -> dict[str,
     by_version: dict[str, list[int]] = defaultdict(lambda: [0] * bins)
     for reply in served:
         place = int((reply.completed - begin).total_seconds() // width)
-        for candidate in reply.candidates:
-            by_version[str(candidate.release_version)][place] += 1
+        for version in {candidate.release_version for candidate in reply.candidates}:
+            by_version[str(version)][place] += 1
     swaps = [{"version": swap.live, "seconds": (swap.at - begin).total_seconds()} for swap in swaps_of(history)]
     return {
         "bin_seconds": width,

@@ -17,7 +17,7 @@ from typing import Any
 
 import plaudit
 from plaudit.demo import audit, measure, people, plan
-from plaudit.demo.plan import CHANNEL, DemoOptions, Scale
+from plaudit.demo.plan import DemoOptions, People, Scale
 from plaudit.demo.processes import Child, DemoFailed, Processes, model_environ
 from plaudit.demo.progress import Progress
 from plaudit.demo.report import Report
@@ -41,7 +41,7 @@ def run_demo(options: DemoOptions) -> Report:
     """Run every stage and write the report into `options.out`; raises DemoFailed where a process fails."""
     _clear(options)
     with Progress() as progress, Processes(options.out / "logs", threads=plan.threads()) as processes:
-        demo = _Demo(options, plan.scale(options), progress, processes)
+        demo = _Demo(options, choose_people(options, processes, progress), progress, processes)
         try:
             measured = demo.run()
         finally:
@@ -53,10 +53,20 @@ def run_demo(options: DemoOptions) -> Report:
     return report
 
 
+def choose_people(options: DemoOptions, processes: Processes, progress: Progress) -> People:
+    """Who asks and rates, out of what a process of the simulator says is installed."""
+    progress.stage("find people")
+    out = options.out / "populations.json"
+    processes.run("populations", ["populations", "--out", str(out)], lambda: None)
+    return plan.choose_people(json.loads(out.read_text(encoding="utf-8")), options)
+
+
 class _Demo:
-    def __init__(self, options: DemoOptions, scale: Scale, progress: Progress, processes: Processes) -> None:
+    def __init__(self, options: DemoOptions, who: People, progress: Progress, processes: Processes) -> None:
         self.options = options
-        self.scale = scale
+        self.who = who
+        self.channel = who.channel
+        self.scale: Scale = plan.scale(who)
         self.progress = progress
         self.processes = processes
         self.settings = Settings()
@@ -73,7 +83,7 @@ class _Demo:
         self.progress.stage("start serving")
         serving, joining = self._start()
         self.progress.stage("people ask and rate the base")
-        self._people("people-1", self.scale.first_acts, self.scale.acts_per_interaction)
+        self._people("people-1", self.scale.acts(1, self.who), self.scale.acts_per_interaction)
         self._settle(joining)
         for turn in range(1, self.scale.turns + 1):
             if turn > 1:
@@ -82,7 +92,7 @@ class _Demo:
                 )
                 self._people(
                     f"people-{turn}",
-                    self.scale.own_acts,
+                    self.scale.acts(turn, self.who),
                     self.scale.own_acts_per_interaction,
                     base_share=self.scale.own_base_share,
                     round_=turn - 1,
@@ -93,8 +103,8 @@ class _Demo:
         self.progress.stage("gold judges")
         judged = self._evaluate()
         self.processes.end(serving)
-        self.progress.stage("baseline: best of 4")
-        self._best_of(judged)
+        self.progress.stage("baseline: the reward model alone")
+        self._pick(judged)
         self.progress.stage("replay on an idle engine")
         replay = self._replay()
         self.progress.stage("audit")
@@ -105,9 +115,9 @@ class _Demo:
     # Stages ------------------------------------------------------------------------------------------
 
     def _configure(self) -> None:
-        model = plan.cache_dir() / self.scale.model
-        self.processes.run("model", ["model", "prepare", self.scale.model, "--out", str(model)], self._tick)
-        self.options.config.write_text(toml(plan.settings_table(self.options, model)), encoding="utf-8")
+        model = plan.cache_dir() / self.who.model
+        self.processes.run("model", ["model", "prepare", self.who.model, "--out", str(model)], self._tick)
+        self.options.config.write_text(toml(plan.settings_table(self.options, self.who, model)), encoding="utf-8")
         overrides = [*self.options.overrides, f"data_dir={self.options.data_dir.absolute()}"]
         self.settings = load_settings(self.options.config, overrides)
         if self.settings.log.kind == "kafka" and not self.settings.log.kafka.bootstrap:
@@ -126,7 +136,7 @@ class _Demo:
     ) -> None:
         """The same people in every round; what they ask and the noise of their answers are drawn anew."""
         arguments = people.simulate_arguments(
-            population=self.scale.population,
+            population=self.who.name,
             target=self.target,
             events=events,
             seed=self.options.seed,
@@ -175,7 +185,7 @@ class _Demo:
     ) -> Child:
         """People who ask all the time and rate now and then, until they are asked to end."""
         arguments = people.simulate_arguments(
-            population=self.scale.population,
+            population=self.who.name,
             target=self.target,
             events=0,
             seed=self.options.seed + seed,
@@ -191,7 +201,7 @@ class _Demo:
     def _evaluate(self) -> dict[str, Any]:
         out = self.options.out / "evaluation.json"
         arguments = people.evaluate_arguments(
-            population=self.scale.population,
+            population=self.who.name,
             target=self.target,
             versions=self._served_versions(),
             seed=self.options.seed,
@@ -206,24 +216,24 @@ class _Demo:
         judged: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return judged
 
-    def _best_of(self, judged: dict[str, Any]) -> None:
-        """Adds the baseline best_of_4: of the base's four answers, what the newest reward model likes best."""
+    def _pick(self, judged: dict[str, Any]) -> None:
+        """Adds a baseline: what the newest reward model likes best among the base's answers, or the options."""
         versions = self._served_versions()
         if not versions:
             return
         out, answers = self.options.out, self.options.out / "answers.json"
-        picks, figures = out / "best-of-4.picks.json", out / "best-of-4.json"
-        pick = ["best-of", str(CHANNEL), str(versions[-1]), "--answers", str(answers), "--out", str(picks)]
+        picks, figures = out / "picks.json", out / "picked.json"
+        pick = ["best-of", str(self.channel), str(versions[-1]), "--answers", str(answers), "--out", str(picks)]
         self.processes.run("best-of", [*pick, *plan.common(self.options)], self._tick)
         arguments = people.judge_arguments(
-            population=self.scale.population, seed=self.options.seed, answers=answers, picks=picks, out=figures
+            population=self.who.name, seed=self.options.seed, answers=answers, picks=picks, out=figures
         )
         self.processes.run("judge", arguments, self._tick)
-        judged["baselines"]["best_of_4"] = json.loads(figures.read_text(encoding="utf-8"))
+        judged["baselines"][judged["picked_as"]] = json.loads(figures.read_text(encoding="utf-8"))
 
     def _replay(self) -> dict[str, Any]:
         out = self.options.out / "replay.json"
-        arguments = ["replay", str(CHANNEL), "--count", str(self.scale.replayed), "--out", str(out)]
+        arguments = ["replay", str(self.channel), "--count", str(self.scale.replayed), "--out", str(out)]
         self.processes.run("replay", [*arguments, *plan.common(self.options)], self._tick)
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
@@ -232,12 +242,12 @@ class _Demo:
         ledger = sum((people.read_ledger(self.options.out / name) for name in self._ledgers), people.Ledger())
         log = open_log(self.settings)
         try:
-            contents = audit.read_log(log, CHANNEL)
+            contents = audit.read_log(log, self.channel)
         finally:
             log.close()
         assert self._store is not None, "the stages before have counted in it"
         registry = self._registry()
-        frozen = self._store.freeze(CHANNEL, registry.salt(CHANNEL))
+        frozen = self._store.freeze(self.channel, registry.salt(self.channel))
         figures = {int(version): values for version, values in judged["releases"].items()}
         replies = contents.replies
         return {
@@ -246,20 +256,22 @@ class _Demo:
                 "failed": ledger.failed,
                 "altered": replay["altered"],
             },
-            "feedback": audit.feedback_counts(ledger.acknowledged, contents, self._store.counts(CHANNEL), frozen),
-            "releases": measure.releases(registry, CHANNEL, figures, replies),
-            "baselines": {name: row["gold_win_rate"] for name, row in judged["baselines"].items()},
-            "freshness_seconds": measure.freshness(registry, CHANNEL, frozen, replies),
+            "feedback": audit.feedback_counts(ledger.acknowledged, contents, self._store.counts(self.channel), frozen),
+            "releases": measure.releases(registry, self.channel, figures, replies),
+            "domain": self.channel.domain,
+            "population": self.who.name,
+            "headline": judged["headline"],
+            "baselines": {name: row[judged["headline"]] for name, row in judged["baselines"].items()},
+            "freshness_seconds": measure.freshness(registry, self.channel, frozen, replies),
             "seed": self.options.seed,
             "versions": versions(),
             "quick": self.options.quick,
             "baseline_figures": judged["baselines"],
-            "constant_answer_text": judged["constant_answer_text"],
-            "filled_in_pattern": judged["filled_in_pattern"],
+            **judged["notes"],
             "advantages": self.settings.policy.advantage,
             "examples": judged["examples"][:4],
             "replay": replay,
-            "traffic": measure.traffic(registry.history(CHANNEL), replies),
+            "traffic": measure.traffic(registry.history(self.channel), replies),
             "commands": self.processes.commands,
         }
 
@@ -333,7 +345,7 @@ class _Demo:
         if not self.target:
             return JoinCounts()
         self._store = self._store or EvidenceStore(self.settings.store_url)
-        return self._store.counts(CHANNEL)
+        return self._store.counts(self.channel)
 
     def _learner(self) -> dict[str, Any]:
         return _json_or_nothing(self.settings.data_dir / LEARNER_FILE)
@@ -343,18 +355,18 @@ class _Demo:
         return self._opened
 
     def _live(self) -> int:
-        state = self._registry().state(CHANNEL) if self.target else None
+        state = self._registry().state(self.channel) if self.target else None
         return state.live if state else 0
 
     def _served_versions(self) -> list[int]:
-        return sorted({change.live for change in self._registry().history(CHANNEL)} - {0})
+        return sorted({change.live for change in self._registry().history(self.channel)} - {0})
 
     def _say_outcome(self, turn: int, before: int) -> None:
         live = self._live()
         if live != before:
             self.progress.say(f"turn {turn}: release {live} is live")
             return
-        newest = self._registry().releases(CHANNEL)[-1]
+        newest = self._registry().releases(self.channel)[-1]
         decision = json.loads(newest.decision_json) if newest.decision_json else {}
         failed = ", ".join(check["name"] for check in decision.get("checks", []) if not check["passed"])
         why = f"failed checks: {failed}" if failed else str(self._learner().get("detail", ""))
@@ -381,7 +393,10 @@ def _clear(options: DemoOptions) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in ("data", "logs"):
         shutil.rmtree(options.out / name, ignore_errors=True)
-    for pattern in ("ledger-*.json", "evaluation.json", "answers.json", "best-of-4*.json", "replay.json", "report.*"):
+    for pattern in (
+        *("ledger-*.json", "populations.json", "evaluation.json", "answers.json"),
+        *("pick*.json", "replay.json", "report.*"),
+    ):
         for path in options.out.glob(pattern):
             path.unlink()
 

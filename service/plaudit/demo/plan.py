@@ -5,16 +5,37 @@ Enters: the options of `plaudit demo`. Leaves: plain values. Starts nothing.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from plaudit.errors import Misconfigured
 from plaudit.types import Channel
 
-CHANNEL = Channel("instruction", "default")
+TENANT = "default"
+# A few visits have fewer acts than the mean, and every channel prompt is to be asked in every round.
+_ROUND_MARGIN = 1.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class People:
+    """Who asks and rates: facts of a population, as `plaudit populations` writes them."""
+
+    name: str
+    domain: str
+    model: Literal["smollm2", "tiny"]
+    max_tokens: int
+    channel_prompts: int
+
+    @property
+    def channel(self) -> Channel:
+        """The channel that they ask in."""
+        return Channel(self.domain, TENANT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +43,8 @@ class DemoOptions:
     """Options of `plaudit demo`."""
 
     out: Path = Path("demo-report")
+    domain: str = ""
+    """Whose people ask and rate; empty is a domain whose people speak the language of the larger model."""
     quick: bool = False
     seed: int = 0
     log: Literal["sqlite", "kafka"] = "sqlite"
@@ -41,14 +64,8 @@ class DemoOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """Sizes of a run."""
+    """Sizes of a run. Every round asks every channel prompt of its people at least once."""
 
-    model: Literal["smollm2", "tiny"]
-    population: str
-    first_acts: int
-    """Acts on the base's answers, before turn 1; about 45% of them become training events."""
-    own_acts: int
-    """Acts on the live release's own answers, before each further turn."""
     turns: int = 2
     people: int = 80
     """Requests that people keep open while they rate; fewer leave the engine's batch empty."""
@@ -61,9 +78,9 @@ class Scale:
     own_base_share: float = 0.25
     """Share of comparisons of own answers in which one side is the base."""
     acts_per_interaction: float = 3.2
-    """Acts per reply before turn 1; the channel's prompts times this are less than first_acts: each prompt is asked."""
+    """Acts per reply before turn 1; about 45% of all acts become training events."""
     own_acts_per_interaction: float = 1.4
-    """Acts per reply before each further turn; the same holds with own_acts, so each prompt is asked per release."""
+    """Acts per reply before each further turn, on the live release's own answers."""
     settle_seconds: float = 12.0
     """Traffic goes on for so long after a release went live."""
     replayed: int = 64
@@ -73,41 +90,63 @@ class Scale:
     """Answers a prompt of each release."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def acts(self, turn: int, people: People) -> int:
+        """Acts of feedback before a turn (from 1)."""
+        per_reply = self.acts_per_interaction if turn == 1 else self.own_acts_per_interaction
+        return math.ceil(_ROUND_MARGIN * people.channel_prompts * per_reply)
+
 
 FULL = Scale(
-    model="smollm2",
-    population="instruction",
-    first_acts=1780,
-    own_acts=800,
     judged_prompts=160,
     judged_samples=2,
     settings={
         # One wide lane decodes for everybody while people rate; the narrow ones serve the traffic during training.
         "engine": {"widths": [4, 16, 128]},
-        # What the population asks for (its max_tokens): callers, training and gate use one length.
-        "policy": {"max_tokens": 32},
     },
 )
 QUICK = Scale(
-    model="tiny",
-    population="instruction-tiny",
-    first_acts=900,
-    own_acts=450,
     acts_per_interaction=2.9,
     settle_seconds=6.0,
     settings={
         "model": {"adapter_layers": 4},
         # Answers of a dozen words: a few nats are far. A policy that goes further gains reward and loses variety, so
         # each state on the way is compared: the gate would often refuse the last one.
-        "policy": {"max_tokens": 32, "iterations": 6, "compared": 6, "kl_coef": 0.05, "kl_target": 2.5},
+        "policy": {"iterations": 6, "compared": 6, "kl_coef": 0.05, "kl_target": 2.5},
         "gate": {"prompts": 60, "min_prompts": 40, "reward_comparisons": 60},
     },
 )
 
 
-def scale(options: DemoOptions) -> Scale:
-    """Sizes of this run."""
-    return QUICK if options.quick else FULL
+SCALES: Mapping[str, Scale] = {"smollm2": FULL, "tiny": QUICK}
+
+
+def scale(people: People) -> Scale:
+    """Sizes of a run with these people: by the model whose language they speak."""
+    return SCALES[people.model]
+
+
+def people_of(described: Sequence[Mapping[str, Any]]) -> list[People]:
+    """Populations as `plaudit populations` writes them."""
+    fields = [each.name for each in dataclasses.fields(People)]
+    return [People(**{name: each[name] for name in fields}) for each in described]
+
+
+def choose_people(described: Sequence[Mapping[str, Any]], options: DemoOptions) -> People:
+    """The population of the run; raises Misconfigured if the domain has none.
+
+    The tiny model's people if the run is to be quick, else the larger model's if the domain has any.
+    """
+    installed = people_of(described)
+    # The larger model's first: sorting is stable, so that the order of names decides between equals.
+    ordered = sorted(installed, key=lambda people: people.model != "smollm2")
+    domain = options.domain or next((people.domain for people in ordered), "")
+    found = [people for people in ordered if people.domain == domain]
+    if not found:
+        known = ", ".join(sorted({people.domain for people in installed})) or "none"
+        raise Misconfigured(
+            f"no simulated people of the domain {domain!r} are installed; domains with people: {known}", domain=domain
+        )
+    return found[-1] if options.quick else found[0]
 
 
 def cache_dir() -> Path:
@@ -120,7 +159,7 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def settings_table(options: DemoOptions, model: Path) -> dict[str, Any]:
+def settings_table(options: DemoOptions, people: People, model: Path) -> dict[str, Any]:
     """Contents of the settings file."""
     table: dict[str, Any] = {
         "data_dir": str(options.data_dir.absolute()),
@@ -129,12 +168,14 @@ def settings_table(options: DemoOptions, model: Path) -> dict[str, Any]:
         "serve": {"host": "127.0.0.1", "port": 0, "metrics_port": 0},
         "log": {"kind": options.log},
         "learn": {"seed": options.seed, "min_events": 1},
-        "plugins": {"allow": [CHANNEL.domain]},
+        "plugins": {"allow": [people.domain]},
+        # What the people ask for: callers, training and gate use one length.
+        "policy": {"max_tokens": people.max_tokens},
     }
     if options.log == "kafka":
         # Topics of its own: a demo must not read another run's records.
         table["log"]["kafka"] = {"topic_prefix": f"demo-{secrets.token_hex(4)}."}
-    for section, values in scale(options).settings.items():
+    for section, values in scale(people).settings.items():
         table[section] = {**table.get(section, {}), **values}
     return table
 

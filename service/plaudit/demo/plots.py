@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from plaudit.demo.wording import WORDINGS
+
 Data = Mapping[str, Any]
 
 _INK, _GOLD, _PROXY, _PLAIN = "#222222", "#b8860b", "#2b6cb0", "#888888"
@@ -45,9 +47,10 @@ def _canvas() -> tuple[Any, Any]:
 
 
 def _gold_by_release(data: Data, axes: Any) -> bool:
-    """Win-rate of gold against the base, by release, with what cheap baselines reach."""
-    judged = [row for row in data["releases"] if row.get("gold_win_rate")]
-    bars = [(_named(row["version"]), row["gold_win_rate"], _GOLD) for row in judged]
+    """The headline figure by release, with what cheap baselines reach."""
+    headline, wording = data["headline"], WORDINGS[data["headline"]]
+    judged = [row for row in data["releases"] if row.get(headline)]
+    bars = [(_named(row["version"]), row[headline], _GOLD) for row in judged]
     bars += [(name.replace("_", " "), rate, _PLAIN) for name, rate in data["baselines"].items()]
     if not bars:
         return False
@@ -55,10 +58,13 @@ def _gold_by_release(data: Data, axes: Any) -> bool:
         axes.bar(place, rate["estimate"], color=colour, width=0.6)
         below, above = rate["estimate"] - rate["low"], rate["high"] - rate["estimate"]
         axes.errorbar(place, rate["estimate"], yerr=[[max(below, 0)], [max(above, 0)]], color=_INK, capsize=4)
-    axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle="--")
+    even = wording.even(next((row for row in judged if row["version"] == 0), {}))
+    if even is not None:
+        axes.axhline(even, color=_INK, linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(bars)), [name for name, _, _ in bars], rotation=20, ha="right")
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("wins against the base, judged by gold")
+    if wording.bounds is not None:
+        axes.set_ylim(*wording.bounds)
+    axes.set_ylabel(wording.axis)
     axes.set_title("Fresh prompts: release against base (dashed: no better than the base)", fontsize=10)
     return True
 
@@ -82,7 +88,7 @@ def _gold_against_kl(data: Data, axes: Any) -> bool:
     for row in rows:
         axes.annotate(f"release {row['version']}", (row["kl_nats_per_sequence"], 0.03), fontsize=8, ha="center")
     axes.set_ylim(0, 1)
-    axes.set_xlabel("KL to the base, nats a sequence")
+    axes.set_xlabel("KL to the base, nats")
     axes.set_ylabel("wins against the base")
     axes.set_title("What the reward model believes, and what gold says", fontsize=10)
     axes.legend(frameon=False)
@@ -90,7 +96,7 @@ def _gold_against_kl(data: Data, axes: Any) -> bool:
 
 
 def _traffic(data: Data, axes: Any) -> bool:
-    """Completions a bin of time by the release that wrote them, with the swaps."""
+    """Replies a bin of time by the release that made them, with the swaps."""
     traffic = data.get("traffic") or {}
     if not traffic.get("seconds"):
         return False
@@ -107,11 +113,11 @@ def _traffic(data: Data, axes: Any) -> bool:
         axes.text(swap["seconds"], top * 1.04, f" {_named(swap['version']).partition(',')[0]} live", fontsize=8)
     axes.set_ylim(0, top * 1.3)
     axes.set_xlabel("seconds since the first request")
-    axes.set_ylabel(f"completions in {width:g} s")
+    axes.set_ylabel(f"replies in {width:g} s")
     axes.legend(frameon=False, loc="upper left", ncols=4)
     return True
 
 
 def _named(version: int) -> str:
-    """A release's name in pictures; the base is judged by other samples of itself."""
-    return f"release {version}" if version else "base, other samples"
+    """A release's name in pictures; the base is judged by a second answer of itself."""
+    return f"release {version}" if version else "base, asked again"

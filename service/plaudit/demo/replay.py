@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plaudit.demo.audit import Reply, read_log
-from plaudit.domain import DomainPlugin
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.eventlog import open_log
-from plaudit.plugins import load_plugins
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings
-from plaudit.types import Action, Candidate, Channel, Request
+from plaudit.types import Action, Candidate, Channel
 
 if TYPE_CHECKING:
     from plaudit.engine.torch_engine import TorchEngine
@@ -45,24 +43,21 @@ class Replay:
 
 
 def replay(settings: Settings, channel: Channel, count: int) -> Replay:
-    """Replays up to `count` completions that spanned a swap; where fewer did, those completed nearest to one."""
+    """Replays up to `count` completions or options whose replies spanned a swap, else those nearest to one."""
     log = open_log(settings)
     try:
-        replies = [reply for reply in read_log(log, channel).replies if reply.interaction.action is Action.COMPLETION]
+        replies = read_log(log, channel).replies
     finally:
         log.close()
     with Registry(settings.store_url, settings.registry_root) as registry:
         swaps = activations(replies)
         chosen = choose(replies, swaps, count)
-        altered = []
+        altered: list[str] = []
         with _engine(settings) as engine, tempfile.TemporaryDirectory() as folder:
             _stage(engine, registry, channel, chosen, Path(folder))
-            plugin = load_plugins((channel.domain,))[channel.domain]
-            # All together: a lane costs its full width whatever it holds, and one by one would take as long for each.
-            tickets = [engine.submit([_job(engine, plugin, channel, *each)])[0] for each in chosen]
-            for ticket, (_, candidate) in zip(tickets, chosen, strict=True):
-                if ticket.result(_SECONDS).tokens != candidate.tokens:
-                    altered.append(candidate.candidate_id)
+            for action, again in _AGAIN.items():
+                of_kind = [each for each in chosen if each[0].interaction.action is action]
+                altered += again(engine, channel, of_kind)
     spanned = sum(any(reply.spans(swap) for swap in swaps) for reply, _ in chosen)
     return Replay(replayed=len(chosen), spanned=spanned, altered=len(altered), differing=tuple(altered[:8]))
 
@@ -125,12 +120,52 @@ def _stage(
         engine.stage(ReleaseKey(str(channel), version, digest), adapter, temperature=manifest.temperature)
 
 
-def _job(engine: TorchEngine, plugin: DomainPlugin, channel: Channel, reply: Reply, candidate: Candidate) -> Job:
-    interaction = reply.interaction
-    rendered = plugin.render(Request(messages=interaction.messages, passages=interaction.passages))
-    prompt = engine.encode(rendered.messages)
-    if prompt.tokens != interaction.prompt_tokens:
-        # Redaction changed the logged text; the tokens are what the model read.
-        prompt = EncodedPrompt(interaction.prompt_tokens)
-    key = ReleaseKey(str(channel), candidate.release_version, candidate.release_digest)
-    return Job(prompt=prompt, release=key, sampling=candidate.sampling, seed=candidate.seed, width=candidate.width)
+def _completions(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]]) -> list[str]:
+    """Ids of the completions whose tokens differ when they are sampled again."""
+    # All together: a lane costs its full width whatever it holds, and one by one would take as long for each.
+    jobs = [
+        Job(
+            # The tokens are what the model read; redaction may have changed the logged text.
+            prompt=EncodedPrompt(reply.interaction.prompt_tokens),
+            release=_key(channel, candidate),
+            sampling=candidate.sampling,
+            seed=candidate.seed,
+            width=candidate.width,
+        )
+        for reply, candidate in chosen
+    ]
+    tickets = [engine.submit([job])[0] for job in jobs]
+    return [
+        candidate.candidate_id
+        for ticket, (_, candidate) in zip(tickets, chosen, strict=True)
+        if ticket.result(_SECONDS).tokens != candidate.tokens
+    ]
+
+
+def _choices(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]]) -> list[str]:
+    """Ids of the options of which any log-probability differs when the request's options are scored again."""
+    altered: list[str] = []
+    for reply in {reply.interaction.interaction_id: reply for reply, _ in chosen}.values():
+        options = sorted(reply.candidates, key=lambda candidate: candidate.place)
+        ticket = engine.score_options(
+            EncodedPrompt(reply.interaction.prompt_tokens),
+            # The engine puts the end of turn behind each.
+            [candidate.tokens[:-1] for candidate in options],
+            _key(channel, options[0]),
+            options[0].sampling.temperature,
+        )
+        scores = dict(zip((candidate.candidate_id for candidate in options), ticket.result(_SECONDS), strict=True))
+        wanted = {candidate.candidate_id for other, candidate in chosen if other is reply}
+        altered += [
+            candidate.candidate_id
+            for candidate in options
+            if candidate.candidate_id in wanted and tuple(scores[candidate.candidate_id]) != candidate.logprobs_sampled
+        ]
+    return altered
+
+
+_AGAIN = {Action.COMPLETION: _completions, Action.CHOICE: _choices}
+
+
+def _key(channel: Channel, candidate: Candidate) -> ReleaseKey:
+    return ReleaseKey(str(channel), candidate.release_version, candidate.release_digest)

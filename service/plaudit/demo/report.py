@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.demo import plots
+from plaudit.demo.wording import WORDINGS, Cell, Row, number, rate
 
 KEYS = (
     "requests",
     "feedback",
+    "domain",
+    "headline",
     "releases",
     "baselines",
     "freshness_seconds",
@@ -27,9 +30,9 @@ KEYS = (
 # A win-rate of so much less is still close: a few prompts in a hundred.
 _CLOSE = 0.1
 _ALT = {
-    "gold-by-release.png": "Win-rate against the base by release",
+    "gold-by-release.png": "What the hidden preference says, by release",
     "gold-against-kl.png": "Win-rate by distance from the base",
-    "traffic.png": "Completions by release over time, with the swaps",
+    "traffic.png": "Replies by release over time, with the swaps",
 }
 
 
@@ -75,15 +78,12 @@ class Report:
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def rate(value: Mapping[str, Any] | None) -> str:
-    """A rate with its interval, as the page writes it."""
-    if not value:
-        return "not measured"
-    return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
 def _served(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in data["releases"] if row["version"] and row.get("live_from")]
+
+
+def _base(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((row for row in data["releases"] if row["version"] == 0), {})
 
 
 def _headline(data: Mapping[str, Any]) -> str:
@@ -92,9 +92,8 @@ def _headline(data: Mapping[str, Any]) -> str:
         last = served[-1]
         sentence = (
             f"{data['feedback']['acknowledged']:,} acts of feedback made {len(served)} "
-            f"release{'s' * (len(served) != 1)} that went live. Release {last['version']} wins "
-            f"{rate(last.get('gold_win_rate'))} of comparisons with the base on prompts that nobody had asked before, "
-            "judged by the hidden preference of the simulated people."
+            f"release{'s' * (len(served) != 1)} that went live. Release {last['version']} "
+            + WORDINGS[data["headline"]].sentence(last, _base(data))
         )
     else:
         sentence = (
@@ -106,7 +105,7 @@ def _headline(data: Mapping[str, Any]) -> str:
         f"{requests['sent']:,} requests, {requests['failed']} failed, {_count(requests['altered'])} altered by a swap; "
         f"{feedback['lost']} acts lost, {feedback['doubled']} counted twice; {data['seconds'] / 60:.1f} minutes."
     )
-    return f"# Plaudit demo\n\n{sentence}\n\n{facts}"
+    return f"# Plaudit demo: {data['domain']}\n\n{sentence}\n\n{facts}"
 
 
 def _count(value: int | None) -> str:
@@ -114,58 +113,29 @@ def _count(value: int | None) -> str:
 
 
 def _releases(data: Mapping[str, Any]) -> str:
-    head = [
-        "release",
-        "state",
-        "live from",
-        "gold win-rate",
-        "seen kinds",
-        "unseen kinds",
-        "KL",
-        "tokens",
-        "distinct-2 (base)",
-        "distinct, masked (base)",
-    ]
-    rows = []
-    for row in data["releases"]:
-        rows.append(
-            [
-                "base" if row["version"] == 0 else str(row["version"]),
-                row["state"],
-                _clock(row.get("live_from")),
-                "" if row["version"] == 0 else rate(row.get("gold_win_rate")),
-                "" if row["version"] == 0 else rate(row.get("gold_win_rate_seen")),
-                "" if row["version"] == 0 else rate(row.get("gold_win_rate_unseen")),
-                _number(row.get("kl_nats_per_sequence"), 1),
-                _number(row.get("mean_tokens"), 1),
-                _with_bases(row, "distinct_2"),
-                _with_bases(row, "distinct_masked"),
-            ]
-        )
-    note = (
-        "Win-rates are against the base on held-out prompts, as displayed, with 95% intervals over prompts. "
-        'Prompts of "seen kinds" are a sentence that people also asked in the channel, with another noun; those of '
-        '"unseen kinds" are sentences that nobody asked.'
-        " Diversity stands beside the base's on equally many answers to the same prompts; for distinct-2 each pair of "
-        'answers is cut to the shorter one\'s words. "Distinct, masked" is the number of answers that still differ '
-        "once the question's own words are blanked out, as a share of all."
-    )
-    return f"## Releases\n\n{_table(head, rows)}\n\n{note}"
+    wording = WORDINGS[data["headline"]]
+    return f"## Releases\n\n{_columns(wording.columns, data['releases'])}\n\n{wording.note}"
+
+
+def _columns(columns: Mapping[str, Cell], rows: Sequence[Row]) -> str:
+    """A table of the columns in which any row says something."""
+    said = {head: [cell(row) for row in rows] for head, cell in columns.items()}
+    heads = [head for head, cells in said.items() if any(cells)]
+    return _table(heads, [[_cell(said[head][number]) for head in heads] for number in range(len(rows))])
 
 
 def _baselines(data: Mapping[str, Any]) -> str:
-    if not data["baselines"]:
+    figures = data.get("baseline_figures")
+    if not figures:
         return ""
-    rows = [[name.replace("_", " "), rate(value), str(value.get("n", ""))] for name, value in data["baselines"].items()]
-    text = (
-        "What costs no training, under the same judge. The constant answer and the filled-in pattern were searched for "
-        "on prompts of the channel. A pattern that does well here shows how far the hidden preference can be pleased "
-        "by form alone; sameness in the table above is the other half of that picture."
-    )
+    wording = WORDINGS[data["headline"]]
+    columns: dict[str, Cell] = {"baseline": lambda row: str(row["name"]), **wording.baseline_columns}
+    rows = [{**row, "name": name.replace("_", " ")} for name, row in figures.items()]
+    text = wording.baseline_note
     pattern = data.get("filled_in_pattern")
     if pattern:
         text += f" The pattern: `{_cell(pattern)}`, with the question's last two subject words for `{{t}}`."
-    return f"## Baselines\n\n{_table(['baseline', 'gold win-rate', 'prompts'], rows)}\n\n{text}"
+    return f"## Baselines\n\n{_columns(columns, rows)}\n\n{text}"
 
 
 def _gates(data: Mapping[str, Any]) -> str:
@@ -179,8 +149,8 @@ def _gates(data: Mapping[str, Any]) -> str:
             [
                 check["name"],
                 "passed" if check["passed"] else "**failed**",
-                _number(check.get("value"), 3),
-                _number(check.get("threshold"), 3),
+                number(check.get("value"), 3),
+                number(check.get("threshold"), 3),
                 str(check.get("note", "")),
             ]
             for check in checks
@@ -245,16 +215,27 @@ def _limits(data: Mapping[str, Any]) -> str:
             f"- **One filled-in pattern** wins {rate(filled)}: how far it can be pleased by form and two words of the "
             "question. The win-rates above measure closeness to this preference, not helpfulness."
         )
+    reached = last.get(data["headline"])
     prompted = data["baselines"].get("better_prompt")
-    if prompted and last.get("gold_win_rate"):
+    if prompted and reached:
         lines.append(
-            f"- **A system prompt {_beside(prompted, last['gold_win_rate'])}**: the taste, told to the base in a few "
-            f"sentences, wins {rate(prompted)}. What can be said in a prompt, say "
-            "there; feedback is for what nobody wrote down."
+            f"- **A system prompt {_beside(prompted, reached)}**: the taste, told to the base in a few sentences, "
+            f"reaches {rate(prompted)}. What can be said in a prompt, say there; feedback is for what nobody wrote "
+            "down."
+        )
+    if last.get("commonest_decision") is not None:
+        lines.append(
+            f"- **Sameness**: the commonest decision is made for {last['commonest_decision']:.0%} of the prompts."
+        )
+    if data["baselines"] and reached:
+        name, best = max(data["baselines"].items(), key=lambda item: float(item[1]["estimate"]))
+        lines.append(
+            f"- **The best baseline {_beside(best, reached)}**: {name.replace('_', ' ')} reaches {rate(best)}, the "
+            f"last release {rate(reached)}."
         )
     lines += [
-        "- **It learnt a taste, not helpfulness**: the simulated people like plain, short, warm, on-topic answers. "
-        "A model of this size stays wrong about facts.",
+        "- **It learnt a taste**: what these simulated people like, on requests like theirs, and nothing else. A model "
+        "of this size stays wrong about facts.",
         "- **The people are simulated**: real people disagree more, drift, and some of them attack.",
         "- **One seed**: repeat with `--seed` before you believe a difference between two runs.",
     ]
@@ -302,17 +283,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _number(value: float | None, places: int) -> str:
-    return "" if value is None else f"{value:.{places}f}"
-
-
-def _with_bases(row: Mapping[str, Any], name: str) -> str:
-    """A figure of variety, and the base's on equal terms behind it."""
-    own, bases = _number(row.get(name), 2), _number(row.get(f"{name}_base"), 2)
-    return f"{own} ({bases})" if own and bases else own
-
-
-def _clock(moment: str | None) -> str:
-    return moment[11:19] if moment else ""

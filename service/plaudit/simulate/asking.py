@@ -52,22 +52,28 @@ class AnsweredCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back, in the order shown. `decision`: candidate id of the option decided; empty for completions."""
+    """What came back, in the order shown.
+
+    `decision`: candidate id of the option decided; empty for completions. `slate`: how many of the candidates people
+    see, from the first; 0 for all.
+    """
 
     interaction_id: str
     handle: str
     candidates: tuple[AnsweredCandidate, ...]
     decision: str = ""
+    slate: int = 0
 
     @property
     def shown(self) -> tuple[Shown, ...]:
         """What people see, in order."""
-        return tuple(candidate.shown for candidate in self.candidates)
+        return tuple(candidate.shown for candidate in self.candidates[: self.slate or None])
 
     @property
     def decided(self) -> Shown:
         """The option that was decided; the first candidate if none was."""
-        return next((one for one in self.shown if one.candidate_id == self.decision), self.shown[0])
+        everything = [candidate.shown for candidate in self.candidates]
+        return next((one for one in everything if one.candidate_id == self.decision), everything[0])
 
 
 Ask = Callable[[Plaudit, Question], Answer]
@@ -131,7 +137,11 @@ def _generate(client: Plaudit, question: Question) -> Answer:
 
 
 def _chooser(plugin: DomainPlugin) -> Ask:
-    """Asks Choose. The reply names options by id, so what they say comes from the request as the plugin renders it."""
+    """Asks Choose. The reply names options by id, so what they say comes from the request as the plugin renders it.
+
+    Of a verdict people see all options; of a slate as many as the domain has places for.
+    """
+    places = len(plugin.declaration.place_weights)
 
     def choose(client: Plaudit, question: Question) -> Answer:
         texts = {option.option_id: option.text for option in offered(plugin, question.request)}
@@ -159,6 +169,7 @@ def _chooser(plugin: DomainPlugin) -> Ask:
             handle=reply.handle,
             candidates=candidates,
             decision=reply.decided.candidate_id,
+            slate=places if places > 1 else 0,
         )
 
     return choose

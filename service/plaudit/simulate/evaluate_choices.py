@@ -88,8 +88,8 @@ def evaluate_choices(panel: Panel) -> Evaluation:
     baselines: dict[str, Orders] = {}
     if panel.settings.baselines:
         baselines = _baselines(asked, [_asked(population, plugin, prompt) for prompt in population.channel_prompts()])
-        if population.taste:
-            told = panel.answers(panel.prompts, BASE, "better-prompt", system=population.taste)
+        if taste := panel.told():
+            told = panel.answers(panel.prompts, BASE, "better-prompt", system=taste)
             baselines["better_prompt"] = _orders(asked, told)
 
     def judge_all(sources: Mapping[Any, Orders]) -> dict[Any, Golds]:
@@ -106,6 +106,7 @@ def evaluate_choices(panel: Panel) -> Evaluation:
             [*_texts(one, given), *(one.options[place].text for place in given[0].places)]
             for one, given in zip(asked, base, strict=True)
         ],
+        headline="gold",
         offered=[[option.text for option in one.options] for one in asked],
         picked_as="reward_model_alone",
         examples=[
@@ -192,7 +193,7 @@ def _orders(asked: Sequence[Asked], answers: Sequence[Answer]) -> list[list[Orde
     found = []
     for one, answer in zip(asked, answers, strict=True):
         place_of = {option.option_id: place for place, option in enumerate(one.options)}
-        places = tuple(place_of[shown.option_id] for shown in answer.shown)
+        places = tuple(place_of[each.shown.option_id] for each in answer.candidates)
         found.append([Ordered(places, place_of[answer.decided.option_id])])
     return found
 

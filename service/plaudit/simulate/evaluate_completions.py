@@ -87,6 +87,7 @@ def evaluate_completions(panel: Panel) -> CompletionEvaluation:
         releases=judge_all(answers),
         baselines=judge_all(baselines),
         base_answers=base,
+        headline="gold_win_rate",
         offered=again,
         picked_as=f"best_of_{settings.pool}",
         examples=[
@@ -125,8 +126,8 @@ def _baselines(panel: Panel, again: Answers) -> tuple[dict[str, Answers], str, s
         "longest_of_samples": [[max(group, key=lambda text: len(text.split()))] for group in again],
         "shortest_of_samples": [[min(group, key=lambda text: len(text.split()))] for group in again],
     }
-    if population.taste:
-        found["better_prompt"] = _texts(panel, panel.prompts, BASE, "better-prompt", system=population.taste)
+    if taste := panel.told():
+        found["better_prompt"] = _texts(panel, panel.prompts, BASE, "better-prompt", system=taste)
     return found, constant, pattern
 
 

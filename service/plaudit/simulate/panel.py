@@ -16,7 +16,7 @@ from typing import Any
 
 import uuid6
 
-from plaudit.errors import Misconfigured
+from plaudit.errors import Misconfigured, PlauditError
 from plaudit.simulate.asking import Answer, Question, ask_of, plugin_of
 from plaudit.simulate.connection import Connection
 from plaudit.simulate.judge import Golds
@@ -53,6 +53,7 @@ class EvaluateSettings:
 class Evaluation:
     """Releases by version (the base, asked again, under 0), and baselines by name.
 
+    `headline` names the figure that says most: gold_win_rate for texts, whose golds compare, or gold itself.
     `offered`: per prompt, the texts among which a reward model may pick, and `picked_as` the name of that baseline.
     `notes` say more, as plain JSON types.
     """
@@ -61,6 +62,7 @@ class Evaluation:
     releases: Mapping[int, Golds]
     baselines: Mapping[str, Golds]
     base_answers: Sequence[Sequence[str]]
+    headline: str
     offered: Sequence[Sequence[str]]
     picked_as: str
     examples: Sequence[Mapping[str, str]] = ()
@@ -73,7 +75,9 @@ class Evaluation:
             "releases": {str(version): judged.to_json() for version, judged in self.releases.items()},
             "baselines": {name: judged.to_json() for name, judged in self.baselines.items()},
             "examples": [dict(example) for example in self.examples],
-            **self.notes,
+            "headline": self.headline,
+            "picked_as": self.picked_as,
+            "notes": dict(self.notes),
         }
 
     def answers_to_json(self) -> dict[str, Any]:
@@ -82,7 +86,6 @@ class Evaluation:
             "prompts": [dataclasses.asdict(prompt.request) for prompt in self.prompts],
             "base": self.base_answers,
             "offered": self.offered,
-            "picked_as": self.picked_as,
         }
 
 
@@ -108,6 +111,16 @@ class Panel:
     def close(self) -> None:
         """Ends the connection."""
         self._connection.close()
+
+    def told(self) -> str:
+        """The taste as a system message, for the baseline of a better prompt; empty if the domain takes none."""
+        if not self.population.taste:
+            return ""
+        try:
+            self.plugin.render(asked(self.prompts[0], self.population.taste))
+        except PlauditError:
+            return ""
+        return self.population.taste
 
     def answers(
         self, prompts: Sequence[SimPrompt], version: int, name: str, *, system: str = "", samples: int = 0
