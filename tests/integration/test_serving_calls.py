@@ -370,8 +370,9 @@ def test_a_bad_request_is_refused_by_reason_and_field(local, client, case):
 
 CHOICE_REFUSALS = {
     "one option": ([("a", "yes")], "options"),
-    "too many options": ([(str(i), "yes") for i in range(51)], "options"),
+    "too many options": ([(str(i), f"yes {i}") for i in range(51)], "options"),
     "an id twice": ([("a", "yes"), ("a", "no")], "options"),
+    "a text twice": ([("a", "yes"), ("b", "yes")], "options"),
     "an empty id": ([("", "yes"), ("a", "no")], "options[0].option_id"),
     "an empty text": ([("a", ""), ("b", "no")], "options[0].text"),
     "a long text": ([("a", "yes"), ("b", "n" * 4097)], "options[1].text"),

@@ -351,8 +351,13 @@ def _as_logged(value: float) -> float:
 
 
 def check_options(encoded: EncodedPrompt, texts: Sequence[Sequence[int]], context_length: int) -> None:
-    """Raises InvalidField where an option has no tokens or does not fit behind the prompt."""
+    """Raises InvalidField if an option has no tokens or those of another one, or does not fit behind the prompt."""
+    places: dict[tuple[int, ...], int] = {}
     for index, tokens in enumerate(texts):
+        earlier = places.setdefault(tuple(tokens), index)
+        if tokens and earlier != index:
+            # Different texts, and one to the model: half of what it would say about either.
+            raise refused(f"options[{index}].text", f"to the model the same as options[{earlier}].text", "another text")
         if not tokens:
             raise InvalidField(f"options[{index}].text has no tokens; give a text", field=f"options[{index}].text")
         if len(encoded.tokens) + len(tokens) > context_length:

@@ -122,6 +122,8 @@ def choice_wanted(asked: assistant_pb2.ChooseRequest) -> ChoiceWanted:
         options.append(Option(name, text))
     if len({option.option_id for option in options}) != len(options):
         raise refused("options", "an option_id that is used twice", "options with different option_ids")
+    if len({option.text for option in options}) != len(options):
+        raise refused("options", "a text that is there twice", "options with different texts")
     version = release_version("release_version", asked.release_version) if asked.HasField("release_version") else None
     return ChoiceWanted(envelope=_envelope(asked, options), version=version)
 
