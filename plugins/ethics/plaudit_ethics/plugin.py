@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from plaudit.domain import Declaration, DomainPlugin, GateProbe
+from plaudit.domain import Declaration, DomainPlugin, GateProbe, OptionScore
 from plaudit.errors import EmptyPrompt, IncompleteRanking, InvalidField, UndeclaredKind, UnknownCandidate
 from plaudit.types import (
     Action,
@@ -43,6 +43,8 @@ _DECLARATION = Declaration(
     version="0.1.0",
     action=Action.CHOICE,
     kinds=frozenset({FeedbackKind.CHOICE, FeedbackKind.RANKING, FeedbackKind.COMMENT}),
+    # Outcomes differ in how many words it takes to say them, which says nothing about them.
+    option_score=OptionScore.MEAN,
 )
 
 
