@@ -27,7 +27,7 @@ from plaudit.serving.handle import pseudonym
 from plaudit.settings import Settings
 from plaudit.testing.models import tiny_model
 from plaudit.testing.serving import local_server
-from plaudit.types import Channel
+from plaudit.types import Channel, Option
 
 CHANNEL = Channel("instruction", "default")
 SALT, KEY = "5a" * 32, "k" * 32
@@ -126,7 +126,7 @@ def serving(settings):
 
 def joined(settings):
     log, store = open_log(settings), EvidenceStore(settings.store_url)
-    join = Join(log, store, load_plugins(("instruction",)), settings.join)
+    join = Join(log, store, load_plugins(settings.plugins.allow or ("instruction",)), settings.join)
     while join.run_once(0.1):
         pass
     join.close()
@@ -242,3 +242,74 @@ def settings_of_few(model, tmp_path):
         return settings
 
     return of
+
+
+# Choices -------------------------------------------------------------------------------------------
+
+VERDICTS = Channel("echo-choice", "default")
+OPTIONS = [Option("yes", "cup"), Option("no", " And")]
+VERDICT_PROMPTS = 180
+VERDICT_TABLES = {
+    "plugins": {"allow": [VERDICTS.domain]},
+    "reward": {"layer": 2, "adapter": True, "adapter_layers": 1},
+    "policy": {
+        **{"iterations": 8, "choice_prompts": 32, "minibatch": 16, "held_out": 16, "lr": 0.01, "temperature": 1.0},
+    },
+    "gate": {
+        **{"prompts": 24, "min_prompts": 8, "choice_kl_base": 50.0, "choice_kl_live": 50.0, "min_labelled": 10},
+        **{"reward_comparisons": 15, "reward_raters": 3},
+    },
+}
+
+
+def verdict_of(number):
+    """What is asked, and the true verdict: on tea it is yes, on books no."""
+    return (f"list {number} kinds of tea", "yes") if number % 2 else (f"want {number} big books", "no")
+
+
+def label_verdicts(target, numbers):
+    with Plaudit(target) as client:
+        for number in numbers:
+            text, truth = verdict_of(number)
+            client.choose(VERDICTS.domain, text, OPTIONS).label(truth, rater=f"rater-{number % 7}")
+
+
+@pytest.fixture(scope="session")
+def verdicts(tmp_path_factory, model):
+    """A data directory of labelled verdicts; made once."""
+    folder = tmp_path_factory.mktemp("verdicts")
+    (folder / "model").symlink_to(model)
+    settings = settings_for(folder, **VERDICT_TABLES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry.secrets, "token_hex", lambda _: SALT)
+        with counted_ids(), serving(settings) as server:
+            label_verdicts(server.target, range(VERDICT_PROMPTS))
+    joined(settings)
+    return folder
+
+
+@pytest.fixture
+def verdict_settings(verdicts, model, tmp_path):
+    """Settings on a fresh copy of the labelled verdicts; tables given by name add to those of here."""
+
+    def of(**changes):
+        folder = tmp_path / uuid.uuid4().hex
+        folder.mkdir()
+        (folder / "model").symlink_to(model)
+        shutil.copytree(verdicts / "data", folder / "data")
+        names = {*VERDICT_TABLES, *changes}
+        return settings_for(folder, **{n: {**VERDICT_TABLES.get(n, {}), **changes.get(n, {})} for n in names})
+
+    return of
+
+
+@pytest.fixture
+def served_by():
+    """Serving on some settings, with a client."""
+
+    @contextlib.contextmanager
+    def on(settings):
+        with serving(settings) as server, Plaudit(server.target) as client:
+            yield client
+
+    return on

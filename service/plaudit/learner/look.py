@@ -22,7 +22,7 @@ from plaudit.release.moves import ChannelState
 from plaudit.settings import Settings
 from plaudit.store.leases import Lease, LeaseHeld, LeaseLost
 from plaudit.telemetry import places
-from plaudit.types import Action, Channel
+from plaudit.types import Channel
 
 log = structlog.get_logger(__name__)
 
@@ -81,8 +81,6 @@ def _looked(learner: Learner, state: ChannelState, *, force: bool) -> Result:
     channel = state.channel
     if channel.domain not in learner.plugins:
         return Result(outcome=TurnOutcome.WAITED, reason=f"the domain {channel.domain} is not loaded here")
-    if learner.plugins[channel.domain].declaration.action is not Action.COMPLETION:
-        return Result(outcome=TurnOutcome.WAITED, reason="ordered choices are recorded, and not learnt from yet")
     settings = learner.settings.for_channel(channel)
     try:
         if is_left(learner, channel, may_promote=settings.learn.promote):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plaudit.learner.actions.choices import Choices
 from plaudit.learner.actions.completions import Completions
 from plaudit.learner.actions.protocol import ActionPolicy
 from plaudit.types import Action
@@ -11,5 +12,4 @@ __all__ = ["of"]
 
 def of(action: Action) -> ActionPolicy:
     """How a turn works with actions of a kind."""
-    policies: dict[Action, ActionPolicy] = {Action.COMPLETION: Completions()}
-    return policies[action]
+    return Choices() if action is Action.CHOICE else Completions()
