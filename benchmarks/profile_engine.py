@@ -33,6 +33,7 @@ from plaudit.types import Sampling
 from sized import ALPHA, RANK, adapter_folders, model_folder
 from torch.profiler import ProfilerActivity, profile
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 KINDS = {
     "linears": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"),
     "attention": ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_scaled_dot_product"),
@@ -58,6 +59,9 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=0, help="adapters among which the rows take turns; 0: the base")
     parser.add_argument("--adapter-layers", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="time that passes, or that this process computes"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", type=Path, help="folder that keeps the models; default a temporary one")
     arguments = parser.parse_args()
@@ -67,7 +71,7 @@ def main() -> None:
         running(arguments.models or Path(scratch), arguments) as (engine, jobs),
     ):
         finish(engine, jobs)
-        parts = clocked(engine, jobs)
+        parts = clocked(engine, jobs, CLOCKS[arguments.clock])
         kinds = profiled(engine, jobs)
     steps = parts.pop("steps")
     per_step = ("forward pass of a step", "draw")
@@ -112,7 +116,7 @@ def finish(engine: TorchEngine, jobs: list[Job]) -> None:
         ticket.result()
 
 
-def clocked(engine: Any, jobs: list[Job]) -> dict[str, Any]:
+def clocked(engine: Any, jobs: list[Job], clock: Callable[[], float]) -> dict[str, Any]:
     """Seconds of the parts of the loop; the functions are put back afterwards."""
     spent: dict[str, float] = collections.defaultdict(float)
     ended_at = 0.0
@@ -121,11 +125,11 @@ def clocked(engine: Any, jobs: list[Job]) -> dict[str, Any]:
         @functools.wraps(function)
         def inner(*args: Any, **more: Any) -> Any:
             nonlocal ended_at
-            begun = time.perf_counter()
+            begun = clock()
             try:
                 return function(*args, **more)
             finally:
-                ended_at = time.perf_counter()
+                ended_at = clock()
                 spent[name] += ended_at - begun
 
         return inner
@@ -135,13 +139,13 @@ def clocked(engine: Any, jobs: list[Job]) -> dict[str, Any]:
     engine._admission.prefill = timed("prompts", engine._admission.prefill)
     lane.step = timed("forward pass of a step", lane.step)
     torch_engine.draw = timed("draw", draw)  # type: ignore[assignment]
-    before, begun = engine.steps, time.perf_counter()
+    before, begun = engine.steps, clock()
     try:
         finish(engine, jobs)
     finally:
         del engine._admission.prefill, lane.step
         torch_engine.draw = draw
-    ended = time.perf_counter()
+    ended = clock()
     return {
         "steps": engine.steps - before,
         "all": ended - begun,

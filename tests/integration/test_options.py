@@ -13,8 +13,9 @@ from plaudit.engine import adapters
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.memory import Layout
 from plaudit.engine.options import Plan, Tree, Walk
-from plaudit.engine.prefixes import Prefix, extend
+from plaudit.engine.prefixes import Chunk, Prefix, extend
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.runners import choose
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import Cancelled, OptionsTooLong, QueueFull, ReleaseNotServable
 from plaudit.settings import EngineSettings, ModelSettings
@@ -114,14 +115,14 @@ def test_any_options_in_any_pieces_are_scored_as_alone(tiny_base, continuations,
 
 def _walk(base, prompt, continuations, piece, tree=None):
     tree = tree or Tree.of(prompt[-1], continuations)
-    bank = AdapterBank(base, layers=2, rank=8, slots=2)
+    runner = choose(base, AdapterBank(base, layers=2, rank=8, slots=2), 2)
     prefix = Prefix()
     with torch.no_grad():
         if prompt[:-1]:
-            extend(base, bank, prefix, prompt[:-1], 0, 2)
+            extend(runner, [Chunk(prefix, prompt[:-1], 0)])
     walk = Walk(tree, Plan(piece, 0), 1.0, [len(each) for each in continuations])
     while not walk.done:
-        walk.step(base, bank, prefix, 0)
+        walk.step(runner, prefix, 0)
     return walk.logprobs
 
 
@@ -156,7 +157,9 @@ class _Peak(TorchDispatchMode):
 
     @staticmethod
     def _storages(values):
-        return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+        # Packed weights were there before, and their storage is not torch's.
+        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn]
+        return [leaf.untyped_storage() for leaf in tensors]
 
 
 @pytest.mark.parametrize("budget", [700_000, 1_500_000, 20_000_000])
@@ -167,16 +170,16 @@ def test_scoring_keeps_within_its_memory(tiny_base, budget):
     tree = Tree.of(prompt[-1], options)
     plan = Plan.of(tiny_base, tree, len(prompt), Layout.of(tiny_base).token_bytes, most=128, budget=budget)
     assert plan.needed <= budget
-    bank, prefix = AdapterBank(tiny_base, layers=2, rank=8, slots=2), Prefix()
+    runner, prefix = choose(tiny_base, AdapterBank(tiny_base, layers=2, rank=8, slots=2), 2), Prefix()
     with torch.no_grad():
-        extend(tiny_base, bank, prefix, prompt[:-1], 0, 2)
+        extend(runner, [Chunk(prefix, prompt[:-1], 0)])
     walk = Walk(tree, plan, 1.0, [len(each) for each in options])
     with _Peak() as used:
         while not walk.done:
-            walk.step(tiny_base, bank, prefix, 0)
+            walk.step(runner, prefix, 0)
     assert used.peak <= plan.needed
-    # The figure is no wild guess either.
-    assert used.peak >= plan.needed / 4
+    # The figure is no wild guess either; it counts scores that the CPU kernel of attention does not keep.
+    assert used.peak >= plan.needed / 8
 
 
 def test_what_cannot_be_scored_is_refused_with_the_figures(engine, tiny_base, folder):

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from plaudit.engine.bank import AdapterBank
-from plaudit.engine.base import Base
 from plaudit.engine.lanes import Lane
 from plaudit.engine.memory import Budget, Layout
-from plaudit.engine.prefixes import Prefix, extend, extend_together
+from plaudit.engine.prefixes import Chunk, Prefix, extend
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.runner import Runner
 from plaudit.engine.slots import Slots
 from plaudit.engine.ticket import TorchTicket
 from plaudit.errors import Cancelled, InternalError, RequestTooLarge
@@ -30,8 +29,8 @@ log = structlog.get_logger(__name__)
 PREFIX_ENTRIES = 16
 # Cached prefixes hold at most this share of the memory.
 PREFIX_SHARE = 8
-# Tokens of each prompt in a pass over several: short, because a pass is padded to it.
-PROMPT_CHUNK = 16
+# While nothing decodes nobody's next token waits, and a pass over prompts may be this many chunks.
+IDLE_CHUNKS = 4
 
 
 @dataclass(slots=True)
@@ -68,8 +67,7 @@ class Admission:
 
     def __init__(
         self,
-        base: Base,
-        bank: AdapterBank,
+        runner: Runner,
         slots: Slots,
         lanes: Mapping[int, Lane],
         layout: Layout,
@@ -78,12 +76,11 @@ class Admission:
         rows: dict[tuple[int, int], TorchTicket],
         *,
         chunk: int,
-        capture_layer: int,
     ) -> None:
-        self._base, self._bank, self._slots, self._lanes = base, bank, slots, lanes
+        self._runner, self._slots, self._lanes = runner, slots, lanes
         self._layout, self._budget = layout, budget
         self._lock, self._rows = lock, rows
-        self._chunk, self._capture_layer = chunk, capture_layer
+        self._chunk = chunk
         self._groups: collections.deque[Group] = collections.deque()
         self._cache: collections.OrderedDict[tuple[int, tuple[int, ...]], Prefix] = collections.OrderedDict()
         self._cached = 0
@@ -131,10 +128,10 @@ class Admission:
         return [ticket for group in self._groups for ticket in group.waiting]
 
     def prefill(self) -> None:
-        """Compute waiting prompts, at most `chunk` tokens, and fill rows with their jobs."""
-        left = self._chunk
+        """Compute waiting prompts and fill rows with their jobs: at most about `chunk` tokens while rows decode."""
+        left = self._chunk if self._rows else IDLE_CHUNKS * self._chunk
         while left > 0:
-            groups = self._next_groups()
+            groups = self._next_groups(left)
             if not groups:
                 return
             try:
@@ -167,20 +164,24 @@ class Admission:
             return self._cache[key].copy()
         prefix = Prefix()
         if shared:
-            extend(self._base, self._bank, prefix, list(shared), staged.slot, self._capture_layer)
+            extend(self._runner, [Chunk(prefix, shared, staged.slot)])
             self._remember(key, prefix)
         return prefix.copy()
 
     def extend(self, prefix: Prefix, prompt: EncodedPrompt, release: ReleaseKey) -> int:
         """Compute the next chunk of a prompt; returns its tokens."""
-        chunk = list(prompt.tokens[prefix.length : len(prompt.tokens) - 1][: self._chunk])
-        extend(self._base, self._bank, prefix, chunk, self._slots.of(release).slot, self._capture_layer)
-        return len(chunk)
+        tokens = prompt.tokens[prefix.length : len(prompt.tokens) - 1][: self._chunk]
+        extend(self._runner, [Chunk(prefix, tokens, self._slots.of(release).slot)])
+        return len(tokens)
 
     # Who is next ----------------------------------------------------------------------------------
 
-    def _next_groups(self) -> list[Group]:
-        """The next groups with something to do, all of one lane, as many as that lane computes prompts at once."""
+    def _next_groups(self, tokens: int) -> list[Group]:
+        """The next groups with something to do whose next chunks are together about `tokens` tokens, at least one.
+
+        One alone if a token's bits would depend on how many are computed with it. A chunk is never cut to fit, so that
+        a prompt is always computed in the same pieces.
+        """
         with self._lock:
             for group in self._groups:
                 self._drop_cancelled(group)
@@ -192,14 +193,15 @@ class Admission:
         closed = self.closed
         for group in queue:
             lane = group.lane or self._lane_for(group.waiting[0].job)
-            if lane is None or (found and lane is not found[0].lane) or (group.row is None and not lane.free):
+            if lane is None or (group.row is None and not lane.free):
                 continue
+            tokens -= min(len(group.missing), self._chunk)
+            if found and (tokens < 0 or not self._runner.stands_alone):
+                break
             if group.row is None and (closed or not self._admit(group, lane)):
                 closed = True
                 continue
             found.append(group)
-            if len(found) == lane.prompts:
-                break
         return found
 
     def _lane_for(self, job: Job) -> Lane | None:
@@ -280,32 +282,20 @@ class Admission:
 
     def _compute(self, groups: list[Group]) -> int:
         """One pass over the groups' prompts; jobs of those that are complete get their rows. Returns tokens done."""
-        lane = groups[0].lane
-        assert lane is not None, "a lane was chosen with the groups"
+        chunks = []
         for group in groups:
             if group.prefix is None:
                 group.prefix = self.begin(group.prompt, group.release)
-        open_ones = [group for group in groups if group.missing]
-        cost = 1
-        if open_ones and lane.prompts == 1:
-            assert open_ones[0].prefix is not None
-            cost += self.extend(open_ones[0].prefix, open_ones[0].prompt, open_ones[0].release)
-        elif open_ones:
-            extend_together(
-                self._base,
-                self._bank,
-                [group.prefix for group in open_ones if group.prefix is not None],
-                [group.missing[:PROMPT_CHUNK] for group in open_ones],
-                [self._slots.of(group.release).slot for group in open_ones],
-                width=lane.prompts,
-                chunk=PROMPT_CHUNK,
-                capture_layer=self._capture_layer,
-            )
-            cost += PROMPT_CHUNK * lane.prompts
+            if group.missing:
+                tokens = group.missing[: self._chunk]
+                chunks.append(Chunk(group.prefix, tokens, self._slots.of(group.release).slot))
+        if chunks:
+            extend(self._runner, chunks)
         for group in groups:
             if not group.missing:
-                self._place(group, lane)
-        return cost
+                assert group.lane is not None, "a lane was chosen with the group"
+                self._place(group, group.lane)
+        return 1 + sum(len(chunk.tokens) for chunk in chunks)
 
     def _place(self, group: Group, lane: Lane) -> None:
         """Fill rows with a computed prompt's jobs, as far as there are rows and memory for them."""

@@ -1,7 +1,7 @@
 """A bank of LoRA adapters from which each row of a batch takes its own.
 
-In: adapters in PEFT's format. Out: a correction added by every target linear of the base, row by row. Slot 0 is the
-base: nothing is added. A slot is written while no row uses it, so loading never disturbs decoding.
+In: adapters in PEFT's format. Out: a correction of what each target linear of the base gives, row by row. Slot 0 is
+the base: nothing is added. A slot is written while no row uses it, so loading never disturbs decoding.
 
 The adapters of all slots stand side by side in one pair of matrices, so that a batch of any mixture is two products
 of one shape; what is not a row's own is cut out between the two. A row's bits therefore depend neither on its
@@ -10,18 +10,20 @@ neighbours' adapters nor on what else is staged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from plaudit.engine.base import Base
+from plaudit.engine.packed import Packed
 from plaudit.engine.targets import linears, start_layer, targets
 from plaudit.errors import BadArtifact
 
 
 class AdapterBank:
-    """Slots 1..`slots` of rank `rank` on the top `layers` layers of a base, applied by forward hooks."""
+    """Slots 1..`slots` of rank `rank` on the top `layers` layers of a base."""
 
     def __init__(self, base: Base, *, layers: int, rank: int, slots: int) -> None:
         self.rank = rank
@@ -29,46 +31,84 @@ class AdapterBank:
         self._owner = torch.arange(1, slots + 1, device=base.device).repeat_interleave(rank)  # (S R,)
         self._own: torch.Tensor | None = None
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._linears: dict[str, torch.nn.Linear] = {}
+        self._lock = threading.Lock()
+        self._groups: dict[tuple[str, ...], Correction] = {}
         names = targets(base, layers)
         for index in range(start_layer(base, layers), base.num_layers):
             for name in linears(base, index):
                 if name.rpartition(".")[2] in names:
                     module = base.layer(index).get_submodule(name)
-                    # PEFT may have wrapped the linear; the hook belongs on the base's own.
+                    # PEFT may have wrapped the linear; what is corrected is the base's own.
                     linear: Any = getattr(module, "base_layer", module)
-                    self._hook(f"layers.{index}.{name}", linear)
+                    self._linears[f"layers.{index}.{name}"] = linear
+                    self._weights[f"layers.{index}.{name}"] = (
+                        linear.weight.new_zeros(linear.in_features, slots * rank),
+                        linear.weight.new_zeros(slots * rank, linear.out_features),
+                    )
+
+    # For linears that are computed one by one by the model's own modules ---------------------------
+
+    def hook(self) -> None:
+        """Let the base's own linears add their adapters, as `use` says."""
+        for name, linear in self._linears.items():
+            linear.register_forward_hook(self._adder(*self._weights[name]))
 
     def use(self, rows: torch.Tensor | None) -> None:
-        """Slots (W,) of the rows of the batches that follow; None while no adapter takes part."""
-        self._own = None if rows is None else rows[:, None, None] == self._owner
+        """Slots (N,) of the tokens of the passes that follow; None while no adapter takes part."""
+        self._own = None if rows is None else rows[:, None] == self._owner
 
-    def _hook(self, name: str, linear: torch.nn.Linear) -> None:
-        down = linear.weight.new_zeros(linear.in_features, self.slots * self.rank)
-        up = linear.weight.new_zeros(self.slots * self.rank, linear.out_features)
-        self._weights[name] = (down, up)
-
+    def _adder(self, down: torch.Tensor, up: torch.Tensor) -> Callable[..., torch.Tensor | None]:
         def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if self._own is None:
                 return None
             # Cut out, not multiplied by zero: a slot that is being written may hold anything.
-            low = torch.where(self._own, inputs[0] @ down, 0.0)  # (W, T, S R)
-            return torch.addmm(output.flatten(0, 1), low.flatten(0, 1), up).view_as(output)
+            low = torch.where(self._own, inputs[0].flatten(0, -2) @ down, 0.0)  # (N, S R)
+            return torch.addmm(output.flatten(0, -2), low, up).view_as(output)
 
-        linear.register_forward_hook(add)
+        return add
+
+    # For linears that are computed as one ----------------------------------------------------------
+
+    def correction(self, index: int, names: Sequence[str], sizes: Sequence[int]) -> Correction | None:
+        """What layer `index` adds to the linears `names` side by side, of `sizes` outputs; None if none has adapters.
+
+        All names take the same input.
+        """
+        full = tuple(f"layers.{index}.{name}" for name in names)
+        if not any(name in self._weights for name in full):
+            return None
+        with self._lock:
+            found = Correction(self._pairs(full, sizes), self.rank, self.slots)
+            self._groups[full] = found
+        return found
+
+    def others(self, slots: torch.Tensor) -> torch.Tensor:
+        """What is not a token's own, True (N, S R), of slots (N,)."""
+        return slots[:, None] != self._owner
+
+    def _pairs(self, names: Sequence[str], sizes: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor] | int]:
+        return [self._weights.get(name, size) for name, size in zip(names, sizes, strict=True)]
+
+    # Slots -----------------------------------------------------------------------------------------
 
     def write(self, slot: int, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
         """Put an adapter into a slot; raises BadArtifact, and leaves the slot zero, where it does not fit."""
         rank, scale = int(config["r"]), float(config["lora_alpha"]) / float(config["r"])
-        self.clear(slot)
         if rank > self.rank:
             raise BadArtifact(
                 f"adapter of rank {rank} does not fit a bank of rank {self.rank}; raise model.adapter_rank"
             )
-        try:
-            self._copy(slot, rank, scale, state)
-        except BadArtifact:
-            self.clear(slot)
-            raise
+        with self._lock:
+            self._clear(slot)
+            try:
+                self._copy(slot, rank, scale, state)
+            except BadArtifact:
+                self._clear(slot)
+                raise
+            finally:
+                for correction in self._groups.values():
+                    correction.pack()
 
     def _copy(self, slot: int, rank: int, scale: float, state: Mapping[str, torch.Tensor]) -> None:
         used = 0
@@ -91,8 +131,7 @@ class AdapterBank:
                 "it was made for another base or with more model.adapter_layers"
             )
 
-    def clear(self, slot: int) -> None:
-        """Make a slot zero."""
+    def _clear(self, slot: int) -> None:
         own = self._place(slot)
         for down, up in self._weights.values():
             down[:, own].zero_()
@@ -100,3 +139,37 @@ class AdapterBank:
 
     def _place(self, slot: int) -> slice:
         return slice((slot - 1) * self.rank, slot * self.rank)
+
+
+class Correction:
+    """What the adapters of all slots add to linears that share their input, as two packed products.
+
+    The first gives every slot's low-rank activations, of all linears side by side; the second, whose matrix is block by
+    block, carries what was left of them to the outputs.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor] | int], rank: int, slots: int) -> None:
+        self._pairs, self._wide = pairs, rank * slots
+        self._adapted = sum(not isinstance(pair, int) for pair in pairs)
+        self.pack()
+
+    def pack(self) -> None:
+        """Take the bank's weights as they are now; a pass under way goes on with what it has."""
+        down = [pair[0].T for pair in self._pairs if not isinstance(pair, int)]
+        outs = [pair if isinstance(pair, int) else pair[1].shape[1] for pair in self._pairs]
+        up = down[0].new_zeros(sum(outs), self._wide * self._adapted)
+        at = column = 0
+        for pair, out in zip(self._pairs, outs, strict=True):
+            if not isinstance(pair, int):
+                up[at : at + out, column : column + self._wide] = pair[1].T
+                column += self._wide
+            at += out
+        self._packed = (Packed(torch.cat(down)), Packed(up))
+
+    def add(self, rows: torch.Tensor, others: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """`output` (N, outs) with the corrections for the input rows (N, in); `others` (N, S R) is cut out."""
+        down, up = self._packed
+        low = down(rows)
+        # Cut out, not multiplied by zero: a slot that is being written may hold anything.
+        low.view(len(rows), self._adapted, -1).masked_fill_(others[:, None], 0.0)
+        return up.add(low, output)

@@ -174,6 +174,24 @@ class Base:
         layer: torch.nn.Module = self._decoder.layers[index]
         return layer
 
+    @property
+    def embedding(self) -> torch.nn.Module:
+        """The module that embeds token ids."""
+        module: torch.nn.Module = self._decoder.embed_tokens
+        return module
+
+    @property
+    def final_norm(self) -> torch.nn.Module:
+        """The norm before the head."""
+        module: torch.nn.Module = self._decoder.norm
+        return module
+
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines (T, D) by which positions (T,) turn queries and keys."""
+        probe = self._decoder.embed_tokens.weight[:1]
+        cos, sin = self._decoder.rotary_emb(probe[None], position_ids=positions[None].to(probe.device))
+        return cos[0], sin[0]
+
     # Text ---------------------------------------------------------------------------------------
 
     def encode(self, messages: Sequence[Message]) -> EncodedPrompt:

@@ -1,6 +1,6 @@
 """Lanes: batches of fixed width in which completions decode, each row at a position of its own.
 
-In: a base, rows to place. Out: logits of one decode step. A lane always computes its full width, so that the bits of
+In: rows to place. Out: logits of one decode step. A lane always computes its full width, so that the bits of
 a row depend on its own prompt and tokens alone. Keys and values lie in blocks of a few rows of about the same length:
 a long row makes no short one longer. A block is made when a row needs it and goes when its last row has left.
 """
@@ -11,10 +11,10 @@ import math
 
 import torch
 
-from plaudit.engine.bank import AdapterBank
-from plaudit.engine.base import Base, grouped_attention
+from plaudit.engine.base import grouped_attention
 from plaudit.engine.memory import Budget, Layout
-from plaudit.engine.prefixes import SPAN, Prefix
+from plaudit.engine.prefixes import Prefix
+from plaudit.engine.runner import Runner
 
 # A block costs its whole size for its first row, and an attention call of its own for each layer and step.
 BLOCK_BYTES = 128 * 2**20
@@ -22,8 +22,8 @@ BLOCK_BYTES = 128 * 2**20
 SHORTEST = 128
 # Empty blocks up to this length are kept while nothing else needs their memory; short rows come again at once.
 KEEP_CAPACITY = 256
-# A pass over one short prompt takes as long as reading the weights; wide lanes compute several at once.
-ROWS_PER_PROMPT = 16
+# Attention of a block is computed over a multiple of so many positions.
+SPAN = 32
 
 
 class Block:
@@ -87,57 +87,43 @@ class Block:
         unseen = torch.arange(self._span, device=self._device)[None, :] > self._positions[:, None]
         mask = torch.zeros(unseen.shape, device=self._device, dtype=dtype).masked_fill_(unseen, -math.inf)
         self._mask = mask[:, None, None]
+        # Where a step's token lies in a layer's keys or values as rows of one head's size, by the number of heads.
+        self._at: dict[int, torch.Tensor] = {}
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> None:
-        """Take keys and values (W, heads, 1, size) of the step's tokens."""
-        for stored, fresh in ((self.keys, key), (self.values, value)):
-            stored[layer][self._all, :, self._positions] = self._own(fresh)[:, :, 0]
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+    ) -> torch.Tensor:
+        """Take keys and values (W, Hk, D) of the step; attention (R, Hq, D) of the block's places.
 
-    def attend(self, query: torch.Tensor, scaling: float | None, layer: int) -> torch.Tensor:
-        """Attention of the block's places (R, 1, heads, size), out of the queries (W, heads, 1, size) of all rows."""
-        keys, values = self.keys[layer][:, :, : self._span], self.values[layer][:, :, : self._span]
-        return grouped_attention(None, self._own(query), keys, values, self._mask, scaling)[0]
+        Queries (W, Hq, D), keys and values are of all rows of the lane.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        for stored, fresh in ((keys, key), (values, value)):
+            own = self._own(fresh)
+            stored.view(-1, stored.shape[3]).index_copy_(0, self._places(own.shape[1]), own.flatten(0, 1))
+        queries, span = self._own(query)[:, :, None], self._span
+        return grouped_attention(None, queries, keys[:, :, :span], values[:, :, :span], self._mask, scaling)[0][:, 0]
 
-
-class _Pieces:
-    """One layer's keys and values of a running step, in blocks."""
-
-    def __init__(self, blocks: list[Block], layer: int) -> None:
-        self._blocks, self._layer = blocks, layer
-
-    def attend(self, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-        """Attention of every row, (W, 1, heads, size), from queries (W, heads, 1, size)."""
-        if len(self._blocks) == 1 and self._blocks[0].whole:
-            return self._blocks[0].attend(query, scaling, self._layer)
-        found = query.new_zeros(query.shape[0], 1, query.shape[1], self._blocks[0].values[self._layer].shape[3])
-        for block in self._blocks:
-            attended = block.attend(query, scaling, self._layer)
-            found.index_copy_(0, block.targets, attended if block.full else attended.index_select(0, block.sources))
-        return found
+    def _places(self, heads: int) -> torch.Tensor:
+        if heads not in self._at:
+            first = self._all[:, None] * heads + torch.arange(heads, device=self._device)  # (R, Hk)
+            self._at[heads] = (first * self.capacity + self._positions[:, None]).flatten()
+        return self._at[heads]
 
 
 class Lane:
     """One batch of fixed width. Rows are taken, then filled with a prompt, then decode until they are released."""
 
-    def __init__(
-        self, base: Base, bank: AdapterBank, layout: Layout, budget: Budget, width: int, capture_layer: int
-    ) -> None:
+    def __init__(self, runner: Runner, layout: Layout, budget: Budget, width: int) -> None:
         self.width = width
-        # Prompts that are computed in one pass. It follows from the width, which every reply's record names, so that
-        # a replay computes the prompt in the same shape.
-        self.prompts = max(1, width // ROWS_PER_PROMPT)
-        self._base, self._bank, self._layout, self._budget = base, bank, layout, budget
-        self._capture_layer = capture_layer
+        self._runner, self._layout, self._budget = runner, layout, budget
         self._block_bytes = min(BLOCK_BYTES, budget.limit // 8)
         self._blocks: list[Block] = []
         self._places: dict[int, tuple[Block, int]] = {}
         self._decoding: set[int] = set()
-        # Written anew at each step: from the allocator so large a block comes as fresh pages, which the system has to
-        # clear, and on a small model that is a quarter of a step.
-        self._logits = torch.zeros(width, base.vocab_size) if base.plain_head else None
-        self._tokens = torch.zeros(width, dtype=torch.long, device=base.device)
-        self._positions = torch.zeros(width, dtype=torch.long, device=base.device)
-        self._slots = torch.zeros(width, dtype=torch.long, device=base.device)
+        self._tokens = torch.zeros(width, dtype=torch.long, device=layout.device)
+        self._positions = torch.zeros(width, dtype=torch.long, device=layout.device)
+        self._slots = torch.zeros(width, dtype=torch.long, device=layout.device)
         self._free = list(range(width - 1, -1, -1))
         self._running: list[Block] = []
 
@@ -176,7 +162,7 @@ class Lane:
         block, place = self._places[row]
         for stored, found in ((block.keys, prefix.keys), (block.values, prefix.values)):
             for target, source in zip(stored, found, strict=False):
-                target[place, :, : prefix.length] = source[0]
+                target[place, :, : prefix.length] = source
         self._tokens[row] = last_token
         self._positions[row] = prefix.length
         self._slots[row] = slot
@@ -201,24 +187,24 @@ class Lane:
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the next token of every row: logits (W, V), good until the next step, and trunk activations (W, H)."""
-        base, bank = self._base, self._bank
         self._running = [block for block in self._blocks if not block.empty]
         for block in self._running:
-            block.begin_step(self._positions, base.dtype)
-        positions = self._positions[:, None]
-        bank.use(self._slots if bool(self._slots.any()) else None)
-        embedded = base.embed(self._tokens[:, None])
-        hidden = base.run_layers(embedded, 0, self._capture_layer, positions=positions, past=self)
-        last = base.run_layers(hidden, self._capture_layer, base.num_layers, positions=positions, past=self)
-        bank.use(None)
-        return base.logits(base.norm(last[:, 0]), self._logits), hidden[:, 0]
+            block.begin_step(self._positions, self._layout.dtype)
+        slots = self._slots if bool(self._slots.any()) else None
+        hidden, last = self._runner.run(self._tokens, self._positions, self, slots)
+        return self._runner.logits(last), hidden
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[_Pieces, _Pieces]:
-        """Write keys and values of the running step; what comes back attends to them (the layers call this)."""
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+    ) -> torch.Tensor:
+        """As Past.attend, for the running step."""
+        if len(self._running) == 1 and self._running[0].whole:
+            return self._running[0].attend(query, key, value, layer, scaling)
+        found = query.new_zeros(self.width, query.shape[1], value.shape[2])
         for block in self._running:
-            block.write(key, value, layer)
-        pieces = _Pieces(self._running, layer)
-        return pieces, pieces
+            attended = block.attend(query, key, value, layer, scaling)
+            found.index_copy_(0, block.targets, attended if block.full else attended.index_select(0, block.sources))
+        return found
 
     def advance(self, row: int, token: int) -> None:
         """Let `token` be a row's next input."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
-from plaudit.engine.prefixes import Prefix
+from plaudit.engine.prefixes import Prefix, attend_to
+from plaudit.engine.runner import Runner
 from plaudit.engine.sampling import SMALLEST_TEMPERATURE
 from plaudit.errors import OptionsTooLong
 
@@ -114,20 +114,24 @@ class Plan:
 
 
 class _Past:
-    """Keys and values of the prompt, of the path to a piece, and of the piece, side by side (the layers call this)."""
+    """Keys and values of the prompt, of the path to a piece, and of the piece, side by side."""
 
-    def __init__(self, prompt: Prefix, path: Prefix) -> None:
+    def __init__(self, prompt: Prefix, path: Prefix, mask: torch.Tensor) -> None:
         self._before = [part for part in (prompt, path) if part.length]
+        self._mask = mask
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys.append(key)
-        self.values.append(value)
-        return (
-            torch.cat([*(part.keys[layer] for part in self._before), key], dim=2),
-            torch.cat([*(part.values[layer] for part in self._before), value], dim=2),
-        )
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+    ) -> torch.Tensor:
+        """As Past.attend."""
+        # Copies, for the piece's own are views of everything that its pass computed.
+        self.keys.append(key.transpose(0, 1).clone(memory_format=torch.contiguous_format))
+        self.values.append(value.transpose(0, 1).clone(memory_format=torch.contiguous_format))
+        keys = torch.cat([*(part.keys[layer] for part in self._before), self.keys[layer]], dim=1)
+        values = torch.cat([*(part.values[layer] for part in self._before), self.values[layer]], dim=1)
+        return attend_to(query, keys, values, self._mask, scaling)
 
 
 @dataclass(slots=True)
@@ -157,23 +161,21 @@ class Walk:
         return [tuple(each) for each in self.found]
 
     @torch.no_grad()
-    def step(self, base: Base, bank: AdapterBank, prompt: Prefix, slot: int) -> None:
+    def step(self, runner: Runner, prompt: Prefix, slot: int) -> None:
         """Compute the next piece behind `prompt`, which holds all of the prompt's tokens but the last."""
         first, last = self.at, min(self.at + self.plan.piece, len(self.tree))
-        device = base.device
-        ids = torch.tensor([self.tree.tokens[first:last]], device=device)
-        positions = prompt.length + torch.tensor([self.tree.depths[first:last]], device=device)
-        past = _Past(prompt, self.path)
-        bank.use(torch.tensor([slot], device=device) if slot else None)
-        mask = self._mask(prompt.length, first, last).to(device=device, dtype=base.dtype)
-        hidden = base.run_layers(base.embed(ids), 0, base.num_layers, positions=positions, mask=mask, past=past)
-        bank.use(None)
-        self._read(base, base.norm(hidden[0]), first)
+        device = runner.device
+        ids = torch.tensor(self.tree.tokens[first:last], device=device)
+        positions = prompt.length + torch.tensor(self.tree.depths[first:last], device=device)
+        mask = self._mask(prompt.length, first, last).to(device=device, dtype=runner.dtype)
+        past = _Past(prompt, self.path, mask)
+        _, hidden = runner.run(ids, positions, past, torch.full_like(ids, slot) if slot else None)
+        self._read(runner, hidden, first)
         self.at = last
         self._move(past, first)
 
     def _mask(self, prompt: int, first: int, last: int) -> torch.Tensor:
-        """What the nodes first..last-1 see: the prompt, their ancestors, and themselves: (1, 1, C, L)."""
+        """What the nodes first..last-1 see: the prompt, their ancestors, and themselves: (C, L)."""
         tree, path = self.tree, self.path.length
         sees = torch.zeros(last - first, prompt + path + last - first, dtype=torch.bool)
         sees[:, :prompt] = True
@@ -185,16 +187,16 @@ class Walk:
                 # A path holds one node of each depth.
                 sees[row, prompt : prompt + tree.depths[node]] = True
             sees[row, prompt + path + row] = True
-        return torch.zeros(sees.shape).masked_fill_(~sees, -math.inf)[None, None]
+        return torch.zeros(sees.shape).masked_fill_(~sees, -math.inf)
 
-    def _read(self, base: Base, hidden: torch.Tensor, first: int) -> None:
+    def _read(self, runner: Runner, hidden: torch.Tensor, first: int) -> None:
         """Log-probs that stand at the piece's nodes, out of final hidden states (C, H)."""
         for start in range(0, hidden.shape[0], LOGIT_ROWS):
             rows = hidden[start : start + LOGIT_ROWS]
             asked = [(row, *one) for row in range(rows.shape[0]) for one in self.tree.asked[first + start + row]]
             if not asked:
                 continue
-            logits = base.logits(rows).div_(self.temperature)  # (R, V)
+            logits = runner.logits(rows).div_(self.temperature)  # (R, V)
             totals = torch.logsumexp(logits, dim=-1)
             at = torch.tensor([[row, token] for row, _, _, token in asked], device=logits.device)
             values = (logits[at[:, 0], at[:, 1]] - totals[at[:, 0]]).tolist()
@@ -215,9 +217,9 @@ class Walk:
         picked = torch.tensor(ancestors[::-1], dtype=torch.long, device=past.keys[0].device)
         for mine, new in ((self.path.keys, past.keys), (self.path.values, past.values)):
             for layer, fresh in enumerate(new):
-                kept = fresh.index_select(2, picked)
+                kept = fresh.index_select(1, picked)
                 if layer == len(mine):
                     mine.append(kept)
                 else:
-                    mine[layer] = torch.cat([mine[layer][:, :, :old], kept], dim=2)
+                    mine[layer] = torch.cat([mine[layer][:, :old], kept], dim=1)
         self.path.length = old + len(ancestors)

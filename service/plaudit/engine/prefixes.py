@@ -1,7 +1,7 @@
 """Prompts: keys, values and trunk activations of their tokens, computed in chunks.
 
-In: a base, token ids. Out: a Prefix, which rows of a lane and scored options begin from. A chunk always has the same
-shape for the same prompt, so that a prompt's bits do not depend on the prompts beside it.
+In: token ids. Out: a Prefix, which rows of a lane and scored options begin from. Chunks of several prompts are one
+pass; what they attend to is computed prompt by prompt, in shapes that follow from the prompt alone.
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from plaudit.engine.bank import AdapterBank
-from plaudit.engine.base import Base, causal_bias
-
-# A pass over several prompts reads a multiple of so many positions.
-SPAN = 32
+from plaudit.engine.runner import Runner
 
 
 @dataclass(slots=True)
 class Prefix:
-    """Keys and values of a prompt's tokens: per layer (1, Hk, T, D); and its trunk activations (T, H)."""
+    """Keys and values of a prompt's tokens: per layer (Hk, T, D); and its trunk activations (T, H)."""
 
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
@@ -32,92 +28,77 @@ class Prefix:
         """A prefix that grows by itself; tensors are shared, for they are never written again."""
         return Prefix(list(self.keys), list(self.values), self.hidden, self.length)
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values of a chunk (the layers call this)."""
-        if layer == len(self.keys):
-            self.keys.append(key)
-            self.values.append(value)
-        else:
-            self.keys[layer] = torch.cat([self.keys[layer], key], dim=2)
-            self.values[layer] = torch.cat([self.values[layer], value], dim=2)
+    def append(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take keys and values (T, Hk, D) of a chunk at a layer; what is there then."""
+        for stored, fresh in ((self.keys, key), (self.values, value)):
+            heads = fresh.transpose(0, 1)
+            if layer == len(stored):
+                # A copy, for the chunk's own is a view of everything that its pass computed.
+                stored.append(heads.contiguous() if len(heads) > 1 else heads.clone())
+            else:
+                stored[layer] = torch.cat([stored[layer], heads], dim=1)
         return self.keys[layer], self.values[layer]
 
 
-def extend(base: Base, bank: AdapterBank, prefix: Prefix, tokens: list[int], slot: int, capture_layer: int) -> None:
-    """Run a chunk of prompt tokens after `prefix`, which takes its keys, values and trunk activations."""
-    ids = torch.tensor([tokens], device=base.device)
-    positions = torch.arange(prefix.length, prefix.length + len(tokens), device=base.device)[None]
-    mask = causal_bias(len(tokens), prefix.length + len(tokens), base.device, base.dtype)
-    bank.use(torch.tensor([slot], device=base.device) if slot else None)
-    hidden = base.run_layers(base.embed(ids), 0, capture_layer, positions=positions, mask=mask, past=prefix)
-    base.run_layers(hidden, capture_layer, base.num_layers, positions=positions, mask=mask, past=prefix)
-    bank.use(None)
-    prefix.hidden = hidden[0] if prefix.hidden is None else torch.cat([prefix.hidden, hidden[0]])
-    prefix.length += len(tokens)
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next tokens of a prompt, on the adapter of a slot."""
+
+    prefix: Prefix
+    tokens: Sequence[int]
+    slot: int
 
 
-class _Together:
-    """Chunks of several prompts in one batch, each behind keys and values of its own; rows without a prompt idle."""
+class _Chunks:
+    """Keys and values of chunks that lie one after another in a pass."""
 
-    def __init__(self, prefixes: Sequence[Prefix], width: int, chunk: int) -> None:
-        self._prefixes, self._width = prefixes, width
-        longest = max(prefix.length for prefix in prefixes) + chunk
-        self.span = math.ceil(longest / SPAN) * SPAN
-        lengths = [prefix.length for prefix in prefixes] + [0] * (width - len(prefixes))
-        self.positions = torch.tensor(lengths)[:, None] + torch.arange(chunk)[None]  # (W, chunk)
-        self._rows = torch.arange(width)[:, None]
+    def __init__(self, chunks: Sequence[Chunk], device: torch.device, dtype: torch.dtype) -> None:
+        self._chunks = chunks
+        self._biases = [
+            causal_bias(len(chunk.tokens), chunk.prefix.length + len(chunk.tokens), device, dtype) for chunk in chunks
+        ]
 
-    def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        found = []
-        for name, fresh in (("keys", key), ("values", value)):
-            whole = fresh.new_zeros(self._width, fresh.shape[1], self.span, fresh.shape[3])
-            for row, prefix in enumerate(self._prefixes):
-                if prefix.length:
-                    whole[row, :, : prefix.length] = getattr(prefix, name)[layer][0]
-            whole[self._rows, :, self.positions] = fresh.transpose(1, 2)
-            for row, prefix in enumerate(self._prefixes):
-                stored = getattr(prefix, name)
-                upto = whole[row : row + 1, :, : int(self.positions[row, -1]) + 1].clone()
-                if layer == len(stored):
-                    stored.append(upto)
-                else:
-                    stored[layer] = upto
-            found.append(whole)
-        return found[0], found[1]
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+    ) -> torch.Tensor:
+        found, at = [], 0
+        for chunk, bias in zip(self._chunks, self._biases, strict=True):
+            own = slice(at, at := at + len(chunk.tokens))
+            keys, values = chunk.prefix.append(key[own], value[own], layer)
+            found.append(attend_to(query[own], keys, values, bias, scaling))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def extend_together(
-    base: Base,
-    bank: AdapterBank,
-    prefixes: Sequence[Prefix],
-    chunks: Sequence[Sequence[int]],
-    slots: Sequence[int],
-    *,
-    width: int,
-    chunk: int,
-    capture_layer: int,
-) -> None:
-    """As `extend`, for up to `width` prompts in one pass of `width` rows of `chunk` tokens, whatever there is to do.
+def attend_to(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Attention (T, Hq, Dv) of queries (T, Hq, D) to keys (Hk, L, D) and values (Hk, L, Dv); bias (T, L) is added."""
+    mixed = torch.nn.functional.scaled_dot_product_attention(
+        query.transpose(0, 1)[None], keys[None], values[None], attn_mask=bias, scale=scaling, enable_gqa=True
+    )
+    return mixed[0].transpose(0, 1)
 
-    The shape is always the same, so that a prompt's bits do not depend on the prompts beside it.
-    """
-    idle = width - len(prefixes)
-    ids = torch.tensor([[*tokens, *[0] * (chunk - len(tokens))] for tokens in chunks] + [[0] * chunk] * idle)
-    past = _Together(prefixes, width, chunk)
-    positions = past.positions.to(base.device)
-    mask = torch.zeros(width, chunk, past.span, device=base.device, dtype=base.dtype)
-    mask.masked_fill_(torch.arange(past.span, device=base.device)[None, None] > positions[:, :, None], -math.inf)
-    mask = mask[:, None]
-    bank.use(torch.tensor([*slots, *[0] * idle], device=base.device) if any(slots) else None)
-    embedded = base.embed(ids.to(base.device))
-    hidden = base.run_layers(embedded, 0, capture_layer, positions=positions, mask=mask, past=past)
-    base.run_layers(hidden, capture_layer, base.num_layers, positions=positions, mask=mask, past=past)
-    bank.use(None)
-    for row, (prefix, tokens) in enumerate(zip(prefixes, chunks, strict=True)):
-        length = prefix.length + len(tokens)
-        # Behind the chunk's last token stand keys and values of its padding.
-        prefix.keys = [key[:, :, :length] for key in prefix.keys]
-        prefix.values = [value[:, :, :length] for value in prefix.values]
-        seen = hidden[row, : len(tokens)]
-        prefix.hidden = seen if prefix.hidden is None else torch.cat([prefix.hidden, seen])
-        prefix.length = length
+
+def causal_bias(length: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """0 where query t may see key l (l <= keys - length + t), -inf elsewhere: (T, L)."""
+    query_at = torch.arange(keys - length, keys, device=device)[:, None]
+    unseen = torch.arange(keys, device=device)[None] > query_at
+    return torch.zeros(length, keys, device=device, dtype=dtype).masked_fill_(unseen, -math.inf)
+
+
+def extend(runner: Runner, chunks: Sequence[Chunk]) -> None:
+    """Run chunks of different prompts in one pass; each prefix takes its keys, values and trunk activations."""
+    device = runner.device
+    tokens = torch.tensor([token for chunk in chunks for token in chunk.tokens], device=device)
+    positions = torch.cat(
+        [torch.arange(c.prefix.length, c.prefix.length + len(c.tokens), device=device) for c in chunks]
+    )
+    slots = torch.tensor([c.slot for c in chunks for _ in c.tokens], device=device)
+    past = _Chunks(chunks, device, runner.dtype)
+    hidden, _ = runner.run(tokens, positions, past, slots if any(c.slot for c in chunks) else None)
+    at = 0
+    for chunk in chunks:
+        seen = hidden[at : (at := at + len(chunk.tokens))]
+        before = chunk.prefix.hidden
+        chunk.prefix.hidden = seen.clone() if before is None else torch.cat([before, seen])
+        chunk.prefix.length += len(chunk.tokens)

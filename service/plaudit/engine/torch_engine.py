@@ -35,6 +35,7 @@ from plaudit.engine.memory import Budget, Layout, kv_limit
 from plaudit.engine.options import Plan, Tree, Walk
 from plaudit.engine.prefixes import Prefix
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.runners import choose
 from plaudit.engine.sampling import check, draw
 from plaudit.engine.slots import Slots, Weights
 from plaudit.engine.targets import start_layer
@@ -90,19 +91,17 @@ class TorchEngine:
         self.widths = tuple(sorted(engine.widths))
         self.capture_layer = start_layer(base, model.adapter_layers) if capture_layer is None else capture_layer
         self._settings = engine
-        self._bank = AdapterBank(base, layers=model.adapter_layers, rank=model.adapter_rank, slots=engine.adapter_slots)
+        bank = AdapterBank(base, layers=model.adapter_layers, rank=model.adapter_rank, slots=engine.adapter_slots)
         self._layout = Layout.of(base)
+        self._runner = choose(base, bank, self.capture_layer)
         self._budget = Budget(kv_limit(base, engine.kv_memory_mb))
-        self._lanes = {
-            w: Lane(base, self._bank, self._layout, self._budget, w, self.capture_layer) for w in self.widths
-        }
+        self._lanes = {w: Lane(self._runner, self._layout, self._budget, w) for w in self.widths}
         self._rows: dict[tuple[int, int], TorchTicket] = {}
         self._scores: collections.deque[_Score] = collections.deque()
         self._lock = threading.Condition()
-        self._slots = Slots(self._bank, self._lock)
+        self._slots = Slots(bank, self._lock)
         self._admission = Admission(
-            base,
-            self._bank,
+            self._runner,
             self._slots,
             self._lanes,
             self._layout,
@@ -110,7 +109,6 @@ class TorchEngine:
             self._lock,
             self._rows,
             chunk=engine.prefill_chunk,
-            capture_layer=self.capture_layer,
         )
         self._stopping = False
         self._ended = False
@@ -328,7 +326,7 @@ class TorchEngine:
             elif request.prefix.length < len(request.prompt.tokens) - 1:
                 self._admission.extend(request.prefix, request.prompt, request.release)
             else:
-                walk.step(self.base, self._bank, request.prefix, slot)
+                walk.step(self._runner, request.prefix, slot)
                 if not walk.done:
                     return
         except Cancelled as error:

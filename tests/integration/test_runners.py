@@ -1,0 +1,244 @@
+"""The quick runner is the model: tokens of transformers and PEFT, the bits of a reply whatever is beside it."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from peft import PeftModel
+from plaudit.engine import adapters, packed
+from plaudit.engine.bank import AdapterBank
+from plaudit.engine.base import Base
+from plaudit.engine.fused import Fused
+from plaudit.engine.packed import Packed, stand_alone
+from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.runner import Modules
+from plaudit.engine.runners import choose
+from plaudit.engine.torch_engine import TorchEngine
+from plaudit.settings import EngineSettings, ModelSettings
+from plaudit.testing.models import tiny_family, tiny_model
+from plaudit.types import Sampling
+from transformers import AutoModelForCausalLM
+
+MODEL = ModelSettings(adapter_layers=2)
+KEYS = [ReleaseKey("toy/default", number, str(number)) for number in range(4)]
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+QUICK = {
+    "llama": {},
+    "llama yarn": {"rope_parameters": YARN},
+    "llama biased": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+}
+BY_MODULES = {
+    "qwen3": {"head_dim": 16},
+    "phi3": {},
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+}
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    made = tmp_path_factory.mktemp("families")
+    return lambda name: tiny_family(made / name.replace(" ", "-"), name.split()[0], **{**QUICK, **BY_MODULES}[name])
+
+
+@pytest.fixture
+def without_packing(monkeypatch):
+    monkeypatch.setattr(packed, "usable", lambda: False)
+
+
+def _adapters(base, folder):
+    """Three saved adapters that change the model clearly."""
+    found = []
+    for seed in range(1, 4):
+        adapters.inject(base, "made", layers=2, rank=8, alpha=16, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in adapters.parameters(base, "made"):
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+        adapters.save(base, "made", folder / str(seed))
+        adapters.remove(base, "made")
+        found.append(folder / str(seed))
+    return found
+
+
+def _engine(base, paths, **engine):
+    made = TorchEngine(base, EngineSettings(**{"widths": (8,), "max_waiting": 1000, **engine}), MODEL)
+    for key, path in zip(KEYS, [None, *paths], strict=False):
+        made.stage(key, path)
+    return made
+
+
+def _prompt(seed, length):
+    drawn = random.Random(seed)
+    return EncodedPrompt(tuple(drawn.randrange(3, 300) for _ in range(length)))
+
+
+def _job(prompt, key=KEYS[0], temperature=0.0, seed=0, max_tokens=16):
+    return Job(prompt=prompt, release=key, sampling=Sampling(temperature=temperature, max_tokens=max_tokens), seed=seed)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 4, 33, 200])
+def test_a_packed_product_is_the_plain_one(bias, rows, monkeypatch):
+    generator = torch.Generator().manual_seed(rows)
+    weight, offset = torch.randn(72, 48, generator=generator), torch.randn(72, generator=generator)
+    inputs, other = torch.randn(rows, 48, generator=generator), torch.randn(rows, 72, generator=generator)
+    quick = Packed(weight, offset if bias else None)
+    monkeypatch.setattr(packed, "usable", lambda: False)
+    plain = Packed(weight, offset if bias else None)
+    assert torch.allclose(quick(inputs), plain(inputs), atol=1e-4)
+    assert torch.allclose(quick.add(inputs, other), plain.add(inputs, other), atol=1e-4)
+    assert torch.allclose(plain(inputs), inputs @ weight.T + (offset if bias else 0), atol=1e-4)
+
+
+def test_whether_rows_stand_alone_is_seen_from_their_bits():
+    class Leaning(Packed):
+        def __call__(self, rows):
+            return super().__call__(rows) + 1e-7 * len(rows)
+
+    weight = torch.ones(8, 8)
+    assert stand_alone(Packed(weight)) or not packed.usable()
+    assert not stand_alone(Leaning(weight))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("name", [*QUICK, *BY_MODULES])
+def test_greedy_tokens_are_those_of_transformers_and_peft(make, name, tmp_path):
+    folder = make(name)
+    base = Base.load(folder, device="cpu", dtype="float32")
+    base.eos_ids = frozenset()
+    paths = _adapters(base, tmp_path)
+    engine = _engine(base, paths)
+    try:
+        assert isinstance(engine._runner, Fused if name in QUICK else Modules)
+        prompts = [_prompt(seed, length) for seed, length in enumerate((5, 40, 150, 21))]
+        jobs = [_job(prompt, key) for prompt in prompts for key in KEYS]
+        made = [ticket.result(60) for ticket in engine.submit(jobs)]
+        scored = [engine.score(job.prompt, [each.tokens], job.release)[0] for job, each in zip(jobs, made, strict=True)]
+    finally:
+        engine.close()
+    plain = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    wanted = {KEYS[0]: [_generate(plain, prompt) for prompt in prompts]}
+    for key, path in zip(KEYS[1:], paths, strict=True):
+        wrapped = PeftModel.from_pretrained(plain, str(path)).eval()
+        wanted[key] = [_generate(wrapped, prompt) for prompt in prompts]
+        plain = wrapped.unload()
+    for job, each, other in zip(jobs, made, scored, strict=True):
+        assert list(each.tokens) == wanted[job.release][prompts.index(job.prompt)]
+        assert each.logprobs_raw == pytest.approx(other, abs=1e-4)
+
+
+def _generate(model, prompt):
+    ids = torch.tensor([prompt.tokens])
+    with torch.inference_mode():
+        found = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=16,
+            min_new_tokens=16,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return found[0, len(prompt.tokens) :].tolist()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    base = Base.load(tiny_model(tmp_path_factory.mktemp("tiny") / "tiny"), device="cpu", dtype="float32")
+    return base, _adapters(base, tmp_path_factory.mktemp("adapters"))
+
+
+def _bits_in_random_company(base, paths, rounds, seed):
+    """Jobs in `rounds` random batchings; each reply is the one that came first for the same job."""
+    drawn, first = random.Random(seed), {}
+    lengths = [3, 17, 31, 64, 130, 200]
+    jobs = [
+        _job(_prompt(n, lengths[n % 6]), KEYS[n % 4], temperature=n % 3 / 2, seed=n, max_tokens=1 + drawn.randrange(12))
+        for n in range(40)
+    ]
+    engine = _engine(base, paths, prefill_chunk=64)
+    replies = 0
+    try:
+        for _ in range(rounds):
+            batch = drawn.sample(range(len(jobs)), drawn.randrange(1, 12))
+            tickets = []
+            while batch:
+                some = [batch.pop() for _ in range(min(len(batch), drawn.randrange(1, 5)))]
+                tickets += zip(some, engine.submit([jobs[n] for n in some]), strict=True)
+            for n, ticket in tickets:
+                made = ticket.result(60)
+                found = (made.tokens, made.logprobs_raw, made.logprobs_sampled)
+                assert first.setdefault(n, found) == found
+                replies += 1
+    finally:
+        engine.close()
+    return replies
+
+
+def test_a_reply_has_the_same_bits_in_any_company(saved):
+    assert _bits_in_random_company(*saved, rounds=60, seed=1) > 200
+
+
+def test_without_the_packed_operators_it_has_too(saved, without_packing):
+    assert _bits_in_random_company(*saved, rounds=20, seed=2) > 60
+
+
+@pytest.mark.slow
+def test_ten_thousand_replies_in_random_company(saved):
+    assert _bits_in_random_company(*saved, rounds=1700, seed=3) > 10_000
+
+
+def test_a_base_is_trained_on_as_before_whatever_serves_it(saved):
+    """Packed weights are the engine's own: gradients of an adapter flow through the model's modules, the same ones."""
+    base, _ = saved
+    ids = torch.tensor([_prompt(1, 30).tokens])
+
+    def gradients():
+        adapters.inject(base, "trained", layers=2, rank=4, alpha=8, seed=3)
+        with adapters.active(base, "trained"):
+            base.logits(base.upper(base.trunk(ids, 2), 2)).square().mean().backward()
+        found = [parameter.grad.clone() for parameter in adapters.parameters(base, "trained")]
+        adapters.remove(base, "trained")
+        return found
+
+    before = gradients()
+    assert any(bool(each.any()) for each in before)
+    engine = _engine(base, [])
+    try:
+        engine.submit([_job(_prompt(1, 30))])[0].result(60)
+        for mine, wanted in zip(gradients(), before, strict=True):
+            assert torch.equal(mine, wanted)
+    finally:
+        engine.close()
+
+
+def test_a_runner_of_other_numbers_does_not_serve(saved, monkeypatch):
+    base, _ = saved
+    bank = AdapterBank(base, layers=2, rank=8, slots=2)
+    assert isinstance(choose(base, bank, 2), Fused)
+    run = Fused.run
+
+    def other(self, *args):
+        trunk, last = run(self, *args)
+        return trunk, last * 1.01
+
+    monkeypatch.setattr(Fused, "run", other)
+    assert isinstance(choose(base, bank, 2), Modules)
+
+
+def test_trunk_and_last_layer_may_be_captured(saved):
+    base, _ = saved
+    ids = torch.tensor([_prompt(4, 25).tokens])
+    for layer in (0, 1, 2, base.num_layers):
+        engine = TorchEngine(base, EngineSettings(widths=(4,)), MODEL, capture_layer=layer)
+        engine.stage(KEYS[0], None)
+        try:
+            job = dataclasses.replace(_job(_prompt(4, 25)), capture=True)
+            made = engine.submit([job])[0].result(60)
+        finally:
+            engine.close()
+        fed = torch.cat([ids, torch.tensor([made.tokens[:-1]])], dim=1)
+        assert torch.allclose(made.hidden, base.trunk(fed, layer)[0], atol=1e-4)
