@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 from plaudit.deciding import Cost
-from plaudit.domain import Declaration, DomainPlugin, GateProbe
+from plaudit.domain import Declaration, DomainPlugin, GateProbe, OptionScore
 from plaudit.errors import OutOfScale, UndeclaredKind, UnknownCandidate
 from plaudit.types import (
     Action,
@@ -69,6 +69,8 @@ class Moderation(DomainPlugin):
             severe=self.severe,
             policy_version=self.policy_version,
             few_raters=True,
+            # The length of a category's name says nothing about an item.
+            option_score=OptionScore.MEAN,
         )
 
     def render(self, request: Request) -> Prompt:
