@@ -16,6 +16,7 @@ from plaudit.testing import toy_language as toy
 from plaudit.types import FeedbackKind, Option
 
 OPTIONS = 4
+_PLAIN = [f"{one}." for one in (*toy.PLAIN_SENTENCES, *toy.ADDRESSING_SENTENCES)]
 THRESHOLD = 1.0  # Liking from which a sentence is liked enough to say so: about half are.
 
 
@@ -66,10 +67,15 @@ class Readers(Population):
 
 
 def _prompt(asked: toy.ToyPrompt, *, seen: bool) -> SimPrompt:
-    """Two sentences of each style in an order drawn by lot, about the subject or another; the same each time."""
+    """Two options of each style in an order drawn by lot, about the subject or another; the same each time.
+
+    A plain one is often two sentences, so that length says little: pompous words are long.
+    """
     rng = random.Random(f"options:{asked.text}")
-    styles = (*rng.sample(toy.PLAIN_SENTENCES, OPTIONS // 2), *rng.sample(toy.POMPOUS_SENTENCES, OPTIONS // 2))
-    texts = [style.format(topic=rng.choice((asked.topic, rng.choice(toy.TOPICS)))) + "." for style in styles]
+    drawn = rng.sample(_PLAIN, OPTIONS)
+    plain = [" ".join(drawn[place :: OPTIONS // 2][: rng.choice((1, 2))]) for place in range(OPTIONS // 2)]
+    styles = [*plain, *(f"{one}." for one in rng.sample(toy.POMPOUS_SENTENCES, OPTIONS // 2))]
+    texts = [style.format(topic=rng.choice((asked.topic, rng.choice(toy.TOPICS)))) for style in styles]
     rng.shuffle(texts)
     return SimPrompt(
         text=asked.text,
