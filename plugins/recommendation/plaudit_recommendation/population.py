@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 
 from plaudit.simulate import crowd
@@ -112,7 +112,7 @@ def _prompts(name: str, count: int, topics: Sequence[str], *, new: bool) -> list
             kind="new" if new else f"events_{len(events)}",
             topic=tuple(liked),
             seen_kind=not new,
-            options=_options(rng, liked),
+            options=_options(rng, liked, {event.text for event in events}),
             passages=tuple(events),
         )
         found.setdefault((wish, one.passages), one)
@@ -125,22 +125,25 @@ def _events(rng: random.Random, liked: Sequence[str], count: int, topics: Sequen
     what = [("liked", liked[n % len(liked)]) for n in range(max(count - 1, len(liked)))]
     what.append(("skipped", rng.choice(others)))
     rng.shuffle(what)
-    return [
-        Passage(f"event-{n}", _item(rng, topic, rng.choice((PLAIN, toy.POMPOUS_SENTENCES))), source)
-        for n, (source, topic) in enumerate(what)
-    ]
+    texts = [(source, _item(rng, topic, rng.choice((PLAIN, toy.POMPOUS_SENTENCES)))) for source, topic in what]
+    return [Passage(_id(text), text, source) for source, text in texts]
 
 
-def _options(rng: random.Random, liked: Sequence[str]) -> tuple[Option, ...]:
-    """Ten different items, half of them plain, three about subjects that the viewer liked."""
+def _options(rng: random.Random, liked: Sequence[str], had: Set[str]) -> tuple[Option, ...]:
+    """Ten items that the viewer has not had, half of them plain, three about subjects that the viewer liked."""
     topics = [*(rng.choice(liked) for _ in range(ABOUT_LIKED)), *rng.sample(toy.TOPICS, ITEMS - ABOUT_LIKED)]
     rng.shuffle(topics)
     texts: dict[str, None] = {}
     for n, topic in enumerate(topics):
         while len(texts) == n:
-            texts.setdefault(_item(rng, topic, PLAIN if n % 2 else toy.POMPOUS_SENTENCES))
-    shuffled = rng.sample(list(texts), ITEMS)
-    return tuple(Option(f"item-{n}", text) for n, text in enumerate(shuffled))
+            text = _item(rng, topic, PLAIN if n % 2 else toy.POMPOUS_SENTENCES)
+            if text not in had:
+                texts.setdefault(text)
+    return tuple(Option(_id(text), text) for text in rng.sample(list(texts), ITEMS))
+
+
+def _id(text: str) -> str:
+    return text.rstrip(".").replace(" ", "-")
 
 
 def _item(rng: random.Random, topic: str, shelf: Sequence[str]) -> str:
