@@ -1,11 +1,11 @@
 """Orders films for people on MovieTweetings in time order: the loop beside popularity and item-item neighbours.
 
-Requests are made of ratings of 7 and more by people with three ratings or more: the film itself and others drawn evenly
-from the films that anybody rated in the 30 days before, without those that the person has rated. The text of a film says
-its year and two of its kinds, and as a candidate three figures in a digit each, reckoned from what came before: how well
-known it is (ratings so far), how much talked about (ratings in a week), and how near to the person's films (item-item
-neighbours). Policies learn from requests of the middle of the log (what was taken, of 10 candidates) and are asked the
-end of it (50 candidates). Prints JSON lines. See plugins/recommendation/README.md.
+Requests are made of ratings of 7 and more by people with three ratings or more: the film itself and others drawn
+evenly from those that anybody rated in the 30 days before, without those that the person has rated. The text of a film
+says its year and two of its kinds, and as a candidate three figures in a digit each, reckoned from what came before:
+how well known it is (ratings so far), how much talked about (ratings in a week), and how near to the person's films
+(item-item neighbours). Policies learn from requests of the middle of the log (what was taken, of 10 candidates) and
+are asked the end of it (50 candidates). Prints JSON lines. See plugins/recommendation/README.md.
 
     python benchmarks/recommendation.py ../shared/data/movietweetings --seeds 0 1 2
 """
@@ -37,12 +37,12 @@ from plaudit.engine.base import Base
 from plaudit.engine.targets import start_layer
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
+from plaudit.learner.rewards import OptionRewards
 from plaudit.policy.choose import ChoiceOptimizer, ChoiceTask, Judged
 from plaudit.policy.option_scores import OptionScorer
 from plaudit.policy.rollout import TrainPrompt
 from plaudit.reward.fit import fit_reward
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion
 from plaudit.settings import Settings, load_settings
 from plaudit.types import (
     Action,
@@ -391,20 +391,6 @@ class Loop:
         self.seconds["reward"] = time.perf_counter() - started
         return model
 
-    def judge(self, model: RewardModel, prompts: Sequence[TrainPrompt]) -> list[Judged]:
-        """What each option is worth: its shaped score against the prompt's own options, through the plugin's terms."""
-        found = []
-        for prompt in prompts:
-            options = [Completion(prompt.encoded.tokens, each) for each in prompt.options]
-            scores = model.shaped(model.judge(options, [options] * len(options))).tolist()
-            outcomes = [self.plugin.parse(prompt.rendered, option.text) for option in prompt.rendered.options]
-            totals = [
-                self.plugin.reward(prompt.rendered, outcome, score).total
-                for outcome, score in zip(outcomes, scores, strict=True)
-            ]
-            found.append(Judged(torch.tensor(totals, dtype=torch.float64), tuple(each.valid for each in outcomes)))
-        return found
-
     def policy(
         self,
         judge: Callable[[Sequence[TrainPrompt]], Sequence[Judged]],
@@ -476,9 +462,10 @@ def learnt(loop: Loop, train: Sequence[Asked], test: Sequence[Asked], routes: Se
         found["labels"] = loop.scores(held, adapter)
     if {"reward", "both"} & set(routes):
         model = loop.reward(train, prompts)
-        for prompt, judged in zip(prompts, loop.judge(model, prompts), strict=True):
+        judge = OptionRewards(model, loop.plugin)
+        for prompt, judged in zip(prompts, judge(prompts), strict=True):
             by_group[prompt.group] = judged
-        found["reward model"] = [judged.rewards.tolist() for judged in loop.judge(model, held)]
+        found["reward model"] = [judged.rewards.tolist() for judged in judge(held)]
         model.close()
         for name, targets in (("reward", NO_LABELS), ("both", labels)):
             if name in routes:
@@ -507,9 +494,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("~/.cache/plaudit/tiny"), help="see plaudit model prepare")
     parser.add_argument("--settings", type=Path, help="a settings file; the service's defaults if there is none")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--train", type=int, default=256, help="requests to learn from")
-    parser.add_argument("--test", type=int, default=240, help="requests to be judged by")
+    parser.add_argument("--train", type=int, default=224, help="requests to learn from")
+    parser.add_argument("--test", type=int, default=160, help="requests to be judged by")
     parser.add_argument("--routes", nargs="*", default=["reward", "labels"], choices=["reward", "labels", "both"])
+    parser.add_argument("--iterations", type=int, default=6, help="of the policy's optimiser")
     parser.add_argument("--titles", action="store_true", help="tell films by their titles too")
     parser.add_argument("--no-figures", action="store_true", help="leave the three figures out of the texts")
     arguments = parser.parse_args()
@@ -536,7 +524,10 @@ def main() -> None:
         if arguments.routes:
             with tempfile.TemporaryDirectory() as folder:
                 base = Base.load(arguments.model.expanduser(), device="cpu", dtype="float32")
-                loop = Loop(base, words, load_settings(arguments.settings), seed, Path(folder))
+                settings = load_settings(arguments.settings)
+                policy = settings.policy.model_copy(update={"iterations": arguments.iterations})
+                settings = settings.model_copy(update={"policy": policy})
+                loop = Loop(base, words, settings, seed, Path(folder))
                 found |= learnt(loop, train, test, arguments.routes)
                 seconds = loop.seconds
         rows += [{"seed": seed, **row(name, test, scores)} for name, scores in found.items()]

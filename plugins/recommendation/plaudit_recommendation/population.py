@@ -24,6 +24,7 @@ CHANNEL_PROMPTS, EVALUATION_PROMPTS = 320, 80
 ABOUT_LIKED = 3  # Of the items, those about a subject that the viewer liked; the others are drawn from all.
 THRESHOLD = 0.9  # Liking from which an item is liked enough to say so: about half are.
 SUBJECT_WORTH = 0.6
+AFTER_PLAIN, AFTER_POMPOUS = 0.92, 0.2  # Share of items with a second sentence; pompous sentences are long.
 WISH = "tell me more"
 PLAIN = (*toy.PLAIN_SENTENCES, *toy.ADDRESSING_SENTENCES)
 
@@ -143,8 +144,12 @@ def _options(rng: random.Random, liked: Sequence[str], had: Set[str]) -> tuple[O
 
 
 def _id(text: str) -> str:
-    return text.rstrip(".").replace(" ", "-")
+    return text.replace(".", "").replace(" ", "-")
 
 
 def _item(rng: random.Random, topic: str, shelf: Sequence[str]) -> str:
-    return f"{rng.choice(shelf).format(topic=topic)}."
+    """A sentence, and often a plain one behind it: neither the shortest item nor the longest may be the best."""
+    sentences = [rng.choice(shelf)]
+    if rng.random() < (AFTER_PLAIN if shelf is PLAIN else AFTER_POMPOUS):
+        sentences.append(rng.choice([each for each in PLAIN if each not in sentences]))
+    return " ".join(f"{sentence.format(topic=topic)}." for sentence in sentences)
