@@ -54,7 +54,7 @@ def plugins_new(
         f"wrote {written}; next:\n"
         f"  plaudit plugins check --path {written}\n"
         f"  pip install -e {written}\n"
-        f"  plaudit demo --domain {name} --quick"
+        f"  plaudit demo --domain {name}"
     )
 
 

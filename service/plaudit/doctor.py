@@ -14,14 +14,17 @@ import socket
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from plaudit.deciding import costs_of
+from plaudit.domain import DomainPlugin
 from plaudit.errors import Misconfigured, PlauditError
 from plaudit.settings import Settings
 from plaudit.store.files import private_folder
+from plaudit.types import Channel
 
 Role = Literal["all", "serve", "join", "learn"]
 Status = Literal["good", "note", "bad"]
@@ -211,11 +214,24 @@ def _plugins(settings: Settings) -> Iterator[Finding]:
         yield Finding("plugins", "bad", error.message, remedy)
         return
     if found:
+        yield from _costs(settings, found)
         yield Finding("plugins", "good", ", ".join(f"{name} {found[name].declaration.version}" for name in found))
     else:
         yield Finding(
             "plugins", "bad", "no domain loads", "install one (`plaudit plugins new` writes one); see plugins.allow"
         )
+
+
+def _costs(settings: Settings, found: Mapping[str, DomainPlugin]) -> Iterator[Finding]:
+    """Costs of decisions that name labels which their domain does not declare: each call of that channel would fail."""
+    for pattern in settings.channels:
+        domain, _, tenant = pattern.partition("/")
+        if domain in found:
+            channel = Channel(domain, tenant)
+            try:
+                costs_of(found[domain].declaration, settings.for_channel(channel).decision.costs)
+            except PlauditError as error:
+                yield Finding("decision", "bad", f"channels.{pattern}: {error.message}", "name labels that it declares")
 
 
 def _model(settings: Settings) -> Iterator[Finding]:

@@ -126,7 +126,12 @@ class GuardedPlugin(DomainPlugin):
         # A plugin is foreign code: whatever it raises is its failure, and the caller's own trouble alone.
         except Exception as error:
             raise self._failed(member, Why.RAISED, f"raised {_told(error)}") from error
-        if fault := fault_of(result):
+        try:
+            fault = fault_of(result)
+        # Fields may hold anything, such as None where a tuple belongs: then asking is what fails.
+        except (AttributeError, TypeError, ValueError) as error:
+            fault = f"a {type(result).__name__} whose fields have wrong types ({type(error).__name__})"
+        if fault:
             raise self._failed(member, Why.UNUSABLE, f"returned {fault}")
         return result
 

@@ -40,6 +40,7 @@ MAX_OPTION_BYTES = 4_096
 MAX_COMPLETIONS = 8
 MAX_TEMPERATURE = 2.0
 MAX_EVIDENCE = 4_096  # of one act: more than all pairs of 50 options
+MAX_SOURCE_BYTES = 128
 MAX_PROBES = 10_000
 MAX_SLICES = 64
 _ROLES = ("system", "user", "assistant")
@@ -163,14 +164,18 @@ def _item_fault(item: object, known: frozenset[str], declared: Declaration) -> s
         return f"evidence on {unknown[0]!r}, which is no candidate of the interaction"
     if len(set(names)) != len(names):
         return f"a {type(item).__name__} that names a candidate twice"
+    return _text_fault("a source", [getattr(item, "source", "")], MAX_SOURCE_BYTES) or _value_fault(item, declared)
+
+
+def _value_fault(item: Evidence, declared: Declaration) -> str:
     match item:
-        case Pair() if not isinstance(item.outcome, PairOutcome):
-            return f"a pair with the outcome {item.outcome!r}"
+        case Pair() if not isinstance(item.outcome, PairOutcome) or not isinstance(item.tie_offered, bool):
+            return f"a pair with the outcome {item.outcome!r}, tie offered {item.tie_offered!r}"
         case Pair() | Demo() if not _is_number(item.margin) or not 0 <= item.margin < math.inf:
             return f"a margin of {item.margin!r}; it must be 0 or more, and finite"
         case RankingEvidence() if len(item.order) < 2:
             return "a ranking of fewer than two candidates"
-        case RankingEvidence() if item.observed is not None and not 1 <= item.observed <= len(item.order):
+        case RankingEvidence() if item.observed is not None and not _is_whole(item.observed, 1, len(item.order)):
             return f"a ranking of {len(item.order)} candidates of which {item.observed} are in order"
         case Scalar() if not _is_number(item.value) or not 0 <= item.value <= 1:
             return f"a scalar of {item.value!r}, outside [0, 1]"

@@ -534,7 +534,10 @@ class _Sources:
 
     def put_text(self, path: tuple[str, ...], text: str, origin: str) -> None:
         """Take a value written as text: JSON for lists and tables, else as it stands."""
-        annotation = dict(fields()).get(".".join(path))
+        if len(path) == 4 and path[0] == "channels":
+            annotation = dict(fields(ChannelSettings)).get(".".join(path[2:]))
+        else:
+            annotation = dict(fields()).get(".".join(path))
         if annotation is None or not _is_compound(annotation):
             self.put(path, text, origin)
             return

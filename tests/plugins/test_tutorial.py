@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.S | re.M) for line in block.splitlines()]
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
-DEMO = "plaudit demo --domain haiku --quick"
+DEMO = "plaudit demo --domain haiku"
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,7 @@ def test_a_sound_set_up_has_no_complaint(settings):
         ("model.threads=4096", "threads", "4096"),
         ('plugins.allow=["chess"]', "plugins", "chess"),
         ("plugins.allow=[]", "plugins", "no domain"),
+        ('channels."echo-choice/acme".decision.costs=[["maybe", "yes", 2]]', "decision", "'maybe'"),
         ("log.kind=kafka", "event log", "bootstrap"),
         ("store.url=nonsense", "store", "SQLAlchemy"),
         ("data_dir=/proc/plaudit", "data directory", "cannot be written"),
