@@ -20,8 +20,10 @@ from plaudit.eventlog import open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.splits import Split, group_split
 from plaudit.evidence.store import EvidenceStore
+from plaudit.learner import valuing
 from plaudit.learner.actions import choice_measure, choices
 from plaudit.learner.look import Watch, look
+from plaudit.learner.off_policy import Shows
 from plaudit.learner.outcome import TurnOutcome
 from plaudit.learner.rewards import OptionRewards
 from plaudit.plugins import guard
@@ -158,7 +160,12 @@ def _truth_of(prompt):
     return next(name for name, subject in SUBJECTS.items() if asked.startswith(subject.split("{")[0]))
 
 
-def test_a_candidate_that_learnt_the_labels_goes_live_with_its_numbers(learner):
+def test_a_candidate_that_learnt_the_labels_goes_live_by_prompts_and_a_judge_that_training_did_not_see(
+    learner, monkeypatch, tmp_path
+):
+    policy, gate = [], []
+    spy(monkeypatch, choices, policy)
+    spy(monkeypatch, choice_measure, gate)
     result = look(learner, CHANNEL, Watch())
     assert result.outcome is TurnOutcome.PROMOTED, result.reason
     found = checks(learner)
@@ -168,9 +175,13 @@ def test_a_candidate_that_learnt_the_labels_goes_live_with_its_numbers(learner):
     assert found["harm_missed_threat"]["value"] == 0
     assert "for information" in found["off_policy"]["note"]
 
+    assert not {id(model) for model, _ in policy} & {id(model) for model, _ in gate}
+    salt = learner.registry.salt(CHANNEL)
+    for asked, split in ((policy, Split.TRAIN), (gate, Split.GATE)):
+        groups = set().union(*(groups for _, groups in asked))
+        assert {group_split(salt, group, few_raters=True) for group in groups} == {split}
 
-def test_what_is_served_of_choices_is_what_was_trained(learner, tmp_path):
-    assert look(learner, CHANNEL, Watch()).outcome is TurnOutcome.PROMOTED
+    # What is served is what was trained.
     manifest = learner.registry.manifest(CHANNEL, 1)
     folder = learner.registry.fetch(CHANNEL, 1, tmp_path / "release")
     base, key = (ReleaseKey(str(CHANNEL), n, learner.registry.release(CHANNEL, n).digest) for n in (0, 1))
@@ -181,17 +192,14 @@ def test_what_is_served_of_choices_is_what_was_trained(learner, tmp_path):
     assert {each.completion_tokens[-1] for each in manifest.probes} == {learner.engine.end_of_turn}
     assert proof.greatest < 1e-3 < proof.from_base
 
-
-def test_the_gate_asks_other_prompts_than_the_policy_and_another_reward_model(learner, monkeypatch):
-    policy, gate = [], []
-    spy(monkeypatch, choices, policy)
-    spy(monkeypatch, choice_measure, gate)
-    look(learner, CHANNEL, Watch())
-    assert not {id(model) for model, _ in policy} & {id(model) for model, _ in gate}
-    salt = learner.registry.salt(CHANNEL)
-    for asked, split in ((policy, Split.TRAIN), (gate, Split.GATE)):
-        groups = set().union(*(groups for _, groups in asked))
-        assert {group_split(salt, group, few_raters=True) for group in groups} == {split}
+    # The release's own reward model makes the estimate of its value doubly robust.
+    monkeypatch.setattr(valuing, "load_plugins", lambda *_, **__: learner.plugins)
+    few = learner.settings.gate.model_copy(update={"estimate_ess": 1.5})
+    valued = valuing.value(learner.settings.model_copy(update={"gate": few}), CHANNEL)
+    told = {(each.version, each.shows): each.estimates for each in valued.values}
+    drawn = told[1, Shows.DRAWN]
+    assert drawn.interactions == found["labelled_items"]["value"]
+    assert drawn.dr.value > told[0, Shows.DRAWN].dr.value
 
 
 @pytest.mark.parametrize(

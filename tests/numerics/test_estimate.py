@@ -123,25 +123,18 @@ class World:
 
     def log(self, seed: int, interactions: int, raters: int | None = None) -> list[Shown]:
         rng = np.random.default_rng(seed)
-        contexts = rng.integers(0, 40, interactions)
+        x = rng.integers(0, 40, interactions)
         # People differ: some like everything more.
         leniency = rng.normal(0, 0.1, raters) if raters else np.zeros(interactions)
-        found = []
-        for i, x in enumerate(contexts):
-            shown = rng.choice(5, p=self.logging[x])
-            who = int(rng.integers(0, raters)) if raters else i
-            reward = float(rng.random() < np.clip(self.chances[x, shown] + leniency[who], 0, 1))
-            found.append(
-                one(
-                    f"r{who:05d}",
-                    reward,
-                    self.logging[x, shown],
-                    self.target[x, shown],
-                    self.estimated[x, shown],
-                    float(self.target[x] @ self.estimated[x]),
-                )
-            )
-        return found
+        who = rng.integers(0, raters, interactions) if raters else np.arange(interactions)
+        shown = (self.logging[x].cumsum(axis=1) > rng.random((interactions, 1))).argmax(axis=1)
+        rewards = rng.random(interactions) < np.clip(self.chances[x, shown] + leniency[who], 0, 1)
+        expected = (self.target * self.estimated).sum(axis=1)
+        parts = (rewards * 1.0, self.logging[x, shown], self.target[x, shown], self.estimated[x, shown], expected[x])
+        return [
+            one(f"r{rater:05d}", *row)
+            for rater, row in zip(who.tolist(), zip(*(p.tolist() for p in parts), strict=True), strict=True)
+        ]
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -224,10 +217,10 @@ def test_probabilities_of_places_are_those_of_all_orders() -> None:
 def test_probabilities_of_places_agree_with_drawn_orders() -> None:
     scores = np.random.default_rng(0).normal(0, 1.5, 12).tolist()
     found = place_probabilities(scores, 5, draws=4000)
-    drawn = np.array([draw(scores, seed).places[:5] for seed in range(4000)])
+    drawn = np.array([draw(scores, seed).places[:5] for seed in range(1500)])
     for place in range(5):
-        shares = np.bincount(drawn[:, place], minlength=12) / 4000
-        assert np.abs(shares - found[place]).max() < 0.03
+        shares = np.bincount(drawn[:, place], minlength=12) / 1500
+        assert np.abs(shares - found[place]).max() < 0.05
     assert (found > 0).all()
 
 
@@ -249,23 +242,26 @@ def test_slates_are_estimated_place_by_place(places: int) -> None:
     under_target = place_probabilities(target, places, draws=4000)
     truth = float(sum(w * row @ chances for w, row in zip(weights, under_target, strict=True)))
     held, values = 0, []
-    for seed in range(200):
-        log = []
-        for i in range(400):
-            order = draw(logging, 1000 * seed + i).places[:places]
-            log.append(
-                Shown(
-                    unit=f"r{i}",
-                    rewards=tuple(float(rng.random() < chances[option]) for option in order),
-                    logged=tuple(under_log[place, option] for place, option in enumerate(order)),
-                    target=tuple(under_target[place, option] for place, option in enumerate(order)),
-                )
-            )
-        found = estimate(log, place_weights=weights, draws=400, seed=seed)
+    for seed in range(100):
+        # Gumbel noise sorts into a Plackett-Luce order.
+        orders = np.argsort(-(np.array(logging) + rng.gumbel(size=(300, 8))), axis=1)[:, :places]
+        at = np.arange(places)
+        rows = zip(
+            (rng.random(orders.shape) < chances[orders]).astype(float).tolist(),
+            under_log[at, orders].tolist(),
+            under_target[at, orders].tolist(),
+            strict=True,
+        )
+        log = [
+            Shown(unit=f"r{i}", rewards=tuple(rewards), logged=tuple(logged), target=tuple(wanted))
+            for i, (rewards, logged, wanted) in enumerate(rows)
+        ]
+        found = estimate(log, place_weights=weights, draws=200, seed=seed)
         held += found.snips.low <= truth <= found.snips.high
         values.append(found.snips.value)
-    assert np.mean(values) == pytest.approx(truth, rel=5e-3)
-    assert abs(held / 200 - 0.9) <= 0.065
+    assert np.mean(values) == pytest.approx(truth, rel=1e-2)
+    # Three standard errors of 100 trials at 90% are .09.
+    assert abs(held / 100 - 0.9) <= 0.09
 
 
 def test_the_first_place_has_the_probability_that_serving_logs() -> None:

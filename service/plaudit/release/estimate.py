@@ -247,8 +247,10 @@ class _Sums:
         step, blocks = max(1, _CELLS // count), []
         for start in range(0, draws, step):
             many = min(step, draws - start)
-            counts = rng.multinomial(count, np.full(count, 1 / count), size=many).astype(np.float64)
-            blocks.append(self._estimators(counts))
+            # Units drawn with replacement, counted by draw: draw d's units lie at d * count and behind.
+            drawn = rng.integers(0, count, (many, count)) + count * np.arange(many)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=many * count).reshape(many, count)
+            blocks.append(self._estimators(counts.astype(np.float64)))
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def _estimators(self, counts: Floats) -> dict[str, Floats]:
