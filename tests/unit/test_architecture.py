@@ -138,7 +138,6 @@ def test_no_line_of_the_core_names_a_shipped_domain():
 
 # Who may ask what kind of action a domain has, and why.
 MAY_ASK = {
-    "learner/look.py": "until ordered choices are learnt from",
     "learner/actions": "the learner's seam: `of` is the one place of the learner that asks",
     "serving/generation.py": "the door: Generate and Choose",
     "serving/server.py": "which domains the HTTP door offers as models",
