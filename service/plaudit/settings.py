@@ -257,7 +257,9 @@ class PolicySettings(Section):
     label_coef: float = Field(default=0.1, ge=0, le=10)
     """Reward that a nat of cross-entropy of people's labels costs; 0: labels teach through the reward alone."""
     pass_tokens: int = Field(default=2_048, ge=16, le=1_000_000)
-    """Tokens of prompts and options that the trainer of choices holds activations of at once."""
+    """Tokens of prompts and options that the trainer of choices holds activations of all its layers of at once."""
+    trunk_tokens: int = Field(default=100_000, ge=0, le=100_000_000)
+    """Tokens whose trunk activations the trainer of choices may keep from one iteration to the next."""
 
     @model_validator(mode="after")
     def _leave_one_out_has_others(self) -> Self:

@@ -1,5 +1,6 @@
 """The optimiser of ordered choices on a tiny real model: what it scores, where it moves, what holds it."""
 
+import dataclasses
 import math
 
 import pytest
@@ -9,14 +10,18 @@ from plaudit.engine import adapter_files, adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.learner.rewards import OptionRewards
+from plaudit.plugins import guard, load_plugins
 from plaudit.policy import choices
 from plaudit.policy.choose import ChoiceOptimizer, ChoiceTask, ChoiceTrainer, Judged
 from plaudit.policy.loop import NAME, kept
 from plaudit.policy.option_scores import OptionScorer
 from plaudit.policy.rollout import TrainPrompt
-from plaudit.settings import EngineSettings, ModelSettings, PolicySettings
+from plaudit.reward.model import RewardModel
+from plaudit.reward.trunk import Completion
+from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
 from plaudit.testing.models import tiny_model
-from plaudit.types import Channel, Message, Prompt
+from plaudit.types import Channel, Message, Option, Outcome, Prompt, RewardTerms
 
 LAYERS, TEMPERATURE = 2, 0.7
 WORDS = (" tea", "cup", " And", "x")
@@ -119,7 +124,10 @@ def test_what_is_trained_is_what_is_served_with_and_without_an_adapter(base, eng
     for adapter, release in ((None, ReleaseKey("toy/default", 0, "base")), ("one", key)):
         wanted = [_served(engine, prompt, release) for prompt in prompts]
         for pass_tokens in (16, 4096):
-            found = _scorer(base, engine, pass_tokens=pass_tokens).scores(prompts, adapter)
+            scorer = _scorer(base, engine, pass_tokens=pass_tokens)
+            scorer.scores(prompts[:2], adapter)
+            scorer.forget(0)
+            found = scorer.scores(prompts, adapter)
             for row, served in zip(found, wanted, strict=True):
                 assert row.tolist() == pytest.approx(served, abs=1e-4)
     means = _scorer(base, engine, OptionScore.MEAN).scores(prompts, "one")
@@ -196,6 +204,31 @@ def test_labels_teach_without_any_reward_and_only_the_prompts_that_have_them(bas
     none = ChoiceOptimizer().optimise(_task(base, engine, tmp_path, same, train=prompts, held_out=prompts[:2]))
     assert not none.progressed
     assert "held-out prompts rose by" in none.why
+
+
+def test_rewards_of_options_are_centred_on_the_prompts_own_and_are_the_plugins(base, engine):
+    plugin = load_plugins(("echo-choice",))["echo-choice"].inner
+
+    class Doubling(type(plugin)):
+        def parse(self, prompt, output):
+            return Outcome(displayed=output, valid=output != "x", why_invalid="it is an x" if output == "x" else "")
+
+        def reward(self, prompt, outcome, score):
+            return RewardTerms(terms=(("score", score), ("again", score if outcome.valid else 0.0)))
+
+    model = RewardModel(base, RewardSettings(adapter=False, layer=1, uncertainty=0.0), ModelSettings())
+    (prompt,) = _prompts(engine, 1)
+    options = tuple(Option(word, word) for word in WORDS)
+    prompt = dataclasses.replace(prompt, rendered=dataclasses.replace(prompt.rendered, options=options))
+    (judged,) = OptionRewards(model, guard([Doubling()])["echo-choice"])([prompt])
+    raw = model.scores([Completion(prompt.encoded.tokens, tokens) for tokens in prompt.options]).mean(dim=-1)
+    shaped = torch.sigmoid((raw - raw.mean()) / model.settings.temperature).double()
+    assert judged.valid == (True, True, True, False)
+    assert judged.rewards.tolist() == pytest.approx((shaped * torch.tensor([2.0, 2.0, 2.0, 1.0])).tolist(), abs=1e-5)
+    # A shift of the whole prompt's scores changes nothing.
+    model.bias.data += 3.0
+    (again,) = OptionRewards(model, guard([Doubling()])["echo-choice"])([prompt])
+    assert again.rewards.tolist() == pytest.approx(judged.rewards.tolist(), abs=1e-5)
 
 
 def test_an_invalid_option_is_never_first_and_its_reward_pulls_nothing(base, engine, tmp_path):

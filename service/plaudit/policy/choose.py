@@ -133,7 +133,7 @@ class ChoiceTrainer:
     def __init__(self, task: ChoiceTask) -> None:
         self.task, self.settings = task, task.settings
         self.exact = len(task.place_weights) == 1 and task.settings.first_place == "exact"
-        self._scorer = OptionScorer(
+        self.scorer = OptionScorer(
             task.base,
             start_layer(task.base, task.model.adapter_layers),
             temperature=task.temperature,
@@ -157,7 +157,7 @@ class ChoiceTrainer:
         """
         self.keep(iteration)
         batch = self.batch(self.task.held_out, self.task.seed * 1013, HELD_OUT_ORDERS)
-        parts = self._parts(batch, batch.old)
+        parts = self.parts(batch, batch.old)
         rewards = parts.reward - self.settings.label_coef * parts.labels
         return Iterate(
             iteration=iteration,
@@ -169,9 +169,10 @@ class ChoiceTrainer:
     def iterate(self, prompts: Sequence[TrainPrompt], iteration: int) -> ChoiceStats:
         """Run one iteration on `prompts`."""
         batch = self.batch(prompts, self.task.seed * 1009 + iteration, max(2, self.settings.samples))
-        before = self._parts(batch, batch.old)
+        before = self.parts(batch, batch.old)
         coef = self._kl_coef
         moved, clipped = self._update(batch)
+        self.scorer.forget(self.settings.trunk_tokens)
         return ChoiceStats(
             iteration=iteration,
             reward=float(before.reward.mean()),
@@ -185,10 +186,12 @@ class ChoiceTrainer:
             clip_fraction=sum(clipped) / len(clipped),
         )
 
-    def batch(self, prompts: Sequence[TrainPrompt], seed: int, samples: int) -> _Batch:
-        """Prompts with their scores under the newest weights, and orders drawn by them from `seed`."""
+    def batch(
+        self, prompts: Sequence[TrainPrompt], seed: int, samples: int, scores: torch.Tensor | None = None
+    ) -> _Batch:
+        """Prompts with their scores (P, K), None for those under the newest weights, and orders drawn from `seed`."""
         known = self._facts(prompts)
-        old = _padded(self._scorer.scores(prompts, NAME))
+        old = _padded(self.scorer.scores(prompts, NAME)) if scores is None else scores
         tiers = choices.tiers_of([each.judged.valid for each in known])
         places = len(self.task.place_weights)
         if self.exact:
@@ -212,8 +215,8 @@ class ChoiceTrainer:
 
         And the nats that the policy has moved since the iteration began, and the share of clipped orders.
         """
-        scores = _padded(self._scorer.scores(batch.prompts, NAME)).requires_grad_(True)
-        parts = self._parts(batch, scores)
+        scores = _padded(self.scorer.scores(batch.prompts, NAME)).requires_grad_(True)
+        parts = self.parts(batch, scores)
         self._kl_coef = controlled(self._kl_coef, float(parts.kl_base.detach().mean()), self.settings.choice_kl_target)
         loss = parts.surrogate + self._kl_coef * parts.kl_base + self.settings.label_coef * parts.labels
         if self.task.live is not None:
@@ -233,7 +236,7 @@ class ChoiceTrainer:
             if nats > self.settings.choice_update_kl:
                 break
             self._steps.zero()
-            self._scorer.backward(
+            self.scorer.backward(
                 part.prompts, [row[: len(p.options)] for row, p in zip(slopes, part.prompts, strict=True)], NAME
             )
             self._steps.take()
@@ -246,7 +249,7 @@ class ChoiceTrainer:
             self._random.shuffle(rows)
             yield from (rows[i : i + size] for i in range(0, count, size))
 
-    def _parts(self, batch: _Batch, scores: torch.Tensor) -> _Parts:
+    def parts(self, batch: _Batch, scores: torch.Tensor) -> _Parts:
         """What the objective is made of under some scores (P, K), with their gradient."""
         may = choices.open_options(batch.tiers, batch.orders)
         logprobs, old, base, live = (
@@ -300,8 +303,8 @@ class ChoiceTrainer:
     def _facts(self, prompts: Sequence[TrainPrompt]) -> list[_Known]:
         fresh = {_key(prompt): prompt for prompt in prompts if _key(prompt) not in self._known}
         asked = list(fresh.values())
-        base = self._scorer.scores(asked, None)
-        live = base if self.task.live is None else self._scorer.scores(asked, LIVE)
+        base = self.scorer.scores(asked, None)
+        live = base if self.task.live is None else self.scorer.scores(asked, LIVE)
         for prompt, judged, one, other in zip(asked, self.task.judge(asked), base, live, strict=True):
             targets = self.task.labels.get(prompt.group, (0.0,) * len(prompt.options))
             self._known[_key(prompt)] = _Known(judged, one, other, torch.tensor(targets, dtype=torch.float64))

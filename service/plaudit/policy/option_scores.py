@@ -59,6 +59,10 @@ class OptionScorer:
         """Per prompt the scores (K,) of its options in nats, fp64, on the CPU, without gradient."""
         return [torch.stack([self._score(each) for each in several]) for several in self.logprobs(prompts, adapter)]
 
+    def forget(self, above: int) -> None:
+        """Drop the trunk's activations if more than so many tokens are held."""
+        self._cache.clear(above)
+
     def backward(self, prompts: Sequence[TrainPrompt], slopes: Sequence[torch.Tensor], adapter: str) -> None:
         """Add to the adapter's gradient what a loss with these slopes (K,) by each prompt's scores has.
 

@@ -192,6 +192,13 @@ class TrunkCache:
         for completion in completions:
             self._completions.pop(completion, None)
 
+    def clear(self, above: int) -> None:
+        """Drop everything if more than `above` tokens are held."""
+        held = sum(len(each) for several in (self._prompts, self._completions) for each in several.values())
+        if held > above:
+            self._prompts.clear()
+            self._completions.clear()
+
     def inputs(self, rows: Sequence[Row]) -> Tensor:
         """Activations of rows (B, T, H), zero on the right of each row, on the base's device; all must be held."""
         width = max(row.length for row in rows)

@@ -1,0 +1,104 @@
+"""Options of logged requests as the learner reads them: what they are centred on, and what labels they have."""
+
+import dataclasses
+import datetime as dt
+
+import pytest
+from plaudit.engine.protocol import EncodedPrompt
+from plaudit.evidence.splits import Split
+from plaudit.evidence.store import EvidenceRow, FrozenDataSet
+from plaudit.learner.actions.choices import labels
+from plaudit.learner.references import MOST_OPTIONS, OptionReferences
+from plaudit.plugins import load_plugins
+from plaudit.policy.rollout import TrainPrompt
+from plaudit.reward.trunk import Completion
+from plaudit.settings import RewardSettings
+from plaudit.testing.evidence import CHANNEL, START, make_candidate, make_interaction
+from plaudit.types import FeedbackKind, Label, Message, Option, Prompt
+
+OPTIONS = (Option("yes", "ja"), Option("no", "nein"))
+
+
+class Letters:
+    """Text whose tokens are its characters."""
+
+    eos_ids = ()
+
+    def decode(self, tokens):
+        return "".join(map(chr, tokens))
+
+    def encode_text(self, text):
+        return tuple(map(ord, text))
+
+
+def _prompt(group, options=OPTIONS):
+    return TrainPrompt(
+        rendered=Prompt(messages=(Message("user", group),), options=options, group=group),
+        encoded=EncodedPrompt(tokens=(1, 2, 3)),
+        options=tuple(Letters().encode_text(option.text) for option in options),
+    )
+
+
+def _choice(name, group, options=OPTIONS):
+    """An interaction whose options were shown in reverse."""
+    shown = tuple(
+        dataclasses.replace(
+            make_candidate(f"{name}-{option.option_id}"), tokens=(*map(ord, option.text), 0), text=option.text,
+            displayed_text=option.text, option_id=option.option_id, place=place,
+        )
+        for place, option in reversed(list(enumerate(options)))
+    )  # fmt: skip
+    return dataclasses.replace(make_interaction(name, group=group), candidates=shown)
+
+
+def _data(*given):
+    """Labels (group, value, rater, split of the rater, split of the group), each about an interaction of its own."""
+    rows, interactions = [], {}
+    for number, (group, value, who, rater_split, group_split) in enumerate(given):
+        name = f"i{number}"
+        interactions[name] = _choice(name, group)
+        rows.append(
+            EvidenceRow(
+                interaction_id=name, feedback_id="f", index=0, kind=FeedbackKind.LABEL,
+                evidence=Label(candidate=f"{name}-yes", value=value), who=who, accepted_at=START,
+                rater_split=rater_split, group_split=group_split, prompt_group=group,
+            )
+        )  # fmt: skip
+    return FrozenDataSet(
+        channel=CHANNEL, as_of=START + dt.timedelta(seconds=1), digest="", offsets=(), rows=tuple(rows),
+        interactions=interactions,
+    )  # fmt: skip
+
+
+def test_labels_of_train_raters_alone_weigh_options_and_no_prompt_more_than_one():
+    train, gate = Split.TRAIN, Split.GATE
+    data = _data(
+        ("few", "no", "ann", train, train),
+        *(("many", value, who, train, train) for value, who in (("yes", "ann"), ("yes", "bob"), ("no", "eve"))),
+        ("by text", "ja", "ann", train, train),
+        ("of none", "perhaps", "ann", train, train),
+        ("gate rater", "yes", "gus", gate, train),
+        ("gate group", "yes", "ann", train, gate),
+    )
+    groups = ("few", "many", "by text", "of none", "gate rater", "gate group", "without")
+    found = labels(data, [_prompt(group) for group in groups], Letters(), RewardSettings())
+    assert found.keys() == {"few", "many", "by text"}
+    assert found["few"] == pytest.approx((0.0, 1.0))
+    assert found["many"] == pytest.approx((2 / 3, 1 / 3))
+    assert found["by text"] == pytest.approx((1.0, 0.0))
+
+
+def test_references_of_a_choice_are_all_its_options_and_those_of_older_requests_of_its_group():
+    older = (Option("yes", "ja"), Option("maybe", "vielleicht"))
+    plugin = load_plugins(("echo-choice",))["echo-choice"]
+    prompts = [_prompt("one"), _prompt("two")]
+    references = OptionReferences(Letters(), plugin, prompts, [_choice("i0", "one", older), _choice("i1", "gone")])
+    references.complete(prompts, 4, seed=0)
+    own = [(Completion((1, 2, 3), tuple(map(ord, option.text))), option.text) for option in OPTIONS]
+    assert references.of(prompts[0]) == references.of(prompts[1]) == own
+    assert references.of(_prompt("one", older)) == []
+    by_group = references.by_group()
+    assert by_group.keys() == {"one", "two", "gone"}
+    assert len(by_group["one"]) == 3
+    assert ((1, 2, 3), tuple(map(ord, "vielleicht"))) in by_group["one"]
+    assert references.most == MOST_OPTIONS
