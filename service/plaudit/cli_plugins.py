@@ -85,10 +85,12 @@ def _table(domain: str, rows: Sequence[Checked]) -> str:
     """A line per check; below a failed one what was found and what to do."""
     lines = []
     for row in rows:
-        lines.append(f"{'ok    ' if row.passed else 'FAILED'}  {row.check}")
+        state = "ok" if row.passed else "FAILED" if row.ran else "waits"
+        lines.append(f"{state:6}  {row.check}")
         for what, text in (("found", row.found), ("to do", row.remedy)):
             if text:
                 lines += textwrap.wrap(text, _WIDTH, initial_indent=f"        {what}: ", subsequent_indent=" " * 15)
-    failed = sum(not row.passed for row in rows)
-    last = f"{failed} of {len(rows)} checks failed" if failed else f"all {len(rows)} checks passed"
+    failed, waiting = sum(row.ran and not row.passed for row in rows), sum(not row.ran for row in rows)
+    last = f"{failed} of {len(rows)} checks failed" if failed or waiting else f"all {len(rows)} checks passed"
+    last += f", and {waiting} wait for them" if waiting else ""
     return "\n".join([*lines, f"{domain}: {last}"])

@@ -81,6 +81,19 @@ def test_a_failed_check_says_what_was_found_and_what_to_do(tmp_path):
     assert lines[-1] == f"haiku: 1 of {len(checks()) + 1} checks failed"
 
 
+def test_checks_that_need_a_broken_member_wait_for_its_own(tmp_path):
+    folder = write_plugin("haiku", Action.COMPLETION, tmp_path / "plugin")
+    plugin = folder / "plaudit_haiku" / "plugin.py"
+    plugin.write_text(plugin.read_text().replace("return Outcome(displayed=shown)", "return None"))
+    done = run("plugins", "check", "--path", str(folder))
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("FAILED")] == ["FAILED  parse is total"]
+    at = lines.index("waits   reward is bounded")
+    assert lines[at + 1] == "        found: not checked, since parse returned a NoneType, not an Outcome"
+    assert lines[-1] == f"haiku: 1 of {len(checks()) + 1} checks failed, and 10 wait for them"
+
+
 def test_a_plugin_that_cannot_be_imported_is_a_row_and_no_traceback(tmp_path):
     folder = write_plugin("haiku", Action.COMPLETION, tmp_path / "plugin")
     (folder / "plaudit_haiku" / "plugin.py").write_text("import nothing_of_this_name\n")

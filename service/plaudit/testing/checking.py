@@ -20,7 +20,7 @@ from plaudit.bounded import BoundedCalls, Overdue, Overrun
 from plaudit.domain import ENTRY_POINT_GROUP, Declaration, DomainPlugin
 from plaudit.errors import Misconfigured, RequestRefused
 from plaudit.testing import examples
-from plaudit.testing.conformance import PluginConformance, checks
+from plaudit.testing.conformance import NeedsMore, PluginConformance, checks
 from plaudit.types import (
     KIND_OF_ACT,
     Act,
@@ -46,12 +46,16 @@ _ASKED = ("Give me a tip for better sleep.", "Write one line about rain.", "Whic
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A row of the table. `found` and `remedy` are empty if it passed."""
+    """A row of the table. `found` and `remedy` are empty if it passed.
+
+    `ran` is False if it waits for another check: what it needs of another member is broken.
+    """
 
     check: str
     passed: bool
     found: str
     remedy: str
+    ran: bool = True
 
 
 def check_installed(name: str) -> list[Checked]:
@@ -119,15 +123,18 @@ def _run(kit: PluginConformance) -> list[Checked]:
     calls = BoundedCalls("plaudit-check", CHECK_SECONDS, most_left=len(checks()), retry=0.0)
     rows = []
     for name, remedy in checks().items():
-        found = ""
+        found, ran = "", True
         try:
             calls(getattr(kit, name))
         except (Overdue, Overrun):
             found, remedy = f"has not ended within {CHECK_SECONDS:.0f} s", "find what loops or waits without end"
+        except NeedsMore as error:
+            found, remedy, ran = _line(error), "", False
         # Whatever a plugin raises is its failure of this check; the others still run.
         except Exception as error:
             found = _line(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {_line(error)}"
-        rows.append(Checked(name.removeprefix("test_").replace("_", " "), not found, found, remedy if found else ""))
+        check = name.removeprefix("test_").replace("_", " ")
+        rows.append(Checked(check, not found, found, remedy if found else "", ran))
     return rows
 
 

@@ -41,6 +41,7 @@ from plaudit.types import (
     Interaction,
     Message,
     Outcome,
+    Prompt,
     Request,
 )
 
@@ -135,7 +136,7 @@ class PluginConformance:
         """Training renders from the log: messages, passages, and the options that were scored, which come back."""
         plugin = self.make_plugin()
         for request in self.example_requests():
-            prompt = plugin.render(request)
+            prompt = _rendered(plugin, request)
             again = plugin.render(dataclasses.replace(request, options=prompt.options or request.options))
             assert again == prompt, "render gives another prompt if the request brings the options that it made"
 
@@ -152,7 +153,7 @@ class PluginConformance:
     def test_parse_is_total(self) -> None:
         """Any text has an outcome, the same each time; an invalid one says why."""
         plugin = self.make_plugin()
-        prompt = plugin.render(self.example_requests()[0])
+        prompt = _rendered(plugin, self.example_requests()[0])
 
         @settings(max_examples=150, deadline=None, database=None, derandomize=True)
         @given(strategies.text(max_size=400))
@@ -208,8 +209,8 @@ class PluginConformance:
     def test_reward_is_bounded(self) -> None:
         """Terms have names and finite values, and together at most 2 in size, for valid and invalid outcomes."""
         plugin = self.make_plugin()
-        prompt = plugin.render(self.example_requests()[0])
-        outcomes = [plugin.parse(prompt, output) for output in (*self.example_outputs(), "", "\x00", "?" * 2000)]
+        prompt = _rendered(plugin, self.example_requests()[0])
+        outcomes = [_parsed(plugin, prompt, output) for output in (*self.example_outputs(), "", "\x00", "?" * 2000)]
         outcomes.append(Outcome(displayed="", valid=False, why_invalid="made by the conformance kit"))
         for outcome in outcomes:
             for score in (1e-9, 0.25, 0.5, 0.75, 1 - 1e-9):
@@ -220,7 +221,7 @@ class PluginConformance:
         """Every mode asks for 1 to 8 completions, with sampling that the service takes."""
         plugin = self.make_plugin()
         for request in self.example_requests():
-            prompt = plugin.render(request)
+            prompt = _rendered(plugin, request)
             for mode in Mode:
                 spec = plugin.decode_spec(prompt, mode)
                 _usable(f"decode_spec for {mode}", returned.spec_fault(spec))
@@ -232,7 +233,7 @@ class PluginConformance:
         plugin = self.make_plugin()
         probes = plugin.gates()
         _usable("gates", returned.probes_fault(probes))
-        known = {plugin.render(request).group for request in self.example_requests()}
+        known = {_rendered(plugin, request).group for request in self.example_requests()}
         for probe in probes:
             group = plugin.render(probe.request).group
             assert group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
@@ -251,7 +252,7 @@ class PluginConformance:
         plugin, interaction = self.make_plugin(), self.interaction()
         again = pickle.loads(pickle.dumps(plugin))  # noqa: S301, own bytes
         assert again.declaration == plugin.declaration
-        prompt = plugin.render(self.example_requests()[0])
+        prompt = _rendered(plugin, self.example_requests()[0])
         evidence = [
             tuple(plugin.to_evidence(interaction, examples.feedback(interaction, act)))
             for act in self.example_feedback()
@@ -278,7 +279,7 @@ class PluginConformance:
         """The 99th percentile of 200 calls of each pure member is below `hook_seconds`."""
         plugin, interaction = self.make_plugin(), self.interaction()
         request, output = self.example_requests()[0], self.example_outputs()[0]
-        prompt, act = plugin.render(request), examples.feedback(interaction, self.example_feedback()[0])
+        prompt, act = _rendered(plugin, request), examples.feedback(interaction, self.example_feedback()[0])
         calls: dict[str, Callable[[], object]] = {
             "render": lambda: plugin.render(request),
             "parse": lambda: plugin.parse(prompt, output),
@@ -294,25 +295,26 @@ class PluginConformance:
         """No text that repeats itself makes `render` or `parse` slow: one that does stops the whole process."""
         plugin = self.make_plugin()
         request = self.example_requests()[0]
-        prompt = plugin.render(request)
+        prompt = _rendered(plugin, request)
         for piece in examples.PIECES:
             # Lengths rise slowly: a time that doubles with each character is seen before it is out of hand.
             for length in (round(8 * 1.25**step) for step in range(34)):
                 text = (piece * length)[:length] + "!"
-                messages = (*request.messages[:-1], Message("user", text))
-                seconds = _timed(functools.partial(plugin.parse, prompt, text))
-                with contextlib.suppress(RequestRefused):
-                    seconds += _timed(functools.partial(plugin.render, dataclasses.replace(request, messages=messages)))
+                said = dataclasses.replace(request, messages=(*request.messages[:-1], Message("user", text)))
+                # The best of three tries: another process may have had the processor during one.
+                tries = (_timed(functools.partial(_read, plugin, prompt, said, text)) for _ in range(3))
+                if (seconds := next(tries)) > self.long_text_seconds:
+                    seconds = min(seconds, *tries)
                 slow = f"{seconds:.1f} s for {len(text)} characters of {piece!r}"
-                assert seconds < self.long_text_seconds, f"render and parse take {slow}"
+                assert seconds <= self.long_text_seconds, f"render and parse take {slow}"
 
     def interaction(self) -> Interaction:
         """The interaction that the example acts are about."""
         plugin = self.make_plugin()
         request = self.example_requests()[0]
-        prompt = plugin.render(request)
+        prompt = _rendered(plugin, request)
         texts = [option.text for option in prompt.options or request.options] or list(self.example_outputs())
-        shown = [plugin.parse(prompt, text) for text in texts]
+        shown = [_parsed(plugin, prompt, text) for text in texts]
         return examples.interaction(plugin.declaration, request, prompt, texts, shown)
 
     def _everything(self, plugin: DomainPlugin) -> list[object]:
@@ -320,13 +322,33 @@ class PluginConformance:
         interaction = self.interaction()
         given: list[object] = []
         for request in self.example_requests():
-            prompt = plugin.render(request)
-            outcomes = [plugin.parse(prompt, output) for output in self.example_outputs()]
+            prompt = _rendered(plugin, request)
+            outcomes = [_parsed(plugin, prompt, output) for output in self.example_outputs()]
             given += [prompt, outcomes, [plugin.decode_spec(prompt, mode) for mode in Mode]]
             given += [plugin.reward(prompt, outcome, 0.5) for outcome in outcomes]
         acts: list[Feedback] = [examples.feedback(interaction, act) for act in self.example_feedback()]
         given += [tuple(plugin.to_evidence(interaction, act)) for act in acts]
         return [*given, tuple(plugin.gates()), tuple(plugin.slices(interaction))]
+
+
+class NeedsMore(AssertionError):
+    """A check could not run: what it needs of another member is broken, and that member's own check says how."""
+
+
+def _rendered(plugin: DomainPlugin, request: Request) -> Prompt:
+    """The prompt of an example; raises NeedsMore if it is unusable."""
+    prompt = plugin.render(request)
+    if fault := returned.prompt_fault(prompt, plugin.declaration.action):
+        raise NeedsMore(f"not checked, since render returned {fault}")
+    return prompt
+
+
+def _parsed(plugin: DomainPlugin, prompt: Prompt, output: str) -> Outcome:
+    """The outcome of an output; raises NeedsMore if it is unusable."""
+    outcome = plugin.parse(prompt, output)
+    if fault := returned.outcome_fault(outcome, output):
+        raise NeedsMore(f"not checked, since parse returned {fault}")
+    return outcome
 
 
 def checks() -> dict[str, str]:
@@ -344,6 +366,12 @@ def _refuses(plugin: DomainPlugin, interaction: Interaction, act: Act) -> None:
     except RequestRefused:
         return
     raise AssertionError(f"{act!r} was not refused with a RequestRefused")
+
+
+def _read(plugin: DomainPlugin, prompt: Prompt, request: Request, output: str) -> None:
+    plugin.parse(prompt, output)
+    with contextlib.suppress(RequestRefused):
+        plugin.render(request)
 
 
 def _timed(call: Callable[[], object]) -> float:
