@@ -147,3 +147,4 @@ class _Thread:
             except BaseException as error:
                 job.error = error
             kept = self._returns(self, job)
+            del job  # an idle thread holds nothing of its last call

@@ -39,6 +39,9 @@ MAX_OPTION_ID_BYTES = 256
 MAX_OPTION_BYTES = 4_096
 MAX_COMPLETIONS = 8
 MAX_TEMPERATURE = 2.0
+MAX_TOP_K = 1_000
+MAX_STOPS = 8
+MAX_STOP_BYTES = 64
 MAX_EVIDENCE = 4_096  # of one act: more than all pairs of 50 options
 MAX_SOURCE_BYTES = 128
 MAX_PROBES = 10_000
@@ -118,8 +121,8 @@ def spec_fault(spec: object) -> str:
         return f"n {spec.n!r}; it must be 1 to {MAX_COMPLETIONS}"
     if not _is_whole(sampling.max_tokens, 1, math.inf):
         return f"max_tokens {sampling.max_tokens!r}; it must be 1 or more"
-    if not _is_whole(sampling.top_k, 0, math.inf):
-        return f"top_k {sampling.top_k!r}; it must be 0 or more"
+    if not _is_whole(sampling.top_k, 0, MAX_TOP_K):
+        return f"top_k {sampling.top_k!r}; it must be 0 to {MAX_TOP_K}"
     if not _is_number(sampling.top_p) or not 0 < sampling.top_p <= 1:
         return f"top_p {sampling.top_p!r}; it must be above 0, at most 1"
     temperature = sampling.temperature if spec.temperature is None else spec.temperature
@@ -127,7 +130,9 @@ def spec_fault(spec: object) -> str:
         return f"temperature {temperature!r}; it must be 0 to {MAX_TEMPERATURE:g}"
     if not isinstance(sampling.stop, tuple) or not all(isinstance(stop, str) and stop for stop in sampling.stop):
         return "a stop that is no text"
-    return ""
+    if len(sampling.stop) > MAX_STOPS:
+        return f"{len(sampling.stop)} stops; {MAX_STOPS} are allowed"
+    return next((fault for stop in sampling.stop if (fault := _text_fault("a stop", [stop], MAX_STOP_BYTES))), "")
 
 
 def terms_fault(terms: object) -> str:

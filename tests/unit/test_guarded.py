@@ -202,6 +202,9 @@ UNUSABLE = {
         (spec(top_p=0.0), "top_p 0.0"),
         (spec(top_k=-1), "top_k -1"),
         (spec(stop=("",)), "a stop that is no text"),
+        (spec(stop=("a",) * 9), "9 stops; 8 are allowed"),
+        (spec(stop=("a" * 65,)), "a stop of 65 bytes"),
+        (spec(top_k=2000), "top_k 2000"),
     ],
     "reward": [
         (0.5, "a float, not RewardTerms"),

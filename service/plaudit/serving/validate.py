@@ -21,7 +21,10 @@ from plaudit.returned import (
     MAX_OPTION_BYTES,
     MAX_OPTION_ID_BYTES,
     MAX_OPTIONS,
+    MAX_STOP_BYTES,
+    MAX_STOPS,
     MAX_TEMPERATURE,
+    MAX_TOP_K,
     MIN_OPTIONS,
 )
 from plaudit.types import Channel, Message, Option, Passage, Purpose, Request
@@ -35,10 +38,7 @@ MAX_PASSAGE_ID_BYTES = 256
 MAX_SOURCE_BYTES = 1_024
 MAX_SESSION_BYTES = 128
 MAX_PERSON_BYTES = 256
-MAX_TOP_K = 1_000
 MAX_VERSION = 2**31 - 1  # what every database's integer column holds
-MAX_STOPS = 8
-MAX_STOP_BYTES = 64
 MAX_REASON_BYTES = 1_024
 MAX_NAME_BYTES = 64
 
