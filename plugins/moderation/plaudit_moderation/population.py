@@ -23,7 +23,7 @@ from plaudit_moderation.plugin import CATEGORIES, Moderation
 
 MODERATORS = 8
 MISTAKES = (0.02, 0.12)  # Share of a moderator's labels that are one category off, from the best to the worst.
-CHANNEL_ITEMS, EVALUATION_ITEMS = 600, 120
+CHANNEL_ITEMS, EVALUATION_ITEMS = 400, 120
 COSTS = costs_of(Moderation().declaration)
 WORST = max(COSTS.values())
 # How often an item has so many pompous sentences. Severe items are more than on most forums: a gate that must not let a
@@ -47,7 +47,7 @@ class Moderators(Population):
     mix: Mapping[FeedbackKind, float] = MappingProxyType({FeedbackKind.LABEL: 1.0})
 
     def channel_prompts(self) -> Sequence[SimPrompt]:
-        """600 items on channel topics."""
+        """400 items on channel topics."""
         return _items("channel", CHANNEL_ITEMS, toy.CHANNEL_TOPICS)
 
     def evaluation_prompts(self) -> Sequence[SimPrompt]:
