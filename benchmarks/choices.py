@@ -118,12 +118,13 @@ class World:
     def task(self, folder: Path, judge: Judge, train: Sequence[TrainPrompt], **more: Any) -> ChoiceTask:
         """A task on this base."""
         settings = PolicySettings(**{**SETTINGS, **more.pop("settings", {})})
-        return ChoiceTask(
+        facts: dict[str, Any] = {
             **{"channel": CHANNEL, "base": self.base, "live": None, "train": train, "held_out": (), "model": MODEL},
             **{"settings": settings, "seed": self.seed, "folder": folder, "progress": lambda line: None},
             **{"judge": judge, "labels": {}, "place_weights": (1.0,), "option_score": OptionScore.SUM},
-            **{"end_of_turn": self.end, "temperature": TEMPERATURE, **more},
-        )
+            **{"end_of_turn": self.end, "temperature": TEMPERATURE},
+        }
+        return ChoiceTask(**{**facts, **more})
 
     def worth(self, trainer: ChoiceTrainer, prompts: Sequence[TrainPrompt]) -> tuple[float, float]:
         """Mean probability of the right option, and how often it is the most probable."""
@@ -242,7 +243,7 @@ def labels(world: World, folder: Path, counts: Sequence[int], coefs: Sequence[fl
         train, held_out = hold_out(prompts, PolicySettings())
         given = labels_of(data, prompts, world.base, settings)
         ways: list[tuple[str, Judge, float]] = [(f"reward and labels x {c:g}", judge, c) for c in coefs if c]
-        ways = [("reward alone", judge, 0.0), *ways, ("labels alone", _flat, 0.1)]
+        ways = [("reward alone", judge, 0.0), *ways, *((f"labels alone x {c:g}", _flat, c) for c in coefs)]
         for name, paid, coef in ways:
             task = world.task(
                 folder, paid, train, held_out=held_out, labels=given, settings={"label_coef": coef, "kl_coef": 0.02}

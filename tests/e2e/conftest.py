@@ -304,6 +304,18 @@ def verdict_settings(verdicts, model, tmp_path):
 
 
 @pytest.fixture
+def label_more():
+    """Lets people label more on the data of some settings, and joins it."""
+
+    def label(settings, numbers):
+        with counted_ids(1_000_000), serving(settings) as server:
+            label_verdicts(server.target, numbers)
+        joined(settings)
+
+    return label
+
+
+@pytest.fixture
 def served_by():
     """Serving on some settings, with a client."""
 

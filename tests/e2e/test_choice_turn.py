@@ -91,6 +91,25 @@ def test_labels_change_what_is_decided_and_what_is_served_is_what_was_trained(
     assert again.outcome is TurnOutcome.WAITED
 
 
+def test_a_second_turn_starts_from_the_live_release_and_is_held_against_it(verdict_settings, learner_of, label_more):
+    # The first turn stops early, so that there is something left to learn.
+    settings = verdict_settings(policy={"iterations": 1, "choice_update_kl": 0.05})
+    learner = learner_of(settings)
+    first = look(learner, CHANNEL, Watch())
+    assert first.outcome is TurnOutcome.PROMOTED, first.reason
+    label_more(settings, range(400, 440))
+    second = look(learner, CHANNEL, Watch())
+    assert second.outcome is TurnOutcome.PROMOTED, second.reason
+    manifest = learner.registry.manifest(CHANNEL, 2)
+    assert manifest.parent == 1
+    start = manifest.settings["iterates"][0]
+    assert start["kl_live_nats_per_sequence"] == pytest.approx(0.0, abs=1e-6)
+    assert start["kl_base_nats_per_sequence"] > 1e-3
+    found = checks(learner, 2)
+    assert found["kl_live"]["value"] != found["kl_base"]["value"]
+    assert found["reward_live"]["value"] != found["reward_base"]["value"]
+
+
 def test_a_candidate_that_gate_groups_contradict_is_refused(verdict_settings, learner_of, monkeypatch):
     """Planted: the policy is paid for the opposite of what people labelled."""
     learner = learner_of(verdict_settings(policy={"label_coef": 0.0}))
