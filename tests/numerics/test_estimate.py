@@ -156,6 +156,34 @@ def test_intervals_of_nine_in_ten_hold_the_true_value_nine_times_in_ten(interact
         assert abs(count / SIMULATIONS - 0.9) <= 0.057, (name, count / SIMULATIONS)
 
 
+def test_intervals_hold_with_weights_of_up_to_ten() -> None:
+    # Asked about a uniform policy from one that nearly always shows the same: an eighth of the log's weight is left.
+    world = World(21)
+    certain = softmax(np.random.default_rng(21).normal(0, 3.0, (40, 5)))
+    world.logging, world.target = 0.9 * certain + 0.02, np.full((40, 5), 0.2)
+    world.truth = float(world.chances.mean())
+    held = dict.fromkeys(("ips", "snips"), 0)
+    for seed in range(SIMULATIONS):
+        found = estimate(world.log(seed, 600), draws=300, seed=seed)
+        held["ips"] += found.ips.low <= world.truth <= found.ips.high
+        held["snips"] += found.snips.low <= world.truth <= found.snips.high
+    for name, count in held.items():
+        assert abs(count / SIMULATIONS - 0.9) <= 0.057, (name, count / SIMULATIONS)
+
+
+def test_bounds_of_many_even_weights_are_the_normal_ones() -> None:
+    same = [one(f"r{i}", float(i % 4 == 0), 0.3, 0.3) for i in range(400)]
+    found = estimate(same, draws=4000).snips
+    half = 1.645 * math.sqrt(0.25 * 0.75 / 399)
+    assert found.low == pytest.approx(0.25 - half, abs=0.1 * half)
+    assert found.high == pytest.approx(0.25 + half, abs=0.1 * half)
+
+
+def test_people_who_all_say_the_same_leave_no_interval() -> None:
+    found = estimate([one(f"r{i}", 1.0, 0.3, 0.3) for i in range(90)])
+    assert (found.snips.low, found.snips.high) == (1.0, 1.0)
+
+
 def test_at_the_smallest_effective_sample_that_is_allowed_the_intervals_still_hold() -> None:
     world = World(3, sharpness=3.0)
     held, ess = dict.fromkeys(("snips", "dr"), 0), []
