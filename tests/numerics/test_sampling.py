@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plaudit.engine.sampling import SMALLEST_TEMPERATURE, check, draw, truncate
+from plaudit.engine.sampling import SMALLEST_TEMPERATURE, Memory, check, draw, truncate
 from plaudit.errors import InvalidField
 from plaudit.types import Sampling
 
@@ -126,3 +126,22 @@ def test_a_row_that_is_not_numbers_spoils_no_neighbour():
     assert math.isnan(found[1][1])
     for row in (0, 2):
         assert [each[row] for each in found] == [each[row] for each in wanted]
+
+
+@pytest.mark.parametrize("size", [300, 512])
+def test_memory_that_is_used_again_changes_no_draw(size):
+    memory = Memory()
+    generator = torch.Generator().manual_seed(4)
+    for round_ in range(6):
+        logits = torch.randn(3, size, generator=generator) * 4
+        kinds = [Sampling(), Sampling(temperature=0.7), Sampling(temperature=0.0)]
+        chosen = kinds[round_ % 3 :] + kinds[: round_ % 3]
+        uniforms = torch.rand(3, generator=generator).tolist()
+        assert draw(logits, chosen, uniforms, memory) == draw(logits, chosen, uniforms)
+
+
+@pytest.mark.parametrize("size", [300, 512, 1024])
+def test_of_equal_logits_the_first_is_the_most_likely(size):
+    logits = torch.zeros(2, size)
+    logits[0, [260, 17, 299]] = 1.0
+    assert draw(logits, [Sampling(temperature=0.0)] * 2, [0.5, 0.5])[0] == [17, 0]

@@ -15,6 +15,7 @@ from plaudit.engine.base import grouped_attention
 from plaudit.engine.memory import Budget, Layout
 from plaudit.engine.prefixes import Prefix
 from plaudit.engine.runner import Runner
+from plaudit.engine.sampling import Memory
 
 # A block costs its whole size for its first row, and an attention call of its own for each layer and step.
 BLOCK_BYTES = 128 * 2**20
@@ -117,6 +118,8 @@ class Lane:
     def __init__(self, runner: Runner, layout: Layout, budget: Budget, width: int) -> None:
         self.width = width
         self._runner, self._layout, self._budget = runner, layout, budget
+        # For the draws from this lane's logits.
+        self.memory = Memory()
         self._block_bytes = min(BLOCK_BYTES, budget.limit // 8)
         self._blocks: list[Block] = []
         self._places: dict[int, tuple[Block, int]] = {}

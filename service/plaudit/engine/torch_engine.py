@@ -362,7 +362,7 @@ class TorchEngine:
             logits, hidden = lane.step()
             settings = [t.job.sampling if t is not None else None for t in tickets]
             uniforms = [t.random.random() if t is not None else 0.0 for t in tickets]
-            tokens, raw, sampled = draw(logits, settings, uniforms)
+            tokens, raw, sampled = draw(logits, settings, uniforms, lane.memory)
         except Exception as error:
             log.exception("step failed", width=lane.width)
             for row, ticket in enumerate(tickets):
