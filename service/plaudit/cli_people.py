@@ -137,7 +137,7 @@ def populations(
     """List the installed populations and what they ask, as JSON."""
     from plaudit.simulate.population import described
 
-    _write(described(), out)
+    _write(described(lambda line: typer.echo(line, err=True)), out)
 
 
 def _write(value: Any, out: Path | None) -> None:

@@ -14,7 +14,14 @@ from plaudit.simulate.evaluate_completions import best_constant
 from plaudit.simulate.ledger import AcknowledgedAct, SimulationLedger
 from plaudit.simulate.panel import chosen
 from plaudit.simulate.plan import SHOWN_FOR, visits
-from plaudit.simulate.population import Rater, Shown, SimPrompt, installed_populations, load_population
+from plaudit.simulate.population import (
+    Rater,
+    Shown,
+    SimPrompt,
+    described,
+    installed_populations,
+    load_population,
+)
 from plaudit.simulate.templates import best_pattern, fill, pattern_of
 from plaudit.testing import toy_language
 from plaudit.types import KIND_OF_ACT, Choice, Correction, FeedbackKind, Message, Ranking, Request, Thumbs
@@ -291,3 +298,16 @@ def test_training_code_cannot_reach_a_gold_preference():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_population_that_cannot_be_loaded_keeps_no_other_from_its_demo(tmp_path, monkeypatch):
+    info = tmp_path / "plaudit_gone-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plaudit-gone\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[plaudit.populations]\ngone = plaudit_gone:People\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = []
+    names = {each["name"] for each in described(told.append)}
+    assert "instruction-tiny" in names
+    assert "gone" not in names
+    assert told == ["the population 'gone' cannot be loaded: ModuleNotFoundError: No module named 'plaudit_gone'"]

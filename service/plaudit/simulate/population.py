@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Literal
@@ -158,11 +158,19 @@ def installed_populations() -> tuple[str, ...]:
     return tuple(sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP)))
 
 
-def described() -> list[dict[str, Any]]:
-    """Facts of every installed population that a demo needs, as plain JSON types; nothing of what they like."""
+def described(tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Facts of every installed population that a demo needs, as plain JSON types; nothing of what they like.
+
+    One that cannot be loaded is left out, and `tell` hears of it: it must not keep the others from their demos.
+    """
     found = []
     for name in installed_populations():
-        population = load_population(name)
+        try:
+            population = load_population(name)
+        # Importing runs a distribution's own code, which may raise anything.
+        except Exception as error:
+            tell(f"the population {name!r} cannot be loaded: {type(error).__name__}: {error}")
+            continue
         found.append(
             {
                 "name": name,
