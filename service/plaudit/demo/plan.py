@@ -111,7 +111,11 @@ QUICK = Scale(
         "model": {"adapter_layers": 4},
         # Answers of a dozen words: a few nats are far. A policy that goes further gains reward and loses variety, so
         # each state on the way is compared: the gate would often refuse the last one.
-        "policy": {"iterations": 6, "compared": 6, "kl_coef": 0.05, "kl_target": 2.5},
+        "policy": {
+            **{"iterations": 6, "compared": 6, "kl_coef": 0.05, "kl_target": 2.5},
+            # Choices need no decoding: with few iterations each sees many prompts, and may move far.
+            **{"choice_prompts": 128, "choice_update_kl": 1.0, "label_coef": 1.0},
+        },
         "gate": {"prompts": 60, "min_prompts": 40, "reward_comparisons": 60},
     },
 )
