@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import fcntl
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -130,13 +130,14 @@ def keep(run: Mapping[str, Any], out: Path | None) -> None:
     if out is None:
         print(json.dumps(run, indent=1))
         return
-    before = json.loads(out.read_text(encoding="utf-8"))["runs"] if out.exists() else []
-    key = (run["population"], run["seed"])
-    runs = [each for each in before if (each["population"], each["seed"]) != key] + [run]
-    runs.sort(key=lambda each: (each["population"], each["seed"]))
-    work = out.with_suffix(f".{os.getpid()}")
-    work.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
-    work.replace(out)
+    # Several processes may write into one file.
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = json.loads(out.read_text(encoding="utf-8"))["runs"] if out.exists() else []
+        key = (run["population"], run["seed"])
+        runs = [each for each in before if (each["population"], each["seed"]) != key] + [run]
+        runs.sort(key=lambda each: (each["population"], each["seed"]))
+        out.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Writes docs/results.md out of benchmarks/results/domains.json, which benchmarks/domains.py makes.
+"""Writes the domains' part of docs/results.md out of benchmarks/results/domains.json (benchmarks/domains.py).
 
-With --check it writes nothing and exits with 1 where the page would change.
+Enters: that file, and the page with its two marks. Leaves: the page, whose other parts are written by hand. With
+--check it writes nothing and exits with 1 where the page would change.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "benchmarks" / "results" / "domains.json"
 PAGE = ROOT / "docs" / "results.md"
 
-HEAD = """# What the loop learns, domain by domain
+BEGIN, END = "<!-- domains: begin -->", "<!-- domains: end -->"
 
-<!-- Written by scripts/results.py out of benchmarks/results/domains.json; do not edit. -->
+HEAD = """## What the loop learns, domain by domain
+
+<!-- Written by scripts/results.py out of benchmarks/results/domains.json; do not edit down to the end mark. -->
 
 Every shipped domain goes through the same core: simulated people ask and rate over gRPC, the join makes evidence of
 their acts, the learner fits a reward model and a policy, the gate decides, and what it accepts goes live; then the
@@ -42,19 +45,29 @@ All of it again: `python benchmarks/domains.py --out benchmarks/results/domains.
 
 def main() -> None:
     """Write the page, or compare it."""
-    text = page(json.loads(RUNS.read_text(encoding="utf-8"))["runs"])
+    before = PAGE.read_text(encoding="utf-8")
+    after = filled(before, part(json.loads(RUNS.read_text(encoding="utf-8"))["runs"]))
     if "--check" in sys.argv:
-        sys.exit(int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text))
-    PAGE.write_text(text, encoding="utf-8")
+        sys.exit(int(after != before))
+    PAGE.write_text(after, encoding="utf-8")
 
 
-def page(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The whole page; `runs` in the order of population and seed."""
+def filled(page: str, between: str) -> str:
+    """The page with a new text between its marks; raises ValueError where it has none."""
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{PAGE} needs the marks {BEGIN} and {END}, one behind the other")
+    return f"{head}{BEGIN}\n{between}\n{END}{tail}"
+
+
+def part(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What stands between the marks; `runs` in the order of population and seed."""
     groups = [(name, list(group)) for name, group in itertools.groupby(runs, key=lambda run: str(run["population"]))]
-    parts = [HEAD, "## In short", summary(groups)]
+    parts = [HEAD, summary(groups)]
     for name, group in groups:
-        parts += [f"## {name}", domain(name, group)]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"### {name}", domain(group)]
+    return "\n\n".join(parts)
 
 
 def summary(groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str:
@@ -77,7 +90,7 @@ def summary(groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> str:
     return table(heads, rows)
 
 
-def domain(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
+def domain(runs: Sequence[Mapping[str, Any]]) -> str:
     """Seeds and baselines of one population."""
     judged_labels = "accuracy" in runs[0]["base"]
     rows = []

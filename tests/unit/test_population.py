@@ -1,5 +1,6 @@
 """Simulated people: what they ask, how they act, and that training code cannot reach what they like."""
 
+import dataclasses
 import datetime as dt
 import itertools
 import random
@@ -10,9 +11,10 @@ from collections import Counter
 import pytest
 from plaudit.errors import Misconfigured
 from plaudit.simulate import crowd
+from plaudit.simulate.asking import Answer, AnsweredCandidate
 from plaudit.simulate.evaluate_completions import best_constant
 from plaudit.simulate.ledger import AcknowledgedAct, SimulationLedger
-from plaudit.simulate.panel import chosen
+from plaudit.simulate.panel import EvaluateSettings, Panel, chosen
 from plaudit.simulate.plan import SHOWN_FOR, visits
 from plaudit.simulate.population import (
     Rater,
@@ -311,3 +313,21 @@ def test_a_population_that_cannot_be_loaded_keeps_no_other_from_its_demo(tmp_pat
     assert "instruction-tiny" in names
     assert "gone" not in names
     assert told == ["the population 'gone' cannot be loaded: ModuleNotFoundError: No module named 'plaudit_gone'"]
+
+
+def test_of_a_slate_people_see_its_places_and_of_a_verdict_all_options():
+    candidates = tuple(
+        AnsweredCandidate(shown=Shown(f"c{place}", "Text.", place), release_version=0, release_digest="d")
+        for place in range(4)
+    )
+    slate = Answer(interaction_id="i", handle="h", candidates=candidates, decision="c3", slate=2)
+    assert [one.candidate_id for one in slate.shown] == ["c0", "c1"]
+    assert slate.decided.candidate_id == "c3"
+    assert len(dataclasses.replace(slate, slate=0).shown) == 4
+
+
+@pytest.mark.parametrize(("population", "takes"), [("moderation", True), ("ethics", False)])
+def test_the_taste_is_told_to_the_base_where_the_domain_takes_a_system_message(population, takes):
+    panel = Panel(EvaluateSettings(target="127.0.0.1:1", releases=(), population=population), lambda _: None)
+    assert bool(panel.told()) is takes
+    panel.close()
