@@ -5,6 +5,7 @@ For benchmarks that run many loops: the demo's sizes and settings, without its p
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,9 +52,13 @@ class Life:
         )
 
 
+def _told(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def tiny_people() -> list[plan.People]:
     """Every installed population that speaks the tiny model's language."""
-    return [people for people in plan.people_of(described()) if people.model == "tiny"]
+    return [people for people in plan.people_of(described(_told)) if people.model == "tiny"]
 
 
 def lived(who: plan.People, seed: int, turns: int, overrides: Sequence[str], judge: Callable[[Life], Found]) -> Found:

@@ -11,7 +11,7 @@ from plaudit.simulate.population import described, installed_populations, load_p
 
 @pytest.fixture(scope="module")
 def people():
-    return {each.name: each for each in plan.people_of(described())}
+    return {each.name: each for each in plan.people_of(described(print))}
 
 
 @pytest.mark.parametrize("name", installed_populations())
