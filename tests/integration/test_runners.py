@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from peft import PeftModel
-from plaudit.engine import adapters, packed
+from plaudit.engine import adapters, packed, runners
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.fused import Fused
@@ -213,6 +213,32 @@ def test_a_base_is_trained_on_as_before_whatever_serves_it(saved):
             assert torch.equal(mine, wanted)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("kind", [Fused, Modules])
+def test_a_shared_prefix_is_computed_below_the_adapters_once_for_all(saved, monkeypatch, kind):
+    base, paths = saved
+    if kind is Modules:
+        monkeypatch.setattr(runners, "Fused", Modules)
+        monkeypatch.setattr(runners, "_require_same", lambda *_: None)
+    prompt = EncodedPrompt(_prompt(7, 40).tokens, 30)
+    found = []
+    for keys in ([KEYS[2]], [KEYS[0], KEYS[1], KEYS[2]]):
+        engine = _engine(base, paths)
+        assert isinstance(engine._runner, kind)
+        passes = []
+        run = engine._runner.run
+        monkeypatch.setattr(
+            engine._runner,
+            "run",
+            lambda *a, run=run, passes=passes: (passes.append((len(a[0]), a[4:] != ())), run(*a))[1],
+        )
+        try:
+            found.append([engine.submit([_job(prompt, key)])[0].result(60) for key in keys][-1])
+        finally:
+            engine.close()
+        assert [trunk for length, trunk in passes if length == 30] == [False, True, True][: len(keys)]
+    assert (found[0].tokens, found[0].logprobs_raw) == (found[1].tokens, found[1].logprobs_raw)
 
 
 def test_a_runner_of_other_numbers_does_not_serve(saved, monkeypatch):

@@ -17,7 +17,7 @@ import structlog
 
 from plaudit.engine.lanes import Lane
 from plaudit.engine.memory import Budget, Layout
-from plaudit.engine.prefixes import Chunk, Prefix, extend
+from plaudit.engine.prefixes import Chunk, Prefix, extend, on_adapter
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.runner import Runner
 from plaudit.engine.slots import Slots
@@ -155,7 +155,10 @@ class Admission:
         self._budget.give(held)
 
     def begin(self, prompt: EncodedPrompt, release: ReleaseKey) -> Prefix:
-        """The shared prefix of a prompt, computed once per release as a chunk of its own, whatever is cached."""
+        """The shared prefix of a prompt, computed once per release as a chunk of its own, whatever is cached.
+
+        Of layers below all adapters, once for all releases.
+        """
         shared = prompt.tokens[: min(prompt.prefix_length, len(prompt.tokens) - 1)]
         staged = self._slots.of(release)
         key = (staged.serial, shared)
@@ -164,7 +167,11 @@ class Admission:
             return self._cache[key].copy()
         prefix = Prefix()
         if shared:
-            extend(self._runner, [Chunk(prefix, shared, staged.slot)])
+            known = next((each for (_, tokens), each in self._cache.items() if tokens == shared), None)
+            if known is not None and self._runner.shared:
+                prefix = on_adapter(self._runner, known, shared, staged.slot)
+            else:
+                extend(self._runner, [Chunk(prefix, shared, staged.slot)])
             self._remember(key, prefix)
         return prefix.copy()
 

@@ -28,6 +28,8 @@ class AdapterBank:
     def __init__(self, base: Base, *, layers: int, rank: int, slots: int) -> None:
         self.rank = rank
         self.slots = slots
+        # The first layer that may have adapters.
+        self.start = start_layer(base, layers)
         self._owner = torch.arange(1, slots + 1, device=base.device).repeat_interleave(rank)  # (S R,)
         self._own: torch.Tensor | None = None
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -35,7 +37,7 @@ class AdapterBank:
         self._lock = threading.Lock()
         self._groups: dict[tuple[str, ...], Correction] = {}
         names = targets(base, layers)
-        for index in range(start_layer(base, layers), base.num_layers):
+        for index in range(self.start, base.num_layers):
             for name in linears(base, index):
                 if name.rpartition(".")[2] in names:
                     module = base.layer(index).get_submodule(name)

@@ -18,7 +18,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 from plaudit.engine.bank import AdapterBank, Correction
 from plaudit.engine.base import Base
 from plaudit.engine.packed import Packed, stand_alone
-from plaudit.engine.runner import Past
+from plaudit.engine.runner import Past, shared_layers
 
 
 class Unfit(Exception):
@@ -121,6 +121,7 @@ class Fused:
         if type(head) is not torch.nn.Linear or type(base.embedding) is not torch.nn.Embedding:
             raise Unfit(f"its head is a {type(head).__name__}, its embedding a {type(base.embedding).__name__}")
         self.device, self.dtype = base.device, base.dtype
+        self.shared = shared_layers(bank, capture_layer)
         self._capture_layer = capture_layer
         self._bank = bank
         self._embedding = base.embedding.weight.detach()
@@ -139,21 +140,27 @@ class Fused:
         return self._stands_alone
 
     def run(
-        self, tokens: torch.Tensor, positions: torch.Tensor, past: Past, slots: torch.Tensor | None
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        past: Past,
+        slots: torch.Tensor | None,
+        trunk: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
-        hidden = embedding(tokens, self._embedding)
+        first = 0 if trunk is None else self._capture_layer
+        hidden = embedding(tokens, self._embedding) if trunk is None else trunk
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)  # (N, 1, D)
         others = None if slots is None else self._bank.others(slots)
-        trunk = hidden
-        for index, layer in enumerate(self._layers):
+        captured = hidden
+        for index, layer in enumerate(self._layers[first:], start=first):
             if index == self._capture_layer:
-                trunk = hidden
+                captured = hidden
             hidden = hidden + layer.attention(index, hidden, cos, sin, past, others)
             hidden = hidden + layer.mlp(hidden, others)
         if self._capture_layer == len(self._layers):
-            trunk = hidden
-        return trunk, self._norm(hidden)
+            captured = hidden
+        return captured, self._norm(hidden)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As Runner.logits."""

@@ -86,6 +86,20 @@ def causal_bias(length: int, keys: int, device: torch.device, dtype: torch.dtype
     return torch.zeros(length, keys, device=device, dtype=dtype).masked_fill_(unseen, -math.inf)
 
 
+def on_adapter(runner: Runner, known: Prefix, tokens: Sequence[int], slot: int) -> Prefix:
+    """The prefix of `tokens` on the adapter of a slot, out of the same on another: shared layers are not run again.
+
+    `known` was computed as one chunk, and so is what comes back: its bits are those of `extend`.
+    """
+    made = Prefix(known.keys[: runner.shared], known.values[: runner.shared], known.hidden)
+    past = _Chunks([Chunk(made, tokens, slot)], runner.device, runner.dtype)
+    ids = torch.tensor(tokens, device=runner.device)
+    positions = torch.arange(len(tokens), device=runner.device)
+    runner.run(ids, positions, past, torch.full_like(ids, slot) if slot else None, known.hidden)
+    made.length = len(tokens)
+    return made
+
+
 def extend(runner: Runner, chunks: Sequence[Chunk]) -> None:
     """Run chunks of different prompts in one pass; each prefix takes its keys, values and trunk activations."""
     device = runner.device

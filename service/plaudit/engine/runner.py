@@ -30,21 +30,34 @@ class Runner(Protocol):
 
     device: torch.device
     dtype: torch.dtype
+    shared: int
+    """Layers whose keys, values and output (the trunk activations) are the same for all adapters."""
 
     @property
     def stands_alone(self) -> bool:
         """Whether a token's bits do not depend on how many tokens are in its pass."""
 
     def run(
-        self, tokens: torch.Tensor, positions: torch.Tensor, past: Past, slots: torch.Tensor | None
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        past: Past,
+        slots: torch.Tensor | None,
+        trunk: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Trunk activations (N, H) and final hidden states (N, H), normed, of token ids (N,) at positions (N,).
 
-        `slots` (N,) are the adapters' places in the bank, 0 the base; None if no token has one.
+        `slots` (N,) are the adapters' places in the bank, 0 the base; None if no token has one. If `trunk` is given,
+        the layers below are not run, and `past` has their keys and values already.
         """
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (N, V) in fp32 of final hidden states (N, H); the memory is good until the next call."""
+
+
+def shared_layers(bank: AdapterBank, capture_layer: int) -> int:
+    """As Runner.shared: none, if adapters sit below the layer at which activations are taken."""
+    return capture_layer if capture_layer <= bank.start else 0
 
 
 class Modules:
@@ -54,6 +67,7 @@ class Modules:
 
     def __init__(self, base: Base, bank: AdapterBank, capture_layer: int) -> None:
         bank.hook()
+        self.shared = shared_layers(bank, capture_layer)
         self.device, self.dtype = base.device, base.dtype
         self._base, self._bank, self._capture_layer = base, bank, capture_layer
         # Written anew at each step: from the allocator so large a block comes as fresh pages, which the system has to
@@ -61,13 +75,21 @@ class Modules:
         self._logits = torch.zeros(0, base.vocab_size)
 
     def run(
-        self, tokens: torch.Tensor, positions: torch.Tensor, past: Past, slots: torch.Tensor | None
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        past: Past,
+        slots: torch.Tensor | None,
+        trunk: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         base, places = self._base, positions[None]
         seen = _Seen(past)
         self._bank.use(slots)
-        hidden = base.run_layers(base.embed(tokens[None]), 0, self._capture_layer, positions=places, past=seen)
+        if trunk is None:
+            hidden = base.run_layers(base.embed(tokens[None]), 0, self._capture_layer, positions=places, past=seen)
+        else:
+            hidden = trunk[None]
         last = base.run_layers(hidden, self._capture_layer, base.num_layers, positions=places, past=seen)
         self._bank.use(None)
         return hidden[0], base.norm(last[0])
