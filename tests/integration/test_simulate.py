@@ -1,9 +1,12 @@
 """The simulator against a real server: what people were told is what the log holds, and gold judges named releases."""
 
+import dataclasses
 import json
 import threading
 
 import pytest
+from plaudit.demo.audit import Reply
+from plaudit.demo.replay import altered_choices
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Topic
 from plaudit.plugins import load_plugins
@@ -86,6 +89,22 @@ def test_people_choose_among_options_and_a_share_of_orders_is_drawn(served_choic
         assert decided == logged.decision
         assert reply.purpose is Purpose.EXPLORE or {one.propensity for one in logged.candidates} == {1.0}
     assert any(one.propensity < 1 for logged in interactions.values() for one in logged.candidates)
+
+
+def test_options_that_are_scored_again_have_their_scores_and_a_changed_one_is_found(served_choices, tiny_engine):
+    simulate(SimulateSettings(target=served_choices.target, population="echo-choice", events=9, concurrency=3))
+    interactions = [one for one in served_choices.records(Topic.INTERACTIONS) if isinstance(one, Interaction)]
+    pairs = [(Reply(one, one.completed_at), candidate) for one in interactions for candidate in one.candidates]
+    channel = Channel("echo-choice", "default")
+    assert len(pairs) >= 8
+    assert altered_choices(tiny_engine, channel, pairs) == []
+    first = interactions[0].candidates[0]
+    changed = dataclasses.replace(
+        first, logprobs_sampled=(first.logprobs_sampled[0] + 1e-3, *first.logprobs_sampled[1:])
+    )
+    other = dataclasses.replace(interactions[0], candidates=(changed, *interactions[0].candidates[1:]))
+    pairs = [(Reply(other, other.completed_at), candidate) for candidate in other.candidates]
+    assert altered_choices(tiny_engine, channel, pairs) == [first.candidate_id]
 
 
 def test_people_label_verdicts_of_a_domain_that_makes_its_options(served_choices):

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from plaudit.engine.torch_engine import TorchEngine
 
 _SECONDS = 600.0
+# Options of several requests are scored in one pass, and float32 sums hang on who shares it; another release differs by
+# far more.
+_SAME_SCORE_NATS = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +123,7 @@ def _stage(
         engine.stage(ReleaseKey(str(channel), version, digest), adapter, temperature=manifest.temperature)
 
 
-def _completions(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]]) -> list[str]:
+def altered_completions(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]]) -> list[str]:
     """Ids of the completions whose tokens differ when they are sampled again."""
     # All together: a lane costs its full width whatever it holds, and one by one would take as long for each.
     jobs = [
@@ -142,9 +145,11 @@ def _completions(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[R
     ]
 
 
-def _choices(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]]) -> list[str]:
-    """Ids of the options of which any log-probability differs when the request's options are scored again."""
+def altered_choices(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]]) -> list[str]:
+    """Ids of the options of which a log-probability differs when the request's options are scored again."""
     altered: list[str] = []
+    # Candidate ids are of one interaction each.
+    wanted = {candidate.candidate_id for _, candidate in chosen}
     for reply in {reply.interaction.interaction_id: reply for reply, _ in chosen}.values():
         options = sorted(reply.candidates, key=lambda candidate: candidate.place)
         ticket = engine.score_options(
@@ -155,16 +160,14 @@ def _choices(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply
             options[0].sampling.temperature,
         )
         scores = dict(zip((candidate.candidate_id for candidate in options), ticket.result(_SECONDS), strict=True))
-        wanted = {candidate.candidate_id for other, candidate in chosen if other is reply}
-        altered += [
-            candidate.candidate_id
-            for candidate in options
-            if candidate.candidate_id in wanted and tuple(scores[candidate.candidate_id]) != candidate.logprobs_sampled
-        ]
+        for candidate in options:
+            pairs = zip(scores[candidate.candidate_id], candidate.logprobs_sampled, strict=True)
+            if candidate.candidate_id in wanted and any(abs(now - then) > _SAME_SCORE_NATS for now, then in pairs):
+                altered.append(candidate.candidate_id)
     return altered
 
 
-_AGAIN = {Action.COMPLETION: _completions, Action.CHOICE: _choices}
+_AGAIN = {Action.COMPLETION: altered_completions, Action.CHOICE: altered_choices}
 
 
 def _key(channel: Channel, candidate: Candidate) -> ReleaseKey:
