@@ -171,4 +171,5 @@ def test_decisions_are_told_by_their_worth_and_columns_that_say_nothing_are_left
     assert "| random option | -0.800 [-0.850, -0.750] |" in page
     assert "The best baseline comes close**: best constant reaches 0.400" in page
     assert "Diversity" not in page
+    assert "Advantages" not in Report({**report.data, "advantages": "gae"}).markdown()
     assert "gold-by-release.png" in {path.name for path in report.write(tmp_path)}

@@ -265,7 +265,7 @@ def _beside(baseline: Mapping[str, Any], release: Mapping[str, Any]) -> str:
 def _how(data: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     advantages = {"gae": "GAE against a value by the reward model's outlook", "rloo": "leave-one-out (RLOO)"}
-    trained = advantages.get(str(data.get("advantages")), "")
+    trained = advantages.get(str(data.get("advantages")), "") if WORDINGS[data["headline"]].sampled else ""
     lines = [
         f"## How it was made\n\nSeed {data['seed']}; {versions}." + (f" Advantages: {trained}." if trained else "")
     ]

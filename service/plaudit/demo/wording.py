@@ -35,6 +35,8 @@ class Wording:
     even: Callable[[Row], float | None]
     """Where a bar would be no better than the base, from the base's row."""
     bounds: tuple[float, float] | None
+    sampled: bool
+    """Whether training sampled what it rewards, so that the setting of its advantages says something."""
 
 
 def rate(value: Mapping[str, Any] | None) -> str:
@@ -114,6 +116,7 @@ _TEXTS = Wording(
     axis="wins against the base, judged by gold",
     even=lambda base: 0.5,
     bounds=(0.0, 1.0),
+    sampled=True,
 )
 
 _ORDERS = Wording(
@@ -148,6 +151,7 @@ _ORDERS = Wording(
     axis="gold of what is decided or shown",
     even=lambda base: base["gold"]["estimate"] if base.get("gold") else None,
     bounds=None,
+    sampled=False,
 )
 
 WORDINGS: Mapping[str, Wording] = {"gold_win_rate": _TEXTS, "gold": _ORDERS}
