@@ -81,6 +81,7 @@ MOST_ITERATIONS = 30
 DRAWS = 400
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 SETTINGS = {"lr": 0.01, "choice_prompts": 32, "minibatch": 16, "iterations": 8, "label_coef": 0.0}
+SMALL_STEPS = {"kl_coef": 0.005, "choice_update_kl": 0.2}
 
 
 class World:
@@ -197,7 +198,7 @@ def reach(world: World, folder: Path) -> list[dict[str, Any]]:
         ("exact", {}),
         *((f"{s} drawn", {"first_place": "sampled", "samples": s}) for s in (2, 4, 16)),
     ):
-        task = world.task(folder, world.gold, (), settings={"kl_coef": 0.005, **settings})
+        task = world.task(folder, world.gold, (), settings={**SMALL_STEPS, **settings})
         reached: dict[float, int] = {}
         with on_the_base(task):
             trainer = ChoiceTrainer(task)

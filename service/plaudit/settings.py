@@ -246,15 +246,15 @@ class PolicySettings(Section):
     """KL to the base that the controller aims at, nats per sequence."""
     advantage: Literal["gae", "rloo"] = "rloo"
     """Leave-one-out, or against values foreseen by the reward model's outlook on each prefix (GAE)."""
-    choice_prompts: int = Field(default=32, ge=1, le=4_096)
+    choice_prompts: int = Field(default=64, ge=1, le=4_096)
     """Prompts of an iteration in domains of choices; `minibatch` prompts of them are an update."""
-    choice_update_kl: float = Field(default=0.2, ge=1e-5, le=10)
+    choice_update_kl: float = Field(default=1.0, ge=1e-5, le=10)
     """Nats per choice that the policy may move in one iteration; its updates end there."""
     choice_kl_target: float = Field(default=2.0, ge=0.01, le=1_000)
     """KL to the base of what is shown that the controller aims at in domains of choices, nats per choice."""
     first_place: Literal["exact", "sampled"] = "exact"
     """Where only the first place counts: its reward expected over all options, or that of `samples` drawn ones."""
-    label_coef: float = Field(default=0.1, ge=0, le=10)
+    label_coef: float = Field(default=1.0, ge=0, le=10)
     """Reward that a nat of cross-entropy of people's labels costs; 0: labels teach through the reward alone."""
     pass_tokens: int = Field(default=2_048, ge=16, le=1_000_000)
     """Tokens of prompts and options that the trainer of choices holds activations of all its layers of at once."""

@@ -254,6 +254,7 @@ VERDICT_TABLES = {
     "reward": {"layer": 2, "adapter": True, "adapter_layers": 1},
     "policy": {
         **{"iterations": 8, "choice_prompts": 32, "minibatch": 16, "held_out": 16, "lr": 0.01, "temperature": 1.0},
+        **{"label_coef": 0.1, "choice_update_kl": 0.2},
     },
     "gate": {
         **{"prompts": 24, "min_prompts": 8, "choice_kl_base": 50.0, "choice_kl_live": 50.0, "min_labelled": 10},

@@ -46,6 +46,8 @@ TABLES = {
     "reward": {"layer": 2, "adapter": True, "adapter_layers": 1},
     "policy": {
         **{"iterations": 10, "choice_prompts": 32, "minibatch": 16, "held_out": 16, "lr": 0.01, "temperature": 1.0},
+        # Planted rewards must outweigh what people labelled.
+        **{"label_coef": 0.1, "choice_update_kl": 0.2},
     },
     "gate": {
         **{"prompts": 36, "min_prompts": 20, "choice_kl_base": 50.0, "choice_kl_live": 50.0, "min_labelled": 20},

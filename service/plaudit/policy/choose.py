@@ -79,10 +79,21 @@ class ChoiceOptimizer:
 
     def optimise(self, task: ChoiceTask) -> Optimised:
         """See `Optimizer.optimise`."""
-        # Those that have labels come first: they teach twice.
-        train = sorted(task.train, key=lambda prompt: prompt.group not in task.labels)
         with on_the_base(task):
-            return run(task, ChoiceTrainer(task), draws(task, train, task.settings.choice_prompts))
+            return run(task, ChoiceTrainer(task), _draws(task))
+
+
+def _draws(task: ChoiceTask) -> list[list[TrainPrompt]]:
+    """Prompts of each iteration: half of them have labels, as far as there are such, and half have none.
+
+    So that labels are there in every iteration: what one teaches, the KL to the base takes back in those without.
+    """
+    size = task.settings.choice_prompts
+    labelled = [prompt for prompt in task.train if prompt.group in task.labels]
+    others = [prompt for prompt in task.train if prompt.group not in task.labels]
+    half = min(len(labelled), max(size // 2, size - len(others)))
+    found = [draws(task, several, most) for several, most in ((labelled, half), (others, size - half)) if several]
+    return [[prompt for part in parts for prompt in part] for parts in zip(*found, strict=True)]
 
 
 class _Known(NamedTuple):
