@@ -52,6 +52,7 @@ test: $(READY) ## Run the tests; what needs a server that is not there is skippe
 
 check: lint types contracts proto-check test ## All that a commit on main must pass
 
+check-weekly: export PLAUDIT_TEST_LONG = 1
 check-weekly: check mutants ## The same, and a look at whether the tests can fail; takes long
 
 mutants: $(READY) ## Break lines that matter one at a time; each must be caught by its test

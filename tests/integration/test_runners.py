@@ -1,6 +1,7 @@
 """The quick runner is the model: tokens of transformers and PEFT, the bits of a reply whatever is beside it."""
 
 import dataclasses
+import os
 import random
 
 import pytest
@@ -186,7 +187,7 @@ def test_without_the_packed_operators_it_has_too(saved, without_packing):
     assert _bits_in_random_company(*saved, rounds=20, seed=2) > 60
 
 
-@pytest.mark.slow
+@pytest.mark.skipif("PLAUDIT_TEST_LONG" not in os.environ, reason="set PLAUDIT_TEST_LONG=1: a minute and more")
 def test_ten_thousand_replies_in_random_company(saved):
     assert _bits_in_random_company(*saved, rounds=1700, seed=3) > 10_000
 

@@ -95,11 +95,11 @@ def test_what_is_wrong_with_the_settings_is_said_once(tmp_path):
 
 def test_a_child_that_cannot_start_ends_the_command(tmp_path):
     ran = subprocess.run(
-        [sys.executable, "-c", CODE, "up", "--data-dir", str(tmp_path), "--set", f"model.path={tmp_path}/nowhere"],
+        [sys.executable, "-c", CODE, "up", "--data-dir", str(tmp_path), "--set", 'plugins.allow=["nobody"]'],
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert ran.returncode == 1
     assert "ended 3 times" in ran.stderr
-    assert "there is no folder" in ran.stderr
+    assert "'nobody', which is not installed" in ran.stderr

@@ -366,6 +366,17 @@ def test_a_choice_among_shown_options_knows_where_they_stood_and_whether_chance_
     assert len(comparisons(units)) == 3
 
 
+def test_a_reward_model_is_judged_by_what_people_said_if_that_is_enough():
+    def ranked(name: str, kind: FeedbackKind) -> RankingUnit:
+        return RankingUnit(event(name, kind=kind), (completion(1), completion(2)), 1, (0, 1))
+
+    clicks = [ranked(f"drawn/{n}", FeedbackKind.SIGNAL) for n in range(5)]
+    said = [ranked(f"said/{n}", FeedbackKind.CHOICE) for n in range(3)]
+    units = Units((), (*clicks, *said), (), (), {}, drawn=frozenset(unit.event.event_id for unit in clicks))
+    assert len(comparisons(units, enough=3)) == 3
+    assert len(comparisons(units, enough=4)) == len(comparisons(units)) == 8
+
+
 def test_places_have_no_say_in_what_people_say_in_completions_or_if_switched_off(base: Base):
     said = [
         ("i", FeedbackKind.RANKING, PICK, "ann"),

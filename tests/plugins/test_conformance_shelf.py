@@ -237,9 +237,9 @@ class Slow(Sound):
 
 
 class Backtracks(Sound):
-    """The time of its pattern doubles with each character."""
+    """The time of its pattern grows with the fifth power of the length: seen within a second, and not out of hand."""
 
-    pattern = re.compile(r"(a+)+$")
+    pattern = re.compile(r"a*a*a*a*a*$")
 
     def parse(self, prompt, output):
         self.pattern.match(output)

@@ -435,17 +435,25 @@ def bootstrap_weight(event_id: str, head: int, seed: int) -> int:
     return bisect.bisect_right(BOOTSTRAP_STEPS, int.from_bytes(digest[:8], "big") / 2**64)
 
 
-def comparisons(units: Units) -> list[Comparison]:
+def comparisons(units: Units, enough: float = math.inf) -> list[Comparison]:
     """Every decided comparison: pairs that are no ties, and all pairs inside rankings.
 
-    What behaviour chose from an order that was not drawn is left out: it says as much of the order as of the options.
+    Only what people said if that is `enough`: behaviour is pulled by places too, and even a perfect model orders it
+    rightly little more often than not. What behaviour chose from an order that was not drawn is always left out: it
+    says as much of the order as of the options.
     """
+    found = _comparisons(units)
+    said = [comparison for comparison, kind in found if kind is not FeedbackKind.SIGNAL]
+    return said if len(said) >= enough else [comparison for comparison, _ in found]
+
+
+def _comparisons(units: Units) -> list[tuple[Comparison, FeedbackKind]]:
     found = []
     for pair in units.pairs:
         if pair.outcome:
             better, worse = (pair.first, pair.second) if pair.outcome > 0 else (pair.second, pair.first)
             of = frozenset([pair.event.interaction_id])
-            found.append(Comparison(pair.event.who, better, worse, interactions=of))
+            found.append((Comparison(pair.event.who, better, worse, interactions=of), pair.event.kind))
     for ranking in units.rankings:
         if ranking.event.kind is FeedbackKind.SIGNAL and ranking.event.event_id not in units.drawn:
             continue
@@ -453,7 +461,7 @@ def comparisons(units: Units) -> list[Comparison]:
         of = frozenset([ranking.event.interaction_id])
         for index, better in enumerate(ranking.order[:places]):
             found += [
-                Comparison(ranking.event.who, better, worse, interactions=of)
+                (Comparison(ranking.event.who, better, worse, interactions=of), ranking.event.kind)
                 for worse in ranking.order[index + 1 :]
                 if worse != better
             ]

@@ -33,7 +33,9 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
     settings, base, data = turn.settings, turn.base, frozen.data
     units = {split: collect(data, split, base, settings.reward) for split in Split}
     held_out = units[Split.CALIBRATION]
-    by_pairs = len(comparisons(held_out)) >= settings.gate.reward_comparisons
+    enough = settings.gate.reward_comparisons
+    pairs = comparisons(held_out, enough)
+    by_pairs = len(pairs) >= enough
     require(*_needs(turn, units, by_pairs=by_pairs))
     _complete_references(turn, frozen, units)
     cache = trunk_cache(base, settings.reward)
@@ -53,7 +55,7 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
         )
         unless_whole.callback(reward.close)
         turn.tell("calibration")
-        ground = comparisons(held_out) if by_pairs else thumb_contrasts(held_out, _cited(turn, frozen, reward))
+        ground = pairs if by_pairs else thumb_contrasts(held_out, _cited(turn, frozen, reward))
         report = measure(reward, ground, cache=cache)
         slices = _slices(turn, frozen, ground, report)
         report.facts["slices"] = [dataclasses.asdict(each) for each in slices]
@@ -90,7 +92,7 @@ def _waits_for_contrast() -> Iterator[None]:
 def _needs(turn: Turn, units: Mapping[Split, Units], *, by_pairs: bool) -> tuple[Need, ...]:
     """What both fits and the judgement need, so that none ends in an error for want of evidence."""
     gate, held_out = turn.settings.gate, units[Split.CALIBRATION]
-    pairs, contrasts = comparisons(held_out), thumb_contrasts(held_out, {})
+    pairs, contrasts = comparisons(held_out, gate.reward_comparisons), thumb_contrasts(held_out, {})
     # A channel of thumbs alone has no comparisons: contrasts between the thumbs of one rater stand in for them.
     ground = pairs if by_pairs or len(pairs) >= len(contrasts) else contrasts
     what = "calibration comparisons" if ground is pairs else "calibration contrasts between one rater's thumbs"
