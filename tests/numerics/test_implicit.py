@@ -77,10 +77,16 @@ def test_rates_of_error_by_pencil():
 
 
 def test_a_source_that_nobody_spoke_about_keeps_the_initial_rate_and_none_reaches_one_half():
-    contrary = [("click", n, False) for n in range(1000)]
+    contrary = [*(("click", n, False) for n in range(1000)), ("click", 3000, True)]
     found = noise_rates(dict.fromkeys(range(1000), True), [*contrary, ("watched", 2000, True)], 0.3)
     assert found["watched"] == Noise(0.3, 0.3)
     assert found["click"].false_down == MOST_NOISE
+
+
+def test_a_source_of_one_sign_keeps_the_initial_rate_however_often_it_is_right():
+    # 990 of 1,000 skips are of bad ones; how many bad ones were not skipped nobody knows.
+    said = {n: n < 10 for n in range(1000)}
+    assert noise_rates(said, [("skip", n, False) for n in range(1000)], 0.3) == {"skip": Noise(0.3, 0.3)}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -132,6 +138,19 @@ def test_without_noise_the_losses_are_the_plain_ones(treatment: str):
     (one,) = torch.autograd.grad(plain, scores)
     (other,) = torch.autograd.grad(noisy, scores)
     assert torch.allclose(one, other)
+
+
+def test_a_contrast_of_two_sources_has_an_error_rate_in_each_direction():
+    # An up of (.3, .3) beside a down of (.05, .45): turned round with .3 * .45 / (.3 * .45 + .7 * .55), and missed with
+    # .3 * .05 / (.3 * .05 + .7 * .95).
+    false = 0.3 * 0.45 / (0.3 * 0.45 + 0.7 * 0.55)
+    missed = 0.3 * 0.05 / (0.3 * 0.05 + 0.7 * 0.95)
+    noise = (torch.tensor([0.3, 0.05], dtype=DOUBLE), torch.tensor([0.3, 0.45], dtype=DOUBLE))
+    scores, positive = torch.tensor([0.7, 0.0], dtype=DOUBLE), torch.tensor([True, False])
+    both, none = torch.ones(2, dtype=torch.bool), torch.zeros((), dtype=DOUBLE)
+    loss = like.thumbs_contrast_loss(scores, positive, both, none, noise=noise)
+    chance = 1 / (1 + math.exp(-0.7))
+    assert loss.item() == pytest.approx(-math.log(false + (1 - false - missed) * chance))
 
 
 def test_noise_bounds_what_one_signal_can_say():
@@ -402,12 +421,13 @@ def test_signals_carry_rates_learnt_from_who_also_said_what_they_think(base: Bas
     interactions = [slate(f"i{n}", (f"tea {n}", "rain"), drawn=False) for n in range(10)]
     rows = [(f"i{n}", FeedbackKind.THUMBS, Binary(candidate="c0", positive=n % 2 == 0), "ann") for n in range(10)]
     rows += [
-        (f"i{n}", FeedbackKind.SIGNAL, Binary(candidate="c0", positive=True, source="click"), "ann") for n in range(10)
+        (f"i{n}", FeedbackKind.SIGNAL, Binary(candidate="c0", positive=n != 8, source="click"), "ann")
+        for n in range(10)
     ]
     rows += [("i0", FeedbackKind.SIGNAL, Binary(candidate="c1", positive=False, source="skip"), "bob")]
     units = collect(frozen(interactions, rows), Split.TRAIN, base, RewardSettings())
-    # All five bad ones were clicked: (3 + 5) / 15, less than the most; no good one was left: 3 / 15.
-    assert units.noise == {"click": Noise(MOST_NOISE, pytest.approx(0.2)), "skip": Noise(0.3, 0.3)}
+    # All five bad ones were clicked: (3 + 5) / 15, more than the most; one good one was left: (3 + 1) / 15.
+    assert units.noise == {"click": Noise(MOST_NOISE, pytest.approx(4 / 15)), "skip": Noise(0.3, 0.3)}
     by_kind = {thumb.event.kind: thumb.noise for unit in units.thumbs for thumb in unit.thumbs if unit.who == "ann"}
     assert by_kind[FeedbackKind.THUMBS] == Noise()
     assert by_kind[FeedbackKind.SIGNAL] == units.noise["click"]

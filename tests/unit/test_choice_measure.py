@@ -9,6 +9,7 @@ from types import MappingProxyType, SimpleNamespace
 import pytest
 import torch
 from plaudit.domain import GateProbe
+from plaudit.engine.protocol import EncodedPrompt
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 from plaudit.learner.actions.choice_measure import compared, judged_decisions, labels_by_group
@@ -81,7 +82,7 @@ def frozen(*rows: tuple[str, str, object, Split, Split]) -> SimpleNamespace:
             kind=FeedbackKind.LABEL,
             evidence=evidence,  # type: ignore[arg-type]
             who=who,
-            accepted_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+            accepted_at=dt.datetime(2026, 1, 1, minute=number, tzinfo=dt.UTC),
             rater_split=rater,
             group_split=group_split,
             prompt_group=group,
@@ -94,9 +95,12 @@ def frozen(*rows: tuple[str, str, object, Split, Split]) -> SimpleNamespace:
         digest="",
         offsets=(),
         rows=made,
-        interactions=MappingProxyType({}),
+        interactions=MappingProxyType(
+            {f"i{number}": SimpleNamespace(prompt_tokens=(len(group),)) for number, (group, *_) in enumerate(rows)}  # type: ignore[dict-item]
+        ),
     )
-    return SimpleNamespace(data=data)
+    asked = [SimpleNamespace(group=group, encoded=EncodedPrompt((2,))) for group in ("g1", "g2", "g3", "g4", "other")]
+    return SimpleNamespace(data=data, gate=asked)
 
 
 def test_labels_of_the_gate_are_those_that_no_training_has_seen():
@@ -113,6 +117,7 @@ def test_labels_of_the_gate_are_those_that_no_training_has_seen():
             ("g2", "a", label("none"), gate, train),
             ("g3", "a", label("none"), Split.CALIBRATION, gate),
             ("g4", "a", Binary(candidate="c", positive=True), gate, gate),
+            ("other", "a", label("none"), gate, gate),  # given to another prompt of the group
         )  # type: ignore[arg-type]
     )
     assert found == {"g1": ("none", "mild")}

@@ -251,10 +251,34 @@ def test_severe_misses_refuse_whatever_is_gained_elsewhere() -> None:
     measured = dataclasses.replace(
         good(),
         rewards=(5.0,) * 100,
-        items=items(candidate=lambda i: "none" if i % 9 == 2 else truth(i)),
+        items=items(candidate=lambda i: "none" if i % 30 == 2 else truth(i)),
         costs={("severe", "none"): 0.01},
+        severe=frozenset({"severe"}),
     )
-    assert failed(measured) == ["missed_severe"]
+    assert failed(measured, GateSettings(missed_severe=0.01)) == ["missed_severe"]
+
+
+def test_many_small_mistakes_are_refused_however_dear_the_dearest_is() -> None:
+    # Base and live are always right; the candidate calls most harmless items mild, at a hundredth of the dearest cost.
+    costs = {("none", "mild"): 0.2, ("severe", "none"): 20.0}
+    strict = items(candidate=lambda i: "mild" if truth(i) == "none" else truth(i), base=truth, live=truth)
+    measured = dataclasses.replace(good(), items=strict, costs=costs)
+    assert {"label_base", "label_live"} <= set(failed(measured))
+    # The same is allowed if the base's mistakes were dear: then it is surely cheaper.
+    dear = items(
+        candidate=lambda i: "mild" if truth(i) == "none" else truth(i),
+        base=lambda i: "none" if truth(i) == "severe" and i % 2 else truth(i),
+        live=lambda i: "none" if truth(i) == "severe" and i % 2 else truth(i),
+    )
+    cheaper = dataclasses.replace(good(), items=dear, costs=costs)
+    assert not {"label_base", "label_live"} & set(failed(cheaper))
+
+
+def test_labels_that_are_all_alike_ask_the_base_for_variety() -> None:
+    alike = tuple(
+        LabelledItem(group=f"g{i}", truths=("none",), candidate="none", base="none", live="none") for i in range(60)
+    )
+    assert "commonest_choice" not in failed(dataclasses.replace(good(), items=alike, severe=frozenset()))
 
 
 # Sameness.

@@ -88,6 +88,12 @@ def test_labels_of_train_raters_alone_weigh_options_and_no_prompt_more_than_one(
     assert found["by text"] == pytest.approx((1.0, 0.0))
 
 
+def test_a_label_of_another_prompt_of_the_group_teaches_nothing():
+    data = _data(("one", "no", "ann", Split.TRAIN, Split.TRAIN))
+    other = dataclasses.replace(_prompt("one"), encoded=EncodedPrompt(tokens=(9,)))
+    assert labels(data, [other], Letters(), RewardSettings()) == {}
+
+
 def test_references_of_a_choice_are_all_its_options_and_those_of_older_requests_of_its_group():
     older = (Option("yes", "ja"), Option("maybe", "vielleicht"))
     plugin = load_plugins(("echo-choice",))["echo-choice"]

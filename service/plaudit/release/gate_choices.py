@@ -153,7 +153,8 @@ def _commonest(m: ChoiceMeasurements, settings: GateSettings) -> Check:
     that always says the commonest label may cost less than its base, and is a constant all the same.
     """
     name = "commonest_choice"
-    if m.items:
+    unlike = len({item.truths[0] for item in m.items}) > 1
+    if unlike:
         ours = _share([item.candidate for item in m.items])
         theirs, whose = _share([item.truths[0] for item in m.items]), "commonest label"
         allowed = max(settings.choice_share, (1 + theirs) / 2)
@@ -211,13 +212,20 @@ def _labels(m: ChoiceMeasurements, settings: GateSettings, seed: int) -> tuple[C
     base = [_worth(m, item.truths, item.base, worst) for item in m.items]
     live = [_worth(m, item.truths, item.live, worst) for item in m.items]
     right = [_right(item.truths, item.candidate) for item in m.items]
+    less_often = [
+        resampled_mean([mine - his for mine, his in zip(right, theirs, strict=True)], seed=seed)
+        for theirs in (
+            [_right(item.truths, item.base) for item in m.items],
+            [_right(item.truths, item.live) for item in m.items],
+        )
+    ]
     accuracy = resampled_mean(right, seed=seed)
     others = f"the base's is {_mean(_right(i.truths, i.base) for i in m.items):.3f}"
     others += "" if m.live_is_base else f", live's {_mean(_right(i.truths, i.live) for i in m.items):.3f}"
     return (
         enough,
-        _better("label_base", ours, base, settings, seed),
-        _better("label_live", ours, live, settings, seed),
+        _better("label_base", ours, base, less_often[0], settings, seed),
+        _better("label_live", ours, live, less_often[1], settings, seed),
         Check(
             "label_accuracy",
             True,
@@ -230,13 +238,25 @@ def _labels(m: ChoiceMeasurements, settings: GateSettings, seed: int) -> tuple[C
     )
 
 
-def _better(name: str, ours: Sequence[float], theirs: Sequence[float], settings: GateSettings, seed: int) -> Check:
+def _better(
+    name: str, ours: Sequence[float], theirs: Sequence[float], right: Interval, settings: GateSettings, seed: int
+) -> Check:
+    """Not dearer than the other, and surely less often right (`right`: the difference) only if surely cheaper.
+
+    Beside the dearest mistake that there is, ordinary ones weigh little: cost alone would let nearly all items be
+    decided wrongly, if only a little.
+    """
     threshold = -settings.label_margin
     gain = resampled_mean([mine - his for mine, his in zip(ours, theirs, strict=True)], seed=seed)
     note = (
         f"cost-weighted accuracy {_mean(ours):.3f} less {_mean(theirs):.3f}, lower bound over {len(ours)} labelled "
         "prompts must exceed"
     )
+    surely_fallen = right.value < threshold and right.high < 0.0
+    if surely_fallen and gain.low <= 0.0:
+        return bounded(
+            name, False, gain, threshold, f"right {-right.value:.3f} less often, and not surely cheaper; {note}"
+        )
     return bounded(name, gain.low > threshold, gain, threshold, note)
 
 

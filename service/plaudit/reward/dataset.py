@@ -450,7 +450,8 @@ def comparisons(units: Units, enough: float = math.inf) -> list[Comparison]:
 def _comparisons(units: Units) -> list[tuple[Comparison, FeedbackKind]]:
     found = []
     for pair in units.pairs:
-        if pair.outcome:
+        behaved = pair.event.kind is FeedbackKind.SIGNAL and pair.event.event_id not in units.drawn
+        if pair.outcome and not behaved:
             better, worse = (pair.first, pair.second) if pair.outcome > 0 else (pair.second, pair.first)
             of = frozenset([pair.event.interaction_id])
             found.append((Comparison(pair.event.who, better, worse, interactions=of), pair.event.kind))

@@ -54,17 +54,20 @@ def noise_rates(
     """Rates of error of each source of signals, from raters who also said what they think of the same completion.
 
     said: by (rater, completion), whether it was found good; done: (source, (rater, completion), positive). Each rate
-    is the mean of a Beta posterior whose prior is `initial`, worth PRIOR_ACTS acts, and at most MOST_NOISE.
+    is the mean of a Beta posterior whose prior is `initial`, worth PRIOR_ACTS acts, and at most MOST_NOISE. A source of
+    one sign only (a skip that is never taken back) keeps `initial`: how often it is left out nobody knows.
     """
     counts: Counter[tuple[str, bool, bool]] = Counter()
-    sources = set()
+    signs: dict[str, set[bool]] = {}
     for source, about, positive in done:
-        sources.add(source)
+        signs.setdefault(source, set()).add(positive)
         if about in said:
             counts[source, said[about], positive] += 1
 
     def rate(source: str, good: bool) -> float:
+        if len(signs[source]) < 2:
+            return min(MOST_NOISE, initial)
         wrong, right = counts[source, good, not good], counts[source, good, good]
         return min(MOST_NOISE, (initial * PRIOR_ACTS + wrong) / (PRIOR_ACTS + wrong + right))
 
-    return {source: Noise(rate(source, False), rate(source, True)) for source in sorted(sources)}
+    return {source: Noise(rate(source, False), rate(source, True)) for source in sorted(signs)}

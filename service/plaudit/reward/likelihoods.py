@@ -131,8 +131,10 @@ def thumbs_contrast_loss(
     if noise is None:
         losses = softplus(-lead)
     else:
-        error = turned(noise[0][..., :, None], noise[1][..., None, :])
-        losses = noisy_loss(lead, error, error)
+        false_up, false_down = noise
+        false = turned(false_up[..., :, None], false_down[..., None, :])
+        missed = turned(false_down[..., :, None], false_up[..., None, :])
+        losses = noisy_loss(lead, false, missed)
     if weights is not None:
         losses = losses * torch.where(counted, weights, 0.0)
     worth = torch.minimum(up.sum(-1), down.sum(-1))

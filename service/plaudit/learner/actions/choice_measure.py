@@ -333,13 +333,17 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
 
 
 def labels_by_group(frozen: Frozen) -> dict[str, tuple[str, ...]]:
-    """What gate raters labelled, by gate group, one label per rater: training has seen neither.
+    """What gate raters labelled, by gate group, each rater's newest label: training has seen neither.
 
-    In a domain of few raters the groups alone are split, and a row's rater split is its group's.
+    In a domain of few raters the groups alone are split, and a row's rater split is its group's. A label that was given
+    to another prompt of the group is left out: under other rules another label may be right.
     """
+    asked = {prompt.group: prompt.encoded.tokens for prompt in frozen.gate}
     found: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for row in frozen.data.rows:
-        if row.rater_split is Split.GATE and row.group_split is Split.GATE and isinstance(row.evidence, Label):
+    for row in sorted(frozen.data.rows, key=lambda row: (row.accepted_at, row.interaction_id, row.feedback_id)):
+        if not (isinstance(row.evidence, Label) and row.rater_split is row.group_split is Split.GATE):
+            continue
+        if frozen.data.interactions[row.interaction_id].prompt_tokens == asked.get(row.prompt_group):
             found[row.prompt_group][row.who] = row.evidence.value
     return {group: tuple(labels[who] for who in sorted(labels)) for group, labels in found.items()}
 
@@ -369,11 +373,11 @@ def _off_policy(turn: Turn, log: OffPolicyLog, candidate: Asked, rival: Asked) -
     least = turn.settings.gate.estimate_ess
     try:
         ours = estimate.estimate(shown[0], place_weights=weights, min_ess=least, seed=turn.seed)
-    except estimate.TooLittleOverlap as error:
+    except (estimate.TooLittleOverlap, ValueError) as error:  # it decides nothing, so it ends nothing
         return OffPolicy(why_not=str(error))
     try:
         live = estimate.estimate(shown[1], place_weights=weights, min_ess=least, seed=turn.seed)
         gain = estimate.difference(shown[0], shown[1], place_weights=weights, min_ess=least, seed=turn.seed)
-    except estimate.TooLittleOverlap:
+    except (estimate.TooLittleOverlap, ValueError):
         return OffPolicy(candidate=ours)
     return OffPolicy(candidate=ours, live=live, gain=gain)

@@ -45,7 +45,9 @@ class Choices:
             if not 2 <= len(options) <= MOST_OPTIONS or not all(tokens):
                 left_out["have too few or too many options, or one without tokens"] += 1
                 continue
-            if len(encoded.tokens) + max(len(each) for each in tokens) > engine.context_length:
+            if (
+                len(encoded.tokens) + max(len(each) for each in tokens) + 1 > engine.context_length
+            ):  # and the end of turn
                 left_out["are too long for the context"] += 1
                 continue
             rendered = dataclasses.replace(rendered, options=options)
@@ -94,17 +96,19 @@ def labels(
 
     An event weighs as it does for the reward model (decay, caps per rater). A group's weights add up to 1, or to less
     if its labels weigh less than one event in all: what many people labelled is not worth more steps than what one
-    did. A label is of the option whose id or text it is; one that is of none is left out.
+    did. A label is of the option whose id or text it is; one that is of none is left out, and so is one that was given
+    to another prompt of the group: under other rules another label may be right.
     """
     given = {f"{r.interaction_id}/{r.feedback_id}/{r.index}": r.evidence for r in data.rows}
-    found: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    found: defaultdict[tuple[str, tuple[int, ...]], defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for unit in collect(data, Split.TRAIN, base, settings).rankings:
         evidence = given[unit.event.event_id]
         if isinstance(evidence, Label):
-            found[unit.event.group][evidence.value] += unit.event.weight
+            asked = data.interactions[unit.event.interaction_id].prompt_tokens
+            found[unit.event.group, asked][evidence.value] += unit.event.weight
     weights = {}
     for prompt in prompts:
-        of_value = found[prompt.group]
+        of_value = found[prompt.group, prompt.encoded.tokens]
         own = [of_value[o.option_id] or of_value[o.text] for o in prompt.rendered.options]
         total = sum(own)
         if total > 0:
