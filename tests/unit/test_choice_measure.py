@@ -100,7 +100,7 @@ def frozen(*rows: tuple[str, str, object, Split, Split]) -> SimpleNamespace:
         ),
     )
     asked = [SimpleNamespace(group=group, encoded=EncodedPrompt((2,))) for group in ("g1", "g2", "g3", "g4", "other")]
-    return SimpleNamespace(data=data, gate=asked)
+    return SimpleNamespace(data=data, gate=asked[1:], prompts=asked)  # a group that is asked beyond the gate's
 
 
 def test_labels_of_the_gate_are_those_that_no_training_has_seen():

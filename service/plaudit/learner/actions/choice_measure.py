@@ -338,7 +338,7 @@ def labels_by_group(frozen: Frozen) -> dict[str, tuple[str, ...]]:
     In a domain of few raters the groups alone are split, and a row's rater split is its group's. A label that was given
     to another prompt of the group is left out: under other rules another label may be right.
     """
-    asked = {prompt.group: prompt.encoded.tokens for prompt in frozen.gate}
+    asked = {prompt.group: prompt.encoded.tokens for prompt in (*frozen.prompts, *frozen.gate)}
     found: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for row in sorted(frozen.data.rows, key=lambda row: (row.accepted_at, row.interaction_id, row.feedback_id)):
         if not (isinstance(row.evidence, Label) and row.rater_split is row.group_split is Split.GATE):
