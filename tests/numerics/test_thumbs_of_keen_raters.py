@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from plaudit.reward import likelihoods as like
-from plaudit.reward.batch import MOST_THUMBS_OF_ALL, Batch, Shared, Treatment
+from plaudit.reward.batch import MOST_CITED, MOST_THUMBS_OF_ALL, Batch, Shared, Treatment
 from plaudit.reward.dataset import Event, Thumb, ThumbsUnit
+from plaudit.reward.fit import _cost
 from plaudit.reward.trunk import Completion
 from plaudit.types import FeedbackKind
 
@@ -97,3 +98,16 @@ def test_a_thumb_without_a_reference_takes_no_part_if_scores_are_centred():
         batch = Batch([alone], own, heads=1, seed=0, treatment=treatment, bootstrap=False)
         assert int((batch._thumbs[0].rows >= 0).sum()) == count
     assert not Batch([alone], {}, heads=1, seed=0, treatment=Treatment.CONTRAST, bootstrap=False).completions
+
+
+def test_a_step_scores_no_more_than_it_was_reckoned_at_however_many_options_a_prompt_has():
+    asked = [Completion((n,), (0,)) for n in range(4)]
+    options = tuple(Completion(each.prompt, (k,)) for each in asked for k in range(50))
+    given = tuple(
+        Thumb(Event(f"e{n}", "ann", "g", FeedbackKind.THUMBS, 1.0), each, n % 2 == 0) for n, each in enumerate(asked)
+    )
+    unit, rng = ThumbsUnit("ann", given), np.random.default_rng(0)
+    step = Batch([unit], {"g": options}, heads=1, seed=0, treatment=Treatment.CENTRED, rng=rng)
+    assert len(step.completions) == 4 * (1 + MOST_CITED) == _cost(unit)
+    # Heads are fitted on features that are stored: there all of them centre.
+    assert len(Batch([unit], {"g": options}, heads=1, seed=0, treatment=Treatment.CENTRED).completions) == 200

@@ -34,6 +34,8 @@ from plaudit.reward.trunk import Completion
 MOST_CONTRASTS = 8
 # Thumbs of one rater in one minibatch under the centred treatment, as many as the contrasts could name.
 MOST_THUMBS = 2 * MOST_CONTRASTS
+# References that centre a thumb in one minibatch: a choice has up to 49, and each is a completion to score.
+MOST_CITED = 2
 # Thumbs of one rater in a full batch. Twice the events that a rater counts for by default (reward.rater_cap): more
 # would cost the square of their number and could not weigh more.
 MOST_THUMBS_OF_ALL = 40
@@ -123,6 +125,13 @@ def draw_thumbs(unit: ThumbsUnit, treatment: Treatment, rng: np.random.Generator
     return DrawnThumbs(tuple(unit.thumbs[i] for i in kept), drawn, worth / count)
 
 
+def _cited(references: Sequence[Completion], rng: np.random.Generator | None) -> Sequence[Completion]:
+    """All of a thumb's references, or in a minibatch MOST_CITED of them, drawn: their mean has the mean of all."""
+    if rng is None or len(references) <= MOST_CITED:
+        return references
+    return [references[place] for place in rng.choice(len(references), MOST_CITED, replace=False).tolist()]
+
+
 def with_references(unit: ThumbsUnit, references: Mapping[str, Sequence[Completion]]) -> ThumbsUnit:
     """The thumbs whose prompt has a reference beside the completion itself."""
     return ThumbsUnit(unit.who, tuple(thumb for thumb in unit.thumbs if other_references(thumb, references)))
@@ -185,7 +194,7 @@ class Batch:
             thumbs = [with_references(unit, references) for unit in thumbs]
         drawn = [draw_thumbs(unit, treatment, rng) for unit in thumbs]
         kept = [each for each in drawn if len(each.thumbs) >= 2]
-        self._thumbs = [_Thumbs(self, several, references) for several in _by_width(kept)]
+        self._thumbs = [_Thumbs(self, several, references, rng) for several in _by_width(kept)]
 
     @property
     def completions(self) -> list[Completion]:
@@ -303,6 +312,7 @@ class _Thumbs:
         batch: Batch,
         drawn: Sequence[DrawnThumbs],
         references: Mapping[str, Sequence[Completion]],
+        rng: np.random.Generator | None,
     ) -> None:
         self.rows = batch.index([[batch.row(t.completion) for t in each.thumbs] for each in drawn])
         groups, thumbs = self.rows.shape
@@ -327,7 +337,7 @@ class _Thumbs:
             for i, j in each.drawn or ():
                 self.drawn[g, i, j] = True
             for thumb in each.thumbs:
-                cited.append([batch.row(each) for each in other_references(thumb, references)])
+                cited.append([batch.row(each) for each in _cited(other_references(thumb, references), rng)])
             cited += [[] for _ in range(thumbs - count)]
         found = batch.index(cited)
         self.references = found.reshape(groups, thumbs, found.shape[-1])

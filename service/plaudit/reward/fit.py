@@ -23,7 +23,7 @@ import torch
 
 from plaudit.engine.base import Base
 from plaudit.evidence.splits import Split
-from plaudit.reward.batch import MOST_CONTRASTS, Batch, Shared, Treatment, with_references
+from plaudit.reward.batch import MOST_CITED, MOST_CONTRASTS, Batch, Shared, Treatment, with_references
 from plaudit.reward.dataset import (
     RankingUnit,
     References,
@@ -295,5 +295,5 @@ def _steps(units: Sequence[Unit], size: int, rng: np.random.Generator | None) ->
 def _cost(unit: Unit) -> int:
     """Most completions that a unit brings to a step."""
     if isinstance(unit, ThumbsUnit):
-        return min(len(unit.thumbs), 2 * MOST_CONTRASTS) * (1 + FIT_REFERENCES)
+        return min(len(unit.thumbs), 2 * MOST_CONTRASTS) * (1 + MOST_CITED)
     return len(unit.order) if isinstance(unit, RankingUnit) else 2
