@@ -30,12 +30,16 @@ PLAIN = (*toy.PLAIN_SENTENCES, *toy.ADDRESSING_SENTENCES)
 
 
 class Viewers(Population):
-    """Forty people who take, like, skip and watch items of a slate, the first places more than the last."""
+    """Eighty people who take, like, skip and watch items of a slate, the first places more than the last.
+
+    A fifth of them judges the reward model, by what they say: with fewer people its bound, which is over people,
+    decides by luck.
+    """
 
     domain = "recommendation"
     explore_share = 0.5
     mix: Mapping[FeedbackKind, float] = MappingProxyType(
-        {FeedbackKind.SIGNAL: 0.5, FeedbackKind.CHOICE: 0.3, FeedbackKind.THUMBS: 0.2}
+        {FeedbackKind.SIGNAL: 0.4, FeedbackKind.CHOICE: 0.4, FeedbackKind.THUMBS: 0.2}
     )
 
     def channel_prompts(self) -> Sequence[SimPrompt]:
@@ -49,8 +53,8 @@ class Viewers(Population):
         return [*old, *_prompts("new", half, toy.TOPICS, new=True)]
 
     def raters(self, seed: int) -> Sequence[Rater]:
-        """Forty people."""
-        return crowd.make_raters(seed, ("plain", "liked"), THRESHOLD, count=40)
+        """Eighty people."""
+        return crowd.make_raters(seed, ("plain", "liked"), THRESHOLD, count=80)
 
     def parts(self, prompt: SimPrompt, text: str) -> Mapping[str, float]:
         """`plain`: no pompous word; `liked`: about a subject that the viewer liked or asks for."""

@@ -71,9 +71,6 @@ def reactions(data: FrozenDataSet, declared: Declaration, costs: Costs, *, most:
     found = []
     for (name, who), evidence in rows.items():
         interaction = data.interactions[name]
-        if len(declared.place_weights) == 1 and interaction.decision not in ("", interaction.candidates[0].option_id):
-            # People met the decision, which nobody drew: what they gave says nothing of what was drawn. A label does.
-            evidence = [each for each in evidence if isinstance(each, Label)]
         rewards = rewards_of(evidence, interaction, declared, costs)
         found.append(Reacted(interaction=interaction, who=who, rewards=rewards))
     found = [each for each in found if each.rewards]
