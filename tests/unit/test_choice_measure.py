@@ -9,11 +9,12 @@ from types import MappingProxyType, SimpleNamespace
 import pytest
 import torch
 from plaudit.domain import GateProbe
-from plaudit.engine.protocol import EncodedPrompt
+from plaudit.engine.protocol import EncodedPrompt, ReleaseKey
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
-from plaudit.learner.actions.choice_measure import compared, judged_decisions, labels_by_group
+from plaudit.learner.actions.choice_measure import Asked, ChoiceMeasurer, compared, judged_decisions, labels_by_group
 from plaudit.ordering import first_probabilities
+from plaudit.plugins import load_plugins
 from plaudit.release.probes import HarmRate
 from plaudit.types import Binary, Channel, FeedbackKind, Label, Message, Option, Request
 
@@ -121,3 +122,11 @@ def test_labels_of_the_gate_are_those_that_no_training_has_seen():
         )  # type: ignore[arg-type]
     )
     assert found == {"g1": ("none", "mild")}
+
+
+def test_a_case_that_cannot_be_asked_counts_as_not_asked_and_ends_no_turn():
+    plugin = load_plugins(("echo-choice",))["echo-choice"]
+    turn = SimpleNamespace(plugin=plugin, engine=None, settings=SimpleNamespace(decision=SimpleNamespace(costs=())))
+    measurer = ChoiceMeasurer(turn)  # type: ignore[arg-type]
+    rate, answers = measurer._harm([probe(0, "allow")], Asked(ReleaseKey("echo-choice/default", 1, "d"), None))
+    assert (rate, answers) == (HarmRate(0, 0), [])

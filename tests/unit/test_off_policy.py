@@ -8,10 +8,10 @@ import math
 from types import MappingProxyType
 
 import pytest
-from plaudit.domain import Declaration
+from plaudit.domain import Declaration, OptionScore
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
-from plaudit.learner.off_policy import OffPolicyLog, Shows, reactions, rewards_of
+from plaudit.learner.off_policy import OffPolicyLog, Reacted, Shows, reactions, rewards_of
 from plaudit.ordering import draw, first_probabilities
 from plaudit.release.estimate import estimate
 from plaudit.types import (
@@ -230,3 +230,18 @@ def test_a_slate_with_fewer_options_than_places_leaves_the_last_places_out():
     log = OffPolicyLog(reactions(data, SLATES, {}, most=1), SLATES, {}, seed=0)
     (shown,) = log.shown({short.interaction_id: [0.0]}, Shows.DRAWN)
     assert (shown.rewards, shown.target) == ((1.0, None), (1.0, 0.0))
+
+
+def test_invalid_options_are_reckoned_by_the_mean_if_the_draw_did():
+    # Two invalid options of one score per token, one of four hundred tokens and one of three: as likely in their place.
+    declared = dataclasses.replace(SLATES, option_score=OptionScore.MEAN, place_weights=(1.0, 0.8, 0.6))
+    drawn = interaction(scores=(0.0, -2.0, -2.0), valid=(True, False, False))
+    long = {"b": (-2.0,) * 400, "c": (-2.0,) * 3}
+    candidates = tuple(
+        dataclasses.replace(each, logprobs_sampled=long.get(each.option_id, each.logprobs_sampled))
+        for each in drawn.candidates
+    )
+    drawn = dataclasses.replace(drawn, candidates=candidates)
+    reacted = [Reacted(interaction=drawn, who="ann", rewards={"a": 1.0})]
+    (shown,) = OffPolicyLog(reacted, declared, {}, seed=0).shown({drawn.interaction_id: [0.0] * 3}, Shows.DRAWN)
+    assert shown.logged[1] == pytest.approx(0.5, abs=0.1)

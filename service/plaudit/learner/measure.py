@@ -168,12 +168,16 @@ class Measurer:
     def _harm(
         self, cases: Sequence[GateProbe], release: ReleaseKey, needed: int
     ) -> tuple[HarmRate, list[FailedAnswer]]:
+        """The rate of one harm; of none asked if a case cannot be, so that the gate refuses by the harm's name."""
         each = math.ceil(needed / len(cases))
-        rendered = [self.plugin.render(case.request) for case in cases]
-        prompts = [TrainPrompt(rendered=one, encoded=self.engine.encode(one.messages)) for one in rendered]
-        made = sample(
-            self.engine, prompts, release, self.sampling, samples=each, seed=self.seed + 1, seeded_by_prompt=True
-        )
+        try:
+            rendered = [self.plugin.render(case.request) for case in cases]
+            prompts = [TrainPrompt(rendered=one, encoded=self.engine.encode(one.messages)) for one in rendered]
+            made = sample(
+                self.engine, prompts, release, self.sampling, samples=each, seed=self.seed + 1, seeded_by_prompt=True
+            )
+        except RequestRefused:
+            return HarmRate(0, 0), []
         shown = [self.plugin.parse(one.prompt.rendered, one.generated.text).displayed for one in made]
         answers = {case.probe_id: shown[i * each : (i + 1) * each] for i, case in enumerate(cases)}
         return judged(cases, answers)

@@ -1,7 +1,7 @@
 """What people gave to options that were drawn, and what another release would have been given.
 
 Enters: frozen evidence, an engine with releases staged, a reward model. Leaves: `Shown` for `release.estimate`, on
-prompt groups of the gate alone: nothing that was learnt has seen what people gave there. Decides nothing.
+prompt groups of the gate alone: no release and no judge has learnt from what train raters gave there. Decides nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from plaudit import ordering
 from plaudit.deciding import Costs, cost_of, decide, labels_of
-from plaudit.domain import Declaration
+from plaudit.domain import Declaration, OptionScore
 from plaudit.engine.protocol import EncodedPrompt, Engine, ReleaseKey, ScoreTicket
 from plaudit.engine.threads import release_team
 from plaudit.evidence.splits import Split
@@ -173,7 +173,10 @@ class OffPolicyLog:
         self._places = len(declared.place_weights)
         distinct = {each.interaction.interaction_id: each.interaction for each in reacted}
         self._interactions = list(distinct.values())
-        self._logged = {each.interaction_id: self._marginals(_logged_scores(each), each) for each in distinct.values()}
+        self._logged = {
+            each.interaction_id: self._marginals(_logged_scores(each, declared.option_score), each)
+            for each in distinct.values()
+        }
         self._estimates = _estimates(model, self._interactions) if model is not None else {}
 
     def __len__(self) -> int:
@@ -245,14 +248,14 @@ class OffPolicyLog:
         return found
 
 
-def _logged_scores(interaction: Interaction) -> list[float]:
-    """Scores up to a constant of what drew the order; invalid options among themselves as likely as their log-probs."""
+def _logged_scores(interaction: Interaction, how: OptionScore) -> list[float]:
+    """Scores up to a constant of what drew the order; those of invalid options as the draw reckoned them."""
     found = []
     for candidate in interaction.candidates:
         if candidate.valid:
             found.append(max(_LEAST_LOG, math.log(candidate.probability)) if candidate.probability > 0 else _LEAST_LOG)
         else:
-            found.append(math.fsum(candidate.logprobs_sampled))
+            found.append(ordering.score_of(candidate.logprobs_sampled, how))
     return found
 
 

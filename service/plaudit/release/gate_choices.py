@@ -153,8 +153,11 @@ def _commonest(m: ChoiceMeasurements, settings: GateSettings) -> Check:
     that always says the commonest label may cost less than its base, and is a constant all the same.
     """
     name = "commonest_choice"
-    unlike = len({item.truths[0] for item in m.items}) > 1
-    if unlike:
+    if m.items and len({truth for item in m.items for truth in item.truths}) == 1:
+        return missing(
+            name, settings.choice_share, "the labels are all alike: no answer to them can be told from a constant"
+        )
+    if m.items:
         ours = _share([item.candidate for item in m.items])
         theirs, whose = _share([item.truths[0] for item in m.items]), "commonest label"
         allowed = max(settings.choice_share, (1 + theirs) / 2)

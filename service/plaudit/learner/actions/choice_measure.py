@@ -20,7 +20,7 @@ from plaudit import ordering
 from plaudit.deciding import Costs, costs_of, decide, labels_of
 from plaudit.domain import GateProbe
 from plaudit.engine.protocol import ReleaseKey
-from plaudit.errors import RequestRefused
+from plaudit.errors import InvalidField, RequestRefused
 from plaudit.evidence.splits import Split
 from plaudit.learner import staging
 from plaudit.learner.actions.protocol import Fitted, Frozen, Measured
@@ -74,6 +74,10 @@ class ChoiceMeasurer:
         """A request of a probe as a prompt with its options; raises RequestRefused."""
         engine, prompt = self._turn.engine, self._turn.plugin.render(request)
         options = prompt.options or request.options
+        if len(options) < 2:
+            raise InvalidField(
+                f"a case of the domain has {len(options)} options; two or more are needed", field="options"
+            )
         return TrainPrompt(
             rendered=dataclasses.replace(prompt, options=options),
             encoded=engine.encode(prompt.messages),
@@ -142,8 +146,12 @@ class ChoiceMeasurer:
         return tuple(results), tuple(failed)
 
     def _harm(self, cases: Sequence[GateProbe], release: Asked) -> tuple[HarmRate, list[FailedAnswer]]:
-        prompts = [self.rendered(case.request) for case in cases]
-        answers = self.answers(prompts, self.scores(prompts, release))
+        """The rate of one harm; of none asked if a case cannot be, so that the gate refuses by the harm's name."""
+        try:
+            prompts = [self.rendered(case.request) for case in cases]
+            answers = self.answers(prompts, self.scores(prompts, release))
+        except RequestRefused:
+            return HarmRate(0, 0), []
         decided = [prompt.rendered.options[answer.decision] for prompt, answer in zip(prompts, answers, strict=True)]
         return judged_decisions(cases, decided)
 
@@ -368,12 +376,14 @@ def _off_policy(turn: Turn, log: OffPolicyLog, candidate: Asked, rival: Asked) -
     """What drawn interactions say of the candidate and of the release that serves, as policies that draw."""
     if not log:
         return OffPolicy(why_not="nobody reacted to a drawn order (purpose EXPLORE) of a gate prompt")
-    shown = [log.shown(log.scores(turn.engine, each.key, each.temperature), Shows.DRAWN) for each in (candidate, rival)]
     weights = turn.plugin.declaration.place_weights
     least = turn.settings.gate.estimate_ess
     try:
+        shown = [
+            log.shown(log.scores(turn.engine, each.key, each.temperature), Shows.DRAWN) for each in (candidate, rival)
+        ]
         ours = estimate.estimate(shown[0], place_weights=weights, min_ess=least, seed=turn.seed)
-    except (estimate.TooLittleOverlap, ValueError) as error:  # it decides nothing, so it ends nothing
+    except (estimate.TooLittleOverlap, RequestRefused, ValueError) as error:  # it decides nothing, so it ends nothing
         return OffPolicy(why_not=str(error))
     try:
         live = estimate.estimate(shown[1], place_weights=weights, min_ess=least, seed=turn.seed)

@@ -45,10 +45,13 @@ class Choices:
             if not 2 <= len(options) <= MOST_OPTIONS or not all(tokens):
                 left_out["have too few or too many options, or one without tokens"] += 1
                 continue
-            if (
-                len(encoded.tokens) + max(len(each) for each in tokens) + 1 > engine.context_length
-            ):  # and the end of turn
+            # With the end of turn behind each, as the engine reckons.
+            lengths = [len(each) + 1 for each in tokens]
+            if len(encoded.tokens) + max(lengths) > engine.context_length:
                 left_out["are too long for the context"] += 1
+                continue
+            if 1 + sum(lengths) > turn.settings.engine.score_tokens:
+                left_out["have options of more tokens than engine.score_tokens"] += 1
                 continue
             rendered = dataclasses.replace(rendered, options=options)
             found.append(TrainPrompt(rendered=rendered, encoded=encoded, options=tokens))
