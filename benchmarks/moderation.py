@@ -31,9 +31,8 @@ import numpy as np
 import torch
 from moderation_loop import Loop
 from plaudit.deciding import cost_of, costs_of, decide
-from plaudit.demo import plan
 from plaudit.engine.base import Base
-from plaudit.testing import models
+from sized import named
 
 SIZES = (25, 50, 100, 200, 400, 800)
 RESAMPLES = 1000
@@ -55,7 +54,7 @@ def main() -> None:
     if not folder.is_dir():
         sys.exit(f"there is no folder {folder}: PLAUDIT_DATA names the folder of the data sets")
     data = sets.SETS[arguments.name](folder)
-    base = None if arguments.model == "none" or arguments.kept else Base.load(_model(arguments.model))
+    base = None if arguments.model == "none" or arguments.kept else Base.load(named(arguments.model))
     judged = [Judged(**json.loads(line)) for path in arguments.kept for line in path.read_text().splitlines()]
     for seed in [] if arguments.kept else arguments.seeds:
         begun = time.process_time()
@@ -94,13 +93,6 @@ class Judged:
     right: bool
     cost: float
     passed_severe: bool
-
-
-def _model(name: str) -> Path:
-    """The folder of a base by its name in the cache, or as it is given."""
-    if name == "smollm2":
-        return models.smollm2(plan.cache_dir() / name)
-    return models.pretrained_tiny(plan.cache_dir() / name) if name == "tiny" else Path(name)
 
 
 def judgements(data: sets.DataSet, seed: int, sizes: Sequence[int], loop: Loop | None) -> Iterator[Judged]:

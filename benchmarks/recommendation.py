@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import dataclasses
-import datetime as dt
 import json
 import logging
 import math
 import platform
 import random
 import tempfile
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,36 +29,12 @@ from typing import Any
 import numpy as np
 import structlog
 import torch
-from plaudit.engine import adapters
+from logged import ROUTES, Loop, Taken
 from plaudit.engine.base import Base
-from plaudit.engine.targets import start_layer
-from plaudit.evidence.splits import Split
-from plaudit.evidence.store import EvidenceRow, FrozenDataSet
-from plaudit.learner.rewards import OptionRewards
-from plaudit.policy.choose import ChoiceOptimizer, ChoiceTask, Judged
-from plaudit.policy.option_scores import OptionScorer
-from plaudit.policy.rollout import TrainPrompt
-from plaudit.reward.fit import fit_reward
-from plaudit.reward.model import RewardModel
 from plaudit.settings import Settings, load_settings
-from plaudit.types import (
-    Action,
-    Channel,
-    FeedbackKind,
-    Interaction,
-    Message,
-    Option,
-    Passage,
-    Purpose,
-    RankingEvidence,
-    Request,
-    Sampling,
-)
-from plaudit.types import Candidate as Shown
+from plaudit.types import FeedbackKind, Message, Option, Passage, RankingEvidence, Request
 from plaudit_recommendation.plugin import Recommendation
 from scipy.optimize import minimize
-
-CHANNEL = Channel("recommendation", "default")
 
 GOOD = 7  # Of 10; a rating from here on counts as taken.
 LEAST_EVENTS = 3
@@ -300,180 +273,19 @@ class Words:
         return Request(messages=(Message("user", "what next?"),), passages=tuple(events), options=tuple(options))
 
 
-def prompt_of(base: Base, plugin: Recommendation, request: Request, number: int) -> TrainPrompt:
-    """The prompt that training reads; every request is a group of its own."""
-    rendered = plugin.render(request)
-    rendered = dataclasses.replace(rendered, group=f"{number:05}")
-    options = tuple(base.encode_text(option.text) for option in rendered.options)
-    return TrainPrompt(rendered=rendered, encoded=base.encode(rendered.messages), options=options)
-
-
-def frozen(base: Base, plugin: Recommendation, asked: Sequence[Asked], prompts: Sequence[TrainPrompt]) -> FrozenDataSet:
-    """What the log would hold: each list in an order drawn evenly, and the signal that one of it was taken."""
-    now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    interactions, rows = {}, []
-    for one, prompt in zip(asked, prompts, strict=True):
-        name = f"interaction-{prompt.group}"
-        ids = [f"{name}/{n}" for n in range(len(prompt.options))]
-        candidates = tuple(
-            Shown(
-                candidate_id=ids[n],
-                release_version=0,
-                release_digest="",
-                tokens=tokens,
-                logprobs_raw=(),
-                logprobs_sampled=(),
-                text=option.text,
-                displayed_text=option.text,
-                finish_reason=None,
-                sampling=Sampling(),
-                seed=0,
-                width=1,
-                probability=1 / len(ids),
-                option_id=option.option_id,
-            )
-            for n, (option, tokens) in enumerate(zip(prompt.rendered.options, prompt.options, strict=True))
-        )
-        interactions[name] = Interaction(
-            interaction_id=name,
-            channel=CHANNEL,
-            purpose=Purpose.EXPLORE,
-            action=Action.CHOICE,
-            messages=prompt.rendered.messages,
-            prompt_group=prompt.group,
-            candidates=candidates,
-            completed_at=now,
-            prompt_tokens=prompt.encoded.tokens,
-            order_logprob=-math.lgamma(len(ids) + 1),
-            passages=prompt.rendered.passages,
-        )
-        others = [each for n, each in enumerate(ids) if n != one.taken]
-        rows.append(
-            EvidenceRow(
-                interaction_id=name,
-                feedback_id=name,
-                index=0,
-                kind=FeedbackKind.SIGNAL,
-                evidence=RankingEvidence(order=(ids[one.taken], *others), observed=1),
-                who=f"user-{one.user}",
-                accepted_at=now,
-                rater_split=Split.TRAIN,
-                group_split=Split.TRAIN,
-                prompt_group=prompt.group,
-            )
-        )
-    return FrozenDataSet(channel=CHANNEL, as_of=now, digest="", offsets=(), rows=tuple(rows), interactions=interactions)
-
-
-class Loop:
-    """The learner's own code on requests of the log: a reward model, then the policy under its rewards or labels."""
-
-    def __init__(self, base: Base, words: Words, settings: Settings, seed: int, folder: Path) -> None:
-        self.base, self.words, self.settings, self.seed, self.folder = base, words, settings, seed, folder
-        self.plugin = Recommendation()
-        self.seconds: dict[str, float] = {}
-
-    def prompts(self, asked: Sequence[Asked], first: int) -> list[TrainPrompt]:
-        """Prompts of requests, numbered from `first`."""
-        requests_ = map(self.words.request, asked)
-        return [prompt_of(self.base, self.plugin, each, first + n) for n, each in enumerate(requests_)]
-
-    def reward(self, asked: Sequence[Asked], prompts: Sequence[TrainPrompt]) -> RewardModel:
-        """A reward model of what was taken."""
-        started = time.perf_counter()
-        data = frozen(self.base, self.plugin, asked, prompts)
-        references = {
-            prompt.group: [(prompt.encoded.tokens, option) for option in prompt.options] for prompt in prompts
-        }
-        model = fit_reward(
-            self.base, data, references, self.settings.reward, self.settings.model, seed=self.seed, split=Split.TRAIN
-        )
-        self.seconds["reward"] = time.perf_counter() - started
-        return model
-
-    def policy(
-        self,
-        judge: Callable[[Sequence[TrainPrompt]], Sequence[Judged]],
-        prompts: Sequence[TrainPrompt],
-        labels: Mapping[str, tuple[float, ...]],
-        name: str,
-    ) -> Path:
-        """The adapter that the optimiser makes; an eighth of the prompts is held out for it to choose by."""
-        started = time.perf_counter()
-        declared = self.plugin.declaration
-        count = max(1, len(prompts) // 8)
-        task = ChoiceTask(
-            channel=CHANNEL,
-            base=self.base,
-            live=None,
-            train=tuple(prompts[count:]),
-            held_out=tuple(prompts[:count]),
-            model=self.settings.model,
-            settings=self.settings.policy,
-            seed=self.seed,
-            folder=self.folder / name,
-            progress=lambda line: None,
-            judge=judge,
-            labels=labels,
-            place_weights=declared.place_weights,
-            option_score=declared.option_score,
-            end_of_turn=min(self.base.eos_ids),
-            temperature=self.settings.policy.temperature,
-        )
-        (self.folder / name).mkdir(parents=True)
-        made = ChoiceOptimizer().optimise(task)
-        self.seconds[name] = time.perf_counter() - started
-        return made.adapter
-
-    def scores(self, prompts: Sequence[TrainPrompt], adapter: Path | None) -> list[list[float]]:
-        """Scores of the options as serving reckons them, under an adapter or the base."""
-        declared, model = self.plugin.declaration, self.settings.model
-        scorer = OptionScorer(
-            self.base,
-            start_layer(self.base, model.adapter_layers),
-            temperature=self.settings.policy.temperature,
-            end_of_turn=min(self.base.eos_ids),
-            how=declared.option_score,
-        )
-        if adapter is None:
-            return [each.tolist() for each in scorer.scores(prompts, None)]
-        adapters.load(self.base, "asked", adapter)
-        try:
-            return [each.tolist() for each in scorer.scores(prompts, "asked")]
-        finally:
-            adapters.remove(self.base, "asked")
-
-
-NO_LABELS: Mapping[str, tuple[float, ...]] = {}
-
-
-def learnt(loop: Loop, train: Sequence[Asked], test: Sequence[Asked], routes: Sequence[str]) -> dict[str, Any]:
+def learnt(
+    loop: Loop, words: Words, train: Sequence[Asked], test: Sequence[Asked], routes: Sequence[str]
+) -> dict[str, Any]:
     """Scores of the test's options by each way to learn from the same requests, and by the base."""
-    prompts, held = loop.prompts(train, 0), loop.prompts(test, 90_000)
-    found: dict[str, Any] = {"base": loop.scores(held, None)}
-    nothing = [Judged(torch.zeros(len(p.options), dtype=torch.float64), (True,) * len(p.options)) for p in prompts]
-    by_group = {prompt.group: each for prompt, each in zip(prompts, nothing, strict=True)}
-    labels = {
-        prompt.group: tuple(float(n == one.taken) for n in range(len(prompt.options)))
-        for prompt, one in zip(prompts, train, strict=True)
-    }
-    if "labels" in routes:
-        adapter = loop.policy(lambda several: [by_group[each.group] for each in several], prompts, labels, "labels")
-        found["labels"] = loop.scores(held, adapter)
-    if {"reward", "both"} & set(routes):
-        model = loop.reward(train, prompts)
-        judge = OptionRewards(model, loop.plugin)
-        for prompt, judged in zip(prompts, judge(prompts), strict=True):
-            by_group[prompt.group] = judged
-        found["reward model"] = [judged.rewards.tolist() for judged in judge(held)]
-        model.close()
-        for name, targets in (("reward", NO_LABELS), ("both", labels)):
-            if name in routes:
-                adapter = loop.policy(
-                    lambda several: [by_group[each.group] for each in several], prompts, targets, name
-                )
-                found[name] = loop.scores(held, adapter)
-    return found
+    prompts = loop.prompts([words.request(one) for one in train], 0)
+    held = loop.prompts([words.request(one) for one in test], 90_000)
+    taken = [Taken(prompt, one.taken, f"user-{one.user}") for prompt, one in zip(prompts, train, strict=True)]
+    return {"base": loop.scores(held, None)} | loop.learnt(taken, held, routes, _evident)
+
+
+def _evident(ids: Sequence[str], place: int) -> RankingEvidence:
+    """That one of the list was taken says that it comes first."""
+    return RankingEvidence(order=(ids[place], *(each for n, each in enumerate(ids) if n != place)), observed=1)
 
 
 def row(name: str, asked: Sequence[Asked], scores: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -507,7 +319,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--train", type=int, default=192, help="requests to learn from")
     parser.add_argument("--test", type=int, default=60, help="requests to be judged by")
-    parser.add_argument("--routes", nargs="*", default=["reward"], choices=["reward", "labels", "both"])
+    parser.add_argument("--routes", nargs="*", default=["reward"], choices=ROUTES)
     parser.add_argument("--iterations", type=int, default=8, help="of the policy's optimiser")
     parser.add_argument("--titles", action="store_true", help="tell films by their titles too")
     parser.add_argument("--no-figures", action="store_true", help="leave the three figures out of the texts")
@@ -535,8 +347,9 @@ def main() -> None:
         if arguments.routes:
             with tempfile.TemporaryDirectory() as folder:
                 base = Base.load(arguments.model.expanduser(), device="cpu", dtype="float32")
-                loop = Loop(base, words, settings_of(arguments), seed, Path(folder))
-                found |= learnt(loop, train, test, arguments.routes)
+                kind = FeedbackKind.SIGNAL
+                loop = Loop(base, Recommendation(), settings_of(arguments), seed, Path(folder), kind=kind)
+                found |= learnt(loop, words, train, test, arguments.routes)
                 seconds = loop.seconds
         rows += [{"seed": seed, **row(name, test, scores)} for name, scores in found.items()]
         print(json.dumps({"seed": seed, "seconds": {name: round(each, 1) for name, each in seconds.items()}}))

