@@ -10,11 +10,18 @@ are not there, or do not agree with `linear`, the plain product is taken.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 
 # For how many rows oneDNN chooses the layout: the same kernels then take one row and a thousand, at the same speed.
 LAYOUT_ROWS = 32
+ONE_ROW = ((0, 1),)
+FEW_ROWS = ((5, 2), (3, 17), (33, 64), (90, 7))
+
+# By (out, in): whether a single row is computed as two. For some sizes oneDNN sums a row that stands by itself in an
+# order of its own, and all other counts in one.
+_PAIRED: dict[tuple[int, ...], bool] = {}
 
 
 class Packed:
@@ -28,9 +35,18 @@ class Packed:
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), LAYOUT_ROWS) if self._packed else plain.clone()
         )
+        self._paired = False
+        if self._packed:
+            shape = tuple(plain.shape)
+            if shape not in _PAIRED:
+                _PAIRED[shape] = not _same_bits(self, ONE_ROW) and _same_bits(self, FEW_ROWS)
+            self._paired = _PAIRED[shape]
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """The product (N, out) with rows (N, in)."""
+        return self._product(_twice(rows))[:1] if self._paired and len(rows) == 1 else self._product(rows)
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
         if not self._packed:
             return torch.nn.functional.linear(rows, self._weight, self._bias)
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
@@ -38,6 +54,8 @@ class Packed:
 
     def add(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """`other` (N, out) with the product added."""
+        if self._paired and len(rows) == 1:
+            return self.add(_twice(rows), _twice(other))[:1]
         if not self._packed:
             return other + torch.nn.functional.linear(rows, self._weight, self._bias)
         total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, self._bias, "add")
@@ -64,9 +82,17 @@ def usable() -> bool:
     return True
 
 
+def _twice(row: torch.Tensor) -> torch.Tensor:
+    return row.expand(2, -1).contiguous()
+
+
 def stand_alone(linear: Packed) -> bool:
     """Whether each row's bits are its own, however many rows are beside it: tried out."""
+    return _same_bits(linear, ONE_ROW) and _same_bits(linear, FEW_ROWS)
+
+
+def _same_bits(linear: Packed, parts: Sequence[tuple[int, int]]) -> bool:
+    """Whether products of parts (first row, rows) of 97 rows have the bits of the product of all of them."""
     rows = torch.randn(97, linear.inputs, generator=torch.Generator().manual_seed(1))
     wanted = linear(rows)
-    parts = ((0, 1), (5, 2), (3, 17), (33, 64), (90, 7))
     return all(torch.equal(linear(rows[at : at + count].contiguous()), wanted[at : at + count]) for at, count in parts)
