@@ -26,8 +26,8 @@ from plaudit.settings import Settings, load_settings
 from plaudit.settings_text import toml
 from plaudit.simulate.population import described
 from plaudit.simulate.run import SimulateSettings, simulate
-from plaudit.testing import models
 from plaudit.testing.serving import LocalServer, local_server
+from sized import named
 
 PEOPLE_AT_ONCE = 16
 
@@ -63,15 +63,15 @@ def tiny_people() -> list[plan.People]:
 
 def lived(who: plan.People, seed: int, turns: int, overrides: Sequence[str], judge: Callable[[Life], Found]) -> Found:
     """People, a turn, people who rate the release, a turn, ...; then what `judge` finds."""
-    model = plan.cache_dir() / who.model
-    models.pretrained_tiny(model)
+    model = named(who.model)
     with tempfile.TemporaryDirectory(prefix="plaudit-loop-", ignore_cleanup_errors=True) as folder:
-        options = plan.DemoOptions(out=Path(folder), quick=True, seed=seed)
+        options = plan.DemoOptions(out=Path(folder), quick=who.model == "tiny", seed=seed)
         options.config.write_text(toml(plan.settings_table(options, who, model)), encoding="utf-8")
         # One thread: on a tiny model a second one mostly waits, and several seeds may run side by side.
-        own = [f"data_dir={options.data_dir}", "learn.nice=0", "model.threads=1"]
+        threads = 1 if who.model == "tiny" else plan.threads()
+        own = [f"data_dir={options.data_dir}", "learn.nice=0", f"model.threads={threads}"]
         settings = load_settings(options.config, [*own, *overrides])
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         engine = TorchEngine(Base.of(settings), settings.engine, settings.model)
         try:
             plugins = load_plugins(settings.plugins.allow)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from plaudit.types import Message, Outcome, Passage, Request
 from plaudit_instruction.grounding import UNCITED, citations, groundedness
 from plaudit_instruction.plugin import GROUNDED_WEIGHT, Instruction
+from plaudit_instruction.shops import Shoppers, ShoppersWithPassages
 
 TEA = "Green tea is brewed at eighty degrees for two minutes."
 MOON = "The moon circles the earth in about a month."
@@ -49,3 +50,33 @@ def test_an_answer_that_keeps_to_its_passages_is_worth_more_and_never_much():
     assert held - made_up == pytest.approx(GROUNDED_WEIGHT)
     plain = plugin.render(Request(messages=request.messages))
     assert plugin.reward(plain, Outcome(displayed="Anything."), 0.5).total == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "right", "clean"),
+    [
+        ("It opens at {right} in the morning.", 1.0, 1.0),
+        ("It opens at 11:45 in the morning.", 0.0, 0.0),
+        ("It opens at {right}, or at 11:45.", 1.0, 0.0),
+        ("You can ask there.", 0.0, 1.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_answers_about_a_shop_are_right_or_made_up(text: str, right: float, clean: float) -> None:
+    prompt = next(each for each in Shoppers().channel_prompts() if each.kind == "opens")
+
+    parts = Shoppers().parts(prompt, text.format(right=prompt.check))
+
+    assert (parts["right"], parts["nothing_made_up"]) == (right, clean)
+
+
+def test_of_two_passages_one_answers_the_question() -> None:
+    alone, helped = Shoppers().evaluation_prompts(), ShoppersWithPassages().evaluation_prompts()
+
+    assert [each.text for each in alone] == [each.text for each in helped]
+    assert not any(each.passages for each in alone)
+    for each in helped:
+        (shop,) = each.topic
+        about = [passage.text for passage in each.passages if shop in passage.text]
+        assert (len(about), len(each.passages)) == (1, 2)
+        assert each.check in about[0]

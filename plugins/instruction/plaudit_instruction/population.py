@@ -44,7 +44,7 @@ REASON_OF_PART = MappingProxyType(
 )
 
 
-class _People(Population):
+class People(Population):
     """What both populations share: how liking becomes an act."""
 
     domain = "instruction"
@@ -120,7 +120,7 @@ class _People(Population):
         return None
 
 
-class HouseTaste(_People):
+class HouseTaste(People):
     """People with the house taste (gold.py), for short answers of a small instruct model."""
 
     model: Literal["tiny", "smollm2"] = "smollm2"
@@ -167,7 +167,7 @@ class HouseTaste(_People):
         return gold.value(parts, weights)
 
 
-class TinyTaste(_People):
+class TinyTaste(People):
     """People of the toy language (plaudit.testing.toy_language), for a model of about a million parameters."""
 
     taste = "use plain words. say you. stay on the subject. say one warm thing. do not repeat."
