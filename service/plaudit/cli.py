@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from plaudit import cli_demo, cli_estimate, cli_people
+from plaudit.cli_evidence import evidence_app, rejected_app
 from plaudit.cli_plugins import plugins_app
 from plaudit.cli_release import release_app
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
@@ -27,27 +28,39 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="plaudit",
-    help="An online feedback service for deployed assistants: people's feedback becomes a better assistant.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes show "<bool>" beside every flag, and break in logs and narrow terminals
 )
 learn_app = typer.Typer(invoke_without_command=True, add_completion=False)
 settings_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
 model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=True)
-app.command()(cli_people.simulate)
-app.command()(cli_people.evaluate)
-app.command(hidden=True)(cli_people.judge)
-app.command(hidden=True)(cli_people.populations)
-app.command()(cli_demo.demo)
-app.command()(cli_demo.replay)
-app.command("best-of", hidden=True)(cli_demo.best_of)
 release_app.command()(cli_estimate.estimate)
-app.add_typer(release_app, name="release")
 app.add_typer(learn_app, name="learn")
+app.add_typer(release_app, name="release")
+app.add_typer(evidence_app, name="evidence")
+app.add_typer(rejected_app, name="rejected")
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(settings_app, name="settings")
 app.add_typer(model_app, name="model")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from plaudit import __version__
+
+        typer.echo(f"plaudit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """An online feedback service for deployed assistants: people's feedback becomes a better assistant."""
 
 
 HttpOption = Annotated[
@@ -217,6 +230,16 @@ def model_prepare(
 
     typer.echo(f"{name}: a minute or so, longer on a busy machine; once per folder", err=True)
     typer.echo(str((models.smollm2 if name == "smollm2" else models.pretrained_tiny)(out, progress=tell)))
+
+
+# Registered last, so that `plaudit --help` begins with what an operator runs.
+app.command()(cli_demo.demo)
+app.command()(cli_people.simulate)
+app.command()(cli_people.evaluate)
+app.command()(cli_demo.replay)
+app.command(hidden=True)(cli_people.judge)
+app.command(hidden=True)(cli_people.populations)
+app.command("best-of", hidden=True)(cli_demo.best_of)
 
 
 def echo_json(value: Any) -> None:

@@ -63,15 +63,10 @@ class RegistryChannels:
 
     def releases(self, channel: str) -> dict[str, Any]:
         """State of the channel and its releases, oldest first."""
-        from plaudit.errors import UnknownChannel
-
         parsed = channel_of(channel)
         state = self._registry.state(parsed)
         if state is None:
-            raise UnknownChannel(
-                f"channel {channel!r} has never served; `plaudit release list` without --target reads "
-                f"{self._settings.registry_root}, is that the right one?"
-            )
+            raise _never_served(channel, self._settings)
         return {"state": _row(state), "releases": [_row(release) for release in self._registry.releases(parsed)]}
 
     def release(self, channel: str, version: int) -> dict[str, Any]:
@@ -197,7 +192,7 @@ def list_releases(
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """List a channel's releases, and which serves."""
+    """List a channel's releases: which serves, what each gained, why the gate refused it."""
     found = _channels(target, config, assign, data_dir).releases(channel)
     if as_json:
         _echo_json(found)
@@ -205,7 +200,36 @@ def list_releases(
     typer.echo(_sentence(found["state"]))
     for row in found["releases"]:
         mark = "*" if row["version"] == found["state"]["live"] else " "
-        typer.echo(f"{mark} {row['version']:>4}  {row['state']:<12} {row['created_at']}  {row['digest'][:12]}")
+        said = f"  {why}" if (why := _decided(row)) else ""
+        typer.echo(f"{mark} {row['version']:>4}  {row['state']:<12} {row['created_at']}  {row['digest'][:12]}{said}")
+
+
+@release_app.command("history")
+def release_history(
+    channel: ChannelArgument,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """List who changed what a channel serves, when and why. Reads the registry itself."""
+    from plaudit.release.registry import Registry
+
+    settings = load(config, assign, data_dir)
+    with Registry(settings.store_url, settings.registry_root) as registry:
+        rows = [dataclasses.asdict(row) for row in registry.history(channel_of(channel))]
+    if as_json:
+        _echo_json([{**row, "at": row["at"].isoformat(timespec="seconds")} for row in rows])
+        return
+    if not rows:
+        raise _never_served(channel, settings)
+    for row in rows:
+        pinned = ", pinned" if row["pinned"] else ""
+        why = f": {row['reason']}" if row["reason"] else ""
+        typer.echo(
+            f"{row['generation']:>4}  {row['at'].isoformat(timespec='seconds')}  {row['move']:<14} "
+            f"-> version {row['live']} live{pinned}  by {row['actor']}{why}"
+        )
 
 
 @release_app.command("show")
@@ -306,6 +330,27 @@ def pin(
 
 def _channels(target: str, config: Path | None, assign: list[str] | None, data_dir: Path | None) -> Channels:
     return ServiceChannels(target) if target else RegistryChannels(load(config, assign, data_dir))
+
+
+def _never_served(channel: str, settings: Settings) -> Exception:
+    from plaudit.errors import UnknownChannel
+
+    return UnknownChannel(
+        f"channel {channel!r} has never served; `plaudit release` without --target reads {settings.registry_root}, "
+        "is that the right one?"
+    )
+
+
+def _decided(row: dict[str, Any]) -> str:
+    """What a release gained by its gate, and why it was refused if it was; empty for the base."""
+    if not row["decision"]:
+        return ""
+    from plaudit.release.gate import Decision
+    from plaudit.release.reading import failed_checks, gain
+
+    decision = Decision.from_json(json.dumps(row["decision"]))
+    refused = "" if decision.accepted else f"refused: {failed_checks(decision.checks)}"
+    return "; ".join(each for each in (gain(decision), refused) if each)
 
 
 def _row(value: Any) -> dict[str, Any]:

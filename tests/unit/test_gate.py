@@ -10,7 +10,6 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plaudit.learner.steps.decide import failed_checks
 from plaudit.release.gate import (
     Check,
     CompletionMeasurements,
@@ -23,6 +22,7 @@ from plaudit.release.gate import (
     win_rates,
 )
 from plaudit.release.probes import HarmRate, HarmResult
+from plaudit.release.reading import failed_checks
 from plaudit.release.texts import (
     Sample,
     commonest_opening,
@@ -150,8 +150,8 @@ def test_a_term_of_the_domain_may_fall_a_little_or_by_chance_and_rise_at_will() 
 
 def test_a_refusal_names_check_value_bound_and_what_to_do() -> None:
     decision = decide(dataclasses.replace(good(), kl_base=(17.0,) * 100), SETTINGS, decided_at=NOW)
-    assert failed_checks(decision).startswith("kl_base 17, bound 16")
-    assert "lower policy.kl_target" in failed_checks(decision)
+    assert failed_checks(decision.checks).startswith("kl_base 17 [17, 17], bound 16")
+    assert "lower policy.kl_target" in failed_checks(decision.checks)
     for name in (*NAMES[:-1], "probes"):
         assert remedy(Check(name, False, 0.0, 0.0)) != remedy(Check("unknown", False, 0.0, 0.0)), name
 

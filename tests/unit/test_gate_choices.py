@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from plaudit.learner.steps.decide import failed_checks
 from plaudit.release.estimate import Shown, difference, estimate
 from plaudit.release.gate import Check, Decision, decide, remedy
 from plaudit.release.gate_choices import ChoiceMeasurements, LabelledItem, OffPolicy
 from plaudit.release.probes import HarmRate, HarmResult
+from plaudit.release.reading import failed_checks
 from plaudit.settings import GateSettings
 
 SETTINGS = GateSettings()
@@ -410,8 +410,8 @@ def test_the_off_policy_estimate_stands_in_the_report_and_refuses_nothing() -> N
 
 def test_a_refusal_names_check_value_bound_and_what_to_do() -> None:
     refused = decide(dataclasses.replace(good(), kl_base=(7.0,) * 100), SETTINGS)
-    assert failed_checks(refused).startswith("kl_base 7, bound 6")
-    assert "lower policy.kl_target" in failed_checks(refused)
+    assert failed_checks(refused.checks).startswith("kl_base 7 [7, 7], bound 6")
+    assert "lower policy.kl_target" in failed_checks(refused.checks)
     for name in (*NAMES, "order_kl_base", "order_kl_live"):
         if name not in ("label_accuracy", "off_policy"):
             assert remedy(Check(name, False, 0.0, 0.0)) != remedy(Check("unknown", False, 0.0, 0.0)), name

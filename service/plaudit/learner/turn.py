@@ -27,13 +27,14 @@ from plaudit.engine import adapters
 from plaudit.learner.context import Learner, Turn
 from plaudit.learner.outcome import REFUSALS, Result, TurnEnded, TurnOutcome
 from plaudit.learner.since import settings_digest
-from plaudit.learner.steps.decide import decide, failed_checks
+from plaudit.learner.steps.decide import decide
 from plaudit.learner.steps.fit import fit
 from plaudit.learner.steps.freeze import freeze
 from plaudit.learner.steps.measure import measure
 from plaudit.learner.steps.optimise import optimise
 from plaudit.learner.steps.promote import promote
 from plaudit.learner.steps.register import register
+from plaudit.release.reading import failed_checks
 from plaudit.store.leases import Lease
 from plaudit.types import Channel
 
@@ -95,7 +96,10 @@ def run(turn: Turn) -> Result:
     except TurnEnded as end:
         return Result(outcome=end.outcome, reason=end.reason, needs=end.needs, evidence=evidence, as_of=turn.as_of)
     if not decision.accepted:
-        outcome, reason = TurnOutcome.REJECTED, f"the gate refused version {release.version}: {failed_checks(decision)}"
+        outcome, reason = (
+            TurnOutcome.REJECTED,
+            f"the gate refused version {release.version}: {failed_checks(decision.checks)}",
+        )
     elif turn.state.pinned or not turn.settings.learn.promote:
         why = "the channel is pinned" if turn.state.pinned else "learn.promote is off"
         outcome, reason = TurnOutcome.GATED, f"{why}: promote version {release.version} by hand"

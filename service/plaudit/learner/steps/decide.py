@@ -11,6 +11,7 @@ from plaudit.learner.context import Turn
 from plaudit.release import gate
 from plaudit.release.gate import Decision
 from plaudit.release.moves import ReleaseRow
+from plaudit.release.reading import failed_checks
 
 log = structlog.get_logger(__name__)
 
@@ -25,16 +26,7 @@ def decide(turn: Turn, fitted: Fitted, measured: Measured, row: ReleaseRow) -> D
         if math.isfinite(check.value):
             metrics.gate_check.labels(channel, check.name).set(check.value)
     metrics.gate_decisions.labels(channel, str(decision.accepted).lower()).inc()
-    log.info("gate", channel=channel, version=row.version, accepted=decision.accepted, failed=failed_checks(decision))
-    return decision
-
-
-def failed_checks(decision: Decision) -> str:
-    """Each failed check with its value, its bound, its note, and what to do."""
-    return "; ".join(
-        f"{check.name} {check.value:.3g}, bound {check.threshold:.3g}"
-        + (f" ({check.note})" if check.note else "")
-        + f": {gate.remedy(check)}"
-        for check in decision.checks
-        if not check.passed
+    log.info(
+        "gate", channel=channel, version=row.version, accepted=decision.accepted, failed=failed_checks(decision.checks)
     )
+    return decision

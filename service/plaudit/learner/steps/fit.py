@@ -17,6 +17,7 @@ from plaudit.learner.outcome import Need, TurnEnded, TurnOutcome, require
 from plaudit.learner.slices import slice_accuracies
 from plaudit.release import gate
 from plaudit.release.gate import SliceAccuracy
+from plaudit.release.reading import failed_checks
 from plaudit.reward.batch import Treatment
 from plaudit.reward.calibration import RewardReport, measure
 from plaudit.reward.dataset import Comparison, Units, collect, comparisons, complete_references, thumb_contrasts
@@ -165,5 +166,4 @@ def _allow(turn: Turn, report: RewardReport, live_outcomes: tuple[tuple[str, flo
     log.info("reward model", outcome=str(outcome), accuracy=report.accuracy, ece=report.ece)
     if outcome is gate.Outcome.ACCEPT:
         return
-    failed = "; ".join(f"{check.name} {check.value:.3g} ({check.note})" for check in checks if not check.passed)
-    raise TurnEnded(TurnOutcome.REFUSED, f"the reward model may not steer a policy: {failed}")
+    raise TurnEnded(TurnOutcome.REFUSED, f"the reward model may not steer a policy: {failed_checks(checks)}")

@@ -1,0 +1,133 @@
+"""`plaudit evidence` and `plaudit rejected`: what feedback became, and what the join could not use. Both only read.
+
+Texts of people and of the model are printed by `evidence show --text` alone; who gave what is a pseudonym.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+
+evidence_app = typer.Typer(help="What feedback became.", no_args_is_help=True)
+rejected_app = typer.Typer(help="Records that the join could not use (plaudit.rejected).", no_args_is_help=True)
+
+
+@evidence_app.command("show")
+def show_evidence(
+    interaction: Annotated[str, typer.Argument(help="Id of the interaction, as the reply gave it.")],
+    text: Annotated[bool, typer.Option("--text", help="Also what people and the model wrote.")] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Show the feedback on an interaction: its status, the evidence it gave, what that is used for."""
+    settings = load(config, assign, data_dir)
+    from plaudit.errors import NoInteraction
+    from plaudit.evidence.trace import channel_of, trace
+    from plaudit.plugins import load_plugins
+    from plaudit.release.registry import Registry
+
+    with Registry(settings.store_url, settings.registry_root) as registry:
+        channel = channel_of(registry.database, interaction)
+        if channel is None:
+            raise NoInteraction(
+                f"the join has read neither an interaction {interaction!r} nor feedback on it; `plaudit status` says "
+                "whether the join runs and how many records it has not read"
+            )
+        plugin = load_plugins(settings.plugins.allow).get(channel.domain)
+        found = trace(
+            registry.database,
+            interaction,
+            registry.salt(channel) if registry.state(channel) else None,
+            few_raters=plugin is not None and plugin.declaration.few_raters,
+            texts=text,
+        )
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _trace_lines(found))
+
+
+@rejected_app.command("list")
+def list_rejected(
+    last: Annotated[int, typer.Option("--last", help="Number of the newest ones to show.", min=1)] = 20,
+    reason: Annotated[str, typer.Option("--reason", help="Only those of one reason, such as ID_CONFLICT.")] = "",
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """List what the join could not use and why, the newest last."""
+    settings = load(config, assign, data_dir)
+    from plaudit.eventlog import open_log
+    from plaudit.evidence.rejected import read_rejected
+
+    log = open_log(settings)
+    try:
+        found = read_rejected(log, last, reason)
+    finally:
+        log.close()
+    if as_json:
+        rows = [
+            {
+                "rejected_at": each.rejected_at.isoformat(timespec="seconds"),
+                "reason": each.reason,
+                "message": each.message,
+                "record": f"{each.topic}:{each.partition}:{each.offset}",
+                "key": each.key.decode(errors="replace"),
+                "bytes": len(each.value),
+            }
+            for each in found.newest
+        ]
+        typer.echo(json.dumps({"counts": found.counts, "newest": rows}, indent=2, ensure_ascii=False))
+        return
+    if not found.newest:
+        typer.echo("nothing was rejected" + (f" as {reason}" if reason else ""))
+        return
+    for each in found.newest:
+        where = f"{each.topic}:{each.partition}:{each.offset}"
+        typer.echo(f"{each.rejected_at.isoformat(timespec='seconds')}  {each.reason:<18} {where}  {each.message}")
+    counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
+    typer.echo(f"in all: {counts}; docs/errors.md has the reasons")
+
+
+def _trace_lines(found: dict[str, Any]) -> str:
+    if found["here"]:
+        lines = [f"{found['interaction_id']}  {found['channel']}  {found['purpose']}  {found['completed_at']}"]
+        lines += [f"  {message['role']}: {message['content']}" for message in found.get("messages", ())]
+        for each in found["candidates"]:
+            valid = "" if each["valid"] else ", invalid"
+            option = f", option {each['option_id']}" if "option_id" in each else ""
+            wrote = f": {each['text']}" if "text" in each else ""
+            lines.append(f"  candidate {each['place']} of release {each['release']}{option}{valid}{wrote}")
+    else:
+        lines = [f"{found['interaction_id']}: the interaction has not arrived; feedback on it waits"]
+    if not found["feedback"]:
+        lines.append("  no feedback")
+    for act in found["feedback"]:
+        reason = f" ({act['reason']})" if act["reason"] else ""
+        lines.append(
+            f"  {act['accepted_at']}  {_words(act, _ACT_FRAME)}: {act['status']}{reason}, by {act['who'][:12]}"
+        )
+        for piece in act["evidence"]:
+            use = f": {piece['use']}" if "use" in piece else ""
+            lines.append(f"      -> {piece['piece']} {_words(piece, _PIECE_FRAME)}{use}")
+        if act["status"] == "joined" and not act["evidence"]:
+            lines.append("      -> no evidence: a comment teaches nothing by itself, and a domain may leave an act out")
+    return "\n".join(lines)
+
+
+_ACT_FRAME = frozenset({"feedback_id", "who", "accepted_at", "status", "reason", "evidence"})
+_PIECE_FRAME = frozenset({"piece", "rater_split", "group_split", "use"})
+
+
+def _words(fields: dict[str, Any], without: frozenset[str]) -> str:
+    kind = fields.get("kind", "")
+    rest = ", ".join(
+        f"{name.removesuffix('_id').replace('_', ' ')} {value}"
+        for name, value in fields.items()
+        if name not in without and name != "kind" and value not in ("", None)
+    )
+    return f"{kind} ({rest})" if kind and rest else kind or rest

@@ -1,0 +1,64 @@
+"""Reads plaudit.rejected: what the join could not use, with the reason, from any event log. Changes nothing.
+
+Enters: an event log. Leaves: the newest rejections, each once. Memory is bounded by how many are asked for.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+
+from plaudit.errors import LogUnavailable
+from plaudit.eventlog import EventLog, Topic
+from plaudit.eventlog.codec import Rejected, decode
+
+_WAIT_SECONDS = 15.0  # for a broker to hand out the partitions
+_POLL_SECONDS = 0.5
+_RECORDS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Rejections:
+    """Counts by reason of all that is in the log, and the newest ones, oldest first."""
+
+    counts: dict[str, int]
+    newest: tuple[Rejected, ...]
+
+
+def read_rejected(log: EventLog, most: int, reason: str = "") -> Rejections:
+    """The newest `most` rejections, of one reason if it is named. Raises LogUnavailable.
+
+    A rejection may have been published twice (docs/join.md): it is given once if both are among the newest.
+    """
+    # A group of its own: whoever works on rejections keeps their place.
+    consumer = log.consumer((Topic.REJECTED,), f"plaudit-list-{uuid.uuid4().hex}", dict)
+    counts: Counter[str] = Counter()
+    newest: OrderedDict[tuple[str, int, int, str], Rejected] = OrderedDict()
+    read: dict[tuple[Topic, int], int] = {}
+    patience = time.monotonic() + _WAIT_SECONDS
+    try:
+        while True:
+            records = consumer.poll(_POLL_SECONDS, _RECORDS)
+            for record in records:
+                read[record.topic, record.partition] = record.offset + 1
+                said = decode(record.value)
+                if not isinstance(said, Rejected) or reason not in ("", said.reason):
+                    continue
+                identity = (said.topic, said.partition, said.offset, said.reason)
+                counts[said.reason] += identity not in newest
+                newest[identity] = said
+                if len(newest) > most:
+                    newest.popitem(last=False)
+            if records:
+                continue
+            if consumer.assigned():
+                ends = consumer.end_positions()
+                # Offsets below the end may hold nothing any more (retention), so an empty poll at the end is enough.
+                if all(read.get(place, 0) >= end for place, end in ends.items()) or time.monotonic() > patience:
+                    return Rejections(dict(sorted(counts.items())), tuple(newest.values()))
+            elif time.monotonic() > patience:
+                raise LogUnavailable(f"no partition of {Topic.REJECTED} was handed out in {_WAIT_SECONDS:.0f} s; retry")
+    finally:
+        consumer.close()
