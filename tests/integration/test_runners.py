@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from peft import PeftModel
-from plaudit.engine import adapters, packed, runners
+from plaudit.engine import adapters, fidelity, frozen, packed, runners
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.fused import Fused
@@ -118,9 +118,9 @@ def test_numbers_far_outside_of_the_spread_are_compared_with_themselves():
     theirs[0, 507] = 20_000.0
     mine = theirs.clone()
     mine[0, 507] += 0.2
-    assert runners._apart(mine, theirs) < runners.EXACT / 10
+    assert fidelity.apart(mine, theirs) < fidelity.EXACT / 10
     mine[0, 507] += 100.0
-    assert runners._apart(mine, theirs) > runners.EXACT
+    assert fidelity.apart(mine, theirs) > fidelity.EXACT
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
@@ -211,28 +211,45 @@ def test_ten_thousand_replies_in_random_company(saved):
     assert _bits_in_random_company(*saved, rounds=1700, seed=3) > 10_000
 
 
+def _gradients(base):
+    ids = torch.tensor([_prompt(1, 30).tokens, _prompt(2, 30).tokens])
+    adapters.inject(base, "trained", layers=2, rank=4, alpha=8, seed=3)
+    with adapters.active(base, "trained"):
+        logits = base.logits(base.upper(base.trunk(ids, 2), 2))
+        logits.square().mean().backward()
+    found = [parameter.grad.clone() for parameter in adapters.parameters(base, "trained")]
+    adapters.remove(base, "trained")
+    assert any(bool(each.any()) for each in found)
+    return logits.detach(), found
+
+
 def test_a_base_is_trained_on_as_before_whatever_serves_it(saved):
     """Packed weights are the engine's own: gradients of an adapter flow through the model's modules, the same ones."""
     base, _ = saved
-    ids = torch.tensor([_prompt(1, 30).tokens])
-
-    def gradients():
-        adapters.inject(base, "trained", layers=2, rank=4, alpha=8, seed=3)
-        with adapters.active(base, "trained"):
-            base.logits(base.upper(base.trunk(ids, 2), 2)).square().mean().backward()
-        found = [parameter.grad.clone() for parameter in adapters.parameters(base, "trained")]
-        adapters.remove(base, "trained")
-        return found
-
-    before = gradients()
-    assert any(bool(each.any()) for each in before)
+    _, before = _gradients(base)
     engine = _engine(base, [])
     try:
         engine.submit([_job(_prompt(1, 30))])[0].result(60)
-        for mine, wanted in zip(gradients(), before, strict=True):
+        for mine, wanted in zip(_gradients(base)[1], before, strict=True):
             assert torch.equal(mine, wanted)
     finally:
         engine.close()
+
+
+@pytest.mark.skipif(not packed.usable(), reason="this torch has no packed linears")
+def test_training_on_packed_linears_has_the_same_logits_and_gradients(make, monkeypatch):
+    base = Base.load(make("llama biased"), context_length=256)
+    wanted, before = _gradients(base)
+    with monkeypatch.context() as broken:
+        broken.setattr(frozen._Linear, "forth", lambda self, inputs: 1.01 * self._forth(inputs))
+        assert not frozen.quicken(base)
+    assert torch.equal(_gradients(base)[0], wanted), "what gives other numbers is taken back"
+    assert frozen.quicken(base)
+    assert isinstance(base.layer(0).get_submodule("mlp.gate_proj").forward, frozen._Linear)
+    logits, after = _gradients(base)
+    assert torch.allclose(logits, wanted, atol=1e-4)
+    for mine, plain in zip(after, before, strict=True):
+        assert torch.allclose(mine, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
 
 
 @pytest.mark.parametrize("kind", [Fused, Modules])

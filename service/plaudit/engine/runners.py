@@ -7,15 +7,13 @@ import torch
 
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
+from plaudit.engine.fidelity import EXACT, apart, probe
+from plaudit.engine.frozen import quicken
 from plaudit.engine.fused import Fused, Unfit
 from plaudit.engine.prefixes import attend_to, causal_bias
 from plaudit.engine.runner import Modules, Runner
 
 log = structlog.get_logger(__name__)
-
-# Difference of two passes in fp32, relative to the spread of what they give and to each number: sums in another order.
-EXACT = 1e-3
-PROBE_TOKENS = 48
 
 
 def choose(base: Base, bank: AdapterBank, capture_layer: int) -> Runner:
@@ -24,7 +22,8 @@ def choose(base: Base, bank: AdapterBank, capture_layer: int) -> Runner:
         quick = Fused(base, bank, capture_layer)
         _require_same(base, quick, capture_layer)
     except Unfit as why:
-        log.info("the model's own layers serve", family=type(base.model).__name__, why=str(why))
+        packed = quicken(base)
+        log.info("the model's own layers serve", family=type(base.model).__name__, packed=packed, why=str(why))
         return Modules(base, bank, capture_layer)
     log.info("packed linears serve", family=type(base.model).__name__, prompts_together=quick.stands_alone)
     return quick
@@ -33,29 +32,19 @@ def choose(base: Base, bank: AdapterBank, capture_layer: int) -> Runner:
 @torch.no_grad()
 def _require_same(base: Base, quick: Fused, capture_layer: int) -> None:
     """Raise Unfit if the runner gives other trunk activations or logits than the base's own pass."""
-    tokens = [i * 7919 % base.vocab_size for i in range(PROBE_TOKENS)]
-    ids = torch.tensor([tokens], device=base.device)
+    ids = probe(base)
     trunk = base.trunk(ids, capture_layer)
     last = base.upper(trunk, capture_layer)[0]
     past = _Whole()
-    found, ours = quick.run(ids[0], torch.arange(PROBE_TOKENS, device=base.device), past, None)
+    found, ours = quick.run(ids[0], torch.arange(ids.shape[1], device=base.device), past, None)
     for name, mine, theirs in (
         ("trunk activations", found, trunk[0]),
         ("hidden states", ours, last),
         ("logits", quick.logits(ours), base.logits(last)),
     ):
-        apart = _apart(mine, theirs)
-        if not apart <= EXACT:
-            raise Unfit(f"{name} differ by {apart:.2g} of their spread")
-
-
-def _apart(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference relative to the spread or, of a number far outside of it, to the number itself.
-
-    Trained models give their first token activations of thousands of spreads (Sun et al. 2024, arXiv:2402.17762), and
-    rounding is relative: 0.2 of 20,000 is as exact as fp32 gets.
-    """
-    return float(((mine - theirs).abs() / (theirs.abs() + theirs.std())).max())
+        difference = apart(mine, theirs)
+        if not difference <= EXACT:
+            raise Unfit(f"{name} differ by {difference:.2g} of their spread")
 
 
 class _Whole:

@@ -17,6 +17,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from plaudit.engine.base import Base
+from plaudit.engine.frozen import quicken
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import open_log
@@ -118,10 +119,13 @@ def open_learner(settings: Settings, *, wait: bool = False) -> Learner:
         update={"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
     )
     count_failures(plugins, metrics)
+    torch_engine = TorchEngine(base, engine, settings.model)
+    # Behind the engine, which compares its own way with the model's plain one.
+    quicken(base)
     return Learner(
         settings=settings,
         base=base,
-        engine=TorchEngine(base, engine, settings.model),
+        engine=torch_engine,
         log=event_log,
         store=store,
         registry=registry,
