@@ -6,9 +6,11 @@ import json
 import httpx
 import openai
 import pytest
+import structlog
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Topic
 from plaudit.plugins import load_plugins
+from plaudit.serving.http import shapes
 from plaudit.serving.http.app import HANDLE_HEADER
 from plaudit.testing.serving import local_server, serve_settings
 from plaudit.types import Purpose, Thumbs
@@ -200,6 +202,9 @@ def test_bodies_that_are_no_requests_get_an_error_and_no_text_back(plain):
         answer = plain.post("/chat/completions", content=body)
         assert answer.status_code == 400, body
         assert "secret" not in answer.text
+    for body in (b'{"a": NaN}', b'{"seed": ' + b"9" * 5000 + b"}", '{"model": "echo"}'.encode("utf-16")):
+        answer = plain.post("/chat/completions", content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_FIELD"), body[:20]
     for body in ({"handle": 7}, {"secret": 1}, {"handle": "x", "thumbs": {"up": "secret"}}, []):
         answer = plain.post("/feedback", json=body)
         assert 400 <= answer.status_code < 500, body
@@ -207,6 +212,72 @@ def test_bodies_that_are_no_requests_get_an_error_and_no_text_back(plain):
         assert "secret" not in answer.text
     assert plain.get("/nothing").json()["error"]["code"] == "NOT_OFFERED"
     assert plain.get("/chat/completions").status_code == 405
+
+
+WRONG = {
+    '"messages": [{"role": [], "content": "x"}]': "messages[0].role",
+    '"messages": [{"role": {}, "content": "x"}]': "messages[0].role",
+    '"plaudit": {"purpose": []}': "plaudit.purpose",
+    '"temperature": 1' + "0" * 400: "temperature",
+    '"top_p": 1e400': "top_p",
+    '"top_k": 1e400': "top_k",
+    '"top_k": -1': "top_k",
+    '"top_k": 99999999999': "top_k",
+    '"top_k": 1.5': "top_k",
+    '"stream": "false"': "stream",
+    f'"{"k" * 9000}": 1': "k" * 64,
+}
+HALF = {
+    "/chat/completions": (
+        '{"model": "echo", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        '{"model": "\\uDFFF", "messages": [{"role": "user", "content": "x"}]}',
+        '{"model": "echo", "messages": [{"role": "user", "content": "x", "\\ud800": 1}]}',
+    ),
+    "/feedback": ('{"handle": "\\ud800"}', '{"\\ud83d": "x"}'),
+    "/feedback/retract": ('{"\\ud83d": "x"}',),
+}
+
+
+def test_values_of_a_wrong_type_or_size_are_refused_by_name(door, plain):
+    for wrong, param in WRONG.items():
+        good = "" if '"messages"' in wrong else '"messages": [{"role": "user", "content": "x"}], '
+        answer = plain.post("/chat/completions", content=f'{{"model": "echo", {good}{wrong}}}')
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "INVALID_FIELD", param), wrong[:60]
+    rating = '{"handle": "x", "rating": {"value": 1' + "0" * 400 + "}}"
+    assert plain.post("/feedback", content=rating).json()["error"]["code"] == "INVALID_FIELD"
+    assert door.records(Topic.INTERACTIONS) == []
+
+
+def test_half_a_character_is_refused_and_a_whole_one_in_two_halves_is_taken(plain):
+    for path, bodies in HALF.items():
+        for body in bodies:
+            answer = plain.post(path, content=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_TEXT"), body
+    whole = (
+        '{"model": "echo", "messages": [{"role": "user", "content": "\\ud83d\\ude00"}], "max_tokens": 2, "top_k": 5.0}'
+    )
+    assert plain.post("/chat/completions", content=whole).status_code == 200
+
+
+def test_headers_that_grpc_cannot_carry_are_left_out(plain):
+    body = {"model": "echo", "messages": HELLO, "max_tokens": 2}
+    for name in ("x-request-id", "traceparent", "authorization"):
+        answer = plain.post("/chat/completions", json=body, headers=[(name.encode(), "a\xe9\tb".encode("latin-1"))])
+        assert answer.status_code == 200, name
+
+
+def test_what_breaks_has_openais_shape_and_one_line_in_the_log(plain, monkeypatch):
+    def breaks(*_):
+        raise KeyError("what somebody wrote")
+
+    monkeypatch.setattr(shapes, "completion", breaks)
+    with structlog.testing.capture_logs() as lines:
+        answer = plain.post("/chat/completions", json={"model": "echo", "messages": HELLO, "max_tokens": 2})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "INTERNAL")
+    assert "what somebody wrote" not in answer.text
+    broke = {"event": "request broke", "path": "/v1/chat/completions", "error": "KeyError"}
+    assert [line for line in lines if broke.items() <= line.items()]
 
 
 def test_a_caller_who_leaves_a_stream_leaves_a_record_of_what_went_out(door, url):

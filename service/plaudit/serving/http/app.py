@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -21,9 +22,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from plaudit.errors import InternalError, InvalidField, MessageTooLarge, PlauditError
+from plaudit.errors import InternalError, InvalidField, InvalidText, MessageTooLarge, PlauditError
 from plaudit.serving.http import shapes
 from plaudit.serving.interceptors import REQUEST_ID_KEY
+from plaudit.telemetry import get_logger
 from plaudit.v1 import (
     assistant_pb2,
     assistant_pb2_grpc,
@@ -36,8 +38,14 @@ from plaudit.wire import RETRY_SECONDS, from_call
 
 HANDLE_HEADER = "x-plaudit-handle"
 TENANT_HEADER, SESSION_HEADER = "x-plaudit-tenant", "x-plaudit-session"
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 # Headers that travel on as the call's metadata.
 _PASSED_ON = (REQUEST_ID_KEY, "traceparent", "authorization")
+
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+log = get_logger("plaudit.http")
 
 
 class Routes:
@@ -52,12 +60,15 @@ class Routes:
         """The application."""
         return Starlette(
             routes=[
-                Route("/v1/models", self.models, methods=["GET"]),
-                Route("/v1/models/{name}", self.model, methods=["GET"]),
-                Route("/v1/chat/completions", self.chat, methods=["POST"]),
-                Route("/v1/feedback", self.feedback, methods=["POST"]),
-                Route("/v1/feedback/retract", self.retract, methods=["POST"]),
-                Route("/healthz", self.healthz, methods=["GET"]),
+                Route(path, _whole(path, answer), methods=[method])
+                for path, method, answer in (
+                    ("/v1/models", "GET", self.models),
+                    ("/v1/models/{name}", "GET", self.model),
+                    ("/v1/chat/completions", "POST", self.chat),
+                    ("/v1/feedback", "POST", self.feedback),
+                    ("/v1/feedback/retract", "POST", self.retract),
+                    ("/healthz", "GET", self.healthz),
+                )
             ],
             exception_handlers={PlauditError: _failed, grpc.aio.AioRpcError: _refused, HTTPException: _no_route},
         )
@@ -132,7 +143,9 @@ class Routes:
         for domain in self._domains:
             channel = shapes.channel_name(domain, request.headers.get(TENANT_HEADER, ""))
             try:
-                found = await stub.ListReleases(releases_pb2.ListReleasesRequest(channel=channel), timeout=10.0)
+                found = await stub.ListReleases(
+                    releases_pb2.ListReleasesRequest(channel=channel), timeout=10.0, metadata=_metadata(request)
+                )
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise
@@ -157,10 +170,43 @@ class Routes:
                 raise MessageTooLarge(
                     f"the body is larger than {self._max_bytes} bytes, the service's limit (serve.max_message_bytes)"
                 )
+        return _json_of(bytes(read))
+
+
+def _whole(path: str, answer: Answer) -> Answer:
+    """The same route, of which whatever breaks is answered in OpenAI's shape and logged without its message."""
+
+    async def whole(request: Request) -> Response:
         try:
-            return json.loads(read)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise InvalidField("the body is no JSON; send a JSON object in UTF-8", field="") from error
+            return await answer(request)
+        except (PlauditError, grpc.aio.AioRpcError, HTTPException):
+            raise
+        except Exception as error:
+            log.exception("request broke", path=path, error=type(error).__name__)
+            raise InternalError("a bug in the service; its logs have the details") from error
+
+    return whole
+
+
+def _json_of(data: bytes) -> Any:
+    """The value of a body; raises InvalidField, or InvalidText for half a character (a lone surrogate)."""
+    try:
+        # NaN is none of JSON's words, and an integer may have more digits than Python reads (a ValueError too).
+        text = data.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_no_constant)
+        if _HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidText(
+            "a text in the body holds half a character (one of \\ud800 to \\udfff alone); send whole ones", field=""
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidField("the body is no JSON; send a JSON object in UTF-8", field="") from error
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 async def _or_left(call: Any, request: Request) -> Any:
@@ -199,13 +245,15 @@ def _event(value: dict[str, Any]) -> bytes:
 
 
 def _metadata(request: Request) -> list[tuple[str, str]]:
-    return [(name, request.headers[name]) for name in _PASSED_ON if name in request.headers]
+    """Headers that travel on; one that is not of printable ASCII is none to gRPC, and is left out."""
+    found = [(name, request.headers[name]) for name in _PASSED_ON if name in request.headers]
+    return [(name, value) for name, value in found if value.isascii() and value.isprintable()]
 
 
 def _parsed(body: Any, message: Any) -> Any:
     try:
         return json_format.ParseDict(body, message)
-    except (json_format.ParseError, TypeError, ValueError, AttributeError) as error:
+    except (json_format.ParseError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         # The library's message may quote what people wrote.
         raise InvalidField(
             f"the body is no {message.DESCRIPTOR.full_name} in JSON; its fields stand in protos/plaudit/v1", field=""

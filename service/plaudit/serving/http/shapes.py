@@ -8,8 +8,9 @@ refused with the name of the parameter, never ignored.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from plaudit.types import Channel
 from plaudit.v1 import assistant_pb2
 
 MODEL_VERSION = "@"  # "domain@version" names a release.
+_LONGEST_NAME = 64  # characters of an unknown parameter's name that its refusal repeats
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _FINISH = {
     assistant_pb2.FINISH_REASON_EOS: "stop",
@@ -29,12 +31,11 @@ _PURPOSES = {
     "explore": assistant_pb2.PURPOSE_EXPLORE,
     "evaluate": assistant_pb2.PURPOSE_EVALUATE,
 }
-_SAMPLING = {"temperature": float, "top_p": float, "top_k": int}
 # Taken and left without effect: they say something about the caller's books, not about the answer.
 _NO_EFFECT = frozenset({"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"})
 _TAKEN = _NO_EFFECT | {
     *("model", "messages", "n", "stop", "seed", "stream", "user", "max_tokens", "max_completion_tokens", "plaudit"),
-    *_SAMPLING,
+    *("temperature", "top_p", "top_k"),
 }
 # Values that ask for nothing: clients send them without being asked to.
 _NOTHING: tuple[Any, ...] = (None, False, 0, [], {}, "auto", "none", {"type": "text"})
@@ -70,14 +71,16 @@ def asked(body: Any, tenant: str, session_id: str) -> Asked:
         raise InvalidField("the body is no JSON object; send what OpenAI's chat completions take", field="")
     for name, value in body.items():
         if name not in _TAKEN and not any(value is nothing or value == nothing for nothing in _NOTHING):
-            raise InvalidField(f"{name} is not supported here; leave it out", field=name)
+            raise _not_supported(name)
     domain, version = _model(body.get("model"))
     ours = body.get("plaudit") or {}
     if not isinstance(ours, Mapping) or set(ours) - {"passages", "purpose", "interaction_id", "rater"}:
         raise InvalidField(
             "plaudit takes passages, purpose, interaction_id and rater, and nothing else", field="plaudit"
         )
-    sampling = {name: kind(body[name]) for name, kind in _SAMPLING.items() if _number(body, name, kind) is not None}
+    sampling: dict[str, Any] = {
+        name: read(body[name], name) for name, read in _SAMPLING.items() if body.get(name) is not None
+    }
     most = body.get("max_completion_tokens")
     if most is None:
         most = body.get("max_tokens")
@@ -105,7 +108,10 @@ def asked(body: Any, tenant: str, session_id: str) -> Asked:
         request.seed = _whole(body["seed"], "seed", most=2**64 - 1)
     options = body.get("stream_options") or {}
     usage = bool(options.get("include_usage")) if isinstance(options, Mapping) else False
-    return Asked(request, bool(body.get("stream")), usage)
+    stream = body.get("stream")
+    if not isinstance(stream, bool | None):
+        raise InvalidField("stream is neither true nor false", field="stream")
+    return Asked(request, bool(stream), usage)
 
 
 def completion(reply: assistant_pb2.GenerateResponse, domain: str) -> dict[str, Any]:
@@ -223,13 +229,13 @@ def _messages(messages: Any) -> list[assistant_pb2.Message]:
         if not isinstance(each, Mapping):
             raise InvalidField(f"{field} is no object with role and content", field=field)
         role = each.get("role")
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise InvalidField(
                 f"{field}.role is not supported; use system, developer, user or assistant", field=f"{field}.role"
             )
         for name in set(each) - {"role", "content", "name", "refusal"}:
             if each[name]:
-                raise InvalidField(f"{field}.{name} is not supported here; leave it out", field=f"{field}.{name}")
+                raise _not_supported(f"{field}.{name}")
         found.append(assistant_pb2.Message(role=_ROLES[role], content=_content(each.get("content"), field)))
     return found
 
@@ -258,30 +264,41 @@ def _passages(passages: Any) -> list[assistant_pb2.Passage]:
 
 
 def _purpose(name: Any) -> assistant_pb2.Purpose:
-    if name not in _PURPOSES:
+    if not isinstance(name, str) or name not in _PURPOSES:
         raise InvalidField("plaudit.purpose is none of serve, explore, evaluate", field="plaudit.purpose")
     return _PURPOSES[name]
 
 
-def _number(body: Mapping[str, Any], name: str, kind: type) -> float | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
-        raise InvalidField(f"{name} is no {'whole ' if kind is int else ''}number", field=name)
-    return value
+def _number(value: Any, field: str) -> float:
+    """A finite number; JSON's integers have no end, and 1e400 is one of its numbers."""
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InvalidField(f"{field} is no number that a computer can hold", field=field)
+    return number
 
 
 def _whole(value: Any, field: str, most: int = 2**31 - 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+    whole = int(value) if isinstance(value, float) and value.is_integer() else value  # some clients write 5.0
+    if isinstance(whole, bool) or not isinstance(whole, int) or not 0 <= whole <= most:
         raise InvalidField(f"{field} is no whole number from 0 to {most}", field=field)
-    return value
+    return whole
+
+
+_SAMPLING: Mapping[str, Callable[[Any, str], float]] = {"temperature": _number, "top_p": _number, "top_k": _whole}
 
 
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         raise InvalidField(f"{field} is no text", field=field)
     return value
+
+
+def _not_supported(name: str) -> InvalidField:
+    short = name[:_LONGEST_NAME]
+    return InvalidField(f"{short} is not supported here; leave it out", field=short)
 
 
 def _delta(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
