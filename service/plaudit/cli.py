@@ -21,7 +21,7 @@ from plaudit.cli_evidence import evidence_app, rejected_app
 from plaudit.cli_plugins import plugins_app
 from plaudit.cli_release import release_app
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
-from plaudit.signals import end_on_signals, stop_on_signals
+from plaudit.signals import end_on_signals, end_with_parent, stop_on_signals
 
 if TYPE_CHECKING:
     from plaudit.settings import Settings
@@ -254,6 +254,7 @@ def main() -> None:
 
     # Before anything is loaded: a signal during the start ends it, also if this is PID 1 of a container.
     end_on_signals()
+    end_with_parent()
     quiet_crashes()
     # Read when torch loads OpenMP. Threads that wait must not burn the core that another process needs, and waking one
     # takes longer than most of a decode step's products: they spin for some microseconds and then sleep.

@@ -1,8 +1,8 @@
 """`plaudit up`: serve, join and learn as children of one command over one data directory.
 
 Enters: the options that all three share. Leaves: their logs, line by line under their names, on standard error; a child
-that dies is started again after a pause that grows; one that cannot start ends all. Nothing else is shared: each child
-is the command that an operator would run.
+that dies is started again after a pause that grows; one that cannot start ends all, and all end if this command dies.
+Nothing else is shared: each child is the command that an operator would run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from plaudit.signals import StopEvent
+from plaudit.signals import ENDS_WITH_STDIN, StopEvent
+from plaudit.waiting import doubled
 
 NAMES = ("serve", "join", "learn")
 # What a child that cannot run ends with, having said why; so often in a row, and it will not. A child that dies of
@@ -49,10 +50,11 @@ class Child:
         """Starts the process, and a thread that passes its lines on."""
         self.process = subprocess.Popen(
             self.command,
-            stdin=subprocess.DEVNULL,
+            # Its other end closes with this process, however that ends: then the child ends too.
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **ENDS_WITH_STDIN, "PYTHONUNBUFFERED": "1"},
             # Ctrl-C in a terminal reaches this command alone, which ends its children in their order.
             process_group=0,
         )
@@ -81,6 +83,13 @@ class Child:
                 self.process.wait()
         if self.reader is not None:
             self.reader.join(5.0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of a process that has ended."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process = None
 
 
 def up(options: Sequence[str], serve_options: Sequence[str], stop: StopEvent, say: Say) -> int:
@@ -113,11 +122,11 @@ def _kept_up(child: Child, say: Say) -> bool:
         lived = time.monotonic() - child.began
         child.deaths = child.deaths + 1 if lived < LONG_SECONDS else 0
         child.refusals = child.refusals + 1 if code == EXPLAINED and lived < LONG_SECONDS else 0
-        child.process = None
+        child.forget()
         if child.refusals >= MOST_TRIES:
             say(f"up    | {child.name} ended {MOST_TRIES} times for what its last lines say")
             return False
-        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**child.deaths)
+        pause = doubled(FIRST_PAUSE, child.deaths, LONGEST_PAUSE)
         child.start_at = time.monotonic() + pause
         say(f"up    | {child.name} ended with code {code} after {lived:.0f} s; it is started again in {pause:g} s")
     elif child.process is None and time.monotonic() >= child.start_at:

@@ -16,14 +16,20 @@ from plaudit.signals import StopEvent
 
 FIRST_SECONDS = 1.0  # after the first loss; twice as long each time
 LONGEST_SECONDS = 15.0
+_MOST_DOUBLINGS = 8  # more than the longest pause has; a power without a bound is a number that no float holds
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
+def doubled(first: float, times: int, longest: float) -> float:
+    """`first` seconds doubled so many times, at most `longest`, however often that is."""
+    return min(first * 2.0 ** min(times, _MOST_DOUBLINGS), longest)
+
+
 def pause(process: str, stop: threading.Event, error: Exception, losses: int) -> None:
     """Says what is away or full, and waits a second after the first loss, up to fifteen after many in a row."""
-    seconds = min(FIRST_SECONDS * 2.0 ** (losses - 1), LONGEST_SECONDS)
+    seconds = doubled(FIRST_SECONDS, losses - 1, LONGEST_SECONDS)
     # The messages of our own errors name files, hosts and what the disk or server said: nothing that people wrote.
     why = error.message if isinstance(error, LogUnavailable | StoreUnavailable) else type(error).__name__
     _log.warning(f"{process}.waits", why=why, seconds=seconds)

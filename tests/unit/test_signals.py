@@ -112,3 +112,49 @@ def test_every_command_catches_signals_before_it_loads_anything(tmp_path):
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 128 + signal.SIGTERM
         assert caught >> (signal.SIGTERM - 1) & 1
+
+
+KEEPERS = {
+    "up": "from plaudit.up import Child\n"
+    "child = Child('serve', (sys.executable, '-c', sys.argv[1]))\n"
+    "child.start(lambda line: print(line, flush=True))\n",
+    "demo": "from pathlib import Path\n"
+    "from plaudit.demo import processes\n"
+    "processes.PROGRAM = (sys.executable, '-c', sys.argv[1])\n"
+    "kept = processes.Processes(Path(sys.argv[2]), threads=1)\n"
+    "child = kept.start('serve', [])\n",
+}
+KEPT = """
+import os, sys, time
+from plaudit.signals import end_on_signals, end_with_parent
+
+end_on_signals()
+end_with_parent()
+assert "PLAUDIT_ENDS_WITH_STDIN" not in os.environ
+open(sys.argv[1], "w").close()
+try:
+    time.sleep(60)
+finally:
+    print("a line to a log that nobody reads any more", flush=True)
+    os.remove(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("keeper", KEEPERS)
+def test_children_end_with_their_parent_even_if_it_is_killed(keeper, tmp_path):
+    runs = tmp_path / "runs"
+    child = KEPT.replace("sys.argv[1]", repr(str(runs)))
+    program = f"import sys, time\n{KEEPERS[keeper]}time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, child, str(tmp_path)]) as parent:
+        try:
+            _until(runs.exists)
+        finally:
+            parent.kill()
+    _until(lambda: not runs.exists())
+
+
+def _until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)

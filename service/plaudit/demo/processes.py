@@ -19,7 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from plaudit.signals import ENDS_WITH_STDIN
+
 TAIL_LINES = 25
+PROGRAM = (sys.executable, "-m", "plaudit.cli")
 # glibc gives large blocks back to the system after each step and asks for them anew; training is a third faster when
 # it keeps them.
 GLIBC_KEEPS_MEMORY = {
@@ -91,11 +94,12 @@ class Processes:
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "plaudit.cli", *arguments],
-                stdin=subprocess.DEVNULL,
+                [*PROGRAM, *arguments],
+                # Its other end closes with this process, however that ends: then the child ends too.
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**self._environ(), **(environ or {})},
+                env={**self._environ(), **(environ or {}), **ENDS_WITH_STDIN},
             )
         child = Child(name, tuple(arguments), log, process, time.monotonic(), ends)
         self._children.append(child)
