@@ -63,6 +63,8 @@ class ModelSettings(Section):
 class EngineSettings(Section):
     """Decoding."""
 
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Format of the frozen linears on CPUs, served and trained with; auto: bfloat16 if the processor multiplies it."""
     widths: tuple[int, ...] = (4, 16, 64)
     """Batch widths, ascending; a completion keeps its width, so that its bits never depend on other traffic."""
     adapter_slots: int = Field(default=6, ge=2, le=64)

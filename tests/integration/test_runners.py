@@ -16,6 +16,7 @@ from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.runner import Modules
 from plaudit.engine.runners import choose
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.errors import Misconfigured
 from plaudit.settings import EngineSettings, ModelSettings
 from plaudit.testing.models import tiny_family, tiny_model
 from plaudit.types import Sampling
@@ -43,6 +44,9 @@ BY_MODULES = {
 def make(tmp_path_factory):
     made = tmp_path_factory.mktemp("families")
     return lambda name: tiny_family(made / name.replace(" ", "-"), name.split()[0], **{**QUICK, **BY_MODULES}[name])
+
+
+in_bfloat16 = pytest.mark.skipif(not packed.multiplies_bfloat16(), reason="this processor does not multiply bfloat16")
 
 
 @pytest.fixture
@@ -150,6 +154,32 @@ def test_greedy_tokens_are_those_of_transformers_and_peft(make, name, tmp_path):
         assert each.logprobs_raw == pytest.approx(other, abs=1e-4)
 
 
+@in_bfloat16
+@pytest.mark.parametrize("name", ["llama biased", "qwen3"])
+def test_linears_in_bfloat16_are_near_and_the_log_probs_say_so(make, name):
+    """Fused and by the model's own modules: nearer to fp32 than an adapter is, and recorded as what they are."""
+    prompt, answer = _prompt(3, 40), list(_prompt(4, 12).tokens)
+    scores = {}
+    for dtype in ("float32", "auto"):
+        base = Base.load(make(name), device="cpu", dtype="float32", context_length=256)
+        engine = TorchEngine(base, EngineSettings(widths=(4,), dtype=dtype), MODEL)
+        engine.stage(KEYS[0], None)
+        try:
+            scores[engine.base_dtype] = torch.tensor(engine.score(prompt, [answer], KEYS[0])[0])
+        finally:
+            engine.close()
+    apart = (scores["bfloat16"] - scores["float32"]).abs()
+    assert float(apart.max()) > 0.0
+    assert float(apart.mean()) < 0.05
+
+
+def test_bfloat16_is_refused_or_passed_over_if_the_processor_does_not_multiply_it(monkeypatch):
+    monkeypatch.setattr(packed, "multiplies_bfloat16", lambda: False)
+    assert packed.number_format("auto") == torch.float32
+    with pytest.raises(Misconfigured, match=r"set engine\.dtype to auto or float32"):
+        packed.number_format("bfloat16")
+
+
 def _generate(model, prompt):
     ids = torch.tensor([prompt.tokens])
     with torch.inference_mode():
@@ -171,7 +201,7 @@ def saved(tmp_path_factory):
     return base, _adapters(base, tmp_path_factory.mktemp("adapters"))
 
 
-def _bits_in_random_company(base, paths, rounds, seed):
+def _bits_in_random_company(base, paths, rounds, seed, **engine):
     """Jobs in `rounds` random batchings; each reply is the one that came first for the same job."""
     drawn, first = random.Random(seed), {}
     lengths = [3, 17, 31, 64, 130, 200]
@@ -179,7 +209,7 @@ def _bits_in_random_company(base, paths, rounds, seed):
         _job(_prompt(n, lengths[n % 6]), KEYS[n % 4], temperature=n % 3 / 2, seed=n, max_tokens=1 + drawn.randrange(12))
         for n in range(40)
     ]
-    engine = _engine(base, paths, prefill_chunk=64)
+    engine = _engine(base, paths, prefill_chunk=64, **engine)
     replies = 0
     try:
         for _ in range(rounds):
@@ -200,6 +230,11 @@ def _bits_in_random_company(base, paths, rounds, seed):
 
 def test_a_reply_has_the_same_bits_in_any_company(saved):
     assert _bits_in_random_company(*saved, rounds=60, seed=1) > 200
+
+
+@in_bfloat16
+def test_in_bfloat16_it_has_too(saved):
+    assert _bits_in_random_company(*saved, rounds=20, seed=4, dtype="bfloat16") > 60
 
 
 def test_without_the_packed_operators_it_has_too(saved, without_packing):
@@ -256,7 +291,7 @@ def test_training_on_packed_linears_has_the_same_logits_and_gradients(make, monk
 def test_a_shared_prefix_is_computed_below_the_adapters_once_for_all(saved, monkeypatch, kind):
     base, paths = saved
     if kind is Modules:
-        monkeypatch.setattr(runners, "Fused", Modules)
+        monkeypatch.setattr(runners, "Fused", lambda base, bank, capture, dtype: Modules(base, bank, capture))
         monkeypatch.setattr(runners, "_require_same", lambda *_: None)
     prompt = EncodedPrompt(_prompt(7, 40).tokens, 30)
     found = []

@@ -99,6 +99,8 @@ class Base:
         self.context_length = 0
         self.eos_ids = _eos_ids(model, tokenizer)
         self.end_of_turn = _end_of_turn(tokenizer, self.eos_ids)
+        # Of the linears' weights in passes over layers; `frozen` may make it another than the model's.
+        self.format = self.dtype
         # PEFT's wrapper once an adapter was injected; owned by `adapters`.
         self.peft: Any = None
 

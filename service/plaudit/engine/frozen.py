@@ -13,7 +13,7 @@ import structlog
 import torch
 
 from plaudit.engine.base import Base
-from plaudit.engine.fidelity import EXACT, apart, probe
+from plaudit.engine.fidelity import COARSE, EXACT, apart, probe
 from plaudit.engine.packed import Packed, usable
 
 log = structlog.get_logger(__name__)
@@ -22,9 +22,9 @@ log = structlog.get_logger(__name__)
 class _Linear:
     """What a linear's `forward` is replaced by."""
 
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        self._linear = linear
-        self._forth = Packed(linear.weight, linear.bias)
+    def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype) -> None:
+        self._linear, self._dtype = linear, dtype
+        self._forth = Packed(linear.weight, linear.bias, dtype)
         self._back: Packed | None = None
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ class _Linear:
     def back(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient (..., in) of the inputs, of the product's (..., out)."""
         if self._back is None:
-            self._back = Packed(self._linear.weight.detach().T)
+            self._back = Packed(self._linear.weight.detach().T, dtype=self._dtype)
         return self._back(gradient.flatten(0, -2)).view(*gradient.shape[:-1], -1)
 
 
@@ -57,10 +57,10 @@ class _Product(torch.autograd.Function):
 
 
 @torch.no_grad()
-def quicken(base: Base) -> bool:
+def quicken(base: Base, dtype: torch.dtype = torch.float32) -> bool:
     """Replace the products of a base's linears, unless that would change what it computes; whether they are replaced.
 
-    Adapters may come and go afterwards.
+    `dtype`: of the layers' weights; the head stays in fp32, as in `fused`. Adapters may come and go afterwards.
     """
     if base.device.type != "cpu" or base.dtype != torch.float32 or not usable():
         return False
@@ -71,9 +71,11 @@ def quicken(base: Base) -> bool:
     before = _logits(base)
     for linear in linears:
         # On the instance: whatever wraps or hooks the module goes on as before.
-        linear.forward = _Linear(linear)  # type: ignore[assignment]
-    difference = apart(_logits(base), before)
-    if difference <= EXACT:
+        own = torch.float32 if linear is base.model.lm_head else dtype
+        linear.forward = _Linear(linear, own)  # type: ignore[assignment]
+    difference = apart(_logits(base), before, dtype)
+    if difference <= (EXACT if dtype == torch.float32 else COARSE):
+        base.format = dtype
         return True
     log.warning("packed linears give other numbers, the plain ones stay", difference=difference)
     for linear in linears:

@@ -50,7 +50,9 @@ class _Linear:
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, layer: torch.nn.Module, index: int, names: Sequence[str], bank: AdapterBank) -> _Linear:
+    def of(
+        cls, layer: torch.nn.Module, index: int, names: Sequence[str], bank: AdapterBank, dtype: torch.dtype
+    ) -> _Linear:
         # PEFT may have wrapped a linear.
         wrapped: list[Any] = [layer.get_submodule(name) for name in names]
         linears = [getattr(each, "base_layer", each) for each in wrapped]
@@ -65,7 +67,7 @@ class _Linear:
                     for each, n in zip(linears, sizes, strict=True)
                 ]
             )
-        packed = Packed(torch.cat([each.weight for each in linears]), bias)
+        packed = Packed(torch.cat([each.weight for each in linears]), bias, dtype)
         return cls(packed, bank.correction(index, names, sizes), sizes)
 
     def __call__(self, rows: torch.Tensor, others: torch.Tensor | None) -> torch.Tensor:
@@ -112,21 +114,25 @@ class _Layer:
 
 
 class Fused:
-    """Runs a base of the Llama family in fp32 on the CPU; raises Unfit for any other."""
+    """Runs a base of the Llama family in fp32 on the CPU; raises Unfit for any other.
 
-    def __init__(self, base: Base, bank: AdapterBank, capture_layer: int) -> None:
+    `dtype` is the number format of the layers' linears. The head stays in fp32: a logit of 20 that is rounded to
+    bfloat16 is wrong by up to .06, which is as much in the log-prob; so do adapters, which are small.
+    """
+
+    def __init__(self, base: Base, bank: AdapterBank, capture_layer: int, dtype: torch.dtype = torch.float32) -> None:
         if base.device.type != "cpu" or base.dtype != torch.float32:
             raise Unfit("packed weights are for fp32 on CPUs")
         head = base.model.lm_head
         if type(head) is not torch.nn.Linear or type(base.embedding) is not torch.nn.Embedding:
             raise Unfit(f"its head is a {type(head).__name__}, its embedding a {type(base.embedding).__name__}")
-        self.device, self.dtype = base.device, base.dtype
+        self.device, self.dtype, self.format = base.device, base.dtype, dtype
         self.shared = shared_layers(bank, capture_layer)
         self._capture_layer = capture_layer
         self._bank = bank
         self._embedding = base.embedding.weight.detach()
         self._cos, self._sin = _angles(base)
-        self._layers = [_layer(base, index, bank) for index in range(base.num_layers)]
+        self._layers = [_layer(base, index, bank, dtype) for index in range(base.num_layers)]
         self._norm = _Norm.of(base.final_norm)
         self._head = Packed(head.weight, head.bias)
         linears = (
@@ -182,7 +188,7 @@ _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 _DOWN = ("mlp.down_proj",)
 
 
-def _layer(base: Base, index: int, bank: AdapterBank) -> _Layer:
+def _layer(base: Base, index: int, bank: AdapterBank, dtype: torch.dtype) -> _Layer:
     layer = base.layer(index)
     known = (*_NORMS, *_QKV, *_OUT, *_GATE_UP, *_DOWN)
     named = {name.replace(".base_layer.", ".") for name, _ in layer.named_parameters() if ".lora_" not in name}
@@ -191,7 +197,7 @@ def _layer(base: Base, index: int, bank: AdapterBank) -> _Layer:
         raise Unfit(f"a {type(layer).__name__} has other weights ({', '.join(strange[:3]) or 'or fewer'})")
     attention: Any = layer.get_submodule("self_attn")
     size = int(attention.head_dim)
-    qkv, out, gate_up, down = (_Linear.of(layer, index, names, bank) for names in (_QKV, _OUT, _GATE_UP, _DOWN))
+    qkv, out, gate_up, down = (_Linear.of(layer, index, names, bank, dtype) for names in (_QKV, _OUT, _GATE_UP, _DOWN))
     return _Layer(
         before_attention=_Norm.of(layer.get_submodule(_NORMS[0])),
         qkv=qkv,

@@ -14,30 +14,40 @@ from collections.abc import Sequence
 
 import torch
 
+from plaudit.errors import Misconfigured
+
 # For how many rows oneDNN chooses the layout: the same kernels then take one row and a thousand, at the same speed.
 LAYOUT_ROWS = 32
 ONE_ROW = ((0, 1),)
 FEW_ROWS = ((5, 2), (3, 17), (33, 64), (90, 7))
 
-# By (out, in): whether a single row is computed as two. For some sizes oneDNN sums a row that stands by itself in an
-# order of its own, and all other counts in one.
-_PAIRED: dict[tuple[int, ...], bool] = {}
+# By (out, in, format): whether a single row is computed as two. For some sizes oneDNN sums a row that stands by itself
+# in an order of its own, and all other counts in one.
+_PAIRED: dict[tuple[int | torch.dtype, ...], bool] = {}
 
 
 class Packed:
-    """y = x W^T + b for x (N, in), in fp32. The weight (out, in) is copied."""
+    """y = x W^T + b for x (N, in), both in fp32. The weight (out, in) is copied, in `dtype`.
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    In bfloat16 inputs and products are rounded, too, and summed in fp32.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         self._bias = None if bias is None else bias.detach().clone()
         plain = weight.detach()
         self.inputs = plain.shape[1]
         self._packed = usable() and plain.device.type == "cpu" and plain.dtype == torch.float32
+        self._dtype = dtype if self._packed else plain.dtype
         self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(plain.contiguous(), LAYOUT_ROWS) if self._packed else plain.clone()
+            torch.ops.mkldnn._reorder_linear_weight(plain.to(dtype).contiguous(), LAYOUT_ROWS)
+            if self._packed
+            else plain.clone()
         )
         self._paired = False
         if self._packed:
-            shape = tuple(plain.shape)
+            shape = (*plain.shape, dtype)
             if shape not in _PAIRED:
                 _PAIRED[shape] = not _same_bits(self, ONE_ROW) and _same_bits(self, FEW_ROWS)
             self._paired = _PAIRED[shape]
@@ -49,7 +59,16 @@ class Packed:
     def _product(self, rows: torch.Tensor) -> torch.Tensor:
         if not self._packed:
             return torch.nn.functional.linear(rows, self._weight, self._bias)
+        if self._dtype != torch.float32:
+            rounded = self._rounded(rows)
+            return rounded.float() if self._bias is None else rounded + self._bias
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+        return product
+
+    def _rounded(self, rows: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            rows.to(self._dtype), self._weight, None, "none", [], ""
+        )
         return product
 
     def add(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -58,6 +77,8 @@ class Packed:
             return self.add(_twice(rows), _twice(other))[:1]
         if not self._packed:
             return other + torch.nn.functional.linear(rows, self._weight, self._bias)
+        if self._dtype != torch.float32:
+            return other + self._product(rows)
         total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, self._bias, "add")
         return total
 
@@ -80,6 +101,32 @@ def usable() -> bool:
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return True
+
+
+def number_format(name: str) -> torch.dtype:
+    """The format of packed weights that `engine.dtype` names; raises Misconfigured for one that would be slow here."""
+    if name == "bfloat16" and not multiplies_bfloat16():
+        raise Misconfigured(
+            "engine.dtype is bfloat16, and this processor (or this torch) has no instructions for it, so that it would "
+            "be many times slower than float32; set engine.dtype to auto or float32",
+            setting="engine.dtype",
+        )
+    return torch.bfloat16 if name != "float32" and multiplies_bfloat16() else torch.float32
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16, and torch's operators do."""
+    if not (usable() and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    weight, rows = torch.randn(96, 80, generator=generator), torch.randn(8, 80, generator=generator)
+    wanted = torch.nn.functional.linear(rows, weight)
+    try:
+        found = Packed(weight, dtype=torch.bfloat16)(rows)
+    except RuntimeError:
+        return False
+    return torch.allclose(found, wanted, atol=0.02 * float(wanted.abs().max()))
 
 
 def _twice(row: torch.Tensor) -> torch.Tensor:

@@ -107,6 +107,8 @@ class Engine(Protocol):
     """Runs the model."""
 
     base_digest: str
+    base_dtype: str
+    """Number format in which the engine computes the base: "float32" or "bfloat16"."""
     context_length: int
     widths: tuple[int, ...]
     end_of_turn: int

@@ -30,6 +30,8 @@ class Runner(Protocol):
 
     device: torch.device
     dtype: torch.dtype
+    format: torch.dtype
+    """Of the linears' weights: what log-probs are as exact as."""
     shared: int
     """Layers whose keys, values and output (the trunk activations) are the same for all adapters."""
 
@@ -68,7 +70,7 @@ class Modules:
     def __init__(self, base: Base, bank: AdapterBank, capture_layer: int) -> None:
         bank.hook()
         self.shared = shared_layers(bank, capture_layer)
-        self.device, self.dtype = base.device, base.dtype
+        self.device, self.dtype, self.format = base.device, base.dtype, base.format
         self._base, self._bank, self._capture_layer = base, bank, capture_layer
         # Written anew at each step: from the allocator so large a block comes as fresh pages, which the system has to
         # clear, and on a small model that is a quarter of a step.

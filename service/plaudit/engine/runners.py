@@ -7,7 +7,7 @@ import torch
 
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
-from plaudit.engine.fidelity import EXACT, apart, probe
+from plaudit.engine.fidelity import COARSE, EXACT, apart, probe
 from plaudit.engine.frozen import quicken
 from plaudit.engine.fused import Fused, Unfit
 from plaudit.engine.prefixes import attend_to, causal_bias
@@ -16,16 +16,20 @@ from plaudit.engine.runner import Modules, Runner
 log = structlog.get_logger(__name__)
 
 
-def choose(base: Base, bank: AdapterBank, capture_layer: int) -> Runner:
-    """The runner for a base. Whatever keeps the quick one from serving is no fault: the model's own layers do."""
+def choose(base: Base, bank: AdapterBank, capture_layer: int, dtype: torch.dtype = torch.float32) -> Runner:
+    """The runner for a base. Whatever keeps the quick one from serving is no fault: the model's own layers do.
+
+    `dtype`: of the linears' weights on CPUs.
+    """
     try:
-        quick = Fused(base, bank, capture_layer)
+        quick = Fused(base, bank, capture_layer, dtype)
         _require_same(base, quick, capture_layer)
     except Unfit as why:
-        packed = quicken(base)
+        packed = quicken(base, dtype)
         log.info("the model's own layers serve", family=type(base.model).__name__, packed=packed, why=str(why))
         return Modules(base, bank, capture_layer)
-    log.info("packed linears serve", family=type(base.model).__name__, prompts_together=quick.stands_alone)
+    family, together = type(base.model).__name__, quick.stands_alone
+    log.info("packed linears serve", family=family, dtype=str(dtype).removeprefix("torch."), prompts_together=together)
     return quick
 
 
@@ -42,8 +46,8 @@ def _require_same(base: Base, quick: Fused, capture_layer: int) -> None:
         ("hidden states", ours, last),
         ("logits", quick.logits(ours), base.logits(last)),
     ):
-        difference = apart(mine, theirs)
-        if not difference <= EXACT:
+        difference = apart(mine, theirs, quick.format)
+        if not difference <= (EXACT if quick.format == torch.float32 else COARSE):
             raise Unfit(f"{name} differ by {difference:.2g} of their spread")
 
 

@@ -33,6 +33,7 @@ from plaudit.engine.base import Base
 from plaudit.engine.lanes import Lane
 from plaudit.engine.memory import Budget, Layout, kv_limit
 from plaudit.engine.options import Plan, Tree, Walk
+from plaudit.engine.packed import number_format
 from plaudit.engine.prefixes import Prefix
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.runners import choose
@@ -93,7 +94,8 @@ class TorchEngine:
         self._settings = engine
         bank = AdapterBank(base, layers=model.adapter_layers, rank=model.adapter_rank, slots=engine.adapter_slots)
         self._layout = Layout.of(base)
-        self._runner = choose(base, bank, self.capture_layer)
+        self._runner = choose(base, bank, self.capture_layer, number_format(engine.dtype))
+        self.base_dtype = str(self._runner.format).removeprefix("torch.")
         self._budget = Budget(kv_limit(base, engine.kv_memory_mb))
         self._lanes = {w: Lane(self._runner, self._layout, self._budget, w) for w in self.widths}
         self._rows: dict[tuple[int, int], TorchTicket] = {}

@@ -18,8 +18,9 @@ from plaudit.release.manifest import Manifest
 
 # float32: the trainer and the engine sum in another order; ten steps of that stay far below 1e-3 nats.
 EXACT_GREATEST = 1e-3
-# bfloat16 or a remote engine: the mean over tokens, and a fifth of what the adapter changes.
-COARSE_MEAN = 5e-3
+# bfloat16 or a remote engine: the mean over tokens, and a fifth of what the adapter changes. On SmolLM2-135M two passes
+# with linears in bfloat16 differ from each other, as from fp32, by .035 on average, for roundings add up over layers.
+COARSE_MEAN = 5e-2
 COARSE_SHARE = 0.2
 FROM_BASE_MEAN = 1e-2
 

@@ -228,10 +228,10 @@ def serve(settings: Settings) -> None:
     private_folder(settings.data_dir)
     metrics = Metrics(CollectorRegistry())
     base = Base.of(settings)
-    exact = str(base.dtype) == "torch.float32"
     registry = opened_at_last("serve", lambda: Registry(settings.store_url, settings.registry_root))
     event_log = opened_at_last("serve", lambda: open_log(settings))
     engine = TorchEngine(base, settings.engine, settings.model)
+    exact = engine.base_dtype == "float32"
     server = Server(settings, engine, event_log, registry, plugins, metrics, exact=exact)
     try:
         expose(metrics, settings.serve.metrics_port, settings.serve.host)

@@ -36,7 +36,7 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         parent=turn.state.live,
         generation=turn.state.generation,
         base_digest=turn.base.digest,
-        base_dtype=str(turn.base.dtype).removeprefix("torch."),
+        base_dtype=str(turn.base.format).removeprefix("torch."),
         temperature=turn.sampling.temperature,
         adapter=Adapter(
             digest=file_digest(folder / ADAPTER_WEIGHTS),
