@@ -209,7 +209,9 @@ def test_gold_judges_the_base_against_itself_as_even(served, monkeypatch):
     logged = served.records(Topic.INTERACTIONS)
     # Nothing that an evaluation asks may be joined or replayed.
     assert {one.purpose for one in logged} == {Purpose.EVALUATE}
-    assert found.to_json()["examples"][0]["prompt"] == found.prompts[0].text
+    example = found.to_json()["examples"][0]
+    assert example["prompt"] == found.prompts[0].text
+    assert {"gold_before", "gold_after"} <= set(example)
 
 
 def test_people_who_are_told_to_end_do_not_wait_for_a_service_that_is_gone(monkeypatch):

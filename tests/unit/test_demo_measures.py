@@ -110,13 +110,34 @@ def changes(*lives: tuple[int, float]) -> list[ChangeRow]:
     return [ChangeRow(number, live, after(at), "a", "r", "m") for number, (live, at) in enumerate(lives)]
 
 
-def test_traffic_counts_replies_by_bin_and_release_and_leaves_evaluations_out():
-    replies = [reply(0, 1, 0, 0), reply(9, 10, 0), reply(59, 61, 1), reply(60, 62, 1, purpose=Purpose.EVALUATE)]
-    found = measure.traffic(changes((0, -5), (1, 30), (1, 40), (0, 50)), replies)
-    assert found["bin_seconds"] == 1.0
-    assert (found["by_version"]["0"][0], found["by_version"]["0"][9], found["by_version"]["1"][60]) == (1, 1, 1)
-    assert sum(map(sum, found["by_version"].values())) == 3
-    assert found["swaps"] == [{"version": 1, "seconds": 29.0}, {"version": 0, "seconds": 49.0}]
+def test_a_swap_is_seen_at_the_second_it_happened_by_the_requests_that_began_in_each():
+    replies = [
+        reply(20, 21, 0),
+        reply(31, 36, 0),  # in flight during the swap, and the base's
+        reply(33.5, 34, 1),
+        reply(33.9, 37, 1),
+        reply(34.6, 35, 1, purpose=Purpose.EVALUATE),
+        reply(90, 91, 1),
+    ]
+    (found,) = measure.swaps(changes((0, -5), (1, 30)), replies)
+    assert (found["version"], found["promoted"]) == (1, -3.5)
+    at = {
+        second: (found["by_version"]["0"][n], found["by_version"]["1"][n]) for n, second in enumerate(found["seconds"])
+    }
+    assert (at[-3], at[0], at[1]) == ((1, 0), (0, 2), (0, 0))
+    assert sum(map(sum, at.values())) == 3  # 20 and 90 lie outside of the picture
+
+
+def test_a_release_that_answered_nobody_has_no_swap_to_show():
+    assert measure.swaps(changes((0, -5), (1, 30)), [reply(40, 41, 0)]) == []
+
+
+def test_examples_are_the_ends_and_the_quarters_of_what_changed():
+    examples = [
+        {"prompt": str(n), "gold_before": 0.0, "gold_after": float(gold)} for n, gold in enumerate([3, -2, 0, 9, 1, 1])
+    ]
+    assert [each["gold_after"] for each in measure.pick_examples(examples)] == [-2.0, 0.0, 1.0, 3.0, 9.0]
+    assert len(measure.pick_examples(examples[:3])) == 3
 
 
 @dataclasses.dataclass

@@ -48,13 +48,18 @@ def data(**more) -> dict:
         "seconds": 780.0,
         "seed": 0,
         "versions": {"plaudit": "0.1.0", "python": "3.11.7"},
-        "traffic": {
-            "bin_seconds": 10.0,
-            "seconds": [0.0, 10.0, 20.0],
-            "by_version": {"0": [5, 3, 0], "1": [0, 2, 6]},
-            "swaps": [{"version": 1, "seconds": 14.0}],
-        },
-        "examples": [{"prompt": f"Prompt {n} | pipe", "before": "A\nb", "after": "C"} for n in range(6)],
+        "swaps": [
+            {
+                "version": 1,
+                "promoted": -2.5,
+                "seconds": [-2, -1, 0, 1],
+                "by_version": {"0": [5, 3, 0, 0], "1": [0, 0, 6, 2]},
+            }
+        ],
+        "examples": [
+            {"prompt": f"Prompt {n} | pipe", "before": "A\nb", "after": "C", "gold_before": 1.0, "gold_after": n / 2}
+            for n in range(5)
+        ],
         "replay": {"replayed": 64, "spanned": 40},
         "commands": ["plaudit serve --config out/plaudit.toml"],
         "domain": "instruction",
@@ -70,11 +75,11 @@ def test_a_report_has_all_its_keys_and_real_pictures(tmp_path):
 
     assert set(KEYS) <= set(json.loads((tmp_path / "report.json").read_text()))
     pictures = [path for path in paths if path.suffix == ".png"]
-    assert [path.name for path in pictures] == ["gold-by-release.png", "gold-against-kl.png", "traffic.png"]
+    assert [path.name for path in pictures] == ["by-release.png", "by-iteration.png", "swaps.png"]
     for picture in pictures:
         content = picture.read_bytes()
         assert content.startswith(b"\x89PNG\r\n\x1a\n")
-        assert struct.unpack(">II", content[16:24]) == (900, 504)  # 7.5 x 4.2 inches at 120 dots
+        assert struct.unpack(">II", content[16:24])[0] == 960  # 8 inches at 120 dots
         assert f"({picture.name})" in (tmp_path / "report.md").read_text()
 
 
@@ -90,8 +95,8 @@ def test_the_page_names_the_limits():
     assert "Diversity fell" in page
     assert "the base has 0.90 on equal terms" in page
     assert "| 0.59 (0.68) | 0.70 (0.90) |" in page
-    assert "A constant answer** wins 0.880" in page
-    assert "The best baseline does as well or better**: constant answer reaches 0.880" in page
+    assert "One constant answer** wins 0.880" in page
+    assert "The best baseline does as well or better**: one constant answer reaches 0.880" in page
     assert "0.720 [0.670, 0.770]" in page
 
 
@@ -103,10 +108,20 @@ def test_what_a_system_prompt_reaches_is_said_as_it_is(estimate, words):
     assert f"A system prompt {words}" in Report(data(baselines={"better_prompt": rate(estimate)})).markdown()
 
 
-def test_four_examples_are_shown_and_cannot_break_the_table():
+def test_the_page_opens_with_one_claim_and_one_chart(tmp_path):
+    report = Report(data())
+    report.write(tmp_path)
+    title, claim, chart, *_ = (tmp_path / "report.md").read_text().split("\n\n")
+    assert title == "# Plaudit demo: instruction"
+    assert claim.startswith("**Release 2 wins 72% of comparisons with the base model** (95% interval 67% to 77%;")
+    assert chart.endswith("(by-release.png)")
+    assert report.summary().startswith("Release 2 wins 72%")
+
+
+def test_examples_say_how_they_were_picked_and_cannot_break_the_table():
     page = Report(data()).markdown()
-    assert "| Prompt 3 \\| pipe | A b | C |" in page
-    assert "Prompt 4" not in page
+    assert "Picked by rule" in page
+    assert "| Prompt 3 \\| pipe | A b | C | +0.50 |" in page
 
 
 def test_a_run_in_which_the_gate_refused_everything_says_so_and_shows_the_checks(tmp_path):
@@ -122,20 +137,20 @@ def test_a_run_in_which_the_gate_refused_everything_says_so_and_shows_the_checks
     paths = Report(data(releases=[release(0), refused], baselines={}, freshness_seconds={})).write(tmp_path)
 
     page = (tmp_path / "report.md").read_text()
-    assert "the gate refused every candidate" in page
+    assert "**The gate refused every candidate: the base model went on serving.**" in page
     assert "| kl_base | **failed** | 21.500 | 0.500 |" in page
-    assert [path.name for path in paths if path.suffix == ".png"] == ["traffic.png"]
+    assert [path.name for path in paths if path.suffix == ".png"] == ["swaps.png"]
 
 
 def test_nothing_unknown_is_written_as_zero():
     page = Report(data(requests={"sent": 900, "failed": 0, "altered": None})).markdown()
-    assert "unknown how many altered" in page
+    assert "unknown how many changed because of a swap" in page
 
 
 def test_the_filled_in_pattern_and_the_advantages_are_told():
     baselines = {"filled_in_pattern": rate(0.975)}
     page = Report(data(baselines=baselines, filled_in_pattern="Enjoy your {t} | now!", advantages="rloo")).markdown()
-    assert "One filled-in pattern** wins 0.975" in page
+    assert "One filled-in template** wins 0.975" in page
     assert "`Enjoy your {t} \\| now!`" in page
     assert "leave-one-out (RLOO)" in page
 
@@ -163,13 +178,12 @@ def test_decisions_are_told_by_their_worth_and_columns_that_say_nothing_are_left
     report = Report(data(domain="verdicts", headline="gold", releases=releases, baselines=baselines))
     page = report.markdown()
     assert "# Plaudit demo: verdicts" in page
-    assert "reaches a gold of 0.500 [0.450, 0.550]" in page
-    assert "the base has -1.000 [-1.050, -0.950]" in page
+    assert "**Release 1 is worth 0.50 per request, the base model -1.00** (a gain of +1.50, 95%" in page
     assert "| 1 | live | 10:01:00 | 0.500 [0.450, 0.550] | 1.500 [1.450, 1.550] | 0.400 [0.350, 0.450] |" in page
     assert "mean cost" not in page
     assert "0.40 allowed \\| mild |" in page
     assert "| random option | -0.800 [-0.850, -0.750] |" in page
-    assert "The best baseline comes close**: best constant reaches 0.400" in page
+    assert "The best baseline comes close**: best constant order reaches 0.400" in page
     assert "Diversity" not in page
     assert "Advantages" not in Report({**report.data, "advantages": "gae"}).markdown()
-    assert "gold-by-release.png" in {path.name for path in report.write(tmp_path)}
+    assert "by-release.png" in {path.name for path in report.write(tmp_path)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,9 @@ from plaudit.release.moves import ChangeRow
 from plaudit.release.registry import Registry
 from plaudit.types import Channel
 
-_BINS = 60
+# Seconds shown before and after a swap; more before it, up to the second number, if staging took longer.
+_AROUND, _AROUND_MAX = 10, 30
+_EXAMPLES = 5
 # Names that a gate may give to its check of the win-rate against the base, as its reward model sees it.
 _SCORE_CHECK = "win_base"
 
@@ -48,6 +51,8 @@ def releases(
                 "gate": decision,
                 "score_win_rate": _score_win_rate(decision),
                 "evidence_counts": dict(manifest.evidence_counts),
+                "iterates": manifest.settings.get("iterates") or [],
+                "chosen": manifest.settings.get("chosen"),
                 **figures,
             }
         )
@@ -84,29 +89,54 @@ def freshness(
     return {"p50": statistics.median(waits), "max": max(waits)}
 
 
-def traffic(history: Sequence[ChangeRow], replies: Sequence[Reply]) -> dict[str, Any]:
-    """Replies by bin of time and release, evaluations left out, and the moments of the swaps.
+def swaps(history: Sequence[ChangeRow], replies: Sequence[Reply]) -> list[dict[str, Any]]:
+    """What was asked around each swap, by the second in which a request began and the release that answered.
 
-    A reply whose completions are of two releases counts for both.
+    Second 0 begins with the first request that this replica answered with the new release; `promoted` is when the
+    channel's state changed, which is earlier by the time that a replica takes to stage and prove a release. A reply
+    whose completions are of two releases counts for both. Evaluations are left out.
     """
     served = [reply for reply in replies if not reply.evaluation]
-    if not served:
-        return {"bin_seconds": 0.0, "seconds": [], "by_version": {}, "swaps": []}
-    begin, end = served[0].completed, served[-1].completed
-    width = max(1.0, round((end - begin).total_seconds() / _BINS))
-    bins = int((end - begin).total_seconds() // width) + 1
-    by_version: dict[str, list[int]] = defaultdict(lambda: [0] * bins)
-    for reply in served:
-        place = int((reply.completed - begin).total_seconds() // width)
-        for version in {candidate.release_version for candidate in reply.candidates}:
-            by_version[str(version)][place] += 1
-    swaps = [{"version": swap.live, "seconds": (swap.at - begin).total_seconds()} for swap in swaps_of(history)]
-    return {
-        "bin_seconds": width,
-        "seconds": [place * width for place in range(bins)],
-        "by_version": dict(by_version),
-        "swaps": swaps,
-    }
+    found = []
+    for change in swaps_of(history):
+        new = [
+            reply.started
+            for reply in served
+            if reply.started >= change.at and change.live in {each.release_version for each in reply.candidates}
+        ]
+        if not new:
+            continue
+        first = min(new)
+        promoted = (change.at - first).total_seconds()
+        seconds = list(range(max(-_AROUND_MAX, min(-_AROUND, math.floor(promoted) - 2)), _AROUND))
+        by_version: dict[str, list[int]] = defaultdict(lambda seconds=seconds: [0] * len(seconds))  # type: ignore[misc]
+        for reply in served:
+            place = math.floor((reply.started - first).total_seconds()) - seconds[0]
+            if 0 <= place < len(seconds):
+                for version in {candidate.release_version for candidate in reply.candidates}:
+                    by_version[str(version)][place] += 1
+        found.append(
+            {
+                "version": change.live,
+                "promoted": promoted if promoted >= seconds[0] else None,
+                "seconds": seconds,
+                "by_version": dict(by_version),
+            }
+        )
+    return found
+
+
+def pick_examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Five examples by rule: the least and the greatest change of gold, and those at the quarters between.
+
+    `examples`: one per evaluation prompt, with the gold `before` and `after`. The order of prompts decides between
+    equal changes. Fewer than five are all taken.
+    """
+    ordered = sorted(examples, key=lambda each: float(each["gold_after"]) - float(each["gold_before"]))
+    if len(ordered) <= _EXAMPLES:
+        return [dict(each) for each in ordered]
+    last = len(ordered) - 1
+    return [dict(ordered[round(last * place / (_EXAMPLES - 1))]) for place in range(_EXAMPLES)]
 
 
 def swaps_of(history: Sequence[ChangeRow]) -> list[ChangeRow]:

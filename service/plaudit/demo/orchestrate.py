@@ -55,7 +55,7 @@ def run_demo(options: DemoOptions) -> Report:
 
 def choose_people(options: DemoOptions, processes: Processes, progress: Progress) -> People:
     """Who asks and rates, out of what a process of the simulator says is installed."""
-    progress.stage("find people")
+    progress.stage(plan.FIND)
     out = options.out / "populations.json"
     processes.run("populations", ["populations", "--out", str(out)], lambda: None)
     return plan.choose_people(json.loads(out.read_text(encoding="utf-8")), options)
@@ -75,39 +75,32 @@ class _Demo:
         self._opened: Registry | None = None
         self._ledgers: list[str] = []
         self._counted = 0.0
+        self._due = 0
+        self._before = 0
+        self._learning: Child | None = None
 
     def run(self) -> dict[str, Any]:
         """Every stage in order; the report's data but for its times."""
-        self.progress.stage("prepare the model")
+        self.progress.plan(plan.stages(self.scale))
+        self.progress.stage(plan.PREPARE)
         self._configure()
-        self.progress.stage("start serving")
+        self.progress.stage(plan.START)
         serving, joining = self._start()
-        self.progress.stage("people ask and rate the base")
-        self._people("people-1", self.scale.acts(1, self.who), self.scale.acts_per_interaction)
-        self._settle(joining)
         for turn in range(1, self.scale.turns + 1):
-            if turn > 1:
-                self.progress.stage(
-                    f"people rate release {self._live()}'s answers" if self._live() else "people rate on"
-                )
-                self._people(
-                    f"people-{turn}",
-                    self.scale.acts(turn, self.who),
-                    self.scale.own_acts_per_interaction,
-                    base_share=self.scale.own_base_share,
-                    round_=turn - 1,
-                )
-                self._settle(joining)
-            self.progress.stage(f"turn {turn}")
+            self.progress.stage(plan.rating(turn))
+            self._rate(turn)
+            self._settle(joining)
+            self._due = 0
+            self.progress.stage(plan.learning(turn))
             self._turn(turn)
-        self.progress.stage("gold judges")
+        self.progress.stage(plan.JUDGE)
         judged = self._evaluate()
         self.processes.end(serving)
-        self.progress.stage("baseline: the reward model alone")
+        self.progress.stage(plan.PICK)
         self._pick(judged)
-        self.progress.stage("replay on an idle engine")
+        self.progress.stage(plan.REPLAY)
         replay = self._replay()
-        self.progress.stage("audit")
+        self.progress.stage(plan.AUDIT)
         self._settle(joining)
         self.processes.end(joining)
         return self._measure(judged, replay)
@@ -130,6 +123,20 @@ class _Demo:
         self.target = self._wait_until_ready()
         joining = self.processes.start("join", ["join", *plan.common(self.options)])
         return serving, joining
+
+    def _rate(self, turn: int) -> None:
+        """One round of feedback: on the base before the first turn, then on the live release's own answers."""
+        self._due, self._before = self.scale.acts(turn, self.who), self._counts().acknowledged
+        if turn == 1:
+            self._people("people-1", self._due, self.scale.acts_per_interaction)
+        else:
+            self._people(
+                f"people-{turn}",
+                self._due,
+                self.scale.own_acts_per_interaction,
+                base_share=self.scale.own_base_share,
+                round_=turn - 1,
+            )
 
     def _people(
         self, name: str, events: int, acts_per_interaction: float, base_share: float = 0.0, round_: int = 0
@@ -166,7 +173,9 @@ class _Demo:
                 bell.touch()
             self._tick()
 
+        self._learning = learner
         self.processes.wait(learner, tick)
+        self._learning = None
         if self._live() != before:
             self._wait(self.scale.settle_seconds)
         for child in (crowd, light):
@@ -269,9 +278,9 @@ class _Demo:
             "baseline_figures": judged["baselines"],
             **judged["notes"],
             "advantages": self.settings.policy.advantage,
-            "examples": judged["examples"][:4],
+            "examples": measure.pick_examples(judged["examples"]),
             "replay": replay,
-            "traffic": measure.traffic(registry.history(self.channel), replies),
+            "swaps": measure.swaps(registry.history(self.channel), replies),
             "commands": self.processes.commands,
         }
 
@@ -333,13 +342,18 @@ class _Demo:
         if time.monotonic() - self._counted < 1.0:
             return
         self._counted = time.monotonic()
-        counts, learner = self._counts(), self._learner()
+        counts, live = self._counts(), self._live()
         self.progress.facts(
-            replies=counts.interactions or "",
-            feedback=f"{counts.acknowledged} acts, {counts.joined} joined" if counts.acknowledged else "",
-            learner=" ".join(str(learner[key]) for key in ("step", "name", "detail") if learner.get(key)),
-            live=f"release {self._live()}" if self._live() else "",
+            replies=f"{counts.interactions:,}" if counts.interactions else "",
+            feedback=f"{counts.acknowledged:,}" if counts.acknowledged else "",
+            answering=(f"release {live}" if live else "the base model") if self.target else "",
         )
+        learner = self._learner()
+        if self._due:
+            self.progress.at((counts.acknowledged - self._before) / self._due)
+        elif self._learning and learner.get("pid") == self._learning.process.pid:
+            # What an earlier learner wrote is about an earlier turn.
+            self.progress.at(*plan.turn_part(learner))
 
     def _counts(self) -> JoinCounts:
         if not self.target:

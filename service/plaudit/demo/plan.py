@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,33 @@ from plaudit.errors import Misconfigured
 from plaudit.types import Channel
 
 TENANT = "default"
+# Stages of a run, in words for people.
+FIND = "find the simulated people"
+PREPARE = "prepare the model"
+START = "start the server and the join"
+JUDGE = "judge every release on held-out prompts"
+PICK = "ask the reward model alone, as a baseline"
+REPLAY = "generate replies again on an idle engine"
+AUDIT = "audit the log"
+# Where each step of a turn begins, as a share of its time; `policy` is told by its iterations.
+_TURN = {
+    "freeze": 0.05,
+    "reward": 0.07,
+    "policy": 0.25,
+    "measure": 0.8,
+    "register": 0.95,
+    "decide": 0.96,
+    "promote": 0.97,
+}
+_DOING = {
+    "freeze": "step 1 of 7: collect the evidence",
+    "reward": "step 2 of 7: fit the reward model",
+    "policy": "step 3 of 7: train the policy",
+    "measure": "step 4 of 7: measure the candidate",
+    "register": "step 5 of 7: keep it as a release",
+    "decide": "step 6 of 7: ask the gate",
+    "promote": "step 7 of 7: go live",
+}
 # A few visits have fewer acts than the mean, and every channel prompt is to be asked in every round.
 _ROUND_MARGIN = 1.02
 
@@ -88,6 +116,8 @@ class Scale:
     """Evaluation prompts that gold judges, half of them of kinds that the channel never saw; 0 takes all."""
     judged_samples: int = 4
     """Answers a prompt of each release."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What each stage took on two cores, for estimates: "rate" and "learn" for each round, the others by name."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def acts(self, turn: int, people: People) -> int:
@@ -96,9 +126,11 @@ class Scale:
         return math.ceil(_ROUND_MARGIN * people.channel_prompts * per_reply)
 
 
+_SECONDS = {PREPARE: 1.0, START: 6.0, AUDIT: 2.0}
 FULL = Scale(
     judged_prompts=160,
     judged_samples=2,
+    seconds={**_SECONDS, "rate": 130, "learn": 900, JUDGE: 200, PICK: 40, REPLAY: 60},
     settings={
         # One wide lane decodes for everybody while people rate; the narrow ones serve the traffic during training.
         "engine": {"widths": [4, 16, 128]},
@@ -107,6 +139,7 @@ FULL = Scale(
 QUICK = Scale(
     acts_per_interaction=2.9,
     settle_seconds=6.0,
+    seconds={**_SECONDS, "rate": 7, "learn": 32, JUDGE: 12, PICK: 7, REPLAY: 6},
     settings={
         "model": {"adapter_layers": 4},
         # Answers of a dozen words: a few nats are far. A policy that goes further gains reward and loses variety, so
@@ -127,6 +160,41 @@ SCALES: Mapping[str, Scale] = {"smollm2": FULL, "tiny": QUICK}
 def scale(people: People) -> Scale:
     """Sizes of a run with these people: by the model whose language they speak."""
     return SCALES[people.model]
+
+
+def rating(turn: int) -> str:
+    """The stage before a turn (from 1)."""
+    return "people ask, and rate the base's answers" if turn == 1 else f"people rate on, round {turn}"
+
+
+def learning(turn: int) -> str:
+    """A turn's stage."""
+    return f"turn {turn}: learn from the feedback"
+
+
+def stages(scale: Scale) -> list[tuple[str, float]]:
+    """Every stage after the people were found, with the seconds that it is expected to take."""
+    rounds = [
+        stage
+        for turn in range(1, scale.turns + 1)
+        for stage in ((rating(turn), scale.seconds["rate"]), (learning(turn), scale.seconds["learn"]))
+    ]
+    before, after = (PREPARE, START), (JUDGE, PICK, REPLAY, AUDIT)
+    return [
+        *((name, scale.seconds[name]) for name in before),
+        *rounds,
+        *((name, scale.seconds[name]) for name in after),
+    ]
+
+
+def turn_part(learner: Mapping[str, Any]) -> tuple[float, str]:
+    """How much of a turn is done, and its step in words, from what the learner wrote into its file."""
+    name, detail = str(learner.get("name", "")), str(learner.get("detail", ""))
+    begin, following = _TURN.get(name, 0.0), list(_TURN).index(name) + 1 if name in _TURN else len(_TURN)
+    end = list(_TURN.values())[following] if following < len(_TURN) else 1.0
+    done = re.match(r"iteration (\d+)/(\d+)", detail)
+    share = int(done[1]) / int(done[2]) if done and name == "policy" else 0.0
+    return begin + (end - begin) * share, ": ".join(part for part in (_DOING.get(name, ""), detail) if part)
 
 
 def people_of(described: Sequence[Mapping[str, Any]]) -> list[People]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plaudit.demo import plots
+from plaudit.demo.plots import spoken
 from plaudit.demo.wording import WORDINGS, Cell, Row, number, rate
 
 KEYS = (
@@ -29,10 +30,11 @@ KEYS = (
 )
 # A win-rate of so much less is still close: a few prompts in a hundred.
 _CLOSE = 0.1
+_FIRST = "by-release.png"
 _ALT = {
-    "gold-by-release.png": "What the hidden preference says, by release",
-    "gold-against-kl.png": "Win-rate by distance from the base",
-    "traffic.png": "Replies by release over time, with the swaps",
+    "by-release.png": "What the hidden preference says of each release and of baselines that need no training",
+    "by-iteration.png": "Reward and win-rate by distance from the base",
+    "swaps.png": "Requests per second by release around each swap",
 }
 
 
@@ -60,17 +62,19 @@ class Report:
 
     def summary(self) -> str:
         """The first lines of the page, for a terminal."""
-        return _headline(self.data).partition("\n\n")[2].replace("\n\n", "\n")
+        return _headline(self.data).partition("\n\n")[2].replace("\n\n", "\n").replace("**", "")
 
     def markdown(self, pictures: Sequence[str] = ()) -> str:
         """The page for people."""
+        shown = {name: f"![{_ALT.get(name, name)}]({name})" for name in pictures}
+        first, rest = shown.pop(_FIRST, ""), list(shown.values())
         parts = [
-            _headline(self.data),
+            _headline(self.data, first),
             _releases(self.data),
-            *(f"![{_ALT.get(name, name)}]({name})" for name in pictures),
             _baselines(self.data),
-            _gates(self.data),
+            *(["## How it got there", *rest] if rest else []),
             _examples(self.data),
+            _gates(self.data),
             _loop(self.data),
             _limits(self.data),
             _how(self.data),
@@ -86,26 +90,27 @@ def _base(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((row for row in data["releases"] if row["version"] == 0), {})
 
 
-def _headline(data: Mapping[str, Any]) -> str:
-    served = _served(data)
+def _headline(data: Mapping[str, Any], picture: str = "") -> str:
+    """One claim, one chart, and what they rest on."""
+    served, wording = _served(data), WORDINGS[data["headline"]]
+    taken = f"{data['feedback']['acknowledged']:,} pieces of feedback"
     if served:
-        last = served[-1]
-        sentence = (
-            f"{data['feedback']['acknowledged']:,} acts of feedback made {len(served)} "
-            f"release{'s' * (len(served) != 1)} that went live. Release {last['version']} "
-            + WORDINGS[data["headline"]].sentence(last, _base(data))
-        )
+        last, base = served[-1], _base(data)
+        claim = f"**{wording.claim(last, base)}** ({wording.basis(last, base)})."
+        made = f"{taken} made {len(served)} release{'s' * (len(served) != 1)} that went live."
     else:
-        sentence = (
-            f"{data['feedback']['acknowledged']:,} acts of feedback were taken, and the gate refused every candidate: "
-            "the base went on serving. The checks that failed are below. That is an answer, not an error."
-        )
+        refused = any((row.get("gate") or {}).get("accepted") is False for row in data["releases"])
+        why = "The gate refused every candidate" if refused else "No turn found a candidate to release"
+        claim = f"**{why}: the base model went on serving.**"
+        below = " The checks that failed are below." if refused else ""
+        made = f"{taken} were taken.{below} That is an answer, not an error."
     requests, feedback = data["requests"], data["feedback"]
     facts = (
-        f"{requests['sent']:,} requests, {requests['failed']} failed, {_count(requests['altered'])} altered by a swap; "
-        f"{feedback['lost']} acts lost, {feedback['doubled']} counted twice; {data['seconds'] / 60:.1f} minutes."
+        f"{made} {requests['sent']:,} requests were sent: {requests['failed']} failed, "
+        f"{_count(requests['altered'])} changed because of a swap. Of the feedback {feedback['lost']} were lost and "
+        f"{feedback['doubled']} counted twice. The run took {data['seconds'] / 60:.1f} minutes."
     )
-    return f"# Plaudit demo: {data['domain']}\n\n{sentence}\n\n{facts}"
+    return "\n\n".join(part for part in (f"# Plaudit demo: {data['domain']}", claim, picture, facts) if part)
 
 
 def _count(value: int | None) -> str:
@@ -130,11 +135,11 @@ def _baselines(data: Mapping[str, Any]) -> str:
         return ""
     wording = WORDINGS[data["headline"]]
     columns: dict[str, Cell] = {"baseline": lambda row: str(row["name"]), **wording.baseline_columns}
-    rows = [{**row, "name": name.replace("_", " ")} for name, row in figures.items()]
+    rows = [{**row, "name": spoken(name)} for name, row in figures.items()]
     text = wording.baseline_note
     pattern = data.get("filled_in_pattern")
     if pattern:
-        text += f" The pattern: `{_cell(pattern)}`, with the question's last two subject words for `{{t}}`."
+        text += f" The template: `{_cell(pattern)}`, with the question's last two subject words for `{{t}}`."
     return f"## Baselines\n\n{_columns(columns, rows)}\n\n{text}"
 
 
@@ -166,9 +171,19 @@ def _examples(data: Mapping[str, Any]) -> str:
     examples = data.get("examples") or []
     if not examples:
         return ""
-    rows = [[_cell(row["prompt"]), _cell(row["before"]), _cell(row["after"])] for row in examples[:4]]
-    return "## Before and after\n\nThe first four evaluation prompts, not picked.\n\n" + _table(
-        ["prompt", "base", "last release"], rows
+    rows = [
+        [
+            _cell(row["prompt"]),
+            _cell(row["before"]),
+            _cell(row["after"]),
+            f"{row['gold_after'] - row['gold_before']:+.2f}",
+        ]
+        for row in examples
+    ]
+    return (
+        "## Before and after\n\nPicked by rule: all evaluation prompts stand in order of how much the first answer "
+        "changed by the hidden preference, from the worst loss to the greatest gain; shown are the two ends and the "
+        "three quarters between them.\n\n" + _table(["prompt", "base", "last release", "change"], rows)
     )
 
 
@@ -179,14 +194,14 @@ def _loop(data: Mapping[str, Any]) -> str:
     lines = [f"## The loop\n\n{_table(['feedback', ''], rows)}"]
     if fresh.get("p50") is not None:
         lines.append(
-            f"From an act's acceptance to the first reply of a release trained on it: {fresh['p50']:.0f} s (median), "
-            f"{fresh['max']:.0f} s at most."
+            f"From the moment a piece of feedback was accepted to the first reply of a release trained on it: "
+            f"{fresh['p50']:.0f} s (median), {fresh['max']:.0f} s (maximum)."
         )
     if replay.get("replayed"):
         lines.append(
-            f"{replay['replayed']} replies were made again on an idle engine with the same release, seed and width; "
-            f"{replay['spanned']} of them had begun before a swap and ended after it. {data['requests']['altered']} "
-            "differed."
+            f"{replay['replayed']} replies were generated again on an idle engine with the same release, seed and "
+            f"batch width. {replay['spanned']} of them had been in flight during a swap. "
+            f"{data['requests']['altered']} differed."
         )
     stages = data.get("stage_seconds") or {}
     if stages:
@@ -207,21 +222,23 @@ def _limits(data: Mapping[str, Any]) -> str:
     constant = data["baselines"].get("constant_answer")
     if constant:
         lines.append(
-            f"- **A constant answer** wins {rate(constant)}: how far this judge can be pleased without reading."
+            f"- **One constant answer** wins {rate(constant)}: how far this judge can be pleased without reading the "
+            "question."
         )
     filled = data["baselines"].get("filled_in_pattern")
     if filled:
         lines.append(
-            f"- **One filled-in pattern** wins {rate(filled)}: how far it can be pleased by form and two words of the "
-            "question. The win-rates above measure closeness to this preference, not helpfulness."
+            f"- **One filled-in template** wins {rate(filled)}: how far the judge can be pleased by form and two words "
+            "of the question. The win-rates above measure closeness to this preference, not helpfulness."
         )
     reached = last.get(data["headline"])
     prompted = data["baselines"].get("better_prompt")
     if prompted and reached:
         lines.append(
-            f"- **A system prompt {_beside(prompted, reached)}**: the taste, told to the base in a few sentences, "
-            f"reaches {rate(prompted)}. What can be said in a prompt, say there; feedback is for what nobody wrote "
-            "down."
+            f"- **A system prompt {_beside(prompted, reached)}**: the base model, told the preference in a "
+            f"few sentences, reaches {rate(prompted)}. What can be said in a prompt, say there; feedback is for what "
+            "nobody wrote down."
+            + (" The tiny model follows no instruction, so that here this says little." if data.get("quick") else "")
         )
     if last.get("commonest_decision") is not None:
         lines.append(
@@ -230,13 +247,13 @@ def _limits(data: Mapping[str, Any]) -> str:
     if data["baselines"] and reached:
         name, best = max(data["baselines"].items(), key=lambda item: float(item[1]["estimate"]))
         lines.append(
-            f"- **The best baseline {_beside(best, reached)}**: {name.replace('_', ' ')} reaches {rate(best)}, the "
+            f"- **The best baseline {_beside(best, reached)}**: {spoken(name)} reaches {rate(best)}, the "
             f"last release {rate(reached)}."
         )
     lines += [
-        "- **It learnt a taste**: what these simulated people like, on requests like theirs, and nothing else. A model "
-        "of this size stays wrong about facts.",
-        "- **The people are simulated**: real people disagree more, drift, and some of them attack.",
+        "- **It learnt a preference**: what these simulated people like, on requests like theirs, and nothing else. A "
+        "model of this size stays wrong about facts.",
+        "- **The people are simulated**: real people disagree more, change their minds, and some of them attack.",
         "- **One seed**: repeat with `--seed` before you believe a difference between two runs.",
     ]
     return "\n".join(lines)

@@ -29,12 +29,15 @@ class Wording:
     note: str
     baseline_columns: Mapping[str, Cell]
     baseline_note: str
-    sentence: Callable[[Row, Row], str]
-    """What the last release reaches, from its row and the base's: the end of the report's first sentence."""
+    claim: Callable[[Row, Row], str]
+    """What the last release reaches, from its row and the base's: the report's first sentence, and a title."""
+    basis: Callable[[Row, Row], str]
+    """On what this rests: interval, prompts and judge, to stand behind the claim."""
+    value: Callable[[float], str]
+    """One value of the figure, for pictures and sentences."""
     axis: str
     even: Callable[[Row], float | None]
     """Where a bar would be no better than the base, from the base's row."""
-    bounds: tuple[float, float] | None
     sampled: bool
     """Whether training sampled what it rewards, so that the setting of its advantages says something."""
 
@@ -49,6 +52,16 @@ def rate(value: Mapping[str, Any] | None) -> str:
 def number(value: float | None, places: int) -> str:
     """A figure; empty if there is none."""
     return "" if value is None else f"{value:.{places}f}"
+
+
+def percent(value: float) -> str:
+    """A rate in per cent, without decimals; what is not quite all is not called all."""
+    return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+
+
+def named(version: int) -> str:
+    """A release's name; the base is judged by a second answer of itself."""
+    return f"release {version}" if version else "base, asked again"
 
 
 def clock(moment: str | None) -> str:
@@ -92,7 +105,7 @@ _KL: Mapping[str, Cell] = {"KL": lambda row: number(row.get("kl_nats_per_sequenc
 _TEXTS = Wording(
     columns={
         **_IDENTITY,
-        "gold win-rate": _figure("gold_win_rate", of_base=False),
+        "win-rate": _figure("gold_win_rate", of_base=False),
         "seen kinds": _figure("gold_win_rate_seen", of_base=False),
         "unseen kinds": _figure("gold_win_rate_unseen", of_base=False),
         **_KL,
@@ -105,17 +118,22 @@ _TEXTS = Wording(
     + " Diversity stands beside the base's on equally many answers to the same prompts; for distinct-2 each pair of "
     'answers is cut to the shorter one\'s words. "Distinct, masked" is the number of answers that still differ '
     "once the question's own words are blanked out, as a share of all.",
-    baseline_columns={"gold win-rate": _figure("gold_win_rate")},
-    baseline_note="What costs no training, under the same judge. The constant answer and the filled-in pattern were "
-    "searched for on prompts of the channel. A pattern that does well here shows how far the hidden preference can be "
+    baseline_columns={"win-rate": _figure("gold_win_rate")},
+    baseline_note="What costs no training, under the same judge. The constant answer and the filled-in template were "
+    "searched for on prompts of the channel. A template that does well here shows how far the hidden preference can be "
     "pleased by form alone; sameness in the table above is the other half of that picture.",
-    sentence=lambda last, base: (
-        f"wins {rate(last.get('gold_win_rate'))} of comparisons with the base on prompts that nobody had asked before, "
-        "judged by the hidden preference of the simulated people."
+    claim=lambda last, base: (
+        f"{named(last['version']).capitalize()} wins {percent(last['gold_win_rate']['estimate'])} of comparisons with "
+        "the base model"
     ),
-    axis="wins against the base, judged by gold",
+    basis=lambda last, base: (
+        f"95% interval {percent(last['gold_win_rate']['low'])} to {percent(last['gold_win_rate']['high'])}; on prompts "
+        "that nobody had asked before, judged by the hidden preference of the simulated people; 50% is no better than "
+        "the base"
+    ),
+    value=percent,
+    axis="Wins against the base, judged by the hidden preference",
     even=lambda base: 0.5,
-    bounds=(0.0, 1.0),
     sampled=True,
 )
 
@@ -143,14 +161,18 @@ _ORDERS = Wording(
     baseline_note="What costs no training, under the same judge. The best constant orders options by the mean gold of "
     "their texts on prompts of the channel, which only the judge knows. The reward model alone decides by the newest "
     "release's reward model without its policy.",
-    sentence=lambda last, base: (
-        f"reaches a gold of {rate(last.get('gold'))} on prompts that nobody had asked before, by the hidden preference "
-        f"of the simulated people; the base has {rate(base.get('gold'))}, so that the gain is "
-        f"{rate(last.get('gold_gain'))}."
+    claim=lambda last, base: (
+        f"{named(last['version']).capitalize()} is worth {last['gold']['estimate']:.2f} per request, the base model "
+        f"{base['gold']['estimate']:.2f}"
     ),
-    axis="gold of what is decided or shown",
+    basis=lambda last, base: (
+        f"a gain of {last['gold_gain']['estimate']:+.2f}, 95% interval {last['gold_gain']['low']:+.2f} to "
+        f"{last['gold_gain']['high']:+.2f}; on prompts that nobody had asked before, judged by the hidden preference "
+        "of the simulated people in its own units"
+    ),
+    value=lambda value: f"{value:.2f}",
+    axis="Worth of what is decided or shown, by the hidden preference",
     even=lambda base: base["gold"]["estimate"] if base.get("gold") else None,
-    bounds=None,
     sampled=False,
 )
 

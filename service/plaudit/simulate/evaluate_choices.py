@@ -110,7 +110,13 @@ def evaluate_choices(panel: Panel) -> Evaluation:
         offered=[[option.text for option in one.options] for one in asked],
         picked_as="reward_model_alone",
         examples=[
-            {"prompt": one.prompt.text, "before": _texts(one, before)[0], "after": _texts(one, after)[0]}
+            {
+                "prompt": one.prompt.text,
+                "before": _texts(one, before)[0],
+                "after": _texts(one, after)[0],
+                "gold_before": worth(one.golds, before[0], plugin.declaration.place_weights),
+                "gold_after": worth(one.golds, after[0], plugin.declaration.place_weights),
+            }
             for one, before, after in zip(asked, base, orders[max(orders)], strict=True)
         ],
     )

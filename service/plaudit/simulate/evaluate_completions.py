@@ -91,7 +91,13 @@ def evaluate_completions(panel: Panel) -> CompletionEvaluation:
         offered=again,
         picked_as=f"best_of_{settings.pool}",
         examples=[
-            {"prompt": prompt.text, "before": before[0], "after": after[0]}
+            {
+                "prompt": prompt.text,
+                "before": before[0],
+                "after": after[0],
+                "gold_before": panel.population.gold(prompt, before[0]),
+                "gold_after": panel.population.gold(prompt, after[0]),
+            }
             for prompt, before, after in zip(panel.prompts, base, answers[max(answers)], strict=True)
         ],
         notes={"constant_answer_text": constant, "filled_in_pattern": pattern},

@@ -65,7 +65,7 @@ class Evaluation:
     headline: str
     offered: Sequence[Sequence[str]]
     picked_as: str
-    examples: Sequence[Mapping[str, str]] = ()
+    examples: Sequence[Mapping[str, Any]] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
