@@ -136,6 +136,8 @@ class Processes:
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
+        if child.process.stdin:
+            child.process.stdin.close()
 
     def _environ(self) -> dict[str, str]:
         return {
