@@ -131,25 +131,36 @@ def learn(
         raise typer.Exit(1)
 
 
-@learn_app.command("status")
-def learn_status(
+@app.command()
+def status(
     channel: Annotated[str, typer.Argument(help="Channel, such as support/acme; all if it is left out.")] = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option("--every", help="Seconds between two looks of --watch.", min=0.2)] = 5.0,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Say what each channel's learning waits for and how far it is, and what the last turn came to."""
+    """Say where the loop stands: what is live, what learning waits for, how the last turns ended."""
     settings = load(config, assign, data_dir)
-    from plaudit.learner.report import channel_reports
+    from plaudit.learner.report import as_text, deployment
     from plaudit.plugins import load_plugins
 
-    only = channel_of(channel) if channel else None
-    reports = channel_reports(settings, load_plugins(settings.plugins.allow), only)
-    if as_json:
-        echo_json([report.as_dict() for report in reports])
-    else:
-        typer.echo("\n".join(report.as_text() for report in reports) or "no channel has been used yet")
+    plugins, only, stop = load_plugins(settings.plugins.allow), channel_of(channel) if channel else None, None
+    while True:
+        found = deployment(settings, plugins, only)
+        if watch and not as_json and sys.stdout.isatty():
+            typer.echo("\x1b[2J\x1b[H", nl=False)  # an empty screen
+        if as_json:  # one line per look, so that a program can follow
+            typer.echo(json.dumps(found.as_dict(), indent=None if watch else 2, ensure_ascii=False, default=str))
+        else:
+            typer.echo(f"{found.now}\n" * watch + as_text(found))
+        if only is not None and not found.channels:
+            typer.echo(f"{channel} has never been asked; `plaudit status` lists the channels", err=True)
+            raise typer.Exit(1)
+        stop = stop or (stop_on_signals() if watch else None)
+        if stop is None or stop.wait(every):
+            return
 
 
 @app.command()

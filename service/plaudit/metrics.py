@@ -160,6 +160,16 @@ class Metrics:
             "learn", "gate_check_value", "Value of each check of the last gate.", "channel", "check"
         )
 
+        self.gate_bound = self._gauge(
+            "learn", "gate_check_bound", "What each check of the last gate was held against.", "channel", "check"
+        )
+        self.gate_passed = self._gauge(
+            "learn", "gate_check_passed", "1 for each check of the last gate that passed, else 0.", "channel", "check"
+        )
+        self.last_turn = self._gauge(
+            "learn", "last_turn_seconds", "When the last turn ended so (seconds since 1970).", "channel", "outcome"
+        )
+
     def _describe(self, name: str, kind: str, labels: tuple[str, ...], process: str, meaning: str) -> None:
         self.descriptions.append(Description(name, kind, labels, process, meaning))
 

@@ -28,6 +28,7 @@ from plaudit.errors import Misconfigured
 from plaudit.types import Channel
 
 DEFAULT_CONFIG = Path("plaudit.toml")
+STORE_FILE = "evidence.sqlite"
 ENV_PREFIX = "PLAUDIT_"
 # Variables with the prefix that are not settings; a name that ends in "_" stands for all that begin with it.
 ENV_OTHER = ("PLAUDIT_CONFIG", "PLAUDIT_DATA", "PLAUDIT_CACHE", "PLAUDIT_TEST_", "PLAUDIT_FAIL_POINT")
@@ -487,7 +488,7 @@ class Settings(Section):
     @property
     def store_url(self) -> str:
         """SQLAlchemy URL in force."""
-        return self.store.url.get_secret_value() or f"sqlite:///{(self.data_dir / 'evidence.sqlite').absolute()}"
+        return self.store.url.get_secret_value() or f"sqlite:///{(self.data_dir / STORE_FILE).absolute()}"
 
     @property
     def registry_root(self) -> str:

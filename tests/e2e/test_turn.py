@@ -27,7 +27,7 @@ from plaudit.learner.actions import completions
 from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import TurnOutcome
 from plaudit.learner.recover import recover
-from plaudit.learner.report import channel_reports
+from plaudit.learner.report import as_text, deployment
 from plaudit.learner.since import LEASE
 from plaudit.learner.steps import promote
 from plaudit.learner.turn import new_turn, run
@@ -623,18 +623,23 @@ def test_status_says_what_is_live_what_the_next_turn_waits_for_and_how_the_last_
     settings = settings_of(gate={"reward_comparisons": 5_000, "reward_raters": 40})
     learner = learner_of(settings)
     plugins = learner.plugins
-    (before,) = channel_reports(settings, plugins)
+    (before,) = deployment(settings, plugins).channels
     events = learner.store.count_new(CHANNEL, learner.registry.salt(CHANNEL), None)
-    assert (before.live, before.outcome, str(before.needs[0])) == (0, "", f"{events} of 20 new training events")
+    assert (before.live, before.turns, str(before.needs[0])) == (0, (), f"{events} of 20 new training events")
     result = look(learner, CHANNEL, Watch())
     with learner.leases.take(LEASE.format(channel=CHANNEL)):
-        (after,) = channel_reports(settings, plugins, CHANNEL)
-    assert (after.outcome, after.reason, after.learner) == ("waited", result.reason, learner.leases.owner)
-    text = after.as_text()
-    assert "version 0 is live" in text
-    assert " of 5000 calibration comparisons, " in text
+        found = deployment(settings, plugins, CHANNEL)
+    (after,) = found.channels
+    assert (after.said, after.learner) == (result.reason, learner.leases.owner)
+    assert "a turn runs" in as_text(found)
+    text = as_text(deployment(settings, plugins))
+    assert "version 0, the base, since" in text
+    # What is counted without the model is what the turn counted with it.
+    counted = {need.what: need.have for need in after.needs}
+    assert all(counted[need.what] == need.have for need in result.needs if "calibration" in need.what)
+    assert " of 5000 calibration comparisons; " in text
     assert " of 40 calibration raters" in text
-    assert channel_reports(settings, plugins, Channel("instruction", "nobody")) == []
+    assert deployment(settings, plugins, Channel("instruction", "nobody")).channels == ()
 
 
 def test_a_channel_that_waits_is_logged_once_per_change_and_not_once_per_look(settings_of, learner_of):

@@ -17,8 +17,8 @@ from plaudit.policy.choose import ChoiceOptimizer, ChoiceTask, ChoiceTrainer, Ju
 from plaudit.policy.loop import NAME, kept
 from plaudit.policy.option_scores import OptionScorer
 from plaudit.policy.rollout import TrainPrompt
+from plaudit.reward.completion import Completion
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
 from plaudit.testing.models import tiny_model
 from plaudit.types import Channel, Message, Option, Outcome, Prompt, RewardTerms

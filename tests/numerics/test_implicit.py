@@ -14,6 +14,7 @@ from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 from plaudit.reward import likelihoods as like
 from plaudit.reward.batch import Batch, Shared, Treatment
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import (
     MOST_PLACES,
     NO_PLACE,
@@ -29,7 +30,6 @@ from plaudit.reward.dataset import (
 from plaudit.reward.fit import fit_reward
 from plaudit.reward.heads import Heads, fit_heads, fit_offsets
 from plaudit.reward.implicit import MOST_NOISE, Noise, noise_rates, positions
-from plaudit.reward.trunk import Completion
 from plaudit.settings import ModelSettings, RewardSettings
 from plaudit.testing.evidence import CHANNEL, START, make_candidate, make_interaction
 from plaudit.testing.models import tiny_model

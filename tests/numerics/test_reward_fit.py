@@ -21,6 +21,7 @@ from plaudit.learner.steps.fit import _waits_for_contrast
 from plaudit.reward import fit as fitting
 from plaudit.reward.batch import Batch, Shared, Treatment
 from plaudit.reward.calibration import RewardReport, calibrate, expected_calibration_error, fit_temperature, measure
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import (
     Comparison,
     Unit,
@@ -34,7 +35,7 @@ from plaudit.reward.dataset import (
 )
 from plaudit.reward.fit import NothingToFit, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache
-from plaudit.reward.trunk import Completion, pack
+from plaudit.reward.trunk import pack
 from plaudit.settings import ModelSettings, RewardSettings
 from plaudit.testing.models import tiny_model
 from plaudit.types import (

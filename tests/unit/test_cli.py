@@ -88,17 +88,6 @@ def test_settings_of_one_channel_are_shown(plaudit):
     assert plaudit("settings", "show", "--channel", "nonsense")[0] == 2
 
 
-def test_learn_status_needs_no_model_and_says_how_far_a_channel_is(plaudit, registry, tmp_path):
-    data = str(tmp_path / "data")
-    code, out, _ = plaudit("learn", "status", str(CHANNEL), "--data-dir", data)
-    assert code == 0
-    assert "version 0 is live" in out
-    assert "0 of 200 new training events" in out
-    code, out, _ = plaudit("learn", "status", "--json", "--data-dir", data)
-    assert (code, json.loads(out)) == (0, []), "nobody has asked yet"
-    assert plaudit("learn", "status", "nonsense", "--data-dir", data)[0] == 2
-
-
 def test_an_error_that_plaudit_explains_is_a_sentence_and_exit_code_1(plaudit):
     code, out, err = plaudit("settings", "show", "--set", "serve.prot=1")
     assert (code, out) == (1, "")

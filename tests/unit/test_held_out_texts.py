@@ -6,7 +6,7 @@ import pytest
 from plaudit.engine.protocol import EncodedPrompt, Generated, ReleaseKey
 from plaudit.learner.held_out import ROOM, HeldOutTexts
 from plaudit.policy.rollout import Sample, TrainPrompt
-from plaudit.reward.trunk import Completion
+from plaudit.reward.completion import Completion
 from plaudit.settings import GateSettings
 from plaudit.types import Message, Outcome, Prompt
 

@@ -11,7 +11,7 @@ from plaudit.learner.actions.choices import labels
 from plaudit.learner.references import MOST_OPTIONS, OptionReferences
 from plaudit.plugins import load_plugins
 from plaudit.policy.rollout import TrainPrompt
-from plaudit.reward.trunk import Completion
+from plaudit.reward.completion import Completion
 from plaudit.settings import RewardSettings
 from plaudit.testing.evidence import CHANNEL, START, make_candidate, make_interaction
 from plaudit.types import FeedbackKind, Label, Message, Option, Prompt

@@ -11,8 +11,8 @@ from plaudit.learner.slices import MOST_SLICES, agreement, slice_accuracies
 from plaudit.release.gate import SliceAccuracy, slice_checks
 from plaudit.release.intervals import rater_accuracy
 from plaudit.returned import slices_fault
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Comparison
-from plaudit.reward.trunk import Completion
 
 GOOD, BAD = Completion((1,), (2,)), Completion((1,), (3,))
 

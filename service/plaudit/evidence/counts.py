@@ -97,6 +97,12 @@ def tally(connection: Connection, channel: Channel, since: dt.datetime | None, f
     return tuple(sorted(found, key=lambda each: (each.kind, each.rater_split, each.group_split)))
 
 
+def in_split(split: Split, few_raters: bool) -> ColumnElement[bool]:
+    """SQL: the row's rater is of the split. Rows whose places are not filled in are of none."""
+    rater, _ = _splits(few_raters)
+    return and_(_EVIDENCE.c.rater_unit.is_not(None), rater == split.value)
+
+
 def _fill(connection: Connection, salt: bytes, rows: Sequence[RowMapping]) -> None:
     statement = (
         update(_EVIDENCE)

@@ -26,6 +26,7 @@ from plaudit.evidence.tables import (
     InteractionRow,
     OffsetRow,
     Status,
+    to_micros,
 )
 from plaudit.store.database import Database
 from plaudit.types import Channel, Evidence, FeedbackKind, Interaction, Message, Option, Passage, Purpose
@@ -141,21 +142,24 @@ class EvidenceStore:
         *,
         few_raters: bool = False,
         policy_version: str | None = None,
+        only: Split | None = None,
     ) -> FrozenDataSet:
         """All evidence of a channel, with the offsets it was made of; `as_of` defaults to the present.
 
         few_raters (a domain's declaration): prompt groups alone are split, and a row's rater split is its group's.
         policy_version (a domain's declaration): only evidence on interactions of this version; None: on all.
+        only: rows of one split of raters, and the digest is of these; None: all.
         """
+        which = and_(EvidenceTable.domain == channel.domain, EvidenceTable.tenant == channel.tenant)
+        if only is not None:
+            counts.fill_places(self.database, channel, salt)
+            which = and_(which, counts.in_split(only, few_raters))
         with self.database.reading() as connection:
             offsets = tuple(sorted(_offsets(connection)))
-            query = select(EvidenceTable.payload).where(
-                EvidenceTable.domain == channel.domain, EvidenceTable.tenant == channel.tenant
-            )
-            payloads = connection.execute(query).scalars().all()
+            payloads = connection.execute(select(EvidenceTable.payload).where(which)).scalars().all()
             interactions = {
                 each.interaction_id: each
-                for each in _interactions_with_evidence(connection, channel).values()
+                for each in _interactions_with_evidence(connection, channel, which).values()
                 if policy_version in (None, each.policy_version)
             }
         # Sorted here: databases collate text in orders of their own.
@@ -275,6 +279,23 @@ class EvidenceStore:
         with self.database.reading() as connection:
             return counts.tally(connection, channel, since, few_raters)
 
+    def count_groups(self, channel: Channel, salt: bytes, *, few_raters: bool = False) -> Counter[Split]:
+        """Prompt groups that were asked for SERVE or EXPLORE, by split; no interaction is decoded."""
+        query = select(InteractionRow.prompt_group).where(_of_channel(channel), _LEARNED_FROM).distinct()
+        with self.database.reading() as connection:
+            groups = connection.execute(query).scalars().all()
+        return Counter(group_split(salt, group, few_raters) for group in groups)
+
+    def count_answered(self, channel: Channel, since: dt.datetime) -> int:
+        """Interactions for SERVE or EXPLORE that were completed at this time or later."""
+        query = (
+            select(func.count())
+            .select_from(InteractionRow)
+            .where(_of_channel(channel), _LEARNED_FROM, InteractionRow.completed_at >= to_micros(since))
+        )
+        with self.database.reading() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def interaction(self, interaction_id: str) -> Interaction | None:
         """An interaction for SERVE or EXPLORE; None where there is none of that id."""
         query = select(InteractionRow.__table__).where(InteractionRow.interaction_id == interaction_id, _LEARNED_FROM)
@@ -304,7 +325,9 @@ def _offsets(connection: Connection) -> list[OffsetRange]:
     return [OffsetRange(Topic(topic), partition, first, following) for topic, partition, first, following in found]
 
 
-def _interactions_with_evidence(connection: Connection, channel: Channel) -> dict[str, Interaction]:
-    has_evidence = exists().where(EvidenceTable.interaction_id == InteractionRow.interaction_id)
+def _interactions_with_evidence(
+    connection: Connection, channel: Channel, which: ColumnElement[bool]
+) -> dict[str, Interaction]:
+    has_evidence = exists().where(EvidenceTable.interaction_id == InteractionRow.interaction_id, which)
     query = select(InteractionRow.__table__).where(_of_channel(channel), has_evidence)
     return ingest.load_interactions(connection.execute(query).mappings().all())

@@ -1,7 +1,7 @@
 """The join's process: opens log and store, exposes metrics, joins until it is told to end.
 
-What enters: settings. What leaves: evidence in the store, metrics, and a line in the log of what it did, at most one
-each minute. Never answers a call: the metrics port is the only one it opens.
+What enters: settings. What leaves: evidence in the store, metrics, a row that says that it runs, and a line in the log
+of what it did, at most one each minute. Never answers a call: the metrics port is the only one it opens.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from plaudit.evidence.store import EvidenceStore
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
 from plaudit.settings import Settings
+from plaudit.store.processes import Beat
 from plaudit.waiting import opened
 
 LOOK_SECONDS = 5.0  # between looks at lag and waiting acts: one question to the log, one to the store
@@ -40,7 +41,8 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
     try:
         if (store := opened("join", lambda: EvidenceStore(settings.store_url), stop)) is None:
             return
-        progress = Progress(metrics, store)
+        beat = Beat(store.database, "join")
+        progress = Progress(metrics, store, beat=beat)
         try:
 
             def start() -> Join:
@@ -50,6 +52,7 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
                 _log.info("join.ready", plugins=sorted(plugins))
                 join.run(stop)
         finally:
+            beat.end()
             store.close()
     finally:
         log.close()
@@ -58,7 +61,15 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
 class Progress:
     """What a join did, as metrics and as a line each minute in which it read something."""
 
-    def __init__(self, metrics: Metrics, store: EvidenceStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        store: EvidenceStore,
+        *,
+        beat: Beat | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._beat = beat
         self._metrics = metrics
         self._store = store
         self._clock = clock
@@ -89,6 +100,8 @@ class Progress:
         for channel, acts in waiting.items():
             self._metrics.join_waiting.labels(channel).set(acts)
         self._waiting |= waiting.keys()
+        if self._beat is not None:
+            self._beat.beat({"unread": sum(lag.values()), "waiting": sum(waiting.values())})
         if self._records and self._clock() >= self._next_line:
             self._next_line = self._clock() + LINE_SECONDS
             _log.info(

@@ -15,8 +15,8 @@ import torch
 from plaudit.engine.base import Base
 from plaudit.plugins import load_plugins
 from plaudit.release.registry import Registry
+from plaudit.reward.completion import Completion
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion
 from plaudit.settings import Settings
 from plaudit.types import Channel, Request
 

@@ -43,6 +43,7 @@ class Learner:
 
     def close(self) -> None:
         """Close the engine, the stores and the log."""
+        self.status.close()
         for each in (self.engine, self.registry, self.store, self.log):
             each.close()
 

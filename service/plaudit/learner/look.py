@@ -7,16 +7,21 @@ only for a turn or for what a dead turn left, so that of several learners one wo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 import tenacity
 
+from plaudit.eventlog import Positions
+from plaudit.learner import needs
 from plaudit.learner.context import Learner
-from plaudit.learner.outcome import Need, Result, TurnEnded, TurnOutcome, failed, require
+from plaudit.learner.outcome import Result, TurnEnded, TurnOutcome, failed, require
 from plaudit.learner.recover import is_left, recover
 from plaudit.learner.since import LEASE, learnt_until, settings_digest
+from plaudit.learner.survey import Survey, survey
 from plaudit.learner.turn import new_turn, run
 from plaudit.release.moves import ChannelState
 from plaudit.settings import Settings
@@ -29,6 +34,8 @@ log = structlog.get_logger(__name__)
 FIRST_PAUSE_SECONDS = 2.0
 # A look that reads all evidence only to find too little may take at most this share of the time.
 SHARE_OF_TIME = 0.05
+# Shortest time between two lines of the log that differ in numbers alone.
+LINE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -38,6 +45,10 @@ class Watch:
     failures: int = 0
     rest_until: float = 0.0
     told: tuple[object, ...] = ()
+    told_reason: str = ""
+    told_at: float = -math.inf
+    surveyed: Survey | None = None
+    surveyed_at: Positions = field(default_factory=dict)
 
 
 def look(learner: Learner, channel: Channel, watch: Watch, *, force: bool = False) -> Result | None:
@@ -54,6 +65,8 @@ def look(learner: Learner, channel: Channel, watch: Watch, *, force: bool = Fals
             return None
         result = _looked(learner, state, force=force)
         watch.failures = 0
+        if [need.what for need in result.needs] == [needs.EVENTS]:
+            result = _with_all_needs(learner, state, watch, result)
         if result.outcome is TurnOutcome.WAITED:
             watch.rest_until = time.monotonic() + (time.monotonic() - began) / SHARE_OF_TIME
     except Exception as error:  # the outermost loop: this channel's turn is lost, and others go on
@@ -107,7 +120,25 @@ def _require_new_events(learner: Learner, settings: Settings, state: ChannelStat
     since = learnt_until(learner.registry, learner.outcomes, state, digest)
     salt = learner.registry.salt(channel)
     events = learner.store.count_new(channel, salt, since, few_raters=declaration.few_raters)
-    require(Need("new training events", events, 1 if force else settings.learn.min_events))
+    require(*needs.of_events(events, settings.learn, force=force))
+
+
+def _with_all_needs(learner: Learner, state: ChannelState, watch: Watch, result: Result) -> Result:
+    """The result of a look that found too few events, with all that the turn will need, so that nobody meets it singly.
+
+    Evidence is read again only if the join has read on since.
+    """
+    positions = dict(learner.store.positions())
+    if watch.surveyed is None or watch.surveyed_at != positions:
+        declaration, settings = learner.plugins[state.channel.domain].declaration, learner.settings
+        watch.surveyed = survey(
+            learner.store, learner.registry, learner.outcomes, settings.for_channel(state.channel), declaration, state
+        )
+        watch.surveyed_at = positions
+    found = watch.surveyed
+    # Whether it is enough to look was decided by the count of this look, which `force` may have lowered.
+    every = (*result.needs, *(need for need in found.needs if need.what != needs.EVENTS))
+    return dataclasses.replace(result, reason=f"waits: {found.words}", needs=every)
 
 
 def _turn(learner: Learner, channel: Channel, settings: Settings, lease: Lease) -> Result:
@@ -116,9 +147,16 @@ def _turn(learner: Learner, channel: Channel, settings: Settings, lease: Lease) 
     with new_turn(learner, channel, settings.learn.seed + version, lease) as turn:
         result = run(turn)
     learner.metrics.turns.labels(str(channel), str(result.outcome)).inc()
-    if result.evidence:
+    # That a channel waits is told as it is found: remembered, each new act would leave a row.
+    if result.evidence and result.outcome is not TurnOutcome.WAITED:
         learner.outcomes.remember(
-            channel, result.evidence, turn.digest, str(result.outcome), result.reason, at=result.as_of
+            channel,
+            result.evidence,
+            turn.digest,
+            str(result.outcome),
+            result.reason,
+            at=result.as_of,
+            facts=result.facts,
         )
     return result
 
@@ -132,14 +170,18 @@ def _pause(longest: float, failures: int) -> float:
 
 
 def _tell(learner: Learner, channel: Channel, watch: Watch, result: Result) -> None:
-    """Status and metrics always; the log once per change, and a change of numbers alone is none."""
+    """Status and metrics always; the log per change, at most once per LINE_SECONDS if numbers alone changed."""
     for need in result.needs:
         learner.metrics.turn_have.labels(str(channel), need.what).set(need.have)
         learner.metrics.turn_want.labels(str(channel), need.what).set(need.want)
+    if result.outcome is not TurnOutcome.WAITED:
+        learner.metrics.last_turn.labels(str(channel), str(result.outcome)).set_to_current_time()
     learner.status.idle(channel, result)
     short = tuple(need.what for need in result.needs if not need.met)
     told = (result.outcome, short) if short else (result.outcome, result.reason)
-    if told != watch.told and result.outcome is not TurnOutcome.FAILED:
+    numbers = result.reason != watch.told_reason and time.monotonic() - watch.told_at >= LINE_SECONDS
+    if (told != watch.told or numbers) and result.outcome is not TurnOutcome.FAILED:
         seconds = learner.status.seconds if result.outcome is not TurnOutcome.WAITED else {}
         log.info("turn", channel=str(channel), outcome=str(result.outcome), reason=result.reason, seconds=seconds)
+        watch.told_at, watch.told_reason = time.monotonic(), result.reason
     watch.told = told

@@ -35,6 +35,7 @@ from plaudit.signals import StopEvent
 from plaudit.store.files import private_folder
 from plaudit.store.leases import Leases
 from plaudit.store.outcomes import TurnOutcomes
+from plaudit.store.processes import Beat
 from plaudit.telemetry import places
 from plaudit.types import Channel
 from plaudit.waiting import opened_at_last, pause
@@ -73,6 +74,7 @@ def learn(settings: Settings, once: bool = False) -> list[Result]:
                 result = look(learner, channel, watches[channel], force=once)
                 if result is not None and (once or result.outcome is not TurnOutcome.WAITED):
                     results.append(result)
+            learner.status.rest()
             if once or (settings.learn.max_turns and len(results) >= settings.learn.max_turns):
                 return results
             stop.wait(settings.learn.poll_seconds)
@@ -132,7 +134,7 @@ def open_learner(settings: Settings, *, wait: bool = False) -> Learner:
         registry=registry,
         plugins=plugins,
         metrics=metrics,
-        status=Status(Path(settings.data_dir) / "learner.json", metrics),
+        status=Status(Path(settings.data_dir) / "learner.json", metrics, Beat(store.database, "learn")),
         leases=Leases(store.database),
         outcomes=TurnOutcomes(store.database),
     )

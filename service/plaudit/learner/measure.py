@@ -24,8 +24,8 @@ from plaudit.release import texts
 from plaudit.release.gate import win_rates
 from plaudit.release.manifest import Probe
 from plaudit.release.probes import FailedAnswer, HarmRate, HarmResult, by_harm, judged
+from plaudit.reward.completion import Completion
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion
 from plaudit.types import Message, Request, Sampling
 
 PROOF_PROBES = 8

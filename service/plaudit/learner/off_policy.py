@@ -20,8 +20,8 @@ from plaudit.engine.threads import release_team
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import FrozenDataSet
 from plaudit.release.estimate import Shown, place_probabilities
+from plaudit.reward.completion import Completion
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion
 from plaudit.types import (
     Binary,
     Evidence,

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 from plaudit.errors import PlauditError
+from plaudit.release.reading import Refusal
 
 
 class TurnOutcome(StrEnum):
@@ -60,9 +62,11 @@ class Need:
 class TurnEnded(Exception):
     """Ends a turn before its last step."""
 
-    def __init__(self, outcome: TurnOutcome, reason: str, needs: Sequence[Need] = ()) -> None:
+    def __init__(
+        self, outcome: TurnOutcome, reason: str, needs: Sequence[Need] = (), refusals: Sequence[Refusal] = ()
+    ) -> None:
         super().__init__(reason)
-        self.outcome, self.reason, self.needs = outcome, reason, tuple(needs)
+        self.outcome, self.reason, self.needs, self.refusals = outcome, reason, tuple(needs), tuple(refusals)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,14 @@ class Result:
     """Digest of the frozen evidence; empty if there is nothing to remember about it."""
     as_of: dt.datetime | None = None
     """When the evidence was frozen."""
+    refusals: tuple[Refusal, ...] = ()
+    """Checks that failed."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is remembered beside the reason, as plain JSON types."""
+        found: dict[str, Any] = {} if self.version is None else {"version": self.version}
+        return found | ({"refusals": [asdict(each) for each in self.refusals]} if self.refusals else {})
 
 
 def require(*needs: Need) -> None:

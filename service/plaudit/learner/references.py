@@ -16,9 +16,9 @@ from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.evidence.store import FrozenDataSet
 from plaudit.policy.rollout import Sample, TrainPrompt, sample
 from plaudit.release import texts
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Text, shown_part, shown_tokens
 from plaudit.reward.fit import FIT_REFERENCES
-from plaudit.reward.trunk import Completion
 from plaudit.types import Interaction, Outcome, Sampling
 
 # A request has no more; all of them centre its scores.

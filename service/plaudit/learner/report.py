@@ -1,67 +1,144 @@
-"""What each channel's learning stands at: `plaudit learn status`.
+"""Where the loop stands: what `plaudit status` says, and `plaudit doctor` asks.
 
-Enters: the stores. Leaves: one report per channel, in numbers and words. Asks what the learner asks at each look and
-changes nothing; loads no model, so that an operator may run it anywhere.
+Enters: the stores and, if it is embedded, the event log. Leaves: facts of every channel and of the processes. Asks what
+the learner asks at each look and changes nothing; loads no model, so that an operator may run it anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from plaudit.domain import DomainPlugin
+from plaudit.errors import Misconfigured, PlauditError
+from plaudit.eventlog import Topic, open_log
 from plaudit.evidence.store import EvidenceStore
-from plaudit.learner.outcome import Need
-from plaudit.learner.since import LEASE, learnt_until, settings_digest
+from plaudit.learner.outcome import Need, TurnOutcome
+from plaudit.learner.since import LEASE
+from plaudit.learner.survey import survey
+from plaudit.release.gate import Decision
+from plaudit.release.moves import ChannelState
+from plaudit.release.reading import gain
 from plaudit.release.registry import Registry
-from plaudit.settings import Settings
+from plaudit.settings import STORE_FILE, Settings
 from plaudit.store.leases import Leases
-from plaudit.store.outcomes import TurnOutcomes
+from plaudit.store.outcomes import RememberedTurn, TurnOutcomes
+from plaudit.store.processes import Process, current, processes
 from plaudit.types import Channel
+
+TURNS = 3
+KINDS = ("serve", "join", "learn")
+_HOUR = dt.timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnReport:
+    """How a turn ended. `refusals`: each failed check with value, bound, 95% bounds, note and next step."""
+
+    at: str
+    outcome: str
+    reason: str
+    attempts: int
+    version: int | None = None
+    refusals: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelReport:
-    """One channel: what is live, what its last turn came to, what the next one waits for, who works on it."""
+    """One channel.
+
+    `requests` are interactions since the live release went live, and of the last hour. `feedback` counts acts with
+    evidence by kind. `said` is what the learner's last look waited for, `learner` who works on a turn, `step` what at.
+    """
 
     channel: str
     live: int
+    generation: int
     pinned: bool
+    live_since: str
+    live_by: str
+    gain: str
+    requests: int
+    requests_last_hour: int
+    feedback: Mapping[str, int]
+    waiting: int
+    rejected: int
     needs: tuple[Need, ...]
-    outcome: str = ""
-    reason: str = ""
-    at: str = ""
+    advice: str
+    turns: tuple[TurnReport, ...]
     learner: str = ""
+    step: str = ""
+    said: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Every channel that was asked, the processes, and how many records the join has not read (None: not known)."""
+
+    channels: tuple[ChannelReport, ...]
+    running: tuple[Process, ...]
+    unread: int | None
+    now: str = field(compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
-
-    def as_text(self) -> str:
-        """Some lines for people."""
-        pinned = ", pinned" if self.pinned else ""
-        lines = [f"{self.channel}: version {self.live} is live{pinned}"]
-        lines.append(f"  now: {f'a turn by {self.learner}' if self.learner else 'no turn'}")
-        lines.append("  next turn: " + ", ".join(str(need) for need in self.needs))
-        if self.outcome:
-            lines.append(f"  last turn ({self.at}): {self.outcome}: {self.reason}")
-        return "\n".join(lines)
+        found = asdict(self)
+        found["processes"] = [
+            {**each, "started_at": each["started_at"].isoformat(timespec="seconds"), "lost": process.lost}
+            for each, process in zip(found.pop("running"), self.running, strict=True)
+        ]
+        return found
 
 
-def channel_reports(
-    settings: Settings, plugins: Mapping[str, DomainPlugin], only: Channel | None = None
-) -> list[ChannelReport]:
-    """A report of every channel that people have used, or of one."""
+def deployment(settings: Settings, plugins: Mapping[str, DomainPlugin], only: Channel | None = None) -> Deployment:
+    """Every channel that people have used, or one, as it stands now. Raises Misconfigured if there is no store."""
+    file = settings.data_dir / STORE_FILE
+    if not settings.store.url.get_secret_value() and not file.exists():
+        raise Misconfigured(
+            f"there is no {file}: nothing has run in this data directory; start it with `plaudit up`, or name another "
+            "with --data-dir",
+            setting="data_dir",
+        )
+    with _opened(settings) as (store, registry):
+        found = processes(store.database)
+        wanted = [state for state in registry.states() if only in (None, state.channel)]
+        running = tuple(each for kind in KINDS for each in current(found, kind))
+        return Deployment(
+            channels=tuple(_report(settings, plugins, store, registry, state, running) for state in wanted),
+            running=running,
+            unread=_unread(settings, store, running),
+            now=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        )
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[tuple[EvidenceStore, Registry]]:
     store = EvidenceStore(settings.store_url)
-    registry = Registry(settings.store_url, settings.registry_root)
     try:
-        channels = store.channels() if only is None else [only]
-        found = [_report(settings.for_channel(each), plugins, store, registry, each) for each in channels]
-        return [each for each in found if each is not None]
+        with Registry(settings.store_url, settings.registry_root) as registry:
+            yield store, registry
     finally:
-        registry.close()
         store.close()
+
+
+def _unread(settings: Settings, store: EvidenceStore, running: tuple[Process, ...]) -> int | None:
+    """Records that the join has not read: of the embedded log by a look, of Kafka as the join said last."""
+    if settings.log.kind == "sqlite":
+        log = open_log(settings)
+        try:
+            positions = dict(store.positions())
+            consumer = log.consumer((Topic.INTERACTIONS, Topic.FEEDBACK), "plaudit-status", lambda: positions)
+            ends = consumer.end_positions()
+            consumer.close()
+        finally:
+            log.close()
+        return sum(max(0, end - positions.get(place, 0)) for place, end in ends.items())
+    said = [int(each.facts.get("unread", 0)) for each in running if each.kind == "join"]
+    return sum(said) if said else None
 
 
 def _report(
@@ -69,26 +146,151 @@ def _report(
     plugins: Mapping[str, DomainPlugin],
     store: EvidenceStore,
     registry: Registry,
-    channel: Channel,
-) -> ChannelReport | None:
-    state, outcomes = registry.state(channel), TurnOutcomes(store.database)
-    if state is None:
-        return None
+    state: ChannelState,
+    running: tuple[Process, ...],
+) -> ChannelReport:
+    channel, outcomes, name = state.channel, TurnOutcomes(store.database), str(state.channel)
+    # The change since which this version serves without a break: a pin changes the generation alone.
+    changes = registry.history(channel)
+    first = next((i for i in range(len(changes), 0, -1) if changes[i - 1].live != state.live), 0)
+    began = changes[min(first, len(changes) - 1)]
+    counts, advice, problem = store.counts(channel), "", ""
     needs: tuple[Need, ...] = ()
+    feedback: dict[str, int] = {}
     if channel.domain in plugins:
-        declaration = plugins[channel.domain].declaration
-        since = learnt_until(registry, outcomes, state, settings_digest(settings, declaration, registry, state))
-        few_raters = declaration.few_raters
-        events = store.count_new(channel, registry.salt(channel), since, few_raters=few_raters)
-        needs = (Need("new training events", events, settings.learn.min_events),)
-    last, holder = outcomes.last(channel), Leases(store.database).holder(LEASE.format(channel=channel))
+        try:
+            declaration = plugins[channel.domain].declaration
+            found = survey(store, registry, outcomes, settings.for_channel(channel), declaration, state)
+            needs, advice = found.needs, found.advice
+            feedback = {kind.value: acts for kind, acts in sorted(found.acts.items())}
+        except PlauditError as error:
+            problem = error.message
+    else:
+        problem = f"the domain {channel.domain} is not installed here, so its needs cannot be counted"
+    decision = registry.release(channel, state.live).decision_json
+    holder = Leases(store.database).holder(LEASE.format(channel=channel))
+    learners = [each.facts for each in running if each.kind == "learn" and not each.lost]
+    steps = [each for each in learners if each.get("channel") == name and each.get("step")]
+    said = [each["said"][name] for each in learners if name in each.get("said", {})]
     return ChannelReport(
-        channel=str(channel),
+        channel=name,
         live=state.live,
+        generation=state.generation,
         pinned=state.pinned,
+        live_since=began.at.isoformat(timespec="seconds"),
+        live_by=f"{began.actor}: {began.reason}" if began.reason else began.actor,
+        gain=gain(Decision.from_json(decision)) if decision else "",
+        requests=store.count_answered(channel, began.at),
+        requests_last_hour=store.count_answered(channel, dt.datetime.now(dt.UTC) - _HOUR),
+        feedback=feedback,
+        waiting=counts.waiting,
+        rejected=counts.rejected,
         needs=needs,
-        outcome=last.outcome if last else "",
-        reason=last.reason if last else "",
-        at=last.at.isoformat(timespec="seconds") if last else "",
+        advice=advice,
+        turns=tuple(_turn(each) for each in outcomes.recent(channel, TURNS)),
         learner=holder.owner if holder else "",
+        step=f"step {steps[0]['step']} {steps[0]['name']} {steps[0].get('detail', '')}".strip() if steps else "",
+        said=next((reason for outcome, reason in said if outcome == TurnOutcome.WAITED), ""),
+        problem=problem,
     )
+
+
+def _turn(turn: RememberedTurn) -> TurnReport:
+    return TurnReport(
+        at=turn.at.isoformat(timespec="seconds"),
+        outcome=turn.outcome,
+        reason=turn.reason,
+        attempts=turn.attempts,
+        version=turn.facts.get("version"),
+        refusals=tuple(turn.facts.get("refusals", ())),
+    )
+
+
+# Words ----------------------------------------------------------------------------------------------
+
+
+def as_text(found: Deployment) -> str:
+    """The deployment for people."""
+    parts = [_channel_lines(each, found.now) for each in found.channels] or ["no channel has been asked yet"]
+    return "\n\n".join([*parts, _process_lines(found)])
+
+
+def _when(moment: str, now: str) -> str:
+    """A moment and how long ago it was."""
+    at = dt.datetime.fromisoformat(moment)
+    seconds = int((dt.datetime.fromisoformat(now) - at).total_seconds())
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{at:%Y-%m-%d %H:%M} UTC, {seconds // size} {unit} ago"
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC, {max(seconds, 0)} s ago"
+
+
+def _channel_lines(each: ChannelReport, now: str) -> str:
+    pinned = ", pinned" if each.pinned else ""
+    version = f"version {each.live}" if each.live else "version 0, the base,"
+    lines = [
+        f"{each.channel}",
+        f"  live      {version} since {_when(each.live_since, now)}{pinned} (by {each.live_by})",
+        f"  traffic   {each.requests} requests since then, {each.requests_last_hour} in the last hour",
+    ]
+    if each.gain:
+        lines.append(f"  gain      {each.gain}")
+    acts = ", ".join(f"{count} {kind}" for kind, count in each.feedback.items()) or "none yet"
+    others = ((each.waiting, "wait for their interaction"), (each.rejected, "rejected"))
+    rest = [f"{count} {what}" for count, what in others if count]
+    lines.append(f"  feedback  {'; '.join([acts, *rest])}")
+    if each.step or each.learner:
+        lines.append(f"  learning  a turn runs: {each.step or 'by ' + each.learner}")
+    if each.problem:
+        lines.append(f"  learning  {each.problem}")
+    elif not each.step and not each.learner:
+        lines += _need_lines(each)
+    for turn in each.turns:
+        lines += _turn_lines(turn, now)
+    return "\n".join(lines)
+
+
+def _need_lines(each: ChannelReport) -> list[str]:
+    short = [str(need) for need in each.needs if not need.met]
+    met = [str(need) for need in each.needs if need.met and need.want > 1]
+    if not short:
+        # What only a turn can see (texts that the model reads alike, prompts that are refused today) it has said.
+        return [f"  learning  {each.said or 'nothing is missing: the next look begins a turn'}"]
+    lines = [f"  waits for {'; '.join(short)}"]
+    if met:
+        lines.append(f"  has       {'; '.join(met)}")
+    return [*lines, f"  to do     {each.advice}"] if each.advice else lines
+
+
+def _turn_lines(turn: TurnReport, now: str) -> list[str]:
+    version = f" version {turn.version}" if turn.version is not None else ""
+    if not turn.refusals:
+        return [f"  turn      {turn.outcome}{version} ({_when(turn.at, now)}): {turn.reason}"]
+    lines = [f"  turn      {turn.outcome}{version} ({_when(turn.at, now)}), because of"]
+    for check in turn.refusals:
+        value = "not measured" if check["value"] is None else f"{check['value']:.3g}"
+        if check["low"] is not None and check["high"] is not None:
+            value += f" [{check['low']:.3g}, {check['high']:.3g}]"
+        note = f" ({check['note']})" if check["note"] else ""
+        lines.append(f"              {check['check']}: {value}, bound {check['bound']:.3g}{note}")
+        lines.append(f"              next step: {check['next_step']}")
+    return lines
+
+
+def _process_lines(found: Deployment) -> str:
+    lines = []
+    for kind in KINDS:
+        of_kind = [each for each in found.running if each.kind == kind]
+        if not of_kind:
+            lines.append(f"{kind:<6} does not run: nobody has seen it within a day")
+        for each in of_kind:
+            state = f"NOT SEEN for {each.silent:.0f} s" if each.lost else "runs"
+            facts = ""
+            if kind == "join" and found.unread is not None:
+                facts = f"; {found.unread} records unread"
+            if kind == "serve":
+                behind = [name for name, serves in each.facts.get("serves", {}).items() if serves["behind"]]
+                facts = f"; BEHIND on {', '.join(behind)}" if behind else ""
+            began = _when(each.started_at.isoformat(timespec="seconds"), found.now)
+            lines.append(f"{kind:<6} {state}, {each.owner}, since {began}{facts}")
+    return "\n".join(lines)

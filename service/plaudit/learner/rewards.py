@@ -17,9 +17,9 @@ from plaudit.policy.choose import Judged
 from plaudit.policy.optimizer import Rewarded
 from plaudit.policy.rollout import Sample, TrainPrompt
 from plaudit.policy.value import BLANK
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Text
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion
 
 
 class ModelReward:

@@ -1,7 +1,7 @@
 """What counts as new evidence on a channel, and which refusals hold.
 
 Enters: registry, remembered outcomes, settings. Leaves: the time since which evidence is new, and the digest of all
-that, beside the evidence, decides what a turn comes to. Imports no torch: `plaudit learn status` asks here too.
+that, beside the evidence, decides what a turn comes to. Imports no torch: `plaudit status` asks here too.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from plaudit.learner.steps.measure import measure
 from plaudit.learner.steps.optimise import optimise
 from plaudit.learner.steps.promote import promote
 from plaudit.learner.steps.register import register
-from plaudit.release.reading import failed_checks
+from plaudit.release.reading import failed_checks, refusals
 from plaudit.store.leases import Lease
 from plaudit.types import Channel
 
@@ -94,7 +94,14 @@ def run(turn: Turn) -> Result:
             release = register(turn, frozen, fitted, optimised, measured)
         decision = decide(turn, fitted, measured, release)
     except TurnEnded as end:
-        return Result(outcome=end.outcome, reason=end.reason, needs=end.needs, evidence=evidence, as_of=turn.as_of)
+        return Result(
+            outcome=end.outcome,
+            reason=end.reason,
+            needs=end.needs,
+            evidence=evidence,
+            as_of=turn.as_of,
+            refusals=end.refusals,
+        )
     if not decision.accepted:
         outcome, reason = (
             TurnOutcome.REJECTED,
@@ -105,4 +112,11 @@ def run(turn: Turn) -> Result:
         outcome, reason = TurnOutcome.GATED, f"{why}: promote version {release.version} by hand"
     else:
         outcome, reason = promote(turn.learner, turn.channel, release.version, turn.state.generation, turn.lease)
-    return Result(outcome=outcome, reason=reason, version=release.version, evidence=evidence, as_of=turn.as_of)
+    return Result(
+        outcome=outcome,
+        reason=reason,
+        version=release.version,
+        evidence=evidence,
+        as_of=turn.as_of,
+        refusals=refusals(decision.checks),
+    )

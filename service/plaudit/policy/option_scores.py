@@ -17,7 +17,8 @@ from plaudit.domain import OptionScore
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.policy.rollout import TrainPrompt
-from plaudit.reward.trunk import Completion, Row, TrunkCache, spans
+from plaudit.reward.completion import Completion
+from plaudit.reward.trunk import Row, TrunkCache, spans
 
 
 class _Pass(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from plaudit.reward import likelihoods as like
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import (
     MOST_PLACES,
     NO_PLACE,
@@ -29,7 +30,6 @@ from plaudit.reward.dataset import (
     bootstrap_weight,
     other_references,
 )
-from plaudit.reward.trunk import Completion
 
 MOST_CONTRASTS = 8
 # Thumbs of one rater in one minibatch under the centred treatment, as many as the contrasts could name.

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from plaudit.errors import BadArtifact
 from plaudit.evidence.splits import Split
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Comparison, collect, comparisons
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion, TrunkCache
+from plaudit.reward.trunk import TrunkCache
 
 if TYPE_CHECKING:
     from plaudit.evidence.store import FrozenDataSet

@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from plaudit.evidence.splits import Split
+from plaudit.reward.completion import Completion
 from plaudit.reward.implicit import CERTAIN, Noise, noise_rates, positions
-from plaudit.reward.trunk import Completion
 from plaudit.settings import RewardSettings
 from plaudit.types import (
     Binary,

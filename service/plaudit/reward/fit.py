@@ -24,6 +24,7 @@ import torch
 from plaudit.engine.base import Base
 from plaudit.evidence.splits import Split
 from plaudit.reward.batch import MOST_CITED, MOST_CONTRASTS, Batch, Shared, Treatment, with_references
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import (
     RankingUnit,
     References,
@@ -36,7 +37,7 @@ from plaudit.reward.dataset import (
 )
 from plaudit.reward.heads import LEAST_PAIRS, TreatmentChoice, choose_treatment, fit_heads, fit_offsets
 from plaudit.reward.model import RewardModel
-from plaudit.reward.trunk import Completion, TrunkCache
+from plaudit.reward.trunk import TrunkCache
 from plaudit.settings import ModelSettings, RewardSettings
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from plaudit.reward.batch import Batch, Shared, Treatment
+from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import (
     MOST_PLACES,
     NO_PLACE,
@@ -27,7 +28,6 @@ from plaudit.reward.dataset import (
     Units,
     thumb_contrasts,
 )
-from plaudit.reward.trunk import Completion
 
 ITERATIONS = 60
 # Precision of the prior of a weight, times F + 1. At 1 scores would have a spread of about 1 before any evidence;

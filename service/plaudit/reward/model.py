@@ -25,7 +25,8 @@ from plaudit.engine import adapter_files, adapters
 from plaudit.engine.base import Base
 from plaudit.errors import BadArtifact
 from plaudit.reward.batch import Shared, Treatment
-from plaudit.reward.trunk import Completion, TrunkCache
+from plaudit.reward.completion import Completion
+from plaudit.reward.trunk import TrunkCache
 from plaudit.settings import ModelSettings, RewardSettings
 
 HEADS_FILE = "heads.safetensors"

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plaudit.engine.base import Base
+from plaudit.reward.completion import Completion
 
 # A row of one prompt and what shares it: longer rows waste attention, shorter ones repeat prompts.
 MOST_ROW_TOKENS = 384
@@ -26,13 +27,6 @@ MOST_PASS_TOKENS = 3072
 # computing padding costs more than a pass more.
 MOST_STRETCH = 1.15
 LEAST_PASS_TOKENS = 192
-
-
-class Completion(NamedTuple):
-    """Prompt tokens and shown tokens of one completion; the EOS that ends it is appended when it is run."""
-
-    prompt: tuple[int, ...]
-    shown: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from plaudit.metrics import Metrics
 from plaudit.release.moves import ChannelState
 from plaudit.release.registry import Registry
 from plaudit.serving.staging import Routed, Staging
+from plaudit.store.processes import Beat
 from plaudit.telemetry import get_logger
 from plaudit.types import Channel
 
@@ -68,6 +69,7 @@ class Router:
         ready_at_start: int,
         temperature: Callable[[Channel], float] = lambda _: 1.0,
         bell: Callable[[], Consumer] | None = None,
+        beat: Beat | None = None,
     ) -> None:
         self._registry = registry
         self._staging = staging
@@ -78,6 +80,7 @@ class Router:
         self._ready_at_start = ready_at_start
         self._temperature = temperature
         self._bell = bell
+        self._beat = beat
         self._serving: dict[Channel, _Serving] = {}
         self._told: dict[Channel, tuple[int, str]] = {}  # what the log was told last of a channel that is behind
         self._unanswered: dict[ReleaseKey, dt.datetime] = {}  # live since a swap, and no reply yet
@@ -102,6 +105,8 @@ class Router:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=self._poll_seconds + 30.0)
+        if self._beat is not None:
+            self._beat.end()
 
     def look(self) -> None:
         """Reads the channel states and follows those that changed among the channels that this replica serves."""
@@ -134,6 +139,19 @@ class Router:
             except Exception as error:
                 self._metrics.follower_errors.inc()
                 log.error("cannot follow a channel", channel=str(state.channel), error=type(error).__name__)
+        if self._beat is not None:
+            self._beat.beat({"serves": self._facts()})
+
+    def _facts(self) -> dict[str, dict[str, object]]:
+        """For people (`plaudit status`): what this replica serves, by channel."""
+        serving = dict(self._serving)
+        found: dict[str, dict[str, object]] = {
+            str(channel): {"version": each.now.key.version, "generation": each.generation, "behind": each.behind}
+            for channel, each in serving.items()
+        }
+        for channel in dict(self._told):  # it could make nothing of the channel ready
+            found.setdefault(str(channel), {"version": None, "generation": None, "behind": True})
+        return found
 
     def _follow(self) -> None:
         consumer: Consumer | None = None

@@ -44,6 +44,7 @@ from plaudit.serving.staging import Staging
 from plaudit.settings import Settings
 from plaudit.signals import stop_on_signals
 from plaudit.store.files import private_folder
+from plaudit.store.processes import Beat
 from plaudit.telemetry import configure, get_logger
 from plaudit.types import Action
 from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
@@ -107,6 +108,7 @@ class Server:
             ready_at_start=settings.engine.adapter_slots,
             temperature=lambda channel: settings.for_channel(channel).policy.temperature,
             bell=_bell(event_log),
+            beat=Beat(registry.database, "serve"),
         )
         signer, person_key = handle_signer(settings), pseudonym_key(settings)
         generation = Generation(

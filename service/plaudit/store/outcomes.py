@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -21,13 +24,17 @@ TURN_OUTCOME = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("at", UtcTime, nullable=False),
+    sa.Column("facts", sa.Text, nullable=False, server_default="{}"),
     sa.Index("turn_outcome_by_time", "channel", "at"),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RememberedTurn:
-    """How a turn from this evidence under these settings ended, the last time, and how often it was tried."""
+    """How a turn from this evidence under these settings ended, the last time, and how often it was tried.
+
+    `facts`, if there are any: `version` that it made, and `refusals` with check, value, bound and next step.
+    """
 
     channel: Channel
     evidence_digest: str
@@ -36,6 +43,7 @@ class RememberedTurn:
     reason: str
     attempts: int
     at: dt.datetime
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TurnOutcomes:
@@ -65,6 +73,14 @@ class TurnOutcomes:
             row = connection.execute(query.order_by(*newest).limit(1)).mappings().one_or_none()
         return None if row is None else _remembered(row)
 
+    def recent(self, channel: Channel, most: int) -> list[RememberedTurn]:
+        """The channel's newest turns, the newest first."""
+        query = sa.select(TURN_OUTCOME).where(TURN_OUTCOME.c.channel == str(channel))
+        newest = (TURN_OUTCOME.c.at.desc(), TURN_OUTCOME.c.evidence_digest, TURN_OUTCOME.c.settings_digest)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(*newest).limit(most)).mappings().all()
+        return [_remembered(row) for row in rows]
+
     def remember(
         self,
         channel: Channel,
@@ -74,6 +90,7 @@ class TurnOutcomes:
         reason: str,
         *,
         at: dt.datetime | None = None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> RememberedTurn:
         """Notes how a turn ended; a repeat replaces outcome, reason and time, and counts one attempt more.
 
@@ -85,6 +102,7 @@ class TurnOutcomes:
                 "outcome": outcome,
                 "reason": reason.replace("\0", "\ufffd"),
                 "at": at or self._database.now(connection),
+                "facts": json.dumps(dict(facts)),
             }
             update = sa.update(TURN_OUTCOME).where(mine).values(attempts=TURN_OUTCOME.c.attempts + 1, **values)
             if connection.execute(update).rowcount == 0:
@@ -102,4 +120,4 @@ def _is(channel: Channel, evidence_digest: str, settings_digest: str) -> sa.Colu
 
 
 def _remembered(row: sa.RowMapping) -> RememberedTurn:
-    return RememberedTurn(**{**row, "channel": Channel.parse(row["channel"])})
+    return RememberedTurn(**{**row, "channel": Channel.parse(row["channel"]), "facts": json.loads(row["facts"])})

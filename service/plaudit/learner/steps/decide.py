@@ -25,6 +25,8 @@ def decide(turn: Turn, fitted: Fitted, measured: Measured, row: ReleaseRow) -> D
     for check in decision.checks:
         if math.isfinite(check.value):
             metrics.gate_check.labels(channel, check.name).set(check.value)
+        metrics.gate_bound.labels(channel, check.name).set(check.threshold)
+        metrics.gate_passed.labels(channel, check.name).set(check.passed)
     metrics.gate_decisions.labels(channel, str(decision.accepted).lower()).inc()
     log.info(
         "gate", channel=channel, version=row.version, accepted=decision.accepted, failed=failed_checks(decision.checks)

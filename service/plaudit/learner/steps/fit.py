@@ -11,19 +11,20 @@ from pathlib import Path
 import structlog
 
 from plaudit.evidence.splits import Split
+from plaudit.learner import needs
 from plaudit.learner.actions.protocol import Fitted, Frozen
 from plaudit.learner.context import Turn
-from plaudit.learner.outcome import Need, TurnEnded, TurnOutcome, require
+from plaudit.learner.outcome import TurnEnded, TurnOutcome, require
 from plaudit.learner.slices import slice_accuracies
 from plaudit.release import gate
 from plaudit.release.gate import SliceAccuracy
-from plaudit.release.reading import failed_checks
+from plaudit.release.reading import failed_checks, refusals
 from plaudit.reward.batch import Treatment
 from plaudit.reward.calibration import RewardReport, measure
-from plaudit.reward.dataset import Comparison, Units, collect, comparisons, complete_references, thumb_contrasts
+from plaudit.reward.completion import Completion
+from plaudit.reward.dataset import Comparison, Units, collect, complete_references, thumb_contrasts
 from plaudit.reward.fit import NothingToFit, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache
-from plaudit.reward.trunk import Completion
 
 log = structlog.get_logger(__name__)
 
@@ -34,10 +35,10 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
     settings, base, data = turn.settings, turn.base, frozen.data
     units = {split: collect(data, split, base, settings.reward) for split in Split}
     held_out = units[Split.CALIBRATION]
-    enough = settings.gate.reward_comparisons
-    pairs = comparisons(held_out, enough)
-    by_pairs = len(pairs) >= enough
-    require(*_needs(turn, units, by_pairs=by_pairs))
+    notes = {split: _left_out(of) for split, of in units.items()}
+    train, gates = units[Split.TRAIN].events, units[Split.GATE].events
+    require(*needs.of_evidence(held_out, train, gates, settings.gate, notes))
+    pairs, by_pairs = needs.judged_by(held_out, settings.gate)
     _complete_references(turn, frozen, units)
     cache = trunk_cache(base, settings.reward)
     with contextlib.ExitStack() as unless_whole, _waits_for_contrast():
@@ -88,21 +89,6 @@ def _waits_for_contrast() -> Iterator[None]:
         yield
     except NothingToFit as error:
         raise TurnEnded(TurnOutcome.WAITED, f"waits: {error}") from error
-
-
-def _needs(turn: Turn, units: Mapping[Split, Units], *, by_pairs: bool) -> tuple[Need, ...]:
-    """What both fits and the judgement need, so that none ends in an error for want of evidence."""
-    gate, held_out = turn.settings.gate, units[Split.CALIBRATION]
-    pairs, contrasts = comparisons(held_out, gate.reward_comparisons), thumb_contrasts(held_out, {})
-    # A channel of thumbs alone has no comparisons: contrasts between the thumbs of one rater stand in for them.
-    ground = pairs if by_pairs or len(pairs) >= len(contrasts) else contrasts
-    what = "calibration comparisons" if ground is pairs else "calibration contrasts between one rater's thumbs"
-    return (
-        Need(what, len(ground), gate.reward_comparisons),
-        Need("calibration raters", len({each.who for each in ground}), gate.reward_raters, _left_out(held_out)),
-        Need("usable acts of train raters", units[Split.TRAIN].events, 1, _left_out(units[Split.TRAIN])),
-        Need("usable acts of gate raters", units[Split.GATE].events, 1, _left_out(units[Split.GATE])),
-    )
 
 
 def _left_out(units: Units) -> str:
@@ -166,4 +152,5 @@ def _allow(turn: Turn, report: RewardReport, live_outcomes: tuple[tuple[str, flo
     log.info("reward model", outcome=str(outcome), accuracy=report.accuracy, ece=report.ece)
     if outcome is gate.Outcome.ACCEPT:
         return
-    raise TurnEnded(TurnOutcome.REFUSED, f"the reward model may not steer a policy: {failed_checks(checks)}")
+    reason = f"the reward model may not steer a policy: {failed_checks(checks)}"
+    raise TurnEnded(TurnOutcome.REFUSED, reason, refusals=refusals(checks))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 from plaudit.evidence.splits import Split, group_split
-from plaudit.learner import actions
+from plaudit.learner import actions, needs
 from plaudit.learner.actions.protocol import Frozen
 from plaudit.learner.context import Turn
-from plaudit.learner.outcome import Need, require
+from plaudit.learner.outcome import require
 from plaudit.policy.rollout import TrainPrompt
 
 
@@ -36,10 +36,7 @@ def freeze(turn: Turn) -> Frozen:
         several.sort(key=lambda prompt: prompt.group)
         draw.shuffle(several)
     note = ", ".join(f"{count} more {why}" for why, count in sorted((+left_out).items()))
-    require(
-        Need("prompts to train on", len(prompts[Split.TRAIN]), 1, note),
-        Need("gate prompts", len(prompts[Split.GATE]), gate.min_prompts, note),
-    )
+    require(*needs.of_prompts(len(prompts[Split.TRAIN]), len(prompts[Split.GATE]), gate, note))
     return Frozen(
         data=data,
         references=action.references(turn, data, usable),

@@ -1,0 +1,106 @@
+"""How far a channel is from a turn: counted without a model, by the rules that the turn itself asks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from plaudit.eventlog import Topic
+from plaudit.eventlog.codec import encode_feedback, encode_interaction
+from plaudit.eventlog.sqlite import SqliteEventLog
+from plaudit.evidence.join import Join
+from plaudit.evidence.splits import Split, group_bounds, rater_bounds, rater_split
+from plaudit.evidence.store import EvidenceStore
+from plaudit.learner import needs
+from plaudit.learner.outcome import Need
+from plaudit.learner.survey import survey
+from plaudit.release.registry import Registry
+from plaudit.settings import JoinSettings, Settings
+from plaudit.store.outcomes import TurnOutcomes
+from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.types import Choice, Ranking, Thumbs
+
+PEOPLE = [f"rater {number}" for number in range(40)]
+
+
+@pytest.fixture
+def surveyed(tmp_path):
+    """The survey of a channel with these acts on its log."""
+    with Registry(f"sqlite:///{tmp_path / 'store.sqlite'}", str(tmp_path / "registry")) as registry:
+        registry.ensure_channel(CHANNEL, "ab" * 32)
+        log, store = SqliteEventLog(tmp_path / "log.sqlite"), EvidenceStore(f"sqlite:///{tmp_path / 'store.sqlite'}")
+        worker = Join(log, store, {CHANNEL.domain: PlainDomain()}, JoinSettings())
+
+        def of(acts, candidates=2):
+            for number, (who, act) in enumerate(acts):
+                name = f"i{number}"
+                asked = make_interaction(name, candidates=candidates)
+                log.append(Topic.INTERACTIONS, name, encode_interaction(asked, producer="test"))
+                given = make_feedback(f"f{number}", name, act, rater=who)
+                log.append(Topic.FEEDBACK, name, encode_feedback(given, producer="test"))
+            while worker.run_once(0):
+                pass
+            outcomes = TurnOutcomes(store.database)
+            state = registry.state(CHANNEL)
+            return survey(store, registry, outcomes, Settings(), PlainDomain().declaration, state)
+
+        yield of, registry.salt(CHANNEL)
+        worker.close()
+        store.close()
+        log.close()
+
+
+def have(found):
+    return {need.what: need.have for need in found.needs}
+
+
+def test_comparisons_and_raters_are_those_of_calibration_and_prompts_go_by_their_groups(surveyed):
+    of, salt = surveyed
+    judges = [who for who in PEOPLE if rater_split(salt, who) is Split.CALIBRATION]
+    acts = [(who, Ranking(("a", "b", "c"))) for who in PEOPLE] + [(who, Choice("b", "a")) for who in PEOPLE]
+    found = of(acts, candidates=3)
+    assert (have(found)[needs.COMPARISONS], have(found)[needs.RATERS]) == ((3 + 1) * len(judges), len(judges))
+    assert have(found)[needs.TRAIN_PROMPTS] + have(found)[needs.GATE_PROMPTS] == len(acts)
+    assert have(found)[needs.EVENTS] == have(found)[needs.TRAIN_ACTS] < len(acts) / 1.5
+    assert sum(found.acts.values()) == len(acts)
+
+
+def test_a_channel_of_thumbs_is_told_of_contrasts_and_what_thumbs_would_do(surveyed):
+    of, _ = surveyed
+    found = of([(who, Thumbs("ab"[number % 2], number % 2 == 0)) for number in range(6) for who in PEOPLE])
+    contrasts = next(need for need in found.needs if need.what == needs.CONTRASTS)
+    assert (contrasts.have % 9, contrasts.have > 0) == (0, True)
+    if not contrasts.met:
+        assert "thumbs, 9 per person" in found.advice
+
+
+def test_nothing_yet_has_every_need_and_advice_in_what_people_can_do(surveyed):
+    of, _ = surveyed
+    found = of([])
+    assert all(need.have == 0 for need in found.needs)
+    assert "choices between two answers or 130 rankings of 4, for the comparisons" in found.advice
+    assert "about 450 more acts of feedback (45% count here)" in found.advice
+    assert "feedback of about 25 more people (20% count here)" in found.advice
+    assert "about 240 more different prompts (25% count here)" in found.advice
+    assert found.words.startswith("0 of 200 new training events, ")
+
+
+def test_what_is_met_is_not_advised():
+    assert needs.advice([Need(needs.EVENTS, 200, 200), Need(needs.RATERS, 7, 5)], 600, PlainDomain().declaration) == ""
+
+
+def test_the_present_mix_is_reckoned_on():
+    said = needs.advice([Need(needs.COMPARISONS, 142, 150)], 1136, PlainDomain().declaration)
+    assert said.startswith("about 64 more acts as they come now, or 40 choices between two answers or 7 rankings")
+
+
+def test_shares_come_from_the_bounds_of_the_splits():
+    assert needs.share(rater_bounds(), Split.CALIBRATION) == pytest.approx(0.2)
+    assert needs.share(group_bounds(True), Split.CALIBRATION) == pytest.approx(0.15)
+    assert needs.share(group_bounds(), Split.CALIBRATION) == 0.0
+
+
+def test_a_survey_needs_no_torch():
+    code = "import plaudit.learner.survey, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
