@@ -41,11 +41,20 @@ class Exits(Exception):
 class BoundedCalls:
     """Runs calls in threads that are kept for the next ones; may be called from any thread."""
 
-    def __init__(self, name: str, seconds: float, *, most_left: int = MOST_LEFT, retry: float = RETRY_SECONDS) -> None:
+    def __init__(
+        self,
+        name: str,
+        seconds: float,
+        *,
+        most_left: int = MOST_LEFT,
+        retry: float = RETRY_SECONDS,
+        most_idle: int = _MOST_IDLE,
+    ) -> None:
         self._name = name
         self._seconds = seconds
         self._most_left = most_left
         self._retry = retry
+        self._most_idle = most_idle
         self._lock = threading.Lock()
         self._idle: list[_Thread] = []
         self._left = 0
@@ -100,11 +109,16 @@ class BoundedCalls:
             job.ended = True
             if job.left:
                 self._left -= 1
-            keep = len(self._idle) < _MOST_IDLE
+            keep = len(self._idle) < self._most_idle
             if keep:
                 self._idle.append(thread)
         job.done.release()
         return keep
+
+
+def call_once(name: str, seconds: float, function: Callable[[], T]) -> T:
+    """What the function returns or raises, as a call of BoundedCalls; of its thread nothing is left behind."""
+    return BoundedCalls(name, seconds, most_idle=0)(function)
 
 
 class _Job:

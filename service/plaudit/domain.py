@@ -11,9 +11,10 @@ import abc
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, cast
 
 from plaudit.deciding import Cost, cost_faults
 from plaudit.types import (
@@ -33,6 +34,7 @@ from plaudit.types import (
 CONTRACT_VERSION = 1
 ENTRY_POINT_GROUP = "plaudit.domains"
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+MAX_WORD_BYTES = 256  # of a label, a reason, a version and the like: records, reports and metrics carry them
 
 
 class Mode(StrEnum):
@@ -84,7 +86,8 @@ class Declaration:
 
     def faults(self) -> list[str]:
         """What is wrong with these facts, each in a sentence; empty if nothing is."""
-        return [*_common_faults(self), *_choice_faults(self)]
+        # What follows counts and compares: on fields of a wrong type it would raise.
+        return _type_faults(self) or [*_common_faults(self), *_choice_faults(self)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +151,73 @@ class DomainPlugin(abc.ABC):
         The reports of a release have the reward model's accuracy in each.
         """
         return ()
+
+
+def _type_faults(declared: Declaration) -> list[str]:
+    """Fields whose value is none of what the annotation says, each in a sentence."""
+    holds: dict[str, tuple[bool, str]] = {
+        "name": (_is_text(declared.name), "a text"),
+        "version": (_is_text(declared.version), "a text"),
+        "action": (isinstance(declared.action, Action), "an Action"),
+        "kinds": (
+            _all(declared.kinds, frozenset, lambda kind: isinstance(kind, FeedbackKind)),
+            "a frozenset of FeedbackKind",
+        ),
+        "reasons": (_all(declared.reasons, frozenset, _is_name), "a frozenset of texts"),
+        "rating_scale": (
+            declared.rating_scale is None or _is_scale(declared.rating_scale),
+            "a Scale of two numbers, or None",
+        ),
+        "signals": (
+            _all(declared.signals, tuple, lambda pair: _is_row(pair, _is_name, _is_scale)),
+            "a tuple of pairs of a name and a Scale of two numbers",
+        ),
+        "labels": (_all(declared.labels, frozenset, _is_name), "a frozenset of texts"),
+        "few_raters": (isinstance(declared.few_raters, bool), "a bool"),
+        "conversations": (isinstance(declared.conversations, bool), "a bool"),
+        "option_score": (isinstance(declared.option_score, OptionScore), "an OptionScore"),
+        "place_weights": (_all(declared.place_weights, tuple, _is_number), "a tuple of numbers"),
+        "costs": (
+            _all(declared.costs, tuple, lambda row: _is_row(row, _is_name, _is_name, _is_number)),
+            "a tuple of (true label, decided label, cost)",
+        ),
+        "severe": (_all(declared.severe, frozenset, _is_name), "a frozenset of texts"),
+        "policy_version": (_is_text(declared.policy_version), "a text"),
+    }
+    return [f"{name} is not {what}" for name, (held, what) in holds.items() if not held]
+
+
+def _all(values: object, kind: type, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(values, kind) and all(map(holds, cast("Iterable[Any]", values)))
+
+
+def _is_row(row: object, *holds: Callable[[Any], bool]) -> bool:
+    return (
+        isinstance(row, tuple)
+        and len(row) == len(holds)
+        and all(hold(each) for hold, each in zip(holds, row, strict=True))
+    )
+
+
+def _is_text(value: object) -> bool:
+    """A text that can be written down: short, without NUL and half characters."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    return len(value.encode(errors="replace")) <= MAX_WORD_BYTES and not any(
+        "\ud800" <= each <= "\udfff" for each in value
+    )
+
+
+def _is_name(value: object) -> bool:
+    return _is_text(value) and bool(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_scale(value: object) -> bool:
+    return isinstance(value, Scale) and _is_number(value.low) and _is_number(value.high)
 
 
 def _common_faults(declared: Declaration) -> list[str]:

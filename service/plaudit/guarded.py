@@ -43,11 +43,18 @@ class Why(StrEnum):
 class GuardedPlugin(DomainPlugin):
     """A plugin that cannot hurt its caller. `report` is told of each failure: domain, member, why."""
 
-    def __init__(self, inner: DomainPlugin, source: str, *, budget_seconds: float = BUDGET_SECONDS) -> None:
+    def __init__(
+        self,
+        inner: DomainPlugin,
+        source: str,
+        *,
+        declaration: Declaration | None = None,
+        budget_seconds: float = BUDGET_SECONDS,
+    ) -> None:
         self.inner = inner
         self.source = source
         self.report: Callable[[str, str, str], None] = lambda domain, member, why: None
-        self._declaration = inner.declaration
+        self._declaration = declaration or inner.declaration
         self._calls = BoundedCalls(f"plaudit-{self._declaration.name}", budget_seconds)
         # What a plugin leaves to the contract's own default needs no guard.
         self._own = {

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
+from typing import Any
 
+from plaudit.bounded import Exits, Overdue, call_once
 from plaudit.domain import CONTRACT_VERSION, ENTRY_POINT_GROUP, Declaration, DomainPlugin
 from plaudit.errors import Misconfigured
 from plaudit.guarded import BUDGET_SECONDS, GuardedPlugin
 from plaudit.metrics import Metrics
+
+LOAD_SECONDS = 120.0  # a plugin's import may bring a large library with it, on a slow disk
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,8 +68,9 @@ def load_plugins(
             continue
         sources[point.name] = announced
         try:
+            plugin, declaration = _checked(point, announced)
             loaded[point.name] = GuardedPlugin(
-                _checked(point, announced), str(announced), budget_seconds=budget_seconds
+                plugin, str(announced), declaration=declaration, budget_seconds=budget_seconds
             )
         except Misconfigured as error:
             problems.append(error.message)
@@ -95,20 +100,41 @@ def _announced(point: EntryPoint) -> InstalledPlugin:
     return InstalledPlugin(point.name, name, version, point.value)
 
 
-def _checked(point: EntryPoint, announced: InstalledPlugin) -> DomainPlugin:
-    """The plugin behind an entry point; raises Misconfigured where it is not one."""
-    # Importing is the first code of the plugin that runs: whatever it raises is the plugin's, not ours.
+def made(point: EntryPoint) -> Any:
+    """What an entry point's class gives, made in another thread: importing is the first code of a plugin that runs.
+
+    It may raise anything, Overdue if it takes longer than LOAD_SECONDS, and Exits if it tries to end the process.
+    """
+    return call_once("plaudit-load", LOAD_SECONDS, lambda: point.load()())
+
+
+def facts_of(plugin: DomainPlugin) -> Any:
+    """What a plugin declares, asked in another thread; may raise what `made` may."""
+    return call_once("plaudit-load", LOAD_SECONDS, lambda: plugin.declaration)
+
+
+def told(error: Exception) -> str:
+    """What a plugin raised while it was loaded, in words."""
+    match error:
+        case Overdue():
+            return f"it has not ended within {LOAD_SECONDS:.0f} s"
+        case Exits():
+            return f"it raised {error}, which ends a process"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _checked(point: EntryPoint, announced: InstalledPlugin) -> tuple[DomainPlugin, Declaration]:
+    """The plugin behind an entry point, and its facts; raises Misconfigured where it is not one."""
     try:
-        target = point.load()
-        plugin = target()
+        plugin = made(point)
     except Exception as error:
-        raise Misconfigured(f"plugin {announced} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise Misconfigured(f"plugin {announced} cannot be loaded: {told(error)}") from error
     if not isinstance(plugin, DomainPlugin):
         raise Misconfigured(f"plugin {announced} is a {type(plugin).__name__}, not a plaudit.domain.DomainPlugin")
     try:
-        declaration = plugin.declaration
+        declaration = facts_of(plugin)
     except Exception as error:
-        raise Misconfigured(f"plugin {announced}: declaration raised {type(error).__name__}: {error}") from error
+        raise Misconfigured(f"plugin {announced}: declaration failed: {told(error)}") from error
     if not isinstance(declaration, Declaration):
         raise Misconfigured(f"plugin {announced}: declaration is a {type(declaration).__name__}, not a Declaration")
     if declaration.contract_version != CONTRACT_VERSION:
@@ -122,4 +148,4 @@ def _checked(point: EntryPoint, announced: InstalledPlugin) -> DomainPlugin:
         raise Misconfigured(
             f"plugin {announced} declares the name {declaration.name!r}; entry point and declaration must agree"
         )
-    return plugin
+    return plugin, declaration

@@ -50,6 +50,22 @@ def test_new_code_is_typed_and_tidy(tmp_path, name, action):
         assert not file.is_file() or "$" not in file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("action", list(Action))
+@pytest.mark.parametrize("name", ["choice", "people", "true", "domain-plugin", "a-", "x--y"])
+def test_a_name_that_is_a_word_of_the_code_makes_a_plugin_too(tmp_path, name, action):
+    folder = write_plugin(name, action, tmp_path / "plugin")
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import tomllib, importlib, pathlib\n"
+    code += f"facts = tomllib.loads(pathlib.Path({str(folder / 'pyproject.toml')!r}).read_text())\n"
+    code += f"module, kind = facts['project']['entry-points']['plaudit.domains'][{name!r}].split(':')\n"
+    code += "tests = importlib.import_module('tests.test_' + module.removesuffix('.plugin'))\n"
+    code += f"assert getattr(importlib.import_module(module), kind)().declaration.name == {name!r}\n"
+    code += "kit = getattr(tests, 'Test' + kind)()\n"
+    code += "kit.test_every_declared_kind_gives_evidence(); kit.test_undeclared_kinds_are_refused()\n"
+    code += "tests.test_the_taste_tells_a_plain_answer_from_a_pompous_one()\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def path_with(folder):
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
 
@@ -104,6 +120,24 @@ def test_a_plugin_that_cannot_be_imported_is_a_row_and_no_traceback(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ("import sys\nsys.exit(0)\n", "SystemExit, which ends a process"),
+        ("raise RuntimeError('no disk')\n", "RuntimeError: no disk"),
+        ("class Haiku:\n    pass\n", "declares the name ''"),
+    ],
+)
+def test_a_plugin_that_ends_the_process_while_it_is_imported_fails_its_check(tmp_path, broken, found):
+    folder = write_plugin("haiku", Action.COMPLETION, tmp_path / "plugin")
+    (folder / "plaudit_haiku" / "plugin.py").write_text(broken)
+    done = run("plugins", "check", "--path", str(folder))
+    assert done.returncode == 1
+    assert "FAILED  the entry point loads" in done.stdout
+    assert found in " ".join(done.stdout.split())
+    assert done.stderr == ""
+
+
 # In a process of its own: a check that hangs is left behind in its thread, with what it had replaced for its length.
 CHECKED = """
 import json, os, pathlib, sys
@@ -113,6 +147,20 @@ rows = checking.check_folder(pathlib.Path(sys.argv[1]))["slow-one"]
 print(json.dumps({row.check: [row.passed, row.found] for row in rows}), flush=True)
 os._exit(0)
 """
+
+
+@pytest.mark.parametrize("member", ["render", "declaration"])
+def test_a_plugin_that_always_hangs_is_a_table_and_not_a_wait_for_ever(tmp_path, member):
+    folder = write_plugin("slow-one", Action.COMPLETION, tmp_path / "plugin")
+    plugin = folder / "plaudit_slow_one" / "plugin.py"
+    before = {"render": "        if request.options or", "declaration": "        return Declaration("}[member]
+    sleeps = "        import time\n        time.sleep(600)\n"
+    plugin.write_text(plugin.read_text().replace(before, sleeps + before))
+    quick = "from plaudit import plugins\nplugins.LOAD_SECONDS = checking.CHECK_SECONDS = 0.1"
+    checked = CHECKED.replace("checking.CHECK_SECONDS = 3.0", quick)
+    ran = subprocess.run([sys.executable, "-c", checked, str(folder)], capture_output=True, text=True, timeout=100)
+    rows = json.loads(ran.stdout.splitlines()[-1])
+    assert rows["render is pure"] == [False, "has not ended within 0 s"]
 
 
 def test_a_check_that_hangs_fails_and_the_others_still_run(tmp_path):

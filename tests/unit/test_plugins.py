@@ -1,10 +1,14 @@
 """Plugins are found, checked with their distribution's name, and guarded."""
 
+import dataclasses
 import sys
 
 import pytest
+from plaudit import plugins
+from plaudit.domain import Declaration
 from plaudit.errors import Misconfigured
 from plaudit.plugins import installed, load_plugins
+from plaudit.types import Action, FeedbackKind, Scale
 
 PLUGIN = """
 from plaudit.domain import Declaration, DomainPlugin
@@ -33,6 +37,22 @@ class Raises:
 
 class BadDeclaration(Domain):
     declaration = {{"name": {name!r}}}
+
+class Exits:
+    def __init__(self):
+        raise SystemExit(0)
+
+class DeclaresOnce(Domain):
+    asked = 0
+    @property
+    def declaration(self):
+        self.asked += 1
+        return Domain.declaration if self.asked == 1 else 1 / 0
+
+class ExitsWhenAsked(Domain):
+    @property
+    def declaration(self):
+        raise SystemExit(0)
 """
 
 
@@ -114,3 +134,51 @@ def test_all_problems_are_reported_at_once(install):
         load_plugins(("chess", "go"))
     assert "NotAPlugin" in caught.value.message
     assert "'go', which is not installed" in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["Exits", "ExitsWhenAsked"])
+def test_a_plugin_that_tries_to_end_the_process_stops_the_start_with_its_name(install, kind):
+    install("plaudit-chess", f"chess = {{module}}:{kind}")
+    with pytest.raises(Misconfigured, match=r"plaudit-chess 0\.3.*SystemExit, which ends a process"):
+        load_plugins(("chess",))
+
+
+def test_a_plugin_that_hangs_while_it_is_loaded_stops_the_start_with_its_name(install, monkeypatch):
+    monkeypatch.setattr(plugins, "LOAD_SECONDS", 0.05)
+    install("plaudit-chess", "chess = {module}:Domain", more="policy_version=__import__('time').sleep(2)")
+    with pytest.raises(Misconfigured, match=r"plaudit-chess 0\.3.*has not ended within"):
+        load_plugins(("chess",))
+
+
+def test_facts_are_read_once(install):
+    install("plaudit-chess", "chess = {module}:DeclaresOnce")
+    assert load_plugins(("chess",))["chess"].declaration.name == "chess"
+
+
+WRONG_TYPES = {
+    "name": (None, 5, "half \ud800"),
+    "version": (None, 1, "long" * 100),
+    "action": ("completion", None),
+    "kinds": (None, "thumbs", {FeedbackKind.THUMBS}, frozenset({"thumbs"}), [[]]),
+    "reasons": (None, "clear", frozenset({1}), frozenset({""})),
+    "rating_scale": ((1, 5), Scale(low="1", high="5"), Scale(low=None, high=5)),
+    "signals": (None, ("like",), (("like", (0, 1)),), ((None, Scale(low=0, high=1)),)),
+    "labels": (None, ["yes"], "yes", frozenset({1})),
+    "few_raters": (None, "no"),
+    "conversations": (None, 1),
+    "option_score": ("sum", None),
+    "place_weights": (None, 1.0, ("1",), (True,), [1.0]),
+    "costs": (None, ("yes",), (("yes", "no"),), (("yes", "no", "1"),), ((1, 2, 3.0),)),
+    "severe": (None, "yes", frozenset({1})),
+    "policy_version": (None, 7, "nul \0"),
+}
+
+
+def test_facts_of_a_wrong_type_are_named_and_nothing_raises():
+    right = Declaration(name="a", version="1", action=Action.CHOICE, kinds=frozenset({FeedbackKind.THUMBS}))
+    assert right.faults() == []
+    for field, values in WRONG_TYPES.items():
+        for value in values:
+            (fault,) = dataclasses.replace(right, **{field: value}).faults()
+            assert fault.startswith(f"{field} is not "), value
+    assert WRONG_TYPES.keys() == {field.name for field in dataclasses.fields(right)} - {"contract_version"}

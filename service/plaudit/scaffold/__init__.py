@@ -6,7 +6,10 @@ this module: those of `common`, and those of the action.
 
 from __future__ import annotations
 
+import keyword
+import re
 import string
+from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -31,14 +34,20 @@ def write_plugin(name: str, action: Action, folder: Path | None = None) -> Path:
     folder = folder or Path(f"plaudit-{name}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Misconfigured(f"{folder} is there already; remove it, or name another folder with --folder")
-    words = {
-        "name": name,
-        "package": f"plaudit_{name.replace('-', '_')}",
-        "kind": "".join(part.capitalize() for part in name.split("-")),
-    }
-    for part in ("common", action.value):
-        _write(files("plaudit.scaffold") / part, folder, words)
+    sources = [files("plaudit.scaffold") / part for part in ("common", action.value)]
+    words = {"name": name, "package": f"plaudit_{name.replace('-', '_')}", "kind": _class_name(name, sources)}
+    for source in sources:
+        _write(source, folder, words)
     return folder
+
+
+def _class_name(name: str, sources: Sequence[Traversable]) -> str:
+    """The domain in capitals: FooBar of foo-bar, and ChoiceDomain of choice, if a template has a use for Choice."""
+    kind = "".join(part.capitalize() for part in name.split("-"))
+    used = any(
+        re.search(rf"\b{kind}\b", entry.read_text(encoding="utf-8")) for source in sources for entry in source.iterdir()
+    )
+    return f"{kind}Domain" if used or keyword.iskeyword(kind) else kind
 
 
 def _write(source: Traversable, target: Path, words: dict[str, str]) -> None:
