@@ -35,3 +35,8 @@ def is_loopback(target: str) -> bool:
         return ipaddress.ip_address(bare_host(host)).is_loopback
     except ValueError:
         return False
+
+
+def no_proxy(target: str) -> tuple[tuple[str, int], ...]:
+    """Options of a gRPC channel to `target`: one to this machine never goes through a proxy."""
+    return (("grpc.enable_http_proxy", 0),) if is_loopback(target) else ()

@@ -84,7 +84,8 @@ def up(
     http: HttpOption = None, config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None
 ) -> None:
     """Run serve, join and learn as children of one command over one data directory, until SIGTERM or Ctrl-C."""
-    load(config, assign, data_dir)  # what is wrong with the settings is said once, before anything starts
+    # What is wrong with the settings is said once, before anything starts.
+    load(config, [*(assign or []), *([] if http is None else [f"serve.http_port={http}"])], data_dir)
     from plaudit.up import up as run
 
     options = [
@@ -259,7 +260,11 @@ def echo_json(value: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: runs the command; an error that Plaudit explains is a message and exit code 1."""
+    """Entry point: runs the command.
+
+    An error that Plaudit explains, a library that is not installed and a file that cannot be read or written are a
+    message and exit code 1.
+    """
     from plaudit.errors import PlauditError
     from plaudit.telemetry import quiet_crashes
 
@@ -273,8 +278,22 @@ def main() -> None:
     try:
         app()
     except PlauditError as error:
-        sys.stderr.write(f"plaudit: {error.message}\n")
-        sys.exit(1)
+        _end(error.message)
+    except ModuleNotFoundError as error:
+        from plaudit.extras import advice
+
+        if not (said := advice(error)):
+            raise
+        _end(said)
+    except OSError as error:
+        if not error.filename:
+            raise
+        _end(f"{os.fspath(error.filename)}: {error.strerror or type(error).__name__}")
+
+
+def _end(why: str) -> None:
+    sys.stderr.write(f"plaudit: {why}\n")
+    sys.exit(1)
 
 
 def _start_logs(settings: Settings, process: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
 
 ChannelArgument = Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')]
 OutOption = Annotated[Path | None, typer.Option("--out", help="File to write, instead of standard output.")]
@@ -57,11 +57,10 @@ def replay(
     data_dir: DataDirOption = None,
 ) -> None:
     """Make logged replies again on an idle engine and count those that differ, as JSON."""
-    settings = load(config, assign, data_dir)
+    settings, named = load(config, assign, data_dir), channel_of(channel)
     from plaudit.demo.replay import replay as run
-    from plaudit.types import Channel
 
-    _write(run(settings, Channel.parse(channel), count).as_dict(), out)
+    _write(run(settings, named, count).as_dict(), out)
 
 
 def best_of(
@@ -74,13 +73,13 @@ def best_of(
     data_dir: DataDirOption = None,
 ) -> None:
     """Let a release's reward model order the texts of each prompt; a JSON list of places, best first."""
-    settings = load(config, assign, data_dir)
+    settings, named = load(config, assign, data_dir), channel_of(channel)
     from plaudit.learner.best_of_n import pick
-    from plaudit.types import Channel, Request
+    from plaudit.types import Request
 
     content = json.loads(answers.read_text(encoding="utf-8"))
     requests = [Request.of_plain(each) for each in content["prompts"]]
-    _write(pick(settings, Channel.parse(channel), version, requests, content["offered"]), out)
+    _write(pick(settings, named, version, requests, content["offered"]), out)
 
 
 def _write(value: Any, out: Path | None) -> None:
@@ -88,4 +87,5 @@ def _write(value: Any, out: Path | None) -> None:
     if out is None:
         typer.echo(text)
     else:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text + "\n", encoding="utf-8")

@@ -36,9 +36,13 @@ def simulate(
     seed: SeedOption = 0,
     round_: Annotated[int, typer.Option("--round", help="The same people again: new questions, new noise.", min=0)] = 0,
     events: Annotated[int, typer.Option(help="Acts of feedback; 0 goes on until SIGTERM.", min=0)] = 1780,
-    acts_per_interaction: Annotated[float, typer.Option(help="Mean acts about one reply.", min=0)] = 3.3,
+    acts_per_interaction: Annotated[
+        float, typer.Option(help="Mean acts about one reply; 0, with --events 0, asks only.", min=0)
+    ] = 3.3,
     concurrency: Annotated[int, typer.Option(help="Requests open at once.", min=1)] = 32,
-    base_share: Annotated[float, typer.Option(help="Share of comparisons in which one side is the base.")] = 0.0,
+    base_share: Annotated[
+        float, typer.Option(help="Share of comparisons in which one side is the base.", min=0, max=1)
+    ] = 0.0,
     explore_share: Annotated[
         float | None,
         typer.Option(help="Share of requests with purpose EXPLORE; the population's own where absent.", min=0, max=1),
@@ -75,10 +79,14 @@ def simulate(
         stop=stop,
     )
     if ledger is not None:
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-        ledger.write_text(json.dumps(found.to_json()), encoding="utf-8")
+        _write_file(json.dumps(found.to_json()), ledger)
     counts = found.counts()
     typer.echo(json.dumps(counts, indent=2) if as_json else _sentence(counts))
+    if found.failures:
+        last = found.failures[-1]
+        typer.echo(f"the last {last.what} that failed: {last.message}", err=True)
+    if counts["requests"] and not counts["replies"]:
+        raise typer.Exit(1)
 
 
 def evaluate(
@@ -101,7 +109,7 @@ def evaluate(
     found = run(
         EvaluateSettings(
             target=target,
-            releases=tuple(int(version) for version in releases.split(",") if version.strip()),
+            releases=_versions(releases),
             population=population,
             tenant=tenant,
             samples=samples,
@@ -113,7 +121,7 @@ def evaluate(
         progress=lambda name: typer.echo(f"asks {name}", err=True),
     )
     if answers is not None:
-        answers.write_text(json.dumps(found.answers_to_json(), ensure_ascii=False), encoding="utf-8")
+        _write_file(json.dumps(found.answers_to_json(), ensure_ascii=False), answers)
     _write(found.to_json(), out)
 
 
@@ -145,17 +153,30 @@ def _write(value: Any, out: Path | None) -> None:
     if out is None:
         typer.echo(text)
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n", encoding="utf-8")
+        _write_file(text + "\n", out)
+
+
+def _write_file(text: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def _versions(text: str) -> tuple[int, ...]:
+    """Versions, separated by commas; wrong usage for anything else."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not (part.isascii() and part.isdigit()):
+            raise typer.BadParameter(f"{part!r} is no version; give numbers with commas between, such as 1,2")
+    return tuple(int(part) for part in parts)
 
 
 def _say_now_and_then() -> Any:
     """Prints the counts every hundred interactions, so that a log shows that people are at work."""
 
     def progress(ledger: SimulationLedger) -> None:
-        counts = ledger.counts()
-        if counts["replies"] % 100 == 0:
-            sys.stderr.write(_sentence(counts) + "\n")
+        # Counting takes as long as the ledger has become, so it is not done for each interaction.
+        if ledger.requests % 100 == 0:
+            sys.stderr.write(_sentence(ledger.counts()) + "\n")
 
     return progress
 

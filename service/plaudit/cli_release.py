@@ -120,10 +120,11 @@ class ServiceChannels:
     def __init__(self, target: str) -> None:
         import grpc
 
+        from plaudit.addresses import no_proxy
         from plaudit.v1 import releases_pb2_grpc
 
         self._target = target
-        self._channel = grpc.insecure_channel(target)
+        self._channel = grpc.insecure_channel(target, no_proxy(target))
         self._stub = releases_pb2_grpc.ReleaseServiceStub(self._channel)
 
     def releases(self, channel: str) -> dict[str, Any]:
@@ -269,12 +270,11 @@ def probe_answers(
     data_dir: DataDirOption = None,
 ) -> None:
     """Print a candidate's answers to the domain's safety probes that did harm, as JSON. Reads the registry itself."""
+    settings, named = load(config, assign, data_dir), channel_of(channel)
     from plaudit.release.registry import PROBE_ANSWERS, Registry
-    from plaudit.types import Channel
 
-    settings = load(config, assign, data_dir)
     with Registry(settings.store_url, settings.registry_root) as registry:
-        typer.echo(registry.kept_beside(Channel.parse(channel), version, PROBE_ANSWERS) or "[]")
+        typer.echo(registry.kept_beside(named, version, PROBE_ANSWERS) or "[]")
 
 
 @release_app.command("promote")

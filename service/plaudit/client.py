@@ -23,7 +23,7 @@ import grpc
 import grpc.aio
 import tenacity
 
-from plaudit.addresses import is_loopback
+from plaudit.addresses import is_loopback, no_proxy
 from plaudit.errors import DeadlinePassed, Misconfigured, NotServing, PlauditError
 from plaudit.release.moves import ChannelState, ReleaseRow, ReleaseState
 from plaudit.replies import (
@@ -406,7 +406,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
 
 def _options(target: str) -> tuple[tuple[str, int], ...]:
     """Options of a channel; one to this machine never goes through a proxy."""
-    return (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(target) else _OPTIONS
+    return (*_OPTIONS, *no_proxy(target))
 
 
 def _error(call: Any, target: str) -> PlauditError:

@@ -182,3 +182,67 @@ def test_an_unknown_channel_and_an_absent_service_are_explained(plaudit, registr
     assert code == 1
     assert "127.0.0.1:1" in err
     assert "UNAVAILABLE" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("release", "probes", "nonsense", "1"),
+        ("replay", "nonsense"),
+        ("best-of", "nonsense", "1", "--answers", "x"),
+        ("evaluate", "--releases", "1,x"),
+        ("simulate", "--base-share", "7"),
+    ],
+)
+def test_a_word_in_the_wrong_place_is_wrong_usage_and_no_traceback(plaudit, arguments):
+    code, _, err = plaudit(*arguments)
+    assert code == 2
+    assert "Invalid value" in err
+
+
+def test_a_file_that_cannot_be_read_or_written_is_named(plaudit, tmp_path):
+    for arguments, file in (
+        (("judge", "--answers", "none.json", "--picks", "x"), "none.json"),
+        (("plugins", "new", "haiku", "--action", "choice", "--folder", "/proc/nowhere/haiku"), "/proc/nowhere"),
+    ):
+        code, _, err = plaudit(*arguments)
+        assert (code, err.count("\n")) == (1, 1), err
+        assert f"plaudit: {file}" in err
+
+
+@pytest.mark.parametrize(
+    ("library", "extra", "arguments"),
+    [
+        ("hypothesis", "testing", ("plugins", "check", "echo")),
+        ("torch", "model", ("model", "prepare", "tiny", "--out", "model")),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, library, extra, arguments):
+    program = (
+        f"import sys; sys.modules[{library!r}] = None; sys.argv = ['plaudit', *{arguments!r}]\n"
+        "from plaudit import cli; cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"plaudit: this command needs {library}, which is not installed; run: pip install 'plaudit[{extra}]'"
+    )
+
+
+def test_people_who_would_never_give_their_acts_are_refused(plaudit):
+    code, _, err = plaudit("simulate", "--acts-per-interaction", "0", "--population", "echo-choice")
+    assert code == 1
+    assert "1780 acts are never given" in err
+
+
+def test_people_whom_nobody_answers_say_why(plaudit):
+    code, out, err = plaudit("simulate", "--target", "", "--events", "1", "--population", "echo-choice")
+    assert code == 1
+    assert "0 replies to 1 requests" in out
+    assert "the last request that failed: " in err
+
+
+def test_a_release_is_asked_of_this_machine_past_every_proxy(plaudit, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    _, _, err = plaudit("release", "list", "a/b", "--target", "127.0.0.1:1")
+    assert "127.0.0.1:1: Failed to connect" in err

@@ -298,6 +298,7 @@ class _Demo:
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+        from plaudit.addresses import no_proxy
         from plaudit.serving.server import read_address
 
         deadline = time.monotonic() + _READY_SECONDS
@@ -306,7 +307,7 @@ class _Demo:
             target = read_address(self.settings.data_dir)
             if target is None:
                 continue
-            with grpc.insecure_channel(target) as channel:
+            with grpc.insecure_channel(target, no_proxy(target)) as channel:
                 try:
                     reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
                 except grpc.RpcError:

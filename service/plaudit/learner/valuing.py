@@ -70,7 +70,7 @@ def value(
     settings = settings.for_channel(channel)
     plugins = load_plugins(settings.plugins.allow, budget_seconds=settings.plugins.budget_seconds)
     if channel.domain not in plugins:
-        raise UnknownDomain(f"no domain {channel.domain!r} is installed; `plaudit plugins` lists them")
+        raise UnknownDomain(f"no domain {channel.domain!r} is installed; `plaudit plugins list` shows those that are")
     plugin = plugins[channel.domain]
     if plugin.declaration.action is not Action.CHOICE:
         raise WrongAction(f"{channel} makes completions; only what was chosen among known options has a propensity")

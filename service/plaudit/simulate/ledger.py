@@ -122,6 +122,11 @@ class SimulationLedger:
             self._failures.append(failure)
 
     @property
+    def requests(self) -> int:
+        """Requests so far."""
+        return self._requests
+
+    @property
     def replies(self) -> Sequence[ReplyRecord]:
         """Replies so far, in order of arrival."""
         with self._lock:

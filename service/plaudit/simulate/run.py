@@ -72,6 +72,12 @@ def simulate(
     """
     if settings.concurrency < 1:
         raise Misconfigured(f"concurrency is {settings.concurrency}; it must be 1 or more", field="concurrency")
+    if settings.events is not None and not settings.acts_per_interaction > 0:
+        raise Misconfigured(
+            f"{settings.events} acts are never given with acts_per_interaction {settings.acts_per_interaction:g}; give "
+            "events 0 to ask without rating until SIGTERM",
+            field="acts_per_interaction",
+        )
     simulation = _Simulation(settings, ledger or SimulationLedger(), progress, stop or threading.Event())
     return simulation.run()
 
@@ -96,9 +102,17 @@ class _Simulation:
         self._visits_lock = threading.Lock()
         # Every draw of this round hangs on both numbers.
         self._draws = f"{settings.seed}:{settings.round}"
+        prompts, raters = self.population.channel_prompts(), self.population.raters(settings.seed)
+        for what, found in (
+            ("channel prompts", prompts),
+            ("raters", raters),
+            ("kinds in its mix", self.population.mix),
+        ):
+            if not found:
+                raise Misconfigured(f"the population {settings.population!r} has no {what}; nobody could rate anything")
         self._visits = visits(
-            self.population.channel_prompts(),
-            self.population.raters(settings.seed),
+            prompts,
+            raters,
             self.population.mix,
             seed=self._draws,
             events=settings.events,
