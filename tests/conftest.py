@@ -12,6 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 ROOT = Path(__file__).resolve().parent.parent
+# Several runs of these tests share a machine: no process of a test takes a fixed port.
+os.environ |= {f"PLAUDIT_{process}__METRICS_PORT": "0" for process in ("SERVE", "JOIN", "LEARN")}
 # A program that starts real brokers on loopback and prints the variables, kept beside the repository.
 KAFKA_TOOL = ROOT.parent / "shared" / "tools" / "kafka" / "kafka"
 

@@ -1,4 +1,4 @@
-"""Checks that a process can run here, and says how to mend what is wrong.
+"""Checks that a process can run here, and how one that runs is (`doctor_running`); says how to mend what is wrong.
 
 Enters: settings and the role that is to run. Leaves: findings, each in plain words with a remedy. Changes nothing that
 a start of the process would not make itself; never prints a secret.
@@ -9,25 +9,24 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from plaudit import doctor_running
 from plaudit.deciding import costs_of
 from plaudit.domain import DomainPlugin
 from plaudit.errors import Misconfigured, PlauditError
-from plaudit.settings import Settings
+from plaudit.findings import Finding, Status
+from plaudit.settings import STORE_FILE, Settings
 from plaudit.store.files import private_folder
 from plaudit.types import Channel
 
 Role = Literal["all", "serve", "join", "learn"]
-Status = Literal["good", "note", "bad"]
 
 OLDEST_PYTHON = (3, 11)
 _MODEL_PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "jinja2")
@@ -36,22 +35,7 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "join": ("sqlalchemy", "google.protobuf"),
     "learn": (*_MODEL_PACKAGES, "peft", "sqlalchemy"),
 }
-_FREE_BYTES = 2 * 1024**3  # A week of interactions and a few releases of a small model; a full disk stops the log.
 _WAIT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found. `remedy` is empty where nothing is to be done."""
-
-    check: str
-    status: Status
-    message: str
-    remedy: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """The finding in plain JSON types."""
-        return asdict(self)
 
 
 def diagnose(
@@ -73,7 +57,7 @@ def diagnose(
         checks += [("model", lambda: _model(settings)), ("threads", lambda: _threads(settings))]
     if "serve" in roles:
         checks += [("keys", lambda: _keys(settings, production))]
-    checks += [("ports", lambda: _ports(settings, roles))]
+    checks += [("ports", lambda: _ports(settings, roles)), ("running", lambda: _running(settings))]
     findings = [_python()]
     for name, check in checks:
         findings += _safely(name, check)
@@ -132,12 +116,8 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
         remedy = "give the process's user write access, or set data_dir to a folder that it may write"
         yield Finding("data directory", "bad", f"{path} cannot be written: {error.strerror}", remedy)
         return
-    free = shutil.disk_usage(path).free
-    words = f"{path}, {free / 1e9:.1f} GB free"
-    if free < _FREE_BYTES:
-        yield Finding("data directory", "bad", words, "free space or set data_dir to a larger disk (2 GB at least)")
-    else:
-        yield Finding("data directory", "good", words)
+    yield Finding("data directory", "good", f"{path} can be written")
+    yield from doctor_running.disk(settings)
 
 
 def _log(settings: Settings) -> Iterator[Finding]:
@@ -335,30 +315,23 @@ def _keys(settings: Settings, production: bool) -> Iterator[Finding]:
 
 
 def _ports(settings: Settings, roles: tuple[str, ...]) -> Iterator[Finding]:
-    wanted: dict[str, tuple[str, int]] = {}
-    if "serve" in roles:
-        wanted["serve.port"] = (settings.serve.host, settings.serve.port)
-        wanted["serve.metrics_port"] = (settings.serve.host, settings.serve.metrics_port)
-    if "join" in roles:
-        wanted["join.metrics_port"] = (settings.serve.host, settings.join.metrics_port)
-    if "learn" in roles:
-        wanted["learn.metrics_port"] = (settings.serve.host, settings.learn.metrics_port)
-    taken = [f"{key} = {port}" for key, (host, port) in wanted.items() if port and not _free(host, port)]
-    if taken:
-        yield Finding("ports", "bad", f"taken: {', '.join(taken)}", "end what holds the port, or set another")
-    else:
-        yield Finding("ports", "good", "free")
+    from plaudit.store.database import Database
+    from plaudit.store.processes import processes
 
-
-def _free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    seen = []
+    if settings.store.url.get_secret_value() or (settings.data_dir / STORE_FILE).exists():
+        database = Database(settings.store_url)
         try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+            seen = processes(database)
+        finally:
+            database.close()
+    yield from doctor_running.ports(settings, roles, seen)
+
+
+def _running(settings: Settings) -> Iterator[Finding]:
+    from plaudit.plugins import load_plugins
+
+    yield from doctor_running.running(settings, load_plugins(settings.plugins.allow))
 
 
 def _connects(server: str) -> bool:

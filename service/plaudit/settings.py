@@ -28,7 +28,8 @@ from plaudit.errors import Misconfigured
 from plaudit.types import Channel
 
 DEFAULT_CONFIG = Path("plaudit.toml")
-STORE_FILE = "evidence.sqlite"
+STORE_FILE = "evidence.sqlite"  # in the data directory, unless store.url names another database
+ADDRESS_FILE = "serve.json"  # in the data directory: where a replica of this machine listens
 ENV_PREFIX = "PLAUDIT_"
 # Variables with the prefix that are not settings; a name that ends in "_" stands for all that begin with it.
 ENV_OTHER = ("PLAUDIT_CONFIG", "PLAUDIT_DATA", "PLAUDIT_CACHE", "PLAUDIT_TEST_", "PLAUDIT_FAIL_POINT")
@@ -167,8 +168,8 @@ class JoinSettings(Section):
     """Wait for new records."""
     max_wait_seconds: float = Field(default=3600.0, ge=1, le=31_536_000)
     """Feedback whose interaction has not come after this time is rejected as NO_INTERACTION."""
-    metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Prometheus port; 0 turns it off."""
+    metrics_port: int = Field(default=9465, ge=0, le=65535)
+    """Prometheus port, on serve.host; 0 turns it off."""
 
 
 class RewardSettings(Section):
@@ -357,8 +358,8 @@ class LearnSettings(ChannelLearnSettings):
     """Niceness, so that serving goes first on few cores."""
     max_turns: int = Field(default=0, ge=0, le=1_000_000)
     """Turns after which the learner ends; 0 never."""
-    metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Prometheus port, on serve.host; 0 turns it off."""
+    metrics_port: int = Field(default=9466, ge=0, le=65535)
+    """Prometheus port of a learner that goes on (not of `--once`), on serve.host; 0 turns it off."""
 
 
 class DecisionSettings(Section):

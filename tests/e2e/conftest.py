@@ -49,7 +49,8 @@ TABLES = {
         **{"prompts": 24, "min_prompts": 8, "samples": 4, "kl_base": 100.0, "kl_live": 100.0, "distinct_ratio": 0.0},
         **{"reward_comparisons": 60, "reward_raters": 3},
     },
-    "learn": {"seed": 1, "min_events": 20, "nice": 0, "poll_seconds": 0.05, "backoff_seconds": 1},
+    "join": {"metrics_port": 0},
+    "learn": {"metrics_port": 0, "seed": 1, "min_events": 20, "nice": 0, "poll_seconds": 0.05, "backoff_seconds": 1},
 }
 
 

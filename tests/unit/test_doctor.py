@@ -23,7 +23,8 @@ def model(tmp_path_factory):
 @pytest.fixture
 def settings(tmp_path, model):
     def make(*overrides: str):
-        always = [f"data_dir={tmp_path / 'data'}", f"model.path={model}", "serve.port=0", "serve.metrics_port=0"]
+        always = [f"data_dir={tmp_path / 'data'}", f"model.path={model}", "serve.port=0"]
+        always += [f"{process}.metrics_port=0" for process in ("serve", "join", "learn")]
         return load_settings(overrides=[*always, *overrides], environ={})
 
     return make

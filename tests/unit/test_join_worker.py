@@ -24,6 +24,8 @@ from plaudit.types import Channel, FeedbackKind, Interaction, Thumbs
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+QUIET = {"metrics_port": 0}
+
 
 def test_every_record_and_row_is_counted_under_its_labels():
     registry = CollectorRegistry()
@@ -105,7 +107,7 @@ def test_a_join_started_on_a_full_disk_says_so_and_goes_on_once_there_is_room(sm
         while True:
             file.write(bytes(4096))
     with capture_logs() as lines:
-        worker = threading.Thread(target=run_join, args=(Settings(data_dir=folder), stop))
+        worker = threading.Thread(target=run_join, args=(Settings(data_dir=folder, join=QUIET), stop))
         worker.start()
         assert eventually(lambda: [line for line in lines if line["event"] == "join.waits"])
         filler.unlink()
@@ -155,7 +157,7 @@ def test_it_starts_on_a_folder_that_is_not_there_yet(tmp_path, request, kind):
         request.getfixturevalue("kafka_leftovers")
         more = {"log": {"kind": "kafka", "kafka": {"bootstrap": bootstrap, "topic_prefix": f"{uuid.uuid4().hex}."}}}
     with capture_logs() as lines:
-        worker = threading.Thread(target=run_join, args=(Settings(data_dir=folder, **more), stop))
+        worker = threading.Thread(target=run_join, args=(Settings(data_dir=folder, join=QUIET, **more), stop))
         worker.start()
         ready = eventually(lambda: [line for line in lines if line["event"] == "join.ready"])
         stop.set()
@@ -167,7 +169,7 @@ def test_it_starts_on_a_folder_that_is_not_there_yet(tmp_path, request, kind):
 
 def test_the_process_ends_when_told_to(tmp_path):
     stop = threading.Event()
-    settings = Settings(data_dir=tmp_path)
+    settings = Settings(data_dir=tmp_path, join=QUIET)
     worker = threading.Thread(target=run_join, args=(settings, stop))
     worker.start()
     stop.set()

@@ -238,8 +238,9 @@ def settings_table(options: DemoOptions, people: People, model: Path) -> dict[st
         "model": {"path": str(model.absolute()), "threads": threads()},
         # Port 0 takes a free one, which the service writes into its data directory.
         "serve": {"host": "127.0.0.1", "port": 0, "metrics_port": 0},
+        "join": {"metrics_port": 0},
         "log": {"kind": options.log},
-        "learn": {"seed": options.seed, "min_events": 1},
+        "learn": {"seed": options.seed, "min_events": 1, "metrics_port": 0},
         "plugins": {"allow": [people.domain]},
         # What the people ask for: callers, training and gate use one length.
         "policy": {"max_tokens": people.max_tokens},

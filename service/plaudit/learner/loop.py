@@ -59,7 +59,8 @@ def learn(settings: Settings, once: bool = False) -> list[Result]:
     # ends that too, for a turn may die at any step.
     stop, losses = StopEvent(), 0
     try:
-        expose(learner.metrics, settings.learn.metrics_port, settings.serve.host)
+        if not once:  # that runs beside a learner that goes on, and is over before anybody asks
+            expose(learner.metrics, settings.learn.metrics_port, settings.serve.host)
         log.info("learn.ready", plugins=sorted(learner.plugins))
         while True:
             try:

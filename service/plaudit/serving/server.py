@@ -41,7 +41,7 @@ from plaudit.serving.recording import Recorder
 from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
 from plaudit.serving.staging import Staging
-from plaudit.settings import Settings
+from plaudit.settings import ADDRESS_FILE, Settings
 from plaudit.signals import stop_on_signals
 from plaudit.store.files import private_folder
 from plaudit.store.processes import Beat
@@ -50,7 +50,6 @@ from plaudit.types import Action
 from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
 from plaudit.waiting import opened_at_last
 
-ADDRESS_FILE = "serve.json"
 SERVICES = (
     "plaudit.v1.AssistantService",
     "plaudit.v1.FeedbackService",
