@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from peft import PeftModel
-from plaudit.engine import adapters, fidelity, frozen, packed, runners
+from plaudit.engine import adapters, bank, fidelity, frozen, packed, runners
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.fused import Fused
@@ -237,6 +237,27 @@ def test_in_bfloat16_it_has_too(saved):
     assert _bits_in_random_company(*saved, rounds=20, seed=4, dtype="bfloat16") > 60
 
 
+def test_in_a_lane_too_wide_for_copies_of_adapters_it_has_too(saved, monkeypatch):
+    monkeypatch.setattr(bank, "MOST_COPIES", 0)
+    assert _bits_in_random_company(*saved, rounds=20, seed=5) > 60
+
+
+def test_a_row_is_on_the_adapter_that_its_slot_has_when_it_is_filled(saved):
+    """A slot that was written anew while its old row's copy is still there."""
+    base, paths = saved
+    engine = _engine(base, [], adapter_slots=2)
+    prompt, replies = _prompt(5, 20), []
+    try:
+        for key, path in ((KEYS[1], paths[0]), (KEYS[2], paths[1]), (KEYS[1], paths[0])):
+            engine.stage(key, path)
+            assert {staged.slot for staged in engine._slots._staged.values() if staged.slot} == {1}
+            replies.append(engine.submit([_job(prompt, key)])[0].result(60).logprobs_raw)
+            engine.unstage(key)
+    finally:
+        engine.close()
+    assert replies[0] == replies[2] != replies[1]
+
+
 def test_without_the_packed_operators_it_has_too(saved, without_packing):
     assert _bits_in_random_company(*saved, rounds=20, seed=2) > 60
 
@@ -303,7 +324,7 @@ def test_a_shared_prefix_is_computed_below_the_adapters_once_for_all(saved, monk
         monkeypatch.setattr(
             engine._runner,
             "run",
-            lambda *a, run=run, passes=passes: (passes.append((len(a[0]), a[4:] != ())), run(*a))[1],
+            lambda *a, run=run, passes=passes, **more: (passes.append((len(a[0]), a[4:] != ())), run(*a, **more))[1],
         )
         try:
             found.append([engine.submit([_job(prompt, key)])[0].result(60) for key in keys][-1])
@@ -315,8 +336,8 @@ def test_a_shared_prefix_is_computed_below_the_adapters_once_for_all(saved, monk
 
 def test_a_runner_of_other_numbers_does_not_serve(saved, monkeypatch):
     base, _ = saved
-    bank = AdapterBank(base, layers=2, rank=8, slots=2)
-    assert isinstance(choose(base, bank, 2), Fused)
+    made = AdapterBank(base, layers=2, rank=8, slots=2)
+    assert isinstance(choose(base, made, 2), Fused)
     run = Fused.run
 
     def other(self, *args):
@@ -324,7 +345,7 @@ def test_a_runner_of_other_numbers_does_not_serve(saved, monkeypatch):
         return trunk, last * 1.01
 
     monkeypatch.setattr(Fused, "run", other)
-    assert isinstance(choose(base, bank, 2), Modules)
+    assert isinstance(choose(base, made, 2), Modules)
 
 
 def test_trunk_and_last_layer_may_be_captured(saved):

@@ -3,16 +3,18 @@
 In: adapters in PEFT's format. Out: a correction of what each target linear of the base gives, row by row. Slot 0 is
 the base: nothing is added. A slot is written while no row uses it, so loading never disturbs decoding.
 
-The adapters of all slots stand side by side in one pair of matrices, so that a batch of any mixture is two products
-of one shape; what is not a row's own is cut out between the two. A row's bits therefore depend neither on its
-neighbours' adapters nor on what else is staged.
+Two ways, and a pass takes one of them whatever is in it, so that a row's bits depend neither on its neighbours'
+adapters nor on what else is staged. `Masked`: the adapters of all slots stand side by side in one pair of matrices, and
+a batch of any mixture is two products of one shape; what is not a row's own is cut out between the two. `Gathered`:
+each row of a narrow lane keeps a copy of its own adapter, so that a batch is a product per row and nothing is computed
+in vain; copies are made when a row is filled.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
@@ -20,6 +22,9 @@ from plaudit.engine.base import Base
 from plaudit.engine.packed import Packed
 from plaudit.engine.targets import linears, start_layer, targets
 from plaudit.errors import BadArtifact
+
+# Copies of adapters that a lane's rows may keep, in bytes: each step reads them all, as it reads the base's weights.
+MOST_COPIES = 32 * 2**20
 
 
 class AdapterBank:
@@ -82,12 +87,19 @@ class AdapterBank:
             return None
         with self._lock:
             found = Correction(self._pairs(full, sizes), self.rank, self.slots)
+            for slot in range(1, self.slots + 1):
+                found.stack(slot)
             self._groups[full] = found
         return found
 
-    def others(self, slots: torch.Tensor) -> torch.Tensor:
-        """What is not a token's own, True (N, S R), of slots (N,)."""
-        return slots[:, None] != self._owner
+    def masked(self, slots: torch.Tensor) -> Masked:
+        """Adapters of the tokens of a pass, of slots (N,)."""
+        return Masked(slots[:, None] != self._owner)
+
+    def gathered(self, width: int) -> Gathered | None:
+        """Adapters of the rows of a lane, none yet; None if copies for each row would take too much memory."""
+        size = sum(each.row_bytes for each in self._groups.values())
+        return Gathered(self._groups.values(), width) if 0 < width * size <= MOST_COPIES else None
 
     def _pairs(self, names: Sequence[str], sizes: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor] | int]:
         return [self._weights.get(name, size) for name, size in zip(names, sizes, strict=True)]
@@ -111,6 +123,7 @@ class AdapterBank:
             finally:
                 for correction in self._groups.values():
                     correction.pack()
+                    correction.stack(slot)
 
     def _copy(self, slot: int, rank: int, scale: float, state: Mapping[str, torch.Tensor]) -> None:
         used = 0
@@ -144,16 +157,26 @@ class AdapterBank:
 
 
 class Correction:
-    """What the adapters of all slots add to linears that share their input, as two packed products.
+    """What the adapters of all slots add to linears that share their input: low-rank activations, and their way out.
 
-    The first gives every slot's low-rank activations, of all linears side by side; the second, whose matrix is block by
-    block, carries what was left of them to the outputs.
+    Of all linears side by side; the second matrix is block by block.
     """
 
     def __init__(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor] | int], rank: int, slots: int) -> None:
-        self._pairs, self._wide = pairs, rank * slots
+        self._pairs, self._rank, self._wide = pairs, rank, rank * slots
         self._adapted = sum(not isinstance(pair, int) for pair in pairs)
+        down = next(pair[0] for pair in pairs if not isinstance(pair, int))
+        outs = sum(pair if isinstance(pair, int) else pair[1].shape[1] for pair in pairs)
+        low = rank * self._adapted
+        # By slot; slot 0 adds nothing.
+        self.downs = down.new_zeros(slots + 1, down.shape[0], low)
+        self.ups = down.new_zeros(slots + 1, low, outs)
         self.pack()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one adapter's matrices."""
+        return (self.downs[0].numel() + self.ups[0].numel()) * self.downs.dtype.itemsize
 
     def pack(self) -> None:
         """Take the bank's weights as they are now; a pass under way goes on with what it has."""
@@ -168,6 +191,20 @@ class Correction:
             at += out
         self._packed = (Packed(torch.cat(down)), Packed(up))
 
+    def stack(self, slot: int) -> None:
+        """Take a slot's weights as they are now; no row uses the slot."""
+        own, rank = slice((slot - 1) * self._rank, slot * self._rank), self._rank
+        at = column = 0
+        for pair in self._pairs:
+            if isinstance(pair, int):
+                at += pair
+                continue
+            down, up = pair
+            self.downs[slot, :, column : column + rank] = down[:, own]
+            self.ups[slot, column : column + rank, at : at + up.shape[1]] = up[own]
+            at += up.shape[1]
+            column += rank
+
     def add(self, rows: torch.Tensor, others: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """`output` (N, outs) with the corrections for the input rows (N, in); `others` (N, S R) is cut out."""
         down, up = self._packed
@@ -175,3 +212,42 @@ class Correction:
         # Cut out, not multiplied by zero: a slot that is being written may hold anything.
         low.view(len(rows), self._adapted, -1).masked_fill_(others[:, None], 0.0)
         return up.add(low, output)
+
+
+class Mixture(Protocol):
+    """The adapters of the tokens of a pass."""
+
+    def add(self, correction: Correction, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """`output` (N, outs) with each row's own correction for its input (N, in)."""
+
+
+class Masked:
+    """A Mixture by products over all slots; `others` (N, S R) are not a token's own."""
+
+    def __init__(self, others: torch.Tensor) -> None:
+        self._others = others
+
+    def add(self, correction: Correction, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """As Mixture.add."""
+        return correction.add(rows, self._others, output)
+
+
+class Gathered:
+    """A Mixture by copies of each row's own adapter, which hold until the row is filled anew."""
+
+    def __init__(self, corrections: Iterable[Correction], width: int) -> None:
+        self._copies = {
+            each: (each.downs.new_zeros(width, *each.downs.shape[1:]), each.ups.new_zeros(width, *each.ups.shape[1:]))
+            for each in corrections
+        }
+
+    def fill(self, row: int, slot: int) -> None:
+        """Let a row of the lane be on a slot's adapter, as it is now."""
+        for correction, (downs, ups) in self._copies.items():
+            downs[row] = correction.downs[slot]
+            ups[row] = correction.ups[slot]
+
+    def add(self, correction: Correction, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """As Mixture.add."""
+        downs, ups = self._copies[correction]
+        return torch.baddbmm(output[:, None], torch.bmm(rows[:, None], downs), ups)[:, 0]

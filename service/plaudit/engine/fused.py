@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding, rms_norm, silu
 
-from plaudit.engine.bank import AdapterBank, Correction
+from plaudit.engine.bank import AdapterBank, Correction, Gathered, Mixture
 from plaudit.engine.base import Base
 from plaudit.engine.packed import Packed, stand_alone
 from plaudit.engine.runner import Past, shared_layers
@@ -70,11 +70,11 @@ class _Linear:
         packed = Packed(torch.cat([each.weight for each in linears]), bias, dtype)
         return cls(packed, bank.correction(index, names, sizes), sizes)
 
-    def __call__(self, rows: torch.Tensor, others: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, rows: torch.Tensor, mixture: Mixture | None) -> torch.Tensor:
         output = self.packed(rows)
-        if others is None or self.correction is None:
+        if mixture is None or self.correction is None:
             return output
-        return self.correction.add(rows, others, output)
+        return mixture.add(self.correction, rows, output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +97,20 @@ class _Layer:
         cos: torch.Tensor,
         sin: torch.Tensor,
         past: Past,
-        others: torch.Tensor | None,
+        mixture: Mixture | None,
     ) -> torch.Tensor:
         """What attention adds to hidden states (N, H); cos and sin are (N, 1, D)."""
         both = self.heads + self.groups
-        qkv = self.qkv(self.before_attention(hidden), others).view(len(hidden), both + self.groups, self.size)
+        qkv = self.qkv(self.before_attention(hidden), mixture).view(len(hidden), both + self.groups, self.size)
         qk = qkv[:, :both]
         turned = torch.addcmul(qk * cos, qk.roll(self.size // 2, -1), sin)
         mixed = past.attend(turned[:, : self.heads], turned[:, self.heads :], qkv[:, both:], index, self.scaling)
-        return self.out(mixed.reshape(len(hidden), -1), others)
+        return self.out(mixed.reshape(len(hidden), -1), mixture)
 
-    def mlp(self, hidden: torch.Tensor, others: torch.Tensor | None) -> torch.Tensor:
+    def mlp(self, hidden: torch.Tensor, mixture: Mixture | None) -> torch.Tensor:
         """What the gated MLP adds to hidden states (N, H)."""
-        gate, up = self.gate_up(self.before_mlp(hidden), others).chunk(2, dim=-1)
-        return self.down(silu(gate) * up, others)
+        gate, up = self.gate_up(self.before_mlp(hidden), mixture).chunk(2, dim=-1)
+        return self.down(silu(gate) * up, mixture)
 
 
 class Fused:
@@ -152,21 +152,28 @@ class Fused:
         past: Past,
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
+        copies: Gathered | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         first = 0 if trunk is None else self._capture_layer
         hidden = embedding(tokens, self._embedding) if trunk is None else trunk
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)  # (N, 1, D)
-        others = None if slots is None else self._bank.others(slots)
+        mixture: Mixture | None = None
+        if slots is not None:
+            mixture = copies or self._bank.masked(slots)
         captured = hidden
         for index, layer in enumerate(self._layers[first:], start=first):
             if index == self._capture_layer:
                 captured = hidden
-            hidden = hidden + layer.attention(index, hidden, cos, sin, past, others)
-            hidden = hidden + layer.mlp(hidden, others)
+            hidden = hidden + layer.attention(index, hidden, cos, sin, past, mixture)
+            hidden = hidden + layer.mlp(hidden, mixture)
         if self._capture_layer == len(self._layers):
             captured = hidden
         return captured, self._norm(hidden)
+
+    def copies(self, width: int) -> Gathered | None:
+        """As Runner.copies."""
+        return self._bank.gathered(width)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As Runner.logits."""

@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from plaudit.engine.bank import Gathered
 from plaudit.engine.base import grouped_attention
 from plaudit.engine.memory import Budget, Layout
 from plaudit.engine.prefixes import Prefix
@@ -129,6 +130,8 @@ class Lane:
         self._slots = torch.zeros(width, dtype=torch.long, device=layout.device)
         self._free = list(range(width - 1, -1, -1))
         self._running: list[Block] = []
+        # Made with the first row on an adapter.
+        self._copies: Gathered | None = None
 
     @property
     def occupied(self) -> int:
@@ -169,6 +172,10 @@ class Lane:
         self._tokens[row] = last_token
         self._positions[row] = prefix.length
         self._slots[row] = slot
+        if slot and self._copies is None:
+            self._copies = self._runner.copies(self.width)
+        if self._copies is not None:
+            self._copies.fill(row, slot)
         self._decoding.add(row)
 
     def release(self, row: int) -> None:
@@ -194,7 +201,7 @@ class Lane:
         for block in self._running:
             block.begin_step(self._positions, self._layout.dtype)
         slots = self._slots if bool(self._slots.any()) else None
-        hidden, last = self._runner.run(self._tokens, self._positions, self, slots)
+        hidden, last = self._runner.run(self._tokens, self._positions, self, slots, copies=self._copies)
         return self._runner.logits(last), hidden
 
     def attend(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from plaudit.engine.bank import AdapterBank
+from plaudit.engine.bank import AdapterBank, Gathered
 from plaudit.engine.base import Base
 
 
@@ -46,12 +46,17 @@ class Runner(Protocol):
         past: Past,
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
+        copies: Gathered | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Trunk activations (N, H) and final hidden states (N, H), normed, of token ids (N,) at positions (N,).
 
         `slots` (N,) are the adapters' places in the bank, 0 the base; None if no token has one. If `trunk` is given,
-        the layers below are not run, and `past` has their keys and values already.
+        the layers below are not run, and `past` has their keys and values already. `copies` are those of a lane, whose
+        rows the tokens are.
         """
+
+    def copies(self, width: int) -> Gathered | None:
+        """Adapters of the rows of a lane of `width`; None if its passes go without copies of them."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (N, V) in fp32 of final hidden states (N, H); the memory is good until the next call."""
@@ -83,6 +88,7 @@ class Modules:
         past: Past,
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
+        copies: Gathered | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         base, places = self._base, positions[None]
@@ -95,6 +101,10 @@ class Modules:
         last = base.run_layers(hidden, self._capture_layer, base.num_layers, positions=places, past=seen)
         self._bank.use(None)
         return hidden[0], base.norm(last[0])
+
+    def copies(self, width: int) -> Gathered | None:
+        """As Runner.copies: the linears are corrected one by one."""
+        return None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As Runner.logits."""
