@@ -22,7 +22,7 @@ RUN grep -v '^torch==' constraints.txt > tested.txt && if [ -n "$PACKAGES" ]; th
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY plugins plugins
-RUN pip install -c tested.txt ".[model,kafka,postgres,http]" $(for name in $PLUGINS; do echo "./plugins/$name"; done) \
+RUN pip install -c tested.txt ".[model,kafka,postgres,http,tokens]" $(for name in $PLUGINS; do echo "./plugins/$name"; done) \
  && pip uninstall --yes pip \
  && plaudit --help >/dev/null
 
@@ -48,6 +48,7 @@ ENV PATH=/srv/plaudit/bin:$PATH \
 WORKDIR /var/lib/plaudit
 VOLUME ["/var/lib/plaudit"]
 USER 10001:10001
+# Serving beyond loopback needs a certificate and keys, or serve.insecure (docs/access.md).
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["plaudit"]

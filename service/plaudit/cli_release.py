@@ -73,7 +73,7 @@ class RegistryChannels:
         """One release with its manifest."""
         parsed = channel_of(channel)
         row = _row(self._registry.release(parsed, version))
-        return {**row, "manifest": json.loads(self._registry.manifest(parsed, version).to_json())}
+        return {**row, "manifest": json.loads(self._registry.manifest(parsed, version).to_json_for_readers())}
 
     def promote(self, channel: str, version: int, generation: int | None, reason: str) -> dict[str, Any]:
         """State after the version was made live."""
@@ -118,14 +118,11 @@ class ServiceChannels:
     """Channels through a running service."""
 
     def __init__(self, target: str) -> None:
-        import grpc
-
-        from plaudit.addresses import no_proxy
-        from plaudit.v1 import releases_pb2_grpc
+        from plaudit.client import connect
 
         self._target = target
-        self._channel = grpc.insecure_channel(target, no_proxy(target))
-        self._stub = releases_pb2_grpc.ReleaseServiceStub(self._channel)
+        self._channel, stubs = connect(target, {})
+        self._stub = stubs.releases
 
     def releases(self, channel: str) -> dict[str, Any]:
         """State of the channel and its releases, oldest first."""

@@ -7,12 +7,16 @@ retryable; moves of releases and streams are not. Never imports torch.
     with Plaudit("127.0.0.1:50051") as client:
         reply = client.generate("support", "How do I descale a kettle?", n=2)
         reply.choose(0, 1, rater="ana")
+
+A service with keys and encryption: `Plaudit("plaudit.example:50051", key=..., root_certificates=Path("ca.pem"))`, or
+the environment variables of `plaudit.access.credentials`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -23,8 +27,9 @@ import grpc
 import grpc.aio
 import tenacity
 
+from plaudit.access.credentials import AccessOptions, Credentials, credentials_of
 from plaudit.addresses import is_loopback, no_proxy
-from plaudit.errors import DeadlinePassed, Misconfigured, NotServing, PlauditError
+from plaudit.errors import DeadlinePassed, Misconfigured, NotServing, PlauditError, RateLimited
 from plaudit.release.moves import ChannelState, ReleaseRow, ReleaseState
 from plaudit.replies import (
     Acknowledged,
@@ -99,13 +104,36 @@ class BulkAcknowledged:
     error: PlauditError | None
 
 
-class _Stubs:
-    """Stubs of one channel, and the messages that both clients send."""
+class Stubs:
+    """Stubs of one channel, whose every call brings the credentials."""
 
-    def __init__(self, channel: Any) -> None:
-        self.assistant: Any = assistant_pb2_grpc.AssistantServiceStub(channel)
-        self.feedback: Any = feedback_pb2_grpc.FeedbackServiceStub(channel)
-        self.releases: Any = releases_pb2_grpc.ReleaseServiceStub(channel)
+    def __init__(self, channel: Any, credentials: Credentials) -> None:
+        self.assistant: Any = _Bringing(assistant_pb2_grpc.AssistantServiceStub(channel), credentials)
+        self.feedback: Any = _Bringing(feedback_pb2_grpc.FeedbackServiceStub(channel), credentials)
+        self.releases: Any = _Bringing(releases_pb2_grpc.ReleaseServiceStub(channel), credentials)
+
+
+class _Bringing:
+    """A stub whose methods send credentials as metadata."""
+
+    def __init__(self, stub: Any, credentials: Credentials) -> None:
+        self._stub, self._credentials = stub, credentials
+
+    def __getattr__(self, method: str) -> Any:
+        bound = functools.partial(getattr(self._stub, method), metadata=self._credentials.metadata)
+        setattr(self, method, bound)
+        return bound
+
+
+def connect(target: str, access: AccessOptions) -> tuple[grpc.Channel, Stubs]:
+    """A synchronous channel to the service at `target`, and its stubs."""
+    credentials = credentials_of(target, access)
+    channel = (
+        grpc.secure_channel(target, credentials.channel, _options(target))
+        if credentials.channel
+        else grpc.insecure_channel(target, _options(target))
+    )
+    return channel, Stubs(channel, credentials)
 
 
 class Plaudit:
@@ -117,22 +145,17 @@ class Plaudit:
         *,
         timeout: float = DEFAULT_SECONDS,
         patience: float = DEFAULT_PATIENCE_SECONDS,
-        credentials: grpc.ChannelCredentials | None = None,
+        **access: Unpack[AccessOptions],
     ) -> None:
-        """Connects at the first call.
+        """Connects at the first call. Raises Misconfigured for credentials that cannot be used.
 
         Args:
             target: Address of the service, "host:port"; an IPv6 host in brackets.
             timeout: Deadline of a call and all its attempts, in seconds.
             patience: Seconds for which a call whose error is retryable is tried again, within `timeout`; 0 tries once.
-            credentials: Of a TLS channel; without them the channel is not encrypted.
+            access: Key or token, certificates; see `plaudit.access.credentials.AccessOptions`.
         """
-        self._channel = (
-            grpc.secure_channel(target, credentials, _options(target))
-            if credentials
-            else grpc.insecure_channel(target, _options(target))
-        )
-        self._stubs = _Stubs(self._channel)
+        self._channel, self._stubs = connect(target, access)
         self._target = target
         self._timeout = timeout
         self._patience = patience
@@ -290,17 +313,17 @@ class AsyncPlaudit:
         *,
         timeout: float = DEFAULT_SECONDS,
         patience: float = DEFAULT_PATIENCE_SECONDS,
-        credentials: grpc.ChannelCredentials | None = None,
+        **access: Unpack[AccessOptions],
     ) -> None:
         """As `Plaudit`; raises Misconfigured outside of a running event loop."""
         self._loop = _running_loop()
-        options = list(_options(target))
+        options, credentials = list(_options(target)), credentials_of(target, access)
         self._channel: Any = (
-            grpc.aio.secure_channel(target, credentials, options)
-            if credentials
+            grpc.aio.secure_channel(target, credentials.channel, options)
+            if credentials.channel
             else grpc.aio.insecure_channel(target, options)
         )
-        self._stubs = _Stubs(self._channel)
+        self._stubs = Stubs(self._channel, credentials)
         self._target = target
         self._timeout = timeout
         self._patience = patience
@@ -420,11 +443,23 @@ def _error(call: Any, target: str) -> PlauditError:
 
 
 def _policy(patience: float) -> dict[str, Any]:
+    def again(error: BaseException) -> bool:
+        # A limit says how long it lasts: shorter waits would only count against it.
+        too_long = isinstance(error, RateLimited) and error.retry_seconds > patience
+        return isinstance(error, PlauditError) and error.retryable and not too_long
+
+    def limit(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        return error.retry_seconds if isinstance(error, RateLimited) else 0.0
+
     return {
-        "retry": tenacity.retry_if_exception(lambda error: isinstance(error, PlauditError) and error.retryable),
+        "retry": tenacity.retry_if_exception(again),
         "stop": tenacity.stop_after_delay(patience),
-        "wait": tenacity.wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)
-        + tenacity.wait_random(0, _FIRST_WAIT_SECONDS),
+        "wait": tenacity.wait_combine(
+            limit,
+            tenacity.wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+            tenacity.wait_random(0, _FIRST_WAIT_SECONDS),
+        ),
         "reraise": True,
     }
 

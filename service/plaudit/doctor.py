@@ -36,6 +36,7 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "learn": (*_MODEL_PACKAGES, "peft", "sqlalchemy"),
 }
 _WAIT_SECONDS = 5.0
+_CLOSES = "set access.required, access.tls.certificate and access.tls.key (docs/access.md)"
 
 
 def diagnose(
@@ -56,7 +57,7 @@ def diagnose(
     if "serve" in roles or "learn" in roles:
         checks += [("model", lambda: _model(settings)), ("threads", lambda: _threads(settings))]
     if "serve" in roles:
-        checks += [("keys", lambda: _keys(settings, production))]
+        checks += [("keys", lambda: _keys(settings, production)), ("access", lambda: _access(settings, production))]
     checks += [("ports", lambda: _ports(settings, roles)), ("running", lambda: _running(settings))]
     findings = [_python()]
     for name, check in checks:
@@ -312,6 +313,28 @@ def _keys(settings: Settings, production: bool) -> Iterator[Finding]:
     handle_signer(settings)
     pseudonym_key(settings)
     yield Finding("keys", "good", f"{len(settings.serve.handle_keys)} handle keys and a pseudonym key")
+
+
+def _access(settings: Settings, production: bool) -> Iterator[Finding]:
+    from plaudit.access.admission import check_exposure, exposed_without
+    from plaudit.access.tls import Certificates
+    from plaudit.access.tokens import Tokens
+
+    check_exposure(settings)
+    access = settings.access
+    if access.tls.certificate:
+        Certificates(access.tls)
+    if access.tokens.jwks:
+        Tokens(access.tokens)
+    missing = exposed_without(settings)
+    if missing:
+        yield Finding("access", "bad" if production else "note", f"open, without {' and '.join(missing)}", _CLOSES)
+    elif not access.required:
+        words = "whoever reaches loopback may call everything"
+        yield Finding("access", "bad" if production else "note", words, _CLOSES if production else "")
+    else:
+        words = "credentials are needed" + (", ports are encrypted" if access.tls.certificate else "")
+        yield Finding("access", "good", words)
 
 
 def _ports(settings: Settings, roles: tuple[str, ...]) -> Iterator[Finding]:

@@ -8,8 +8,9 @@ PlauditError
 │   ├── UndeclaredKind · UndeclaredReason · UnknownCandidate · IncompleteRanking · OutOfScale
 │   ├── OptionsTooLong · RequestTooLarge
 │   ├── MessageTooLarge · NotOffered · GenerationChanged · WrongState
+│   ├── NoCredentials · BadCredentials · RoleNeeded · NotYourChannel · TooManyRaters
 ├── Busy                          retry later
-│   ├── QueueFull · SlotsInUse · NotServing · LogUnavailable · StoreUnavailable
+│   ├── QueueFull · RateLimited · SlotsInUse · NotServing · LogUnavailable · StoreUnavailable
 ├── CallEnded                     the caller's clock or hand ended the call
 │   ├── DeadlinePassed · Cancelled
 ├── Broken                        an operator must look
@@ -32,6 +33,8 @@ class PlauditError(Exception):
     code: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
+    # After how long another try makes sense, if it does: a queue of completions moves on within about a second.
+    retry_seconds: float = 1.0
 
     def __init__(self, message: str = "", /, **metadata: object) -> None:
         self.message = message or (type(self).__doc__ or "").strip()
@@ -210,12 +213,54 @@ class WrongState(RequestRefused):
     reason = "WRONG_STATE"
 
 
+class NoCredentials(RequestRefused):
+    """This service takes calls only with an API key or a token; send one as `authorization: Bearer ...`."""
+
+    code = "UNAUTHENTICATED"
+    reason = "NO_CREDENTIALS"
+
+
+class BadCredentials(RequestRefused):
+    """The key or token is malformed, unknown, expired or revoked; ask the service's operator for another."""
+
+    code = "UNAUTHENTICATED"
+    reason = "BAD_CREDENTIALS"
+
+
+class RoleNeeded(RequestRefused):
+    """The caller's roles do not allow this."""
+
+    code = "PERMISSION_DENIED"
+    reason = "ROLE_NEEDED"
+
+
+class NotYourChannel(RequestRefused):
+    """The caller's key or token is not for this tenant or domain."""
+
+    code = "PERMISSION_DENIED"
+    reason = "NOT_YOUR_CHANNEL"
+
+
+class TooManyRaters(RequestRefused):
+    """As many different raters as may have given feedback under this handle."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "TOO_MANY_RATERS"
+
+
 class Busy(PlauditError):
     """The service cannot answer now; retry later."""
 
     code = "UNAVAILABLE"
     reason = "NOT_SERVING"
     retryable = True
+
+
+class RateLimited(Busy):
+    """A key, a tenant or a rater has sent more than its share; wait as long as the answer says."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "RATE_LIMITED"
 
 
 class QueueFull(Busy):

@@ -32,7 +32,10 @@ STORE_FILE = "evidence.sqlite"  # in the data directory, unless store.url names 
 ADDRESS_FILE = "serve.json"  # in the data directory: where a replica of this machine listens
 ENV_PREFIX = "PLAUDIT_"
 # Variables with the prefix that are not settings; a name that ends in "_" stands for all that begin with it.
-ENV_OTHER = ("PLAUDIT_CONFIG", "PLAUDIT_DATA", "PLAUDIT_CACHE", "PLAUDIT_TEST_", "PLAUDIT_FAIL_POINT")
+ENV_OTHER = (
+    *("PLAUDIT_CONFIG", "PLAUDIT_DATA", "PLAUDIT_CACHE", "PLAUDIT_TEST_", "PLAUDIT_FAIL_POINT"),
+    *("PLAUDIT_KEY", "PLAUDIT_ROOT_CERTIFICATES", "PLAUDIT_CLIENT_"),  # of clients: plaudit.access.credentials
+)
 # Kubernetes puts such variables into every pod beside a service called plaudit or plaudit-...
 _SERVICE_LINK = re.compile(r"PLAUDIT_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 
@@ -96,6 +99,10 @@ class ServeSettings(Section):
     """Prometheus port; 0 turns it off."""
     http_port: int = Field(default=-1, ge=-1, le=65535)
     """Port of the OpenAI-compatible HTTP door; 0 takes a free one, -1 leaves the door closed."""
+    health_port: int = Field(default=0, ge=0, le=65535)
+    """Port of gRPC health alone, without encryption: Kubernetes' probes speak no TLS; 0 turns it off."""
+    insecure: bool = False
+    """Listen beyond loopback without encryption or credentials: something in front of the server does both."""
     workers: int = Field(default=96, ge=1, le=10_000)
     """Open calls; a stream or a watch is one until it ends. What is above is answered QUEUE_FULL at once."""
     tenants: tuple[str, ...] = ("default",)
@@ -124,6 +131,68 @@ class ServeSettings(Section):
     """Key that signs; empty takes the last of handle_keys."""
     pseudonym_key: SecretStr = SecretStr("")
     """Key of the pseudonyms, never rotated; empty makes one in the data directory."""
+
+
+class TlsSettings(Section):
+    """Encryption of the gRPC port and the HTTP door; the files are read anew when they change (docs/access.md)."""
+
+    certificate: str = ""
+    """File with the server's certificate chain (PEM); empty: the ports are not encrypted."""
+    key: str = ""
+    """File with the certificate's private key (PEM)."""
+    client_ca: str = ""
+    """File with the authorities of callers' certificates (PEM); if it is set, every caller must show one."""
+
+    @model_validator(mode="after")
+    def _a_certificate_has_its_key(self) -> Self:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together; set both or neither")
+        if self.client_ca and not self.certificate:
+            raise ValueError("client_ca needs a certificate and its key: callers' certificates come with encryption")
+        return self
+
+
+class TokenSettings(Section):
+    """Tokens of an identity provider (OpenID Connect)."""
+
+    jwks: str = ""
+    """The provider's public keys (JWKS): a file, or the provider's https URL; empty: no tokens are taken."""
+    issuer: str = ""
+    """Issuer (iss) that tokens must name."""
+    audience: str = ""
+    """Audience (aud) that tokens must name: this service's name at the provider."""
+    algorithms: tuple[
+        Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"], ...
+    ] = ("RS256", "ES256")
+    """Signatures that are taken."""
+
+
+class LimitSettings(Section):
+    """How much each may send to one replica; above it calls are RATE_LIMITED and told how long to wait. 0: no limit."""
+
+    key_per_minute: float = Field(default=0, ge=0, le=100_000_000)
+    """Calls of one key or token, and items of its streams."""
+    tenant_per_minute: float = Field(default=0, ge=0, le=100_000_000)
+    """Requests and acts of one tenant."""
+    rater_per_minute: float = Field(default=0, ge=0, le=100_000_000)
+    """Acts of one rater."""
+    raters_per_handle: int = Field(default=100, ge=0, le=1_000_000)
+    """Different raters who may give feedback on one interaction (TOO_MANY_RATERS); 0: any number."""
+
+
+class AccessSettings(Section):
+    """Who may call (docs/access.md)."""
+
+    required: bool = False
+    """Every call needs an API key or a token; else whoever reaches the port may call everything."""
+    remember_seconds: float = Field(default=5.0, ge=0, le=3_600)
+    """How long a replica remembers a key, and so the longest time until a revocation acts."""
+    tls: TlsSettings = TlsSettings()
+    """Encryption."""
+    tokens: TokenSettings = TokenSettings()
+    """Tokens of an identity provider."""
+    limits: LimitSettings = LimitSettings()
+    """Limits on what each may send."""
 
 
 class KafkaSettings(Section):
@@ -426,6 +495,8 @@ class Settings(Section):
     """Decoding."""
     serve: ServeSettings = ServeSettings()
     """The gRPC server."""
+    access: AccessSettings = AccessSettings()
+    """Who may call."""
     log: LogSettings = LogSettings()
     """The event log."""
     store: StoreSettings = StoreSettings()

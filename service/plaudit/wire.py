@@ -25,8 +25,6 @@ from plaudit.errors import (
 )
 
 ERROR_DOMAIN = "plaudit"
-# A queue of completions moves on within about a second; the client adds jitter and backs off from here.
-RETRY_SECONDS = 1
 # Trailers count against the 8 KiB of headers that gRPC accepts by default, and carry the message twice: as
 # grpc-message, where a byte that is not ASCII takes three, and in the details, in base64.
 _MAX_VALUE_COST = 300
@@ -41,7 +39,7 @@ def to_status(error: PlauditError) -> Any:
     details = [_packed(info)]
     if error.retryable:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.seconds = RETRY_SECONDS
+        retry.retry_delay.FromMilliseconds(round(1000 * error.retry_seconds))
         details.append(_packed(retry))
     code = getattr(grpc.StatusCode, error.code)
     message = _cut(error.message, _MAX_MESSAGE_COST)
@@ -64,11 +62,15 @@ def from_call(call: Any) -> PlauditError:
     except ValueError:
         # A proxy or the library replaced the status and left our details, which no longer belong to it.
         status = None
+    found: PlauditError | None = None
     for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         if detail.Unpack(info) and info.domain == ERROR_DOMAIN:
-            cls = error_classes().get(info.reason, InternalError)
-            return cls(message, **dict(info.metadata))
+            found = error_classes().get(info.reason, InternalError)(message, **dict(info.metadata))
+        elif found is not None and detail.Unpack(retry):
+            found.retry_seconds = retry.retry_delay.ToMilliseconds() / 1000
+    if found is not None:
+        return found
     code = call.code()
     by_code: dict[grpc.StatusCode, type[PlauditError]] = {
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlinePassed,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from plaudit.access.admission import check_exposure
 from plaudit.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,9 @@ def test_given_settings_reach_the_file(tmp_path):
     assert settings.plugins.allow == ("instruction",)
     container = pod(documents, "serving")["containers"][0]
     assert container["ports"][0] == {"name": "grpc", "containerPort": 6000}
-    assert all(container[probe]["grpc"]["port"] == 6000 for probe in ("startupProbe", "readinessProbe"))
+    assert all(
+        container[probe]["grpc"]["port"] == 50052 for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,9 @@ def test_schema_refuses_unknown_keys_and_secrets(path):
         (["settings.log.kind=kafka", "data.shared=false"], "secrets.keys.storeUrl"),
         (["settings.serve.drain_seconds=40"], "at least 48"),
         (["settings.serve.port=70000"], "65,535"),
+        (["service.type=LoadBalancer"], "beyond the cluster"),
+        (["settings.serve.insecure=false"], "tls.existingSecret"),
+        (["tls.existingSecret=x"], "settings.access.required=true"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -128,6 +134,21 @@ def test_pods_meet_the_restricted_profile(process):
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
     assert writable == {"/tmp", "/var/lib/plaudit"}
+
+
+def test_the_chart_as_it_comes_starts_and_a_closed_one_has_its_certificate_where_the_settings_say(tmp_path):
+    check_exposure(settings_of(render(), tmp_path))
+    documents = render("-f", CHART / "ci" / "production-values.yaml", "--set", "tls.clientCaKey=ca.crt")
+    settings = settings_of(documents, tmp_path)
+    assert settings.access.required
+    assert not settings.serve.insecure
+    check_exposure(settings)
+    files = {settings.access.tls.certificate, settings.access.tls.key, settings.access.tls.client_ca}
+    assert files == {f"/etc/plaudit-tls/{name}" for name in ("tls.crt", "tls.key", "ca.crt")}
+    mounts = {p: {m["name"] for m in pod(documents, p)["containers"][0]["volumeMounts"]} for p in PROCESSES}
+    assert {process for process, names in mounts.items() if "tls" in names} == {"serving"}
+    (volume,) = [each for each in pod(documents, "serving")["volumes"] if each["name"] == "tls"]
+    assert volume["secret"]["secretName"] == "plaudit-tls"
 
 
 def test_secrets_come_by_reference_and_only_where_they_are_used():

@@ -56,6 +56,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail "data.shared false needs a place for artifacts: give settings.store.registry or registry.existingClaim" }}
 {{- end }}
 {{- end }}
+{{- if $v.settings.serve.insecure }}
+{{- if $v.tls.existingSecret }}
+{{- fail "tls.existingSecret is given: set settings.serve.insecure=false and settings.access.required=true" }}
+{{- end }}
+{{- if ne $v.service.type "ClusterIP" }}
+{{- fail (printf "service.type %s opens the service beyond the cluster: give tls.existingSecret, settings.access.required=true and settings.serve.insecure=false" $v.service.type) }}
+{{- end }}
+{{- else if not (and $v.tls.existingSecret (dig "access" "required" false $v.settings)) }}
+{{- fail "settings.serve.insecure false needs tls.existingSecret and settings.access.required=true, or serving does not start" }}
+{{- end }}
 {{- $need := add (int $v.serving.preStopSeconds) (int (ceil $v.settings.serve.drain_seconds)) 5 }}
 {{- if gt $need (int $v.serving.terminationGracePeriodSeconds) }}
 {{- fail (printf "serving.terminationGracePeriodSeconds must be at least %d: preStop, drain and 5 s for closing the log" $need) }}
@@ -110,6 +120,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   readOnly: true
 - name: tmp
   mountPath: /tmp
+{{- if and .Values.tls.existingSecret (eq .part "serving") }}
+- name: tls
+  mountPath: /etc/plaudit-tls
+  readOnly: true
+{{- end }}
 - name: data
   mountPath: /var/lib/plaudit
 {{- if and .Values.registry.existingClaim (not .Values.data.shared) (ne .part "join") }}
@@ -132,6 +147,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
     name: {{ include "plaudit.fullname" . }}
 - name: tmp
   emptyDir: {}
+{{- if and .Values.tls.existingSecret (eq .part "serving") }}
+- name: tls
+  secret:
+    secretName: {{ .Values.tls.existingSecret }}
+    defaultMode: 0440
+{{- end }}
 - name: data
   {{- if .Values.data.shared }}
   persistentVolumeClaim:
@@ -224,7 +245,15 @@ resources:
 {{- end }}
 
 {{- define "plaudit.toml" -}}
-{{ toToml .Values.settings }}
+{{- $settings := deepCopy .Values.settings }}
+{{- if .Values.tls.existingSecret }}
+{{- $tls := dict "certificate" "/etc/plaudit-tls/tls.crt" "key" "/etc/plaudit-tls/tls.key" }}
+{{- with .Values.tls.clientCaKey }}
+{{- $_ := set $tls "client_ca" (printf "/etc/plaudit-tls/%s" .) }}
+{{- end }}
+{{- $_ := set $settings "access" (merge (dict "tls" $tls) ($settings.access | default dict)) }}
+{{- end }}
+{{ toToml $settings }}
 {{- end }}
 
 {{/* Processes without a gRPC port answer on their metrics port. */}}

@@ -160,6 +160,13 @@ class Manifest(_Frozen):
         values = self.model_dump(mode="json")
         return canonical_json({k: v for k, v in values.items() if k not in _ADDED_LATER or v is not None})
 
+    def to_json_for_readers(self) -> str:
+        """The same without the salt, which leaves the registry to nobody: it tells which prompts the gate will ask."""
+        values: dict[str, Any] = json.loads(self.to_json())
+        if self.salt is not None:  # of later versions it is the manifest itself
+            del values["salt"]
+        return canonical_json(values)
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """The manifest that `to_json` wrote; raises ValueError for anything else."""

@@ -3,7 +3,8 @@
 What enters: a Feedback message, or a withdrawal. What leaves: the act as the log keeps it, or a RequestRefused. Reads
 nothing, so that the answer costs one durable append and nothing else; a withdrawal is given what it is checked against.
 
-In order: 1 the handle; 2 who gives it; 3 its id, texts and session; 4 the kind; 5 the candidates; 6 values and reasons.
+In order: 1 the handle, and whether the caller may use its channel; 2 who gives it, and how often; 3 its id, texts and
+session; 4 the kind; 5 the candidates; 6 values and reasons.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 
+from plaudit.access.limits import Limits
+from plaudit.access.rights import caller, check_channel
 from plaudit.domain import Declaration, DomainPlugin
 from plaudit.errors import (
     HandleWrongRater,
@@ -61,7 +64,10 @@ MOST_LOOKED_AT = 1_000
 class Acts:
     """Turns messages into acts; may be called from any thread."""
 
-    def __init__(self, plugins: Mapping[str, DomainPlugin], signer: HandleSigner, pseudonym_key: bytes) -> None:
+    def __init__(
+        self, plugins: Mapping[str, DomainPlugin], signer: HandleSigner, pseudonym_key: bytes, limits: Limits
+    ) -> None:
+        self._limits = limits
         self._plugins = plugins
         self._signer = signer
         self._pseudonym_key = pseudonym_key
@@ -129,11 +135,19 @@ class Acts:
     def _who(self, handle: str, person: str, now: dt.datetime) -> tuple[HandleClaims, str]:
         """The handle's claims and the pseudonym of who acts."""
         claims = self._signer.verify(handle, now)
+        check_channel(Channel(claims.domain, claims.tenant))
+        self._limits.tenant(claims.tenant)
         person = short_text("rater", person, MAX_PERSON_BYTES)
+        own = caller().person
+        if own and person not in ("", own):
+            raise HandleWrongRater("these credentials are one rater's own: leave the rater empty, or send the same")
+        person = own or person
         rater = pseudonym(self._pseudonym_key, claims.tenant, person)
         if claims.rater and rater and rater != claims.rater:
             raise HandleWrongRater()
-        return claims, rater or claims.rater
+        rater = rater or claims.rater
+        self._limits.rater(claims.tenant, claims.interaction_id, rater)
+        return claims, rater
 
 
 def named(act: Act, ids: Sequence[str]) -> Act:

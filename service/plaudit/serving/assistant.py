@@ -12,6 +12,8 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from plaudit.access.limits import Limits
+from plaudit.access.rights import NAMES_RELEASES, caller, check_channel, check_operator
 from plaudit.engine.protocol import Ticket
 from plaudit.errors import Cancelled, DeadlinePassed, PlauditError, PluginFailed
 from plaudit.metrics import Metrics
@@ -21,7 +23,7 @@ from plaudit.serving.recording import Recorded
 from plaudit.serving.validate import choice_wanted, completions_wanted
 from plaudit.settings import ServeSettings
 from plaudit.telemetry import get_logger
-from plaudit.types import FinishReason
+from plaudit.types import Channel, FinishReason
 from plaudit.v1 import assistant_pb2, assistant_pb2_grpc
 
 log = get_logger("plaudit.assistant")
@@ -38,7 +40,8 @@ _FINISH = {
 class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: ignore[misc]
     """Completions and choices."""
 
-    def __init__(self, generation: Generation, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(self, generation: Generation, settings: ServeSettings, metrics: Metrics, limits: Limits) -> None:
+        self._limits = limits
         self._generation = generation
         self._settings = settings
         self._metrics = metrics
@@ -46,6 +49,7 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
     def Generate(self, request: assistant_pb2.GenerateRequest, context: Any) -> assistant_pb2.GenerateResponse:
         """See assistant.proto."""
         wanted = completions_wanted(request, self._settings.max_tokens)
+        self._check(wanted.envelope.channel, bool(wanted.versions))
         return _generated(self._generation.generate(wanted, self._call(context)))
 
     def StreamGenerate(
@@ -55,6 +59,7 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
         arrived = time.perf_counter()
         call = self._call(context)
         wanted = completions_wanted(request.request, self._settings.max_tokens)
+        self._check(wanted.envelope.channel, bool(wanted.versions))
         started = self._generation.start(wanted, call)
         if isinstance(started, Recorded):
             yield from _told_again(started)
@@ -88,7 +93,16 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
 
     def Choose(self, request: assistant_pb2.ChooseRequest, context: Any) -> assistant_pb2.ChooseResponse:
         """See assistant.proto."""
-        return _chosen(self._generation.choose(choice_wanted(request), self._call(context)))
+        wanted = choice_wanted(request)
+        self._check(wanted.envelope.channel, wanted.version is not None)
+        return _chosen(self._generation.choose(wanted, self._call(context)))
+
+    def _check(self, channel: Channel, names_releases: bool) -> None:
+        """What the caller may do with this request, before anything is looked up for it."""
+        check_channel(channel)
+        if names_releases:
+            check_operator(NAMES_RELEASES)
+        self._limits.tenant(channel.tenant)
 
     def _call(self, context: Any) -> Call:
         return Call(context, self._settings.default_deadline_seconds)
@@ -171,7 +185,7 @@ def _generated(recorded: Recorded) -> assistant_pb2.GenerateResponse:
                 tokens=len(candidate.tokens),
                 logprob_raw=math.fsum(candidate.logprobs_raw),
                 valid=candidate.valid,
-                token_ids=candidate.tokens,
+                token_ids=candidate.tokens if caller().is_operator else (),
             )
             for candidate in interaction.candidates
         ],

@@ -15,6 +15,8 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from plaudit.access.limits import Limits
+from plaudit.access.rights import caller
 from plaudit.errors import DeadlinePassed, PlauditError
 from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import encode_feedback, encode_retraction
@@ -36,7 +38,8 @@ _LOOK_SECONDS = 0.2
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: ignore[misc]
     """Takes feedback."""
 
-    def __init__(self, acts: Acts, log: EventLog, metrics: Metrics, *, stream_seconds: float) -> None:
+    def __init__(self, acts: Acts, log: EventLog, metrics: Metrics, limits: Limits, *, stream_seconds: float) -> None:
+        self._limits = limits
         self._stream_seconds = stream_seconds
         self._acts = acts
         self._log = log
@@ -82,6 +85,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
             try:
                 if isinstance(item, Unreadable):
                     raise item.error
+                self._limits.key(caller().name)
                 feedback = self._decide(item.feedback)
             except PlauditError as error:
                 answers.append(_refusal(error, "" if isinstance(item, Unreadable) else item.feedback.feedback_id))

@@ -1,8 +1,9 @@
 """What surrounds every call of a Plaudit service.
 
 What enters: a call's bytes and metadata. What leaves: its reply, or the status of its error. In one place: the limit on
-open calls, trace ids, size and UTF-8 of the message, a deadline that is over already, errors to statuses, metrics.
-Calls of other services pass untouched, but for a limit on open reflection streams, each of which holds a thread.
+open calls, who calls, trace ids, size and UTF-8 of the message, a deadline that is over already, errors to statuses,
+metrics. Calls of other services pass untouched, but for reflection: it needs credentials too, if calls do, and has a
+limit on open streams, each of which holds a thread. Health is for everybody.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import grpc
 import uuid6
 from google.protobuf.message import DecodeError
 
+from plaudit.access.admission import Admission
+from plaudit.access.limits import Limits
+from plaudit.access.rights import calling
 from plaudit.errors import (
     CallEnded,
     Cancelled,
@@ -28,6 +32,7 @@ from plaudit.errors import (
     QueueFull,
 )
 from plaudit.metrics import Metrics
+from plaudit.settings import LimitSettings
 from plaudit.telemetry import RequestIds, child_traceparent, get_logger, request_ids
 from plaudit.wire import to_status
 
@@ -73,7 +78,17 @@ class OpenCalls:
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Wraps every method of `plaudit.v1`. `open_calls` is the limit of those, `reflections` that of reflection."""
 
-    def __init__(self, metrics: Metrics, max_message_bytes: int, *, open_calls: int = 96, reflections: int = 4) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        max_message_bytes: int,
+        *,
+        open_calls: int = 96,
+        reflections: int = 4,
+        admission: Admission | None = None,
+    ) -> None:
+        """Without `admission` anybody may call everything."""
+        self._admission = admission or Admission(Limits(LimitSettings()))
         self._metrics = metrics
         self._max_message_bytes = max_message_bytes
         self._open = OpenCalls(open_calls)
@@ -82,24 +97,27 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # gene
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         """The method's handler, wrapped where it is one of ours."""
         handler = continuation(details)
+        metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
         if handler is not None and details.method.startswith(_REFLECTION) and handler.stream_stream:
-            return _limited(handler, self._reflections)
+            return _limited(handler, self._reflections, lambda: self._admission.identify(metadata))
         if handler is None or not details.method.startswith(OURS):
             return handler
         service, method = details.method.removeprefix(OURS).split("/", 1)
-        metadata = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
-        around = _Around(self._metrics, self._open, service, method, metadata)
+        around = _Around(self._metrics, self._open, self._admission, service, method, metadata)
         return wrapped(handler, around, self._max_message_bytes)
 
 
-def _limited(handler: Any, places: OpenCalls) -> Any:
-    """A handler of a stream that takes one of `places` while it is open."""
+def _limited(handler: Any, places: OpenCalls, check: Callable[[], object]) -> Any:
+    """A handler of a stream that takes one of `places` while it is open, if `check` raises nothing."""
 
     def answer(requests: Any, context: Any) -> Iterator[Any]:
         try:
+            check()
             places.enter()
-        except QueueFull as error:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
+        except PlauditError as error:
+            status = to_status(error)
+            context.set_trailing_metadata(status.trailing_metadata)
+            context.abort(status.code, status.details)
         try:
             yield from handler.stream_stream(requests, context)
         finally:
@@ -141,10 +159,18 @@ class _Around:
     """One call: its ids, its clock and what becomes of its errors."""
 
     def __init__(
-        self, metrics: Metrics, open_calls: OpenCalls, service: str, method: str, metadata: dict[str, str]
+        self,
+        metrics: Metrics,
+        open_calls: OpenCalls,
+        admission: Admission,
+        service: str,
+        method: str,
+        metadata: dict[str, str],
     ) -> None:
         self._metrics = metrics
         self._open = open_calls
+        self._admission = admission
+        self._metadata = metadata
         self._service = service
         self._method = method
         self._ids = RequestIds(
@@ -197,9 +223,11 @@ class _Around:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
+        """A place among the open calls, for a caller who may make this call."""
         self._open.enter()
         try:
-            yield
+            with calling(self._admission.admit(self._metadata, f"{self._service}/{self._method}")):
+                yield
         finally:
             self._open.leave()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from plaudit.access.rights import check_tenant
 from plaudit.errors import NotOffered
+from plaudit.serving.validate import tenant_name
 from plaudit.v1 import privacy_pb2, privacy_pb2_grpc
 
 
@@ -13,6 +15,7 @@ class PrivacyServicer(privacy_pb2_grpc.PrivacyServiceServicer):  # type: ignore[
 
     def ErasePerson(self, request: privacy_pb2.ErasePersonRequest, context: Any) -> NoReturn:
         """See privacy.proto."""
+        check_tenant(tenant_name(request.tenant))
         raise NotOffered("this version cannot erase a person; topics with a retention limit drop what is older")
 
     def GetErasureReceipt(self, request: privacy_pb2.GetErasureReceiptRequest, context: Any) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from plaudit.access.rights import caller, check_channel
 from plaudit.errors import NotServing, PlauditError, UnknownChannel
 from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import ReleaseChange, encode_release_changed
@@ -21,7 +22,7 @@ from plaudit.release.moves import Change, ChannelState, Move, Pin, Promote, Rele
 from plaudit.release.registry import Registry
 from plaudit.serving.calls import Call
 from plaudit.serving.recording import PRODUCER
-from plaudit.serving.validate import MAX_REASON_BYTES, channel_name, release_version, short_text
+from plaudit.serving.validate import MAX_REASON_BYTES, channel_name, release_version, short_text, tenant_name
 from plaudit.telemetry import get_logger, traceparent
 from plaudit.types import Channel
 from plaudit.v1 import releases_pb2, releases_pb2_grpc
@@ -54,22 +55,23 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
         self, request: releases_pb2.ListReleasesRequest, context: Any
     ) -> releases_pb2.ListReleasesResponse:
         """See releases.proto."""
-        state = self._state(channel_name(request.channel))
+        state = self._state(_channel(request))
         rows = self._registry.releases(state.channel)
         return releases_pb2.ListReleasesResponse(releases=[_release(row) for row in rows], state=_channel_state(state))
 
     def GetRelease(self, request: releases_pb2.GetReleaseRequest, context: Any) -> releases_pb2.GetReleaseResponse:
         """See releases.proto."""
-        channel = self._state(channel_name(request.channel)).channel
+        channel = self._state(_channel(request)).channel
         version = release_version("version", request.version)
         row = self._registry.release(channel, version)
         manifest = self._registry.manifest(channel, version)
-        return releases_pb2.GetReleaseResponse(release=_release(row), manifest_json=manifest.to_json())
+        return releases_pb2.GetReleaseResponse(release=_release(row), manifest_json=manifest.to_json_for_readers())
 
     def WatchReleases(self, request: releases_pb2.WatchReleasesRequest, context: Any) -> Iterator[Any]:
         """See releases.proto. Ends with NOT_SERVING when this replica drains, so that the watcher goes elsewhere."""
         call = Call(context, self._stream_seconds)
-        channel = channel_name(request.channel) if request.channel else None
+        channel = _channel(request) if request.channel else None
+        may_use = caller().may_use
         if channel is not None:
             self._state(channel)
         seen: dict[Channel, int] = {}
@@ -77,6 +79,8 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
             if self._draining():
                 raise NotServing("this replica is draining; watch another")
             for state in self._registry.states():
+                if not may_use(state.channel):
+                    continue
                 if channel in (None, state.channel) and seen.get(state.channel) != state.generation:
                     seen[state.channel] = state.generation
                     yield releases_pb2.WatchReleasesResponse(state=_channel_state(state))
@@ -110,7 +114,7 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
         return state
 
     def _change(self, request: Any, move: Move, context: Any) -> releases_pb2.ChannelState:
-        channel = channel_name(request.channel)
+        channel = _channel(request)
         reason = short_text("reason", request.reason, MAX_REASON_BYTES)
         expected = request.expected_generation if request.HasField("expected_generation") else None
         actor = _actor(context)
@@ -142,8 +146,18 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
             log.error("a change has no record; replicas find it by polling", reason=error.reason, error=error.message)
 
 
+def _channel(request: Any) -> Channel:
+    """The channel that a request names, if its caller may use it."""
+    domain, slash, tenant = request.channel.partition("/")
+    channel = channel_name(f"{domain}/{tenant_name('')}" if slash and not tenant else request.channel)
+    check_channel(channel)
+    return channel
+
+
 def _actor(context: Any) -> str:
-    """Who asks, for the record: what the caller says, else where the call comes from."""
+    """Who asks, for the record: whom the credentials name; without any, what the caller says or where it calls from."""
+    if caller().name:
+        return caller().name[:_MAX_ACTOR_CHARS]
     for key, value in context.invocation_metadata():
         if key == ACTOR_KEY and isinstance(value, str) and value:
             return value[:_MAX_ACTOR_CHARS]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,7 +23,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from plaudit.addresses import address, reachable
+from plaudit.access.admission import Admission, check_exposure, say_exposure
+from plaudit.access.limits import Limits
+from plaudit.access.tls import Certificates
+from plaudit.addresses import address
 from plaudit.domain import DomainPlugin
 from plaudit.engine.protocol import Engine
 from plaudit.errors import Misconfigured
@@ -62,6 +67,8 @@ _LIBRARY_LIMIT_FACTOR = 4
 # Threads beside those of the open calls: for refusals, health and reflection, so that a full server says it is alive.
 _OTHER_WORKERS = 8
 _REFLECTIONS = _OTHER_WORKERS // 2
+# Two servers on one port would split traffic silently; the second must fail instead.
+_ONE_PER_PORT = (("grpc.so_reuseport", 0),)
 
 log = get_logger("plaudit.serve")
 
@@ -88,6 +95,8 @@ class Server:
         self._health = health.HealthServicer()
         self._domains = [name for name, each in plugins.items() if each.declaration.action is Action.COMPLETION]
         self._door: Door | None = None
+        self._private = ""
+        self._certificates = Certificates(settings.access.tls) if settings.access.tls.certificate else None
         self.port = 0
         self.http_port: int | None = None
         self.router = Router(
@@ -127,14 +136,20 @@ class Server:
             max_tokens=settings.serve.max_tokens,
             tenants=settings.serve.tenants,
         )
-        self._server = _grpc_server(settings, metrics)
+        limits = Limits(settings.access.limits)
+        self._server = _grpc_server(settings, metrics, Admission.of(settings, registry.database, limits))
+        self._probes = _health_server(self._health) if settings.serve.health_port else None
         server: Any = self._server
         assistant_pb2_grpc.add_AssistantServiceServicer_to_server(
-            AssistantServicer(generation, settings.serve, metrics), server
+            AssistantServicer(generation, settings.serve, metrics, limits), server
         )
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackServicer(
-                Acts(plugins, signer, person_key), event_log, metrics, stream_seconds=settings.serve.stream_seconds
+                Acts(plugins, signer, person_key, limits),
+                event_log,
+                metrics,
+                limits,
+                stream_seconds=settings.serve.stream_seconds,
             ),
             server,
         )
@@ -158,15 +173,17 @@ class Server:
         """Stages and proves what the channels serve, then listens; returns the port."""
         for service in SERVICES:
             self._set_health(service, healthy=False)
-        where = address(self._settings.serve.host, self._settings.serve.port)
-        try:
-            self.port = self._server.add_insecure_port(where)
-        except RuntimeError as error:
-            raise Misconfigured(
-                f"cannot listen on {where}: {error}; end the program that has the port, or choose another "
-                "serve.port or serve.host",
-                setting="serve.port",
-            ) from error
+        serve = self._settings.serve
+        check_exposure(self._settings)
+        say_exposure(self._settings)
+        encryption = self._certificates.for_grpc() if self._certificates else None
+        self.port = _listens(self._server, serve.host, serve.port, "serve.port", encryption)
+        # The door's own way in, which others on this machine cannot open: it brings its callers' credentials.
+        self._private = tempfile.mkdtemp(prefix="plaudit-")
+        self._server.add_insecure_port(self._door_target)
+        if self._probes is not None:
+            _listens(self._probes, serve.host, serve.health_port, "serve.health_port", None)
+            self._probes.start()
         self._server.start()
         self.router.start()
         # A replica is ready with its base and its engine; a channel that it cannot serve is that channel's UNAVAILABLE.
@@ -177,6 +194,10 @@ class Server:
         log.info("listens", host=self._settings.serve.host, port=self.port, http_port=self.http_port)
         return self.port
 
+    @property
+    def _door_target(self) -> str:
+        return f"unix:{self._private}/door"
+
     def _open_door(self) -> None:
         serve = self._settings.serve
         if serve.http_port < 0:
@@ -184,10 +205,11 @@ class Server:
         self._door = Door(
             serve.host,
             serve.http_port,
-            address(reachable(serve.host), self.port),
+            self._door_target,
             self._domains,
             max_bytes=serve.max_message_bytes,
             deadline_seconds=serve.default_deadline_seconds,
+            encryption=self._certificates.for_http() if self._certificates else None,
         )
         self._door.start()
         self.http_port = self._door.port
@@ -202,7 +224,10 @@ class Server:
         if self._door is not None:
             self._door.stop(seconds)
         ended.wait()
+        if self._probes is not None:
+            self._probes.stop(None).wait()
         self.router.stop()
+        shutil.rmtree(self._private, ignore_errors=True)
 
     def _set_health(self, service: str, *, healthy: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -218,6 +243,7 @@ def serve(settings: Settings) -> None:
     A log or a store that is away at the start is waited for; until then nothing listens.
     """
     configure(settings.log_format, settings.log_level, "serve")
+    check_exposure(settings)
     if settings.model.threads:
         # The model's library reads it once, when it is imported.
         os.environ["OMP_NUM_THREADS"] = str(settings.model.threads)
@@ -257,18 +283,39 @@ def read_address(data_dir: Path) -> str | None:
     return address(written["host"], written["port"])
 
 
-def _grpc_server(settings: Settings, metrics: Metrics) -> grpc.Server:
+def _listens(server: grpc.Server, host: str, port: int, setting: str, encryption: grpc.ServerCredentials | None) -> int:
+    """Gives the server a port; returns its number."""
+    where = address(host, port)
+    try:
+        return server.add_insecure_port(where) if encryption is None else server.add_secure_port(where, encryption)
+    except RuntimeError as error:
+        raise Misconfigured(
+            f"cannot listen on {where}: {error}; end the program that has the port, or choose another {setting} or "
+            "serve.host",
+            setting=setting,
+        ) from error
+
+
+def _health_server(servicer: health.HealthServicer) -> grpc.Server:
+    """A server of health alone."""
+    server = grpc.server(ThreadPoolExecutor(2, thread_name_prefix="plaudit-health"), options=_ONE_PER_PORT)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    return server
+
+
+def _grpc_server(settings: Settings, metrics: Metrics, admission: Admission) -> grpc.Server:
     limit = settings.serve.max_message_bytes
     return grpc.server(
         ThreadPoolExecutor(settings.serve.workers + _OTHER_WORKERS, thread_name_prefix="plaudit-grpc"),
         interceptors=[
-            CallInterceptor(metrics, limit, open_calls=settings.serve.workers, reflections=_REFLECTIONS),
+            CallInterceptor(
+                metrics, limit, open_calls=settings.serve.workers, reflections=_REFLECTIONS, admission=admission
+            ),
         ],
         options=[
             ("grpc.max_receive_message_length", _LIBRARY_LIMIT_FACTOR * limit),
             ("grpc.max_send_message_length", -1),
-            # Two servers on one port would split traffic silently; the second must fail instead.
-            ("grpc.so_reuseport", 0),
+            *_ONE_PER_PORT,
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.keepalive_permit_without_calls", 1),

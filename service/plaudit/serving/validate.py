@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import uuid6
 
+from plaudit.access.rights import caller
 from plaudit.errors import EmptyPrompt, InvalidField, InvalidText
 from plaudit.returned import (
     MAX_COMPLETIONS,
@@ -165,9 +166,9 @@ def identifier(field: str, value: str) -> str:
 
 
 def tenant_name(value: str) -> str:
-    """A tenant; "default" where empty."""
+    """A tenant; if it is empty, that of the caller's credentials if there is just one, else "default"."""
     if not value:
-        return DEFAULT_TENANT
+        return caller().own_tenant or DEFAULT_TENANT
     if not _TENANT.fullmatch(value):
         raise refused("tenant", repr(value[:80]), "1 to 64 characters of [a-z0-9_-]")
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ from plaudit.v1 import (
     releases_pb2,
     releases_pb2_grpc,
 )
-from plaudit.wire import RETRY_SECONDS, from_call
+from plaudit.wire import from_call
 
 HANDLE_HEADER = "x-plaudit-handle"
 TENANT_HEADER, SESSION_HEADER = "x-plaudit-tenant", "x-plaudit-session"
@@ -267,7 +268,7 @@ def _json(message: Any) -> JSONResponse:
 async def _failed(_: Request, error: Exception) -> Response:
     assert isinstance(error, PlauditError), "registered for these alone"
     status, body = shapes.failure(error)
-    headers = {"retry-after": str(RETRY_SECONDS)} if error.retryable else {}
+    headers = {"retry-after": str(math.ceil(error.retry_seconds))} if error.retryable else {}
     return JSONResponse(body, status_code=status, headers=headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ class Door:
         *,
         max_bytes: int,
         deadline_seconds: float,
+        encryption: ssl.SSLContext | None = None,
     ) -> None:
         try:
             import uvicorn
@@ -39,7 +41,13 @@ class Door:
         self._socket = _listening(host, port)
         self.port: int = self._socket.getsockname()[1]
         # The service has its own logs, and an access log would hold what callers put into paths.
-        config = uvicorn.Config(self._routes.app(), log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            self._routes.app(),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ssl_context_factory=None if encryption is None else lambda *_: encryption,
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="plaudit-http", daemon=True)
 

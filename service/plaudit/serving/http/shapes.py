@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from plaudit.errors import InvalidField, PlauditError
-from plaudit.types import Channel
 from plaudit.v1 import assistant_pb2
 
 MODEL_VERSION = "@"  # "domain@version" names a release.
@@ -205,8 +204,8 @@ def named(domain: str, version: int) -> str:
 
 
 def channel_name(domain: str, tenant: str) -> str:
-    """The channel of a domain's model for a tenant."""
-    return str(Channel(domain, tenant or "default"))
+    """The channel of a domain's model for a tenant; the caller's own if it is empty."""
+    return f"{domain}/{tenant}"
 
 
 def _model(name: Any) -> tuple[str, int | None]:

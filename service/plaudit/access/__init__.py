@@ -1,0 +1,1 @@
+"""Who may call: keys, tokens, roles, encryption of the ports, limits. Knows requests only by tenant and domain."""
