@@ -226,7 +226,7 @@ def labels(world: World, folder: Path, counts: Sequence[int], coefs: Sequence[fl
         random.Random(world.seed).shuffle(prompts)
         data = _labelled(world, prompts[:count])
         random.Random(world.seed + 1).shuffle(prompts)
-        references = OptionReferences(world.base, plugin, prompts, [])
+        references = OptionReferences(world.base, plugin, prompts)
         settings = RewardSettings(layer=2, adapter=True, adapter_layers=1)
         reward = fit_reward(
             world.base,
@@ -238,7 +238,7 @@ def labels(world: World, folder: Path, counts: Sequence[int], coefs: Sequence[fl
             treatment=Treatment.CONTRAST,
             most_references=references.most,
         )
-        judge = OptionRewards(reward, plugin)
+        judge = OptionRewards(reward, plugin, most_tokens=PolicySettings().trunk_tokens)
         judged = [int(each.rewards.argmax()) for each in judge(asked)]
         facts = {"labels": count, "reward_model": _share(judged, [world.right(p) for p in asked])}
         train, held_out = hold_out(prompts, PolicySettings())

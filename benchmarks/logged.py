@@ -146,7 +146,7 @@ class Loop:
             found["labels"] = self.scores(held, self._policy(by_group, prompts, labels, "labels"))
         if {"reward", "both"} & set(routes):
             model = self._reward(taken, evident)
-            judge = OptionRewards(model, self.plugin)
+            judge = OptionRewards(model, self.plugin, most_tokens=self.settings.policy.trunk_tokens)
             by_group |= {prompt.group: each for prompt, each in zip(prompts, judge(prompts), strict=True)}
             found["reward model"] = [each.rewards.tolist() for each in judge(held)]
             model.close()

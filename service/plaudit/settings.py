@@ -332,7 +332,7 @@ class PolicySettings(Section):
     pass_tokens: int = Field(default=2_048, ge=16, le=1_000_000)
     """Tokens of prompts and options that the trainer of choices holds activations of all its layers of at once."""
     trunk_tokens: int = Field(default=100_000, ge=0, le=100_000_000)
-    """Tokens whose trunk activations the trainer of choices may keep from one iteration to the next."""
+    """Tokens whose trunk activations the trainer and the reward model of choices may hold from one pass to the next."""
 
     @model_validator(mode="after")
     def _leave_one_out_has_others(self) -> Self:

@@ -219,15 +219,35 @@ def test_rewards_of_options_are_centred_on_the_prompts_own_and_are_the_plugins(b
     (prompt,) = _prompts(engine, 1)
     options = tuple(Option(word, word) for word in WORDS)
     prompt = dataclasses.replace(prompt, rendered=dataclasses.replace(prompt.rendered, options=options))
-    (judged,) = OptionRewards(model, guard([Doubling()])["echo-choice"])([prompt])
+    (judged,) = OptionRewards(model, guard([Doubling()])["echo-choice"], most_tokens=8)([prompt])
     raw = model.scores([Completion(prompt.encoded.tokens, tokens) for tokens in prompt.options]).mean(dim=-1)
     shaped = torch.sigmoid((raw - raw.mean()) / model.settings.temperature).double()
     assert judged.valid == (True, True, True, False)
     assert judged.rewards.tolist() == pytest.approx((shaped * torch.tensor([2.0, 2.0, 2.0, 1.0])).tolist(), abs=1e-5)
     # A shift of the whole prompt's scores changes nothing.
     model.bias.data += 3.0
-    (again,) = OptionRewards(model, guard([Doubling()])["echo-choice"])([prompt])
+    (again,) = OptionRewards(model, guard([Doubling()])["echo-choice"], most_tokens=8)([prompt])
     assert again.rewards.tolist() == pytest.approx(judged.rewards.tolist(), abs=1e-5)
+
+
+def test_options_are_scored_in_parts_and_their_activations_forgotten(base, engine):
+    plugin = load_plugins(("echo-choice",))["echo-choice"]
+    model = RewardModel(base, RewardSettings(adapter=False, layer=1), ModelSettings())
+    options = tuple(Option(word, word) for word in WORDS)
+    prompts = [
+        dataclasses.replace(each, rendered=dataclasses.replace(each.rendered, options=options))
+        for each in _prompts(engine, 6)
+    ]
+    of_one = sum(len(tokens) + 1 for tokens in prompts[0].options) + max(len(each.encoded.tokens) for each in prompts)
+    whole = OptionRewards(model, plugin, most_tokens=1_000_000)(prompts)
+    parts, asked = [], model.scores
+    model.scores = lambda completions: parts.append(len(completions)) or asked(completions)
+    again = OptionRewards(model, plugin, most_tokens=2 * of_one)(prompts)
+    assert len(parts) >= 3
+    assert max(parts) <= 2 * len(WORDS)
+    assert len(model.cache) == 0
+    for one, other in zip(whole, again, strict=True):
+        assert one.rewards.tolist() == pytest.approx(other.rewards.tolist(), abs=1e-5)
 
 
 def test_an_invalid_option_is_never_first_and_its_reward_pulls_nothing(base, engine, tmp_path):

@@ -12,6 +12,7 @@ import torch
 from plaudit.engine.base import Base
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
+from plaudit.learner.needs import judged_by
 from plaudit.reward import likelihoods as like
 from plaudit.reward.batch import Batch, Shared, Treatment
 from plaudit.reward.completion import Completion
@@ -26,14 +27,27 @@ from plaudit.reward.dataset import (
     Units,
     collect,
     comparisons,
+    complete_references,
+    other_references,
+    thumb_contrasts,
 )
 from plaudit.reward.fit import fit_reward
 from plaudit.reward.heads import Heads, fit_heads, fit_offsets
 from plaudit.reward.implicit import MOST_NOISE, Noise, noise_rates, positions
-from plaudit.settings import ModelSettings, RewardSettings
+from plaudit.settings import GateSettings, ModelSettings, RewardSettings
 from plaudit.testing.evidence import CHANNEL, START, make_candidate, make_interaction
 from plaudit.testing.models import tiny_model
-from plaudit.types import Action, Binary, Evidence, FeedbackKind, Interaction, RankingEvidence, Scalar
+from plaudit.types import (
+    Action,
+    Binary,
+    Evidence,
+    FeedbackKind,
+    Interaction,
+    Pair,
+    PairOutcome,
+    RankingEvidence,
+    Scalar,
+)
 
 DOUBLE = torch.float64
 SIZE = 6  # Features of an option; the truth is linear in them.
@@ -382,18 +396,74 @@ def test_a_choice_among_shown_options_knows_where_they_stood_and_whether_chance_
     # Halves of halves: neighbours differ by log 2, and the mean is taken off.
     assert sorted(units.leaning.values()) == pytest.approx([each * math.log(2) for each in (-1.5, -0.5, 0.5, 1.5)])
     # What behaviour took from an order that nobody drew says nothing of who is better.
-    assert len(comparisons(units)) == 3
+    assert len(comparisons(units, behaviour=True)) == 3
+    assert not comparisons(units)
+    # Without offsets of places the policy's own order leads people all the same.
+    units = collect(data, Split.TRAIN, base, RewardSettings(place_offsets=False))
+    assert len(comparisons(units, behaviour=True)) == 3
 
 
-def test_a_reward_model_is_judged_by_what_people_said_if_that_is_enough():
+def test_answers_that_were_generated_stand_in_no_order_that_leads_behaviour(base: Base):
+    """A regenerated answer that was kept: chance alone put the two where they stood."""
+    kept = Pair(first="c1", second="c0", outcome=PairOutcome.FIRST)
+    made = slate("i", TEXTS, drawn=False, action=Action.COMPLETION)
+    units = collect(frozen([made], [("i", FeedbackKind.SIGNAL, kept, "ann")]), Split.TRAIN, base, RewardSettings())
+    assert len(comparisons(units, behaviour=True)) == 1
+    assert not comparisons(units)
+
+
+def test_what_behaviour_prefers_weighs_as_behaviour_whatever_its_shape(base: Base):
+    pair = Pair(first="c1", second="c0", outcome=PairOutcome.FIRST)
+    rows = [("i", kind, each, "ann") for kind in (FeedbackKind.CHOICE, FeedbackKind.SIGNAL) for each in (pair, PICK)]
+    settings = RewardSettings(rater_cap=1e6)
+    units = collect(frozen([slate("i", TEXTS, drawn=True)], rows), Split.TRAIN, base, settings)
+    for said, done in (units.pairs, units.rankings):
+        assert done.event.weight / said.event.weight == pytest.approx(0.3)
+
+
+def test_behaviour_never_judges_if_people_said_enough():
     def ranked(name: str, kind: FeedbackKind) -> RankingUnit:
         return RankingUnit(event(name, kind=kind), (completion(1), completion(2)), 1, (0, 1))
 
+    def thumbs(who: str, count: int, kind: FeedbackKind) -> ThumbsUnit:
+        several = (Thumb(event(f"{who}/{n}", who, kind), completion(n), n % 2 == 0) for n in range(count))
+        return ThumbsUnit(who, tuple(several))
+
+    def judged(rankings: Sequence[RankingUnit], rated: Sequence[ThumbsUnit]) -> tuple[int, bool]:
+        found, by_pairs = judged_by(
+            Units((), tuple(rankings), (), tuple(rated), {}), GateSettings(reward_comparisons=4)
+        )
+        return len(found), by_pairs
+
     clicks = [ranked(f"drawn/{n}", FeedbackKind.SIGNAL) for n in range(5)]
-    said = [ranked(f"said/{n}", FeedbackKind.CHOICE) for n in range(3)]
-    units = Units((), (*clicks, *said), (), (), {}, drawn=frozenset(unit.event.event_id for unit in clicks))
-    assert len(comparisons(units, enough=3)) == 3
-    assert len(comparisons(units, enough=4)) == len(comparisons(units)) == 8
+    said = [ranked(f"said/{n}", FeedbackKind.CHOICE) for n in range(4)]
+    rated, watched = thumbs("ann", 4, FeedbackKind.THUMBS), thumbs("bob", 8, FeedbackKind.SIGNAL)
+    assert judged([*clicks, *said], [rated]) == (4, True)
+    assert judged([*clicks, *said[:3]], [rated])[1] is False
+    assert judged([*clicks, *said[:3]], [watched]) == (8, True)
+    assert thumb_contrasts(Units((), (), (), (watched, rated), {}), None) == thumb_contrasts(
+        Units((), (), (), (rated,), {}), None
+    )
+
+
+def test_a_thumb_of_a_choice_is_centred_on_the_options_of_its_own_request(base: Base):
+    """Another slate of the same prompt, all of better options, made a good one look bad."""
+    slates = {"i": ["tea", "rain"], "j": ["book", "walk", "cup"]}
+    rows = [(name, FeedbackKind.THUMBS, Binary(candidate="c0", positive=name == "i"), "ann") for name in slates]
+    asked = [slate(name, texts, drawn=False) for name, texts in slates.items()]
+    data = frozen(asked, rows)
+    (unit,) = collect(data, Split.TRAIN, base, RewardSettings()).thumbs
+    elsewhere = {"g": (Completion(asked[0].prompt_tokens, base.encode_text("warm")),)}
+    found = complete_references(data, base, {}, groups=["g"], most=50)
+    for thumb in unit.thumbs:
+        for references in ({}, elsewhere, found):
+            cited = other_references(thumb, references)
+            assert [base.decode(each.shown) for each in cited] == slates[thumb.event.interaction_id][1:]
+        assert not other_references(thumb, None)
+    batch = Batch([unit], {}, heads=1, seed=0, treatment=Treatment.CONTRAST, bootstrap=False)
+    assert len(batch.completions) == 5
+    plain = Batch([unit], found, heads=1, seed=0, treatment=Treatment.PLAIN, bootstrap=False)
+    assert len(plain.completions) == 2
 
 
 def test_places_have_no_say_in_what_people_say_in_completions_or_if_switched_off(base: Base):

@@ -349,7 +349,8 @@ def test_contrasts_of_thumbs_never_mix_centred_scores_with_others(base: Base):
         for n in range(3)
     ]
     units = collect(frozen(asked, rows), Split.CALIBRATION, base, SETTINGS)
-    assert len(thumb_contrasts(units, {})) == 2
+    assert len(thumb_contrasts(units, None)) == 2
+    assert not thumb_contrasts(units, {})
     (only,) = thumb_contrasts(units, {"g": (Completion((3, 4), (7,)),)})
     assert (only.worse.prompt, len(only.better_references), len(only.worse_references)) == ((3, 4), 1, 1)
 

@@ -94,17 +94,14 @@ def test_a_label_of_another_prompt_of_the_group_teaches_nothing():
     assert labels(data, [other], Letters(), RewardSettings()) == {}
 
 
-def test_references_of_a_choice_are_all_its_options_and_those_of_older_requests_of_its_group():
+def test_references_of_a_choice_are_all_its_options():
     older = (Option("yes", "ja"), Option("maybe", "vielleicht"))
     plugin = load_plugins(("echo-choice",))["echo-choice"]
     prompts = [_prompt("one"), _prompt("two")]
-    references = OptionReferences(Letters(), plugin, prompts, [_choice("i0", "one", older), _choice("i1", "gone")])
+    references = OptionReferences(Letters(), plugin, prompts)
     references.complete(prompts, 4, seed=0)
     own = [(Completion((1, 2, 3), tuple(map(ord, option.text))), option.text) for option in OPTIONS]
     assert references.of(prompts[0]) == references.of(prompts[1]) == own
     assert references.of(_prompt("one", older)) == []
-    by_group = references.by_group()
-    assert by_group.keys() == {"one", "two", "gone"}
-    assert len(by_group["one"]) == 3
-    assert ((1, 2, 3), tuple(map(ord, "vielleicht"))) in by_group["one"]
+    assert references.by_group() == {group: [tuple(each) for each, _ in own] for group in ("one", "two")}
     assert references.most == MOST_OPTIONS

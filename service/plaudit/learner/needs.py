@@ -49,9 +49,18 @@ def of_prompts(train: int, gate: int, settings: GateSettings, note: str = "") ->
 
 
 def judged_by(held_out: Units, settings: GateSettings) -> tuple[list[Comparison], bool]:
-    """Comparisons of calibration raters, and whether they are enough to judge a reward model by."""
-    pairs = comparisons(held_out, settings.reward_comparisons)
-    return pairs, len(pairs) >= settings.reward_comparisons
+    """Comparisons of calibration raters, and whether a reward model is judged by them.
+
+    By those that people made if they are enough; else by contrasts between their thumbs if those are; else by what
+    people did too.
+    """
+    said = comparisons(held_out)
+    if len(said) >= settings.reward_comparisons:
+        return said, True
+    if len(thumb_contrasts(held_out, None)) >= settings.reward_comparisons:
+        return said, False
+    done = comparisons(held_out, behaviour=True)
+    return done, len(done) >= settings.reward_comparisons
 
 
 def of_evidence(
@@ -60,7 +69,7 @@ def of_evidence(
     """Of step 2: what both fits and the judgement need. `train` and `gate` are usable acts of those raters."""
     notes = notes or {}
     pairs, enough = judged_by(held_out, settings)
-    contrasts = thumb_contrasts(held_out, {})
+    contrasts = thumb_contrasts(held_out, None)
     # A channel of thumbs alone has no comparisons: contrasts between the thumbs of one rater stand in for them.
     by_pairs = enough or len(pairs) >= len(contrasts)
     ground = pairs if by_pairs else contrasts

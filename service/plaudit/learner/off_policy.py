@@ -167,6 +167,7 @@ class OffPolicyLog:
         *,
         seed: int,
         model: RewardModel | None = None,
+        most_tokens: int = 0,
     ) -> None:
         self.reacted = list(reacted)
         self._declared, self._costs, self._seed = declared, costs, seed
@@ -177,7 +178,7 @@ class OffPolicyLog:
             each.interaction_id: self._marginals(_logged_scores(each, declared.option_score), each)
             for each in distinct.values()
         }
-        self._estimates = _estimates(model, self._interactions) if model is not None else {}
+        self._estimates = _estimates(model, self._interactions, most_tokens) if model is not None else {}
 
     def __len__(self) -> int:
         return len(self.reacted)
@@ -259,11 +260,10 @@ def _logged_scores(interaction: Interaction, how: OptionScore) -> list[float]:
     return found
 
 
-def _estimates(model: RewardModel, interactions: Sequence[Interaction]) -> dict[str, list[float]]:
+def _estimates(model: RewardModel, interactions: Sequence[Interaction], most_tokens: int) -> dict[str, list[float]]:
     """The reward model's shaped score of each option in the order shown, centred on the interaction's options."""
-    found: dict[str, list[float]] = {}
-    for each in interactions:
-        options = [Completion(each.prompt_tokens, candidate.tokens[:-1]) for candidate in each.candidates]
-        found[each.interaction_id] = model.shaped(model.judge(options, [options] * len(options))).tolist()
-        model.cache.forget(options)
-    return found
+    asked = (
+        [Completion(each.prompt_tokens, option.tokens[:-1]) for option in each.candidates] for each in interactions
+    )
+    scores = model.shaped_among(asked, most_tokens)
+    return {each.interaction_id: own for each, own in zip(interactions, scores, strict=True)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from plaudit.domain import DomainPlugin
@@ -19,7 +19,7 @@ from plaudit.release import texts
 from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Text, shown_part, shown_tokens
 from plaudit.reward.fit import FIT_REFERENCES
-from plaudit.types import Interaction, Outcome, Sampling
+from plaudit.types import Outcome, Sampling
 
 # A request has no more; all of them centre its scores.
 MOST_OPTIONS = 50
@@ -129,26 +129,17 @@ class SampledReferences:
 class OptionReferences:
     """All options of a prompt: scores of one option are centred on all of them, and nothing is sampled.
 
-    Thumbs about an interaction whose options or prompt are not today's are centred on its own.
+    Thumbs bring the options of their own request with them, which need not be today's (`reward.dataset.Thumb`).
     """
 
     most = MOST_OPTIONS
 
-    def __init__(
-        self, text: Text, plugin: DomainPlugin, prompts: Sequence[TrainPrompt], interactions: Iterable[Interaction]
-    ) -> None:
+    def __init__(self, text: Text, plugin: DomainPlugin, prompts: Sequence[TrainPrompt]) -> None:
+        self._prompts = list(prompts)
         self._own = {
             _key(prompt): [(each, outcome.displayed) for each, outcome in options_shown(text, plugin, prompt)]
             for prompt in prompts
         }
-        by_group: dict[str, dict[Completion, None]] = {}
-        for prompt in prompts:
-            by_group.setdefault(prompt.group, {}).update(dict.fromkeys(each for each, _ in self._own[_key(prompt)]))
-        for interaction in interactions:
-            if interaction.prompt_tokens:
-                shown = (Completion(interaction.prompt_tokens, shown_tokens(text, c)) for c in interaction.candidates)
-                by_group.setdefault(interaction.prompt_group, {}).update(dict.fromkeys(shown))
-        self._by_group = {group: list(found) for group, found in by_group.items()}
 
     def complete(
         self,
@@ -165,8 +156,8 @@ class OptionReferences:
         return self._own.get(_key(prompt), [])
 
     def by_group(self) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
-        """All options as (prompt tokens, shown tokens)."""
-        return {group: [(c.prompt, c.shown) for c in found] for group, found in self._by_group.items()}
+        """The options of each group's prompt as (prompt tokens, shown tokens)."""
+        return {prompt.group: [(c.prompt, c.shown) for c, _ in self.of(prompt)] for prompt in self._prompts}
 
 
 def _key(prompt: TrainPrompt) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:

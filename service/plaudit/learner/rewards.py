@@ -66,21 +66,21 @@ class ModelReward:
 
 
 class OptionRewards:
-    """The reward of a prompt's options: a Judge of `policy.choose`. Scores are centred on the mean of all of them."""
+    """The reward of a prompt's options: a Judge of `policy.choose`. Scores are centred on the mean of all of them.
 
-    def __init__(self, model: RewardModel, plugin: DomainPlugin) -> None:
-        self._model, self._plugin = model, plugin
+    most_tokens: of prompts and options whose activations are held at once.
+    """
+
+    def __init__(self, model: RewardModel, plugin: DomainPlugin, *, most_tokens: int) -> None:
+        self._model, self._plugin, self._most_tokens = model, plugin, most_tokens
 
     def __call__(self, prompts: Sequence[TrainPrompt]) -> list[Judged]:
         """Shaped, centred, pessimistic scores through the plugin's terms; raises PluginFailed."""
         model = self._model
         options = [options_shown(model.base, self._plugin, prompt) for prompt in prompts]
-        flat = [completion for several in options for completion, _ in several]
-        scores = torch.split(model.scores(flat), [len(several) for several in options])
-        model.cache.forget(flat)
+        scores = model.shaped_among(([each for each, _ in several] for several in options), self._most_tokens)
         found = []
-        for prompt, several, own in zip(prompts, options, scores, strict=True):
-            shaped = model.shaped(model.pessimistic(model.reference_centred(own, own))).tolist()
+        for prompt, several, shaped in zip(prompts, options, scores, strict=True):
             rewards = [
                 self._plugin.reward(prompt.rendered, outcome, score).total
                 for (_, outcome), score in zip(several, shaped, strict=True)

@@ -129,7 +129,14 @@ class _Valuer:
                 if each
             }
             with _reward_model(base, folders[max(folders)] / "reward" if folders else None) as model:
-                log = OffPolicyLog(self._reacted, self._declared, self._costs, seed=0, model=model)
+                log = OffPolicyLog(
+                    self._reacted,
+                    self._declared,
+                    self._costs,
+                    seed=0,
+                    model=model,
+                    most_tokens=self._settings.policy.trunk_tokens,
+                )
             for version in versions:
                 row = self._registry.release(self._channel, version)
                 key = ReleaseKey(str(self._channel), version, row.digest)

@@ -187,14 +187,13 @@ class Batch:
         self._demos = _Pairs(self, [unit for unit in units if isinstance(unit, DemoUnit)])
         self._rankings = _Rankings(self, [unit for unit in units if isinstance(unit, RankingUnit)])
         thumbs = [unit for unit in units if isinstance(unit, ThumbsUnit)]
-        if treatment is Treatment.PLAIN:
-            references = {}
-        else:
+        cited = None if treatment is Treatment.PLAIN else references
+        if cited is not None:
             # A score that is not centred cannot stand beside those that are.
-            thumbs = [with_references(unit, references) for unit in thumbs]
+            thumbs = [with_references(unit, cited) for unit in thumbs]
         drawn = [draw_thumbs(unit, treatment, rng) for unit in thumbs]
         kept = [each for each in drawn if len(each.thumbs) >= 2]
-        self._thumbs = [_Thumbs(self, several, references, rng) for several in _by_width(kept)]
+        self._thumbs = [_Thumbs(self, several, cited, rng) for several in _by_width(kept)]
 
     @property
     def completions(self) -> list[Completion]:
@@ -311,7 +310,7 @@ class _Thumbs:
         self,
         batch: Batch,
         drawn: Sequence[DrawnThumbs],
-        references: Mapping[str, Sequence[Completion]],
+        references: Mapping[str, Sequence[Completion]] | None,
         rng: np.random.Generator | None,
     ) -> None:
         self.rows = batch.index([[batch.row(t.completion) for t in each.thumbs] for each in drawn])

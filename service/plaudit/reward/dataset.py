@@ -47,7 +47,7 @@ DEMO_WEIGHT = 0.5
 THUMB_WEIGHT = 0.4
 SCALAR_WEIGHT = 0.2
 SIGNAL_WEIGHT = 0.15
-PICK_WEIGHT = 0.3  # Behaviour that chose one option among those shown.
+PICK_WEIGHT = 0.3  # Behaviour that took one among those shown: of a slate, or of two answers.
 # Most of the total weight that a kind may hold: a person's prose must not teach "written by a person", and
 # implicit behaviour must not outvote what people said.
 MOST_SHARE = {FeedbackKind.CORRECTION: 0.2, FeedbackKind.SIGNAL: 0.3}
@@ -123,7 +123,10 @@ class DemoUnit:
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """One completion found good or bad. `source`: the signal it was read from, which errs as `noise` says."""
+    """One completion found good or bad. `source`: the signal it was read from, which errs as `noise` says.
+
+    `among`: all options of its request, in the request's order; empty for what was generated.
+    """
 
     event: Event
     completion: Completion
@@ -131,6 +134,7 @@ class Thumb:
     source: str = ""
     place: int = NO_PLACE
     noise: Noise = CERTAIN
+    among: tuple[Completion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +153,9 @@ Weighed: TypeAlias = PairUnit | RankingUnit | DemoUnit | Thumb
 class Units:
     """Units of one split; `left_out` counts rows by the reason that kept them out.
 
-    `noise`: rates of error of each source of signals. `drawn`: events about an order that was drawn, not the most
-    probable one. `leaning`: log-prob (nats) of each option of such an order to be first, less its mean over the order.
+    `noise`: rates of error of each source of signals. `drawn`: events in which places have a say, about an order that
+    was drawn. `leaning`: log-prob (nats) of each option of such an order to be first, less its mean over the order.
+    `served`: events about the policy's own order of options, the most probable first.
     """
 
     pairs: tuple[PairUnit, ...]
@@ -161,6 +166,7 @@ class Units:
     noise: Mapping[str, Noise] = field(default_factory=dict)
     drawn: frozenset[str] = frozenset()
     leaning: Mapping[Completion, float] = field(default_factory=dict)
+    served: frozenset[str] = frozenset()
 
     @property
     def all(self) -> tuple[Unit, ...]:
@@ -264,6 +270,7 @@ def collect(data: FrozenDataSet, split: Split, text: Text, settings: RewardSetti
         noise,
         frozenset(reader.drawn),
         reader.leaning,
+        frozenset(reader.served),
     )
 
 
@@ -280,7 +287,9 @@ class _Reader:
         self._placed = placed
         self._completions: dict[tuple[str, str], Completion] = {}
         self.scalars: list[tuple[Thumb, float]] = []
+        self._among: dict[str, tuple[Completion, ...]] = {}
         self.drawn: set[str] = set()
+        self.served: set[str] = set()
         self.leaning: dict[Completion, float] = {}
 
     def completion(self, interaction_id: str, candidate_id: str) -> Completion:
@@ -291,6 +300,14 @@ class _Reader:
             candidate = next(c for c in interaction.candidates if c.candidate_id == candidate_id)
             self._completions[key] = Completion(interaction.prompt_tokens, shown_tokens(self._text, candidate))
         return self._completions[key]
+
+    def among(self, interaction_id: str) -> tuple[Completion, ...]:
+        """All options of a request, in its order; empty if it asked for completions."""
+        if interaction_id not in self._among:
+            interaction = self._interactions[interaction_id]
+            places = sorted(interaction.candidates, key=lambda each: each.place) if interaction.options else []
+            self._among[interaction_id] = tuple(self.completion(interaction_id, each.candidate_id) for each in places)
+        return self._among[interaction_id]
 
     def place(self, event: Event, interaction_id: str, candidate_id: str) -> int:
         """Where the option stood when the act was made; NO_PLACE if that has no say."""
@@ -307,6 +324,9 @@ class _Reader:
 
     def read(self, event: Event, row: EvidenceRow) -> Weighed | None:
         """The unit of a row, or None where it is kept for later; raises _LeftOut."""
+        interaction = self._interactions[row.interaction_id]
+        if interaction.options and interaction.order_logprob >= 0:
+            self.served.add(event.event_id)
         match row.evidence:
             case Pair() as pair:
                 return self._pair(event, row.interaction_id, pair)
@@ -335,8 +355,9 @@ class _Reader:
         if first == second:
             raise _LeftOut("same_text")
         outcome = {PairOutcome.FIRST: 1, PairOutcome.TIE: 0, PairOutcome.SECOND: -1}[pair.outcome]
+        worth = PICK_WEIGHT if event.kind is FeedbackKind.SIGNAL else PAIR_WEIGHT
         return PairUnit(
-            _times(event, PAIR_WEIGHT),
+            _times(event, worth),
             first,
             second,
             outcome,
@@ -357,7 +378,8 @@ class _Reader:
 
     def _thumb(self, event: Event, interaction_id: str, candidate: str, positive: bool, source: str) -> Thumb:
         completion = self.completion(interaction_id, candidate)
-        return Thumb(event, completion, positive, source, self.place(event, interaction_id, candidate))
+        place, among = self.place(event, interaction_id, candidate), self.among(interaction_id)
+        return Thumb(event, completion, positive, source, place, among=among)
 
     def _label(self, event: Event, interaction_id: str, label: Label) -> RankingUnit:
         """The true class as a choice of one among the options: cross-entropy is Plackett-Luce with one place."""
@@ -435,48 +457,53 @@ def bootstrap_weight(event_id: str, head: int, seed: int) -> int:
     return bisect.bisect_right(BOOTSTRAP_STEPS, int.from_bytes(digest[:8], "big") / 2**64)
 
 
-def comparisons(units: Units, enough: float = math.inf) -> list[Comparison]:
-    """Every decided comparison: pairs that are no ties, and all pairs inside rankings.
+def comparisons(units: Units, *, behaviour: bool = False) -> list[Comparison]:
+    """Every decided comparison that people made: pairs that are no ties, and all pairs inside rankings.
 
-    Only what people said if that is `enough`: behaviour is pulled by places too, and even a perfect model orders it
-    rightly little more often than not. What behaviour chose from an order that was not drawn is always left out: it
-    says as much of the order as of the options.
+    With `behaviour` also what they did (kind SIGNAL): it is pulled by places too, and even a perfect model orders it
+    rightly little more often than not. What behaviour took from the policy's own order of options is always left out:
+    it says as much of the order as of the options. Answers that were generated stand in no such order.
     """
-    found = _comparisons(units)
-    said = [comparison for comparison, kind in found if kind is not FeedbackKind.SIGNAL]
-    return said if len(said) >= enough else [comparison for comparison, _ in found]
 
+    def counts(event: Event) -> bool:
+        return event.kind is not FeedbackKind.SIGNAL or (behaviour and event.event_id not in units.served)
 
-def _comparisons(units: Units) -> list[tuple[Comparison, FeedbackKind]]:
     found = []
     for pair in units.pairs:
-        behaved = pair.event.kind is FeedbackKind.SIGNAL and pair.event.event_id not in units.drawn
-        if pair.outcome and not behaved:
+        if pair.outcome and counts(pair.event):
             better, worse = (pair.first, pair.second) if pair.outcome > 0 else (pair.second, pair.first)
             of = frozenset([pair.event.interaction_id])
-            found.append((Comparison(pair.event.who, better, worse, interactions=of), pair.event.kind))
+            found.append(Comparison(pair.event.who, better, worse, interactions=of))
     for ranking in units.rankings:
-        if ranking.event.kind is FeedbackKind.SIGNAL and ranking.event.event_id not in units.drawn:
+        if not counts(ranking.event):
             continue
         places = len(ranking.order) if ranking.observed is None else ranking.observed
         of = frozenset([ranking.event.interaction_id])
         for index, better in enumerate(ranking.order[:places]):
             found += [
-                (Comparison(ranking.event.who, better, worse, interactions=of), ranking.event.kind)
+                Comparison(ranking.event.who, better, worse, interactions=of)
                 for worse in ranking.order[index + 1 :]
                 if worse != better
             ]
     return found
 
 
-def thumb_contrasts(units: Units, references: Mapping[str, Sequence[Completion]]) -> list[Comparison]:
+def said_pairs(units: Units) -> tuple[PairUnit, ...]:
+    """Pairs that people compared, without those that their behaviour made."""
+    return tuple(pair for pair in units.pairs if pair.event.kind is not FeedbackKind.SIGNAL)
+
+
+def thumb_contrasts(units: Units, references: Mapping[str, Sequence[Completion]] | None) -> list[Comparison]:
     """Thumbs up against thumbs down of the same rater, at most MOST_CONTRASTS_OF_ONE per rater, always the same ones.
 
     Where nobody compares two answers to one prompt, this is what a reward model can be judged by: the share of them
-    that it orders rightly is its AUC within raters. `references` by prompt group; empty compares scores as they are.
+    that it orders rightly is its AUC within raters. Of thumbs and ratings that people gave: behaviour judges nothing
+    here. `references` as in `other_references`.
     """
     found = []
     for unit in units.thumbs:
+        if any(thumb.event.kind is FeedbackKind.SIGNAL for thumb in unit.thumbs):  # a unit is of one kind
+            continue
         ups = [thumb for thumb in unit.thumbs if thumb.positive]
         downs = [thumb for thumb in unit.thumbs if not thumb.positive]
         every = len(ups) * len(downs)
@@ -486,18 +513,24 @@ def thumb_contrasts(units: Units, references: Mapping[str, Sequence[Completion]]
             up, down = ups[place // len(downs)], downs[place % len(downs)]
             for_up, for_down = (other_references(thumb, references) for thumb in (up, down))
             # A score that is not centred cannot stand beside one that is.
-            if up.completion != down.completion and ((for_up and for_down) or not references):
+            if up.completion != down.completion and ((for_up and for_down) or references is None):
                 of = frozenset([up.event.interaction_id, down.event.interaction_id])
                 found.append(Comparison(unit.who, up.completion, down.completion, for_up, for_down, of))
     return found
 
 
-def other_references(thumb: Thumb, references: Mapping[str, Sequence[Completion]]) -> tuple[Completion, ...]:
-    """The references of exactly a thumb's prompt but for the completion itself: it must not be compared with itself.
+def other_references(thumb: Thumb, references: Mapping[str, Sequence[Completion]] | None) -> tuple[Completion, ...]:
+    """What a thumb's score is centred on, but for the completion itself: it must not be compared with itself.
 
-    Prompts of one group may differ (a system text, passages), and answers to another prompt do not centre this one's.
+    The other options of its very request; another slate of the same prompt may be a better or a worse one. Of what was
+    generated the `references` (by prompt group) of exactly its prompt: prompts of one group may differ (a system text,
+    passages), and answers to another prompt do not centre this one's. None compares scores as they are: no references.
     """
     mine = thumb.completion
+    if references is None:
+        return ()
+    if thumb.among:
+        return tuple(each for each in thumb.among if each != mine)
     return tuple(each for each in references.get(thumb.event.group, ()) if each.prompt == mine.prompt and each != mine)
 
 

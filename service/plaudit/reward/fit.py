@@ -33,6 +33,7 @@ from plaudit.reward.dataset import (
     Units,
     collect,
     complete_references,
+    said_pairs,
     thumb_contrasts,
 )
 from plaudit.reward.heads import LEAST_PAIRS, TreatmentChoice, choose_treatment, fit_heads, fit_offsets
@@ -179,8 +180,9 @@ def _features(
     """What steps 3 and 4 read; before its first step an adapter changes nothing, so these are the base's own."""
     # Each treatment draws its own part of a keen rater's thumbs.
     train = [Batch(units.all, references, heads=1, seed=0, treatment=each, bootstrap=False) for each in Treatment]
-    pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
-    contrasts = thumb_contrasts(held_out, references) if len(held_out.pairs) < LEAST_PAIRS else []
+    said = said_pairs(held_out)
+    pairs = Batch(said, {}, heads=1, seed=0, treatment=Treatment.CENTRED, bootstrap=False)
+    contrasts = thumb_contrasts(held_out, references) if len(said) < LEAST_PAIRS else []
     sides = [(c.better, c.worse, *c.better_references, *c.worse_references) for c in contrasts]
     every = [*(each for batch in train for each in batch.completions), *pairs.completions]
     needed = list(dict.fromkeys([*every, *(each for side in sides for each in side)]))

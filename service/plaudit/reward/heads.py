@@ -26,6 +26,7 @@ from plaudit.reward.dataset import (
     ThumbsUnit,
     Unit,
     Units,
+    said_pairs,
     thumb_contrasts,
 )
 
@@ -162,14 +163,16 @@ def choose_treatment(
 ) -> TreatmentChoice:
     """Fit one head under each treatment and compare them on raters that trained none; ties keep A.
 
-    Judged by pairs, or if there are fewer than LEAST_PAIRS by contrasts between one rater's thumbs. Another treatment
-    is taken only if it is better than A by more than one standard error, raters being the unit.
+    Judged by pairs that people compared, or if there are fewer than LEAST_PAIRS by contrasts between one rater's
+    thumbs. Another treatment is taken only if it is better than A by more than one standard error, raters being the
+    unit.
     """
-    by_pairs = len(held_out.pairs) >= LEAST_PAIRS
+    pairs = said_pairs(held_out)
+    by_pairs = len(pairs) >= LEAST_PAIRS
     judged_by = "pairs" if by_pairs else "thumbs"
     # Every treatment is judged on the same contrasts: those whose scores can be centred.
     contrasts = [] if by_pairs else thumb_contrasts(held_out, references)
-    count = len(held_out.pairs) if by_pairs else len(contrasts)
+    count = len(pairs) if by_pairs else len(contrasts)
     if not train.thumbs or not count:
         why = "no thumbs to treat" if not train.thumbs else "nothing of calibration raters to judge by"
         return TreatmentChoice(Treatment.CONTRAST, {}, 0.0, 0.0, judged_by, count, why)
@@ -180,7 +183,7 @@ def choose_treatment(
         x = torch.stack([features[each] for each in batch.completions]).cpu()
         heads = fit_heads(batch, x, heads=1, center=center, offsets=offsets)
         if by_pairs:
-            losses[treatment], raters = _pair_losses(heads, held_out, features)
+            losses[treatment], raters = _pair_losses(heads, pairs, features)
         else:
             losses[treatment], raters = _contrast_losses(heads, contrasts, features, treatment)
     nll = {treatment.value: loss.mean().item() for treatment, loss in losses.items()}
@@ -199,10 +202,12 @@ def choose_treatment(
     )
 
 
-def _pair_losses(heads: Heads, held_out: Units, features: Mapping[Completion, Tensor]) -> tuple[Tensor, list[str]]:
-    pairs = Batch(held_out.pairs, {}, heads=1, seed=0, treatment=Treatment.CONTRAST, bootstrap=False)
-    read = torch.stack([features[each] for each in pairs.completions]).cpu()
-    return pairs.pair_losses(heads.score(read), heads.shared), pairs.pair_raters
+def _pair_losses(
+    heads: Heads, pairs: Sequence[PairUnit], features: Mapping[Completion, Tensor]
+) -> tuple[Tensor, list[str]]:
+    batch = Batch(pairs, {}, heads=1, seed=0, treatment=Treatment.CONTRAST, bootstrap=False)
+    read = torch.stack([features[each] for each in batch.completions]).cpu()
+    return batch.pair_losses(heads.score(read), heads.shared), batch.pair_raters
 
 
 def _contrast_losses(

@@ -224,6 +224,20 @@ class RewardModel:
         means = torch.stack(self._reference_means(references, cache))
         return self.pessimistic((scores - means) / self.scales)
 
+    @torch.no_grad()
+    def shaped_among(self, requests: Iterable[Sequence[Completion]], most_tokens: int) -> Iterator[list[float]]:
+        """Shaped score of each option of each request, centred on all options of that request.
+
+        Requests are scored in parts of at most `most_tokens` tokens, or of one request; no more activations are held
+        at once, and as few are kept.
+        """
+        for several in _parts(requests, most_tokens):
+            flat = [option for options in several for option in options]
+            for own in torch.split(self.scores(flat), [len(options) for options in several]):
+                yield self.shaped(self.pessimistic(self.reference_centred(own, own))).tolist()
+            self.cache.forget(flat)
+            self.cache.clear(most_tokens)
+
     def _reference_means(
         self, references: Sequence[Sequence[Completion]], cache: TrunkCache | None = None
     ) -> list[Tensor]:
@@ -322,6 +336,23 @@ class RewardModel:
         model.facts = dict(card["facts"])
         model.freeze()
         return model
+
+
+def _parts(requests: Iterable[Sequence[Completion]], most_tokens: int) -> Iterator[list[Sequence[Completion]]]:
+    """Consecutive requests of at most `most_tokens` tokens in all, or of one request."""
+    held: list[Sequence[Completion]] = []
+    tokens = 0
+    for options in requests:
+        own = sum(len(option.shown) + 1 for option in options) + max(
+            (len(option.prompt) for option in options), default=0
+        )
+        if held and tokens + own > most_tokens:
+            yield held
+            held, tokens = [], 0
+        held.append(options)
+        tokens += own
+    if held:
+        yield held
 
 
 def _files(directory: Path, adapter: bool) -> Iterable[str]:

@@ -276,6 +276,7 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
         measurer.costs,
         seed=turn.seed,
         model=fitted.reward,
+        most_tokens=turn.settings.policy.trunk_tokens,
     )
     base = Asked(turn.base_key, temperature)
     with staging.candidate(turn, optimised.adapter) as key, staging.live(turn) as live_key:
@@ -300,7 +301,8 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
         proof = measurer.proof(scorer, "policy")
     answers = {who: measurer.answers(prompts, found) for who, found in scores.items()}
     items = _items(measurer, prompts, answers, truths)
-    rewards = [each.rewards for each in OptionRewards(fitted.judge, turn.plugin)(frozen.gate)]
+    paid = OptionRewards(fitted.judge, turn.plugin, most_tokens=turn.settings.policy.trunk_tokens)(frozen.gate)
+    rewards = [each.rewards for each in paid]
     valid = [measurer.valid(prompt) for prompt in frozen.gate]
     worth = {
         who: compared(

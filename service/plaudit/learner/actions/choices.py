@@ -59,8 +59,7 @@ class Choices:
 
     def references(self, turn: Turn, data: FrozenDataSet, prompts: Sequence[TrainPrompt]) -> OptionReferences:
         """All options of each prompt."""
-        interactions = [interaction for _, interaction in sorted(data.interactions.items())]
-        return OptionReferences(turn.base, turn.plugin, prompts, interactions)
+        return OptionReferences(turn.base, turn.plugin, prompts)
 
     def optimise(self, turn: Turn, frozen: Frozen, fitted: Fitted) -> Optimised:
         """The reward of what is shown, exactly where that is possible, and people's labels."""
@@ -78,7 +77,7 @@ class Choices:
                 seed=turn.seed,
                 folder=turn.folder,
                 progress=turn.tell,
-                judge=OptionRewards(fitted.reward, turn.plugin),
+                judge=OptionRewards(fitted.reward, turn.plugin, most_tokens=settings.policy.trunk_tokens),
                 labels=labels(frozen.data, frozen.train, turn.base, settings.reward),
                 place_weights=declared.place_weights,
                 option_score=declared.option_score,

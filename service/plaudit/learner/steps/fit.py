@@ -108,10 +108,10 @@ def _complete_references(turn: Turn, frozen: Frozen, units: Mapping[Split, Units
     )
 
 
-def _cited(turn: Turn, frozen: Frozen, reward: RewardModel) -> Mapping[str, Sequence[Completion]]:
-    """References that contrasts are centred on; none under the treatment that compares scores as they are."""
+def _cited(turn: Turn, frozen: Frozen, reward: RewardModel) -> Mapping[str, Sequence[Completion]] | None:
+    """References that contrasts are centred on; None under the treatment that compares scores as they are."""
     if reward.treatment is Treatment.PLAIN:
-        return {}
+        return None
     return complete_references(
         frozen.data,
         turn.base,
