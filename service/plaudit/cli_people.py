@@ -103,23 +103,28 @@ def evaluate(
     answers: Annotated[Path | None, typer.Option(help="File for the answers themselves.")] = None,
 ) -> None:
     """Let the hidden gold judge releases and cheap baselines, on prompts that nobody asked before."""
+    from plaudit.errors import NotServing
+    from plaudit.simulate.connection import Refused
     from plaudit.simulate.evaluate import evaluate as run
     from plaudit.simulate.panel import EvaluateSettings
 
-    found = run(
-        EvaluateSettings(
-            target=target,
-            releases=_versions(releases),
-            population=population,
-            tenant=tenant,
-            samples=samples,
-            prompts=prompts or None,
-            seed=seed,
-            concurrency=concurrency,
-            temperature=temperature,
-        ),
-        progress=lambda name: typer.echo(f"asks {name}", err=True),
-    )
+    try:
+        found = run(
+            EvaluateSettings(
+                target=target,
+                releases=_versions(releases),
+                population=population,
+                tenant=tenant,
+                samples=samples,
+                prompts=prompts or None,
+                seed=seed,
+                concurrency=concurrency,
+                temperature=temperature,
+            ),
+            progress=lambda name: typer.echo(f"asks {name}", err=True),
+        )
+    except Refused as error:
+        raise NotServing(f"{target} did not answer a question of the evaluation: {error}") from error
     if answers is not None:
         _write_file(json.dumps(found.answers_to_json(), ensure_ascii=False), answers)
     _write(found.to_json(), out)

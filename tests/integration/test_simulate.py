@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import sys
 import threading
 
 import pytest
+from plaudit import cli
 from plaudit.demo.audit import Reply
 from plaudit.demo.replay import altered_choices
 from plaudit.errors import Misconfigured
@@ -185,6 +187,45 @@ def test_a_service_that_is_not_there_is_a_failure_in_the_ledger():
     )
     assert ledger.counts()["replies"] == 0
     assert ledger.counts()["requests_failed"] == ledger.counts()["requests"] > 0
+
+
+def test_people_who_compare_with_the_base_of_a_service_that_is_gone_are_failures_in_the_ledger():
+    settings = SimulateSettings(
+        target="127.0.0.1:1", population=POPULATION, events=6, concurrency=1, base_share=1.0, patience_seconds=0.2
+    )
+    counts = simulate(settings).counts()
+    assert counts["requests_failed"] == counts["requests"] > 0
+
+
+def test_an_evaluation_that_is_not_answered_is_a_message(served_choices, monkeypatch, capsys):
+    patiently = connection.Connection.__init__
+    monkeypatch.setattr(
+        connection.Connection,
+        "__init__",
+        lambda self, *arguments, **settings: patiently(self, *arguments, **settings | {"patience_seconds": 0.2}),
+    )
+    for target, releases, words in (
+        (served_choices.target, "9", "echo-choice/default has no release 9"),
+        ("127.0.0.1:1", "", "127.0.0.1:1 did not answer"),
+    ):
+        words_of = ["plaudit", "evaluate", "--population", "echo-choice", "--target", target, "--releases", releases]
+        monkeypatch.setattr(sys, "argv", words_of)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        assert words in capsys.readouterr().err
+
+
+def test_people_without_questions_raters_or_kinds_are_refused(served_choices, monkeypatch):
+    people = load_population("echo-choice")
+    for member, nothing in (("channel_prompts", lambda _: ()), ("raters", lambda *_: ()), ("mix", {})):
+        monkeypatch.setattr(type(people), member, nothing)
+        with pytest.raises(Misconfigured, match=r"'echo-choice' has no "):
+            simulate(SimulateSettings(target=served_choices.target, population="echo-choice", events=3))
+        monkeypatch.undo()
+    monkeypatch.setattr(type(people), "evaluation_prompts", lambda _: ())
+    with pytest.raises(Misconfigured, match="no evaluation prompts"):
+        evaluate(EvaluateSettings(target=served_choices.target, population="echo-choice", releases=()))
 
 
 def test_gold_judges_the_base_against_itself_as_even(served, monkeypatch):

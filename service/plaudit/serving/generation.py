@@ -207,7 +207,10 @@ class Generation:
         options = prompt.options or envelope.request.options
         check_option_count(len(options))
         costs = costs_of(plugin.declaration, self._costs(envelope.channel))
-        outcomes = [plugin.parse(prompt, option.text) for option in options]
+        outcomes = []
+        for option in options:  # each may take a plugin's whole budget
+            call.remaining()
+            outcomes.append(plugin.parse(prompt, option.text))
         valid = [outcome.valid for outcome in outcomes]
         option_ids = [option.option_id for option in options]
         if (recorded := self._recorder.find(envelope, Action.CHOICE, option_ids=option_ids)) is not None:

@@ -97,6 +97,10 @@ class Panel:
         self.population: Population = load_population(settings.population)
         self.plugin = plugin_of(self.population.domain)
         self.prompts = chosen(self.population.evaluation_prompts(), settings.prompts, settings.seed)
+        if not self.prompts:
+            raise Misconfigured(
+                f"the population {settings.population!r} has no evaluation prompts; nothing can be judged"
+            )
         self._progress = progress
         self._channel = Channel(self.population.domain, settings.tenant)
         self._stop = threading.Event()
