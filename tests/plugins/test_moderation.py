@@ -7,6 +7,7 @@ import random
 import pytest
 from plaudit.deciding import cost_of, costs_of, decide
 from plaudit.errors import EmptyPrompt, InvalidField, OutOfScale
+from plaudit.returned import slices_fault
 from plaudit.simulate.population import Shown
 from plaudit.testing import examples
 from plaudit.testing.conformance import PluginConformance
@@ -177,6 +178,19 @@ def test_a_team_brings_its_own_categories():
 
     assert Shop().render(item("Buy!")).messages[0].content.endswith("fine or spam?")
     assert Shop().declaration.labels == {"fine", "spam"}
+
+
+def test_rationales_of_any_words_have_slices_that_reports_can_carry():
+    class Shop(ModerationRationale):
+        name = "shop-rationale"
+        categories = ("In Ordnung", "Spam!", "\u0431\u0430\u043d")
+
+    for verdict, slices in zip(Shop.categories, (("verdict_in-ordnung",), ("verdict_spam",), ()), strict=True):
+        request = Request(messages=(Message("user", "Buy!"), Message("assistant", verdict)))
+        shown = [Outcome(displayed="no")]
+        asked = examples.interaction(Shop().declaration, request, Shop().render(request), ["no"], shown)
+        assert Shop().slices(asked) == slices
+        assert slices_fault(slices) == ""
 
 
 def test_costs_rise_with_the_distance_and_a_missed_severe_item_is_dearest():

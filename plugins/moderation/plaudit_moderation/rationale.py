@@ -151,7 +151,9 @@ class ModerationRationale(DomainPlugin):
     def slices(self, interaction: Interaction) -> Sequence[str]:
         """The verdict that is explained."""
         verdict = interaction.messages[-1].content if interaction.messages else ""
-        return (f"verdict_{verdict}",) if verdict in self.categories else ()
+        # A team's own categories may be any words; a slice's name is of a-z, 0-9 and a few signs.
+        word = re.sub(r"[^a-z0-9]+", "-", verdict.casefold()).strip("-")[:30]
+        return (f"verdict_{word}",) if verdict in self.categories and word else ()
 
 
 def request_for(item: Request, verdict: str) -> Request:
