@@ -128,9 +128,14 @@ class ServiceChannels:
         """State of the channel and its releases, oldest first."""
         from plaudit.v1 import releases_pb2 as pb
 
-        with self._refusals():
-            reply = self._stub.ListReleases(pb.ListReleasesRequest(channel=channel), timeout=10)
-        return {"state": _state(reply.state), "releases": [_release(release) for release in reply.releases]}
+        asked, found = pb.ListReleasesRequest(channel=channel, page_size=1000), []
+        while True:
+            with self._refusals():
+                reply = self._stub.ListReleases(asked, timeout=10)
+            found += [_release(release) for release in reply.releases]
+            if not reply.next_page_token:
+                return {"state": _state(reply.state), "releases": found}
+            asked.page_token = reply.next_page_token
 
     def release(self, channel: str, version: int) -> dict[str, Any]:
         """One release with its manifest."""

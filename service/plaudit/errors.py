@@ -35,11 +35,17 @@ class PlauditError(Exception):
     retryable: ClassVar[bool] = False
     # After how long another try makes sense, if it does: a queue of completions moves on within about a second.
     retry_seconds: float = 1.0
+    field: ClassVar[str] = ""
 
     def __init__(self, message: str = "", /, **metadata: object) -> None:
         self.message = message or (type(self).__doc__ or "").strip()
         self.metadata = {key: str(value) for key, value in metadata.items()}
         super().__init__(self.message)
+
+    @property
+    def wrong_field(self) -> str:
+        """Path of the request's field that is wrong; empty if it is none."""
+        return self.metadata.get("field") or self.field
 
 
 class RequestRefused(PlauditError):
@@ -53,12 +59,14 @@ class EmptyPrompt(RequestRefused):
     """The request carries no prompt; send at least one message with text."""
 
     reason = "EMPTY_PROMPT"
+    field = "messages"
 
 
 class PromptTooLong(RequestRefused):
     """Prompt and max_tokens together exceed the context; shorten the prompt or ask for fewer tokens."""
 
     reason = "PROMPT_TOO_LONG"
+    field = "messages"
 
 
 class InvalidField(RequestRefused):
@@ -77,6 +85,7 @@ class WrongAction(RequestRefused):
     """The domain's action is the other one: call Generate for completions, Choose for choices."""
 
     reason = "WRONG_ACTION"
+    field = "domain"
 
 
 class UnknownDomain(RequestRefused):
@@ -146,30 +155,35 @@ class UndeclaredKind(RequestRefused):
     """The domain does not declare this kind of feedback."""
 
     reason = "UNDECLARED_KIND"
+    field = "act"
 
 
 class UndeclaredReason(RequestRefused):
     """The domain does not declare this reason (aspect)."""
 
     reason = "UNDECLARED_REASON"
+    field = "reasons"
 
 
 class UnknownCandidate(RequestRefused):
     """The feedback names a candidate that is not in the handle."""
 
     reason = "UNKNOWN_CANDIDATE"
+    field = "candidate_id"
 
 
 class IncompleteRanking(RequestRefused):
     """A ranking names every candidate of the interaction once."""
 
     reason = "INCOMPLETE_RANKING"
+    field = "ranking.candidate_ids"
 
 
 class OutOfScale(RequestRefused):
     """The value is outside the scale that the domain declares."""
 
     reason = "OUT_OF_SCALE"
+    field = "value"
 
 
 class MessageTooLarge(RequestRefused):
@@ -183,6 +197,7 @@ class OptionsTooLong(RequestRefused):
     """The options have more tokens than this model can score; send shorter or fewer ones."""
 
     reason = "OPTIONS_TOO_LONG"
+    field = "options"
 
 
 class RequestTooLarge(RequestRefused):

@@ -8,19 +8,18 @@ Never imports torch, and never talks to the network itself.
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar, Unpack
 
 import uuid6
 
+from plaudit.client_requests import filled, known
 from plaudit.errors import InvalidField, UnknownCandidate
-from plaudit.types import FinishReason, Message, Option, Passage, Purpose
+from plaudit.types import FinishReason
 from plaudit.v1 import assistant_pb2, feedback_pb2
 
 Sent = TypeVar("Sent")
-Prompt: TypeAlias = str | Sequence[Message | Mapping[str, str]]
 
 _FINISH = {
     assistant_pb2.FINISH_REASON_EOS: FinishReason.EOS,
@@ -47,9 +46,21 @@ class Delta:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What one token adds to the text as generated, and its log-probability (nats) at temperature 1, untruncated."""
+
+    text: str
+    logprob: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyCompletion:
-    """One completion; `text` is what people should see."""
+    """One completion; `text` is what people should see.
+
+    `tokens` is their number, `logprob_raw` the sum of their log-probs (nats) at temperature 1. `logprobs` and
+    `token_ids` are empty unless the request asked for them.
+    """
 
     candidate_id: str
     text: str
@@ -59,6 +70,7 @@ class ReplyCompletion:
     tokens: int
     logprob_raw: float
     valid: bool
+    logprobs: tuple[TokenLogprob, ...] = field(repr=False, default=())
     token_ids: tuple[int, ...] = field(repr=False, default=())
 
 
@@ -76,6 +88,19 @@ class RankedOption:
 Which: TypeAlias = int | str | ReplyCompletion | RankedOption
 
 
+class ActOptions(TypedDict, total=False):
+    """Who gives an act of feedback, and what stands beside it."""
+
+    rater: str
+    """Who gives it; the service keeps a pseudonym. The handle's rater if it is left out and the handle names one."""
+    session_id: str
+    """The person's session; it stands for the rater if there is none."""
+    reasons: Sequence[str]
+    """Reasons that the domain declares, such as "too_long"; at most 16."""
+    tags: Mapping[str, str]
+    """Your own marks, recorded with the act: at most 16. About the product, never about people."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeedbackGiver(Generic[Sent]):
     """Sends feedback under a handle, which is all that it needs: candidates are named by their place in the reply.
@@ -87,33 +112,21 @@ class FeedbackGiver(Generic[Sent]):
     candidate_ids: tuple[str, ...] = ()
     send: Callable[[feedback_pb2.Feedback], Sent] = field(repr=False, compare=False)
 
-    def thumbs_up(
-        self,
-        candidate: Which = 0,
-        *,
-        rater: str = "",
-        session_id: str = "",
-        reasons: Sequence[str] = (),
-        whole_conversation: bool = False,
-    ) -> Sent:
-        """The candidate is good, or the whole conversation up to it."""
-        act = feedback_pb2.Thumbs(candidate_id=self._id(candidate), up=True)
-        body = feedback_pb2.Feedback(thumbs=act, whole_conversation=whole_conversation)
-        return self._send(body, rater, session_id, reasons)
+    def thumbs_up(self, candidate: Which = 0, *, whole_conversation: bool = False, **about: Unpack[ActOptions]) -> Sent:
+        """The candidate is good.
+
+        Args:
+            candidate: Its place in the reply, its id, or the object itself.
+            whole_conversation: It is about all turns up to the candidate; the domain must declare that it takes that.
+            about: Who gives it and why; see `ActOptions`.
+        """
+        return self._thumbs(candidate, True, whole_conversation, about)
 
     def thumbs_down(
-        self,
-        candidate: Which = 0,
-        *,
-        rater: str = "",
-        session_id: str = "",
-        reasons: Sequence[str] = (),
-        whole_conversation: bool = False,
+        self, candidate: Which = 0, *, whole_conversation: bool = False, **about: Unpack[ActOptions]
     ) -> Sent:
-        """The candidate is not good, or the whole conversation up to it is not."""
-        act = feedback_pb2.Thumbs(candidate_id=self._id(candidate), up=False)
-        body = feedback_pb2.Feedback(thumbs=act, whole_conversation=whole_conversation)
-        return self._send(body, rater, session_id, reasons)
+        """The candidate is not good; arguments as of `thumbs_up`."""
+        return self._thumbs(candidate, False, whole_conversation, about)
 
     def choose(
         self,
@@ -122,77 +135,88 @@ class FeedbackGiver(Generic[Sent]):
         *,
         tie: bool = False,
         tie_offered: bool = False,
-        rater: str = "",
-        session_id: str = "",
-        reasons: Sequence[str] = (),
+        **about: Unpack[ActOptions],
     ) -> Sent:
-        """`chosen` is better than `other`, or neither is where `tie` is set."""
-        act = feedback_pb2.Choice(
-            chosen_id=self._id(chosen), other_id=self._id(other), tie=tie, tie_offered=tie or tie_offered
+        """One candidate is better than another.
+
+        Args:
+            chosen: The better one; either of the two if it is a tie.
+            other: The other one.
+            tie: Neither is better.
+            tie_offered: The person could have said that neither is better.
+            about: Who gives it and why; see `ActOptions`.
+        """
+        act = filled(
+            feedback_pb2.Choice,
+            chosen_id=self._id(chosen),
+            other_id=self._id(other),
+            tie=tie,
+            tie_offered=tie or tie_offered,
         )
-        return self._send(feedback_pb2.Feedback(choice=act), rater, session_id, reasons)
+        return self._send(about, choice=act)
 
-    def rank(
-        self, best_first: Sequence[Which], *, rater: str = "", session_id: str = "", reasons: Sequence[str] = ()
-    ) -> Sent:
-        """All candidates in order of merit."""
-        act = feedback_pb2.Ranking(candidate_ids=[self._id(candidate) for candidate in best_first])
-        return self._send(feedback_pb2.Feedback(ranking=act), rater, session_id, reasons)
+    def rank(self, best_first: Sequence[Which], **about: Unpack[ActOptions]) -> Sent:
+        """All candidates in order of merit, the best first; every candidate of the reply stands in it once."""
+        if isinstance(best_first, str) or not isinstance(best_first, Iterable):
+            raise InvalidField(
+                f"the ranking is a {type(best_first).__name__}; send a list of places, such as [1, 0]", field="ranking"
+            )
+        order = [self._id(candidate) for candidate in best_first]
+        return self._send(about, ranking=feedback_pb2.Ranking(candidate_ids=order))
 
-    def correct(
-        self, text: str, candidate: Which = 0, *, rater: str = "", session_id: str = "", reasons: Sequence[str] = ()
-    ) -> Sent:
-        """A better text for the candidate."""
-        act = feedback_pb2.Correction(candidate_id=self._id(candidate), text=text)
-        return self._send(feedback_pb2.Feedback(correction=act), rater, session_id, reasons)
+    def correct(self, text: str, candidate: Which = 0, **about: Unpack[ActOptions]) -> Sent:
+        """A better text for the candidate, 1 to 65,536 bytes."""
+        act = filled(feedback_pb2.Correction, candidate_id=self._id(candidate), text=text)
+        return self._send(about, correction=act)
 
     def rate(
-        self,
-        value: float,
-        candidate: Which = 0,
-        *,
-        rater: str = "",
-        session_id: str = "",
-        reasons: Sequence[str] = (),
-        whole_conversation: bool = False,
+        self, value: float, candidate: Which = 0, *, whole_conversation: bool = False, **about: Unpack[ActOptions]
     ) -> Sent:
-        """A value on the domain's scale, of the candidate or of the whole conversation up to it."""
-        act = feedback_pb2.Rating(candidate_id=self._id(candidate), value=value)
-        body = feedback_pb2.Feedback(rating=act, whole_conversation=whole_conversation)
-        return self._send(body, rater, session_id, reasons)
+        """A value on the domain's scale (`domains()` tells it); `whole_conversation` as of `thumbs_up`."""
+        act = filled(feedback_pb2.Rating, candidate_id=self._id(candidate), value=value)
+        return self._send(about, rating=act, whole_conversation=whole_conversation)
 
-    def label(
-        self, value: str, candidate: Which = 0, *, rater: str = "", session_id: str = "", reasons: Sequence[str] = ()
-    ) -> Sent:
-        """The right verdict."""
-        act = feedback_pb2.Label(candidate_id=self._id(candidate), value=value)
-        return self._send(feedback_pb2.Feedback(label=act), rater, session_id, reasons)
+    def label(self, value: str, candidate: Which = 0, **about: Unpack[ActOptions]) -> Sent:
+        """The right verdict, one of the domain's labels (`domains()` tells them)."""
+        act = filled(feedback_pb2.Label, candidate_id=self._id(candidate), value=value)
+        return self._send(about, label=act)
 
-    def signal(
-        self, name: str, value: float = 1.0, candidate: Which = 0, *, rater: str = "", session_id: str = ""
-    ) -> Sent:
-        """Implicit behaviour."""
-        act = feedback_pb2.Signal(candidate_id=self._id(candidate), name=name, value=value)
-        return self._send(feedback_pb2.Feedback(signal=act), rater, session_id, ())
+    def signal(self, name: str, value: float = 1.0, candidate: Which = 0, **about: Unpack[ActOptions]) -> Sent:
+        """Behaviour, such as "skip", of a strength on its scale (`domains()` tells names and scales)."""
+        act = filled(feedback_pb2.Signal, candidate_id=self._id(candidate), name=name, value=value)
+        return self._send(about, signal=act)
 
-    def comment(self, text: str, candidate: Which | None = None, *, rater: str = "", session_id: str = "") -> Sent:
-        """Free text about a candidate, or about the whole interaction."""
+    def comment(self, text: str, candidate: Which | None = None, **about: Unpack[ActOptions]) -> Sent:
+        """Free text about a candidate, or about the whole interaction; never learnt from by itself."""
         named = "" if candidate is None else self._id(candidate)
-        act = feedback_pb2.Comment(candidate_id=named, text=text)
-        return self._send(feedback_pb2.Feedback(comment=act), rater, session_id, ())
+        return self._send(about, comment=filled(feedback_pb2.Comment, candidate_id=named, text=text))
 
-    def _send(self, act: feedback_pb2.Feedback, rater: str, session_id: str, reasons: Sequence[str]) -> Sent:
+    def _thumbs(self, candidate: Which, up: bool, whole_conversation: bool, about: ActOptions) -> Sent:
+        act = feedback_pb2.Thumbs(candidate_id=self._id(candidate), up=up)
+        return self._send(about, thumbs=act, whole_conversation=whole_conversation)
+
+    def _send(self, about: ActOptions, **act: Any) -> Sent:
         # The id is made here, before the first attempt, so that sending again is the same act.
-        act.feedback_id = str(uuid6.uuid7())
-        act.handle, act.rater, act.session_id = self.handle, rater, session_id
-        act.reasons.extend(reasons)
-        return self.send(act)
+        return self.send(
+            filled(
+                feedback_pb2.Feedback,
+                feedback_id=str(uuid6.uuid7()),
+                handle=self.handle,
+                **act,
+                **known(about, ActOptions),
+            )
+        )
 
     def _id(self, candidate: Which) -> str:
         if isinstance(candidate, str):
             return candidate
-        if not isinstance(candidate, int):
+        if isinstance(candidate, ReplyCompletion | RankedOption):
             return candidate.candidate_id
+        if isinstance(candidate, bool) or not isinstance(candidate, int):
+            raise InvalidField(
+                f"a candidate is a {type(candidate).__name__}; name it by its place in the reply or its id, or send it",
+                field="candidate_id",
+            )
         known = len(self.candidate_ids)
         if candidate < 0 or (known and candidate >= known):
             raise UnknownCandidate(
@@ -220,6 +244,11 @@ class Reply(FeedbackGiver[Sent]):
     prompt_tokens: int
 
     @property
+    def completion_tokens(self) -> int:
+        """Generated tokens of all completions."""
+        return sum(completion.tokens for completion in self.completions)
+
+    @property
     def text(self) -> str:
         """Text of the first completion."""
         return self.completions[0].text
@@ -242,78 +271,6 @@ class Decision(FeedbackGiver[Sent]):
         # A service before this field named none: then it is the most probable one.
         likely = max(self.ranking, key=lambda option: option.probability)
         return next((option for option in self.ranking if option.option_id == self.decision), likely)
-
-
-class AskOptions(TypedDict, total=False):
-    """What every request may say beside its prompt; see assistant.proto."""
-
-    tenant: str
-    session_id: str
-    end_user: str
-    rater: str
-    passages: Sequence[Passage]
-    purpose: Purpose
-    interaction_id: str
-
-
-class GenerateOptions(AskOptions, total=False):
-    """What a request for completions may say; see assistant.proto."""
-
-    n: int
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    stop: Sequence[str]
-    seed: int
-    release_versions: Sequence[int]
-
-
-class ChooseOptions(AskOptions, total=False):
-    """What a request to rank options may say; see assistant.proto."""
-
-    release_version: int
-
-
-_SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "stop")
-_PURPOSES = {
-    Purpose.SERVE: assistant_pb2.PURPOSE_SERVE,
-    Purpose.EXPLORE: assistant_pb2.PURPOSE_EXPLORE,
-    Purpose.EVALUATE: assistant_pb2.PURPOSE_EVALUATE,
-}
-
-
-def generate_request(domain: str, prompt: Prompt, options: GenerateOptions) -> assistant_pb2.GenerateRequest:
-    """The message of a request, with its idempotency key."""
-    fields: dict[str, Any] = _known(options, GenerateOptions)
-    sampling = {key: fields.pop(key) for key in _SAMPLING if key in fields}
-    request: assistant_pb2.GenerateRequest = _filled(
-        assistant_pb2.GenerateRequest, domain=domain, **_common(prompt, fields)
-    )
-    request.sampling.MergeFrom(_filled(assistant_pb2.Sampling, **sampling))
-    return request
-
-
-def choose_request(
-    domain: str,
-    prompt: Prompt,
-    choices: Sequence[str | Option],
-    options: ChooseOptions,
-) -> assistant_pb2.ChooseRequest:
-    """The message of a request; a text alone is its own option_id."""
-    offered = [Option(each, each) if isinstance(each, str) else each for each in choices]
-    for option in offered:
-        if not isinstance(option, Option):
-            raise InvalidField(
-                f"an option is a {type(option).__name__}; send texts, or Option(option_id, text)", field="options"
-            )
-    request: assistant_pb2.ChooseRequest = _filled(
-        assistant_pb2.ChooseRequest,
-        domain=domain,
-        options=[_filled(assistant_pb2.Option, option_id=option.option_id, text=option.text) for option in offered],
-        **_common(prompt, _known(options, ChooseOptions)),
-    )
-    return request
 
 
 def begun(message: assistant_pb2.StreamBegun, send: Callable[[feedback_pb2.Feedback], Sent]) -> Begun[Sent]:
@@ -345,6 +302,7 @@ def reply(message: assistant_pb2.GenerateResponse, send: Callable[[feedback_pb2.
                 tokens=completion.tokens,
                 logprob_raw=completion.logprob_raw,
                 valid=completion.valid,
+                logprobs=tuple(TokenLogprob(each.text, each.logprob) for each in completion.logprobs),
                 token_ids=tuple(completion.token_ids),
             )
             for completion in message.completions
@@ -384,60 +342,3 @@ def acknowledged(message: feedback_pb2.SubmitFeedbackResponse) -> Acknowledged:
 def drafts(handle: str, candidate_ids: Sequence[str] = ()) -> FeedbackGiver[feedback_pb2.Feedback]:
     """Acts as messages that are not sent yet, for the bulk call."""
     return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=lambda act: act)
-
-
-def _known(options: Any, kind: Any) -> dict[str, Any]:
-    """`options` as a dictionary; raises InvalidField for a name that `kind` (a TypedDict) does not have."""
-    names = tuple(kind.__annotations__)
-    for name in options:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(names))}"
-            raise InvalidField(f"there is no option {name!r}; {hint}", field=name)
-    return dict(options)
-
-
-def _filled(message: Any, **fields: Any) -> Any:
-    """A message with `fields`; raises InvalidField that names the field whose value protobuf refuses."""
-    try:
-        return message(**fields)
-    except (TypeError, ValueError):
-        for name, value in fields.items():
-            try:
-                message(**{name: value})
-            except (TypeError, ValueError) as error:
-                raise InvalidField(f"{name} is {value!r}, which cannot be sent: {error}", field=name) from error
-        raise
-
-
-def _messages(prompt: Any) -> list[assistant_pb2.Message]:
-    """The conversation of a prompt: a text, or messages as Message or as {"role": ..., "content": ...}."""
-    how = 'send a text, or a list of Message("user", "...") or of {"role": "user", "content": "..."}'
-    if isinstance(prompt, str):
-        return [_filled(assistant_pb2.Message, role="user", content=prompt)]
-    if isinstance(prompt, Mapping | Message) or not isinstance(prompt, Iterable):
-        raise InvalidField(f"the prompt is a {type(prompt).__name__}; {how}", field="messages")
-    found = []
-    for each in prompt:
-        if isinstance(each, Mapping) and set(each) == {"role", "content"}:
-            found.append(_filled(assistant_pb2.Message, role=each["role"], content=each["content"]))
-        elif isinstance(each, Message):
-            found.append(_filled(assistant_pb2.Message, role=each.role, content=each.content))
-        else:
-            raise InvalidField(f"a message of the prompt is a {type(each).__name__}; {how}", field="messages")
-    return found
-
-
-def _common(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
-    fields.setdefault("interaction_id", str(uuid6.uuid7()))
-    passages = fields.pop("passages", ())
-    purpose = fields.pop("purpose", Purpose.SERVE)
-    return {
-        **fields,
-        "messages": _messages(prompt),
-        "passages": [
-            _filled(assistant_pb2.Passage, passage_id=each.passage_id, text=each.text, source=each.source)
-            for each in passages
-        ],
-        "purpose": _PURPOSES[purpose],
-    }

@@ -9,6 +9,7 @@ import datetime as dt
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -163,6 +164,10 @@ class Candidate:
     place: int = 0
 
 
+# A caller's own marks on an interaction or an act, in order of their keys.
+Tags: TypeAlias = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interaction:
     """One request, its prompt and its candidates in the order shown. `end_user` and `rater` are pseudonyms.
@@ -191,6 +196,7 @@ class Interaction:
     base_digest: str = ""
     policy_version: str = ""
     decision: str = ""
+    tags: Tags = ()
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -200,7 +206,7 @@ class Interaction:
         return tuple(Option(each.option_id, each.text) for each in sorted(self.candidates, key=lambda c: c.place))
 
 
-# Acts of feedback, one class a kind. -----------------------------------------------------------
+# Acts of feedback, one class per kind. -----------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +338,7 @@ class Feedback:
     reasons: tuple[str, ...] = ()
     answer: str = ""
     whole_conversation: bool = False
+    tags: Tags = ()
 
     @property
     def kind(self) -> FeedbackKind:

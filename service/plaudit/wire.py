@@ -1,7 +1,8 @@
 """Errors as they cross the wire.
 
-What enters: a PlauditError. What leaves: a gRPC status with google.rpc.ErrorInfo (domain "plaudit", reason, metadata)
-and, for errors that another try may mend, google.rpc.RetryInfo; and back again on the client's side.
+What enters: a PlauditError. What leaves: a gRPC status with google.rpc.ErrorInfo (domain "plaudit", reason, metadata);
+for errors that another try may fix, google.rpc.RetryInfo; for a wrong field of a request, google.rpc.BadRequest; and
+back again on the client's side.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -25,10 +27,13 @@ from plaudit.errors import (
 )
 
 ERROR_DOMAIN = "plaudit"
+# Trailer of every answer of a Plaudit server, and header of a call that brings an id of its own.
+REQUEST_ID_KEY = "x-request-id"
 # Trailers count against the 8 KiB of headers that gRPC accepts by default, and carry the message twice: as
 # grpc-message, where a byte that is not ASCII takes three, and in the details, in base64.
 _MAX_VALUE_COST = 300
 _MAX_MESSAGE_COST = 2_000
+_MAX_DESCRIPTION_COST = 500
 
 
 def to_status(error: PlauditError) -> Any:
@@ -41,6 +46,12 @@ def to_status(error: PlauditError) -> Any:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(round(1000 * error.retry_seconds))
         details.append(_packed(retry))
+    if error.code == "INVALID_ARGUMENT" and error.wrong_field:
+        bad = error_details_pb2.BadRequest()
+        bad.field_violations.add(
+            field=_cut(error.wrong_field, _MAX_VALUE_COST), description=_cut(error.message, _MAX_DESCRIPTION_COST)
+        )
+        details.append(_packed(bad))
     code = getattr(grpc.StatusCode, error.code)
     message = _cut(error.message, _MAX_MESSAGE_COST)
     return rpc_status.to_status(status_pb2.Status(code=code.value[0], message=message, details=details))
@@ -93,7 +104,7 @@ def _cut(text: str, most: int) -> str:
     return text
 
 
-def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> AnyMessage:
+def _packed(message: Message) -> AnyMessage:
     packed = AnyMessage()
     packed.Pack(message)
     return packed

@@ -147,6 +147,7 @@ REJECTED = codec.Rejected(
     value=b"\x00\xff as they were",
     rejected_at=NOW,
 )
+TAGS = (("experiment.arm", "b"), ("page", "/größe?x=1"))
 
 GOLDEN = {
     "interaction_completion": (interaction(), codec.encode_interaction),
@@ -160,6 +161,8 @@ GOLDEN = {
     "feedback_label": (feedback(types.LabelAct("a", "allow")), codec.encode_feedback),
     "feedback_signal": (feedback(types.Signal("a", "watched", 0.1)), codec.encode_feedback),
     "feedback_comment": (feedback(types.Comment("", "Danke!")), codec.encode_feedback),
+    "feedback_tagged": (dataclasses.replace(feedback(types.Thumbs("a", True)), tags=TAGS), codec.encode_feedback),
+    "interaction_tagged": (dataclasses.replace(interaction(), tags=TAGS), codec.encode_interaction),
     "retraction": (RETRACTION, codec.encode_retraction),
     "release_changed": (CHANGE, codec.encode_release_changed),
     "rejected": (REJECTED, codec.encode_rejected),
@@ -180,7 +183,7 @@ def as_0_1_0_said(name):
     return noun
 
 
-NEWER = {"interaction_decided"}  # 0.1.0 wrote no such record
+NEWER = {"interaction_decided", "interaction_tagged", "feedback_tagged"}  # 0.1.0 wrote no such records
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN.keys() - NEWER))

@@ -117,6 +117,31 @@ def test_feedback_is_the_protos_json(door, client, plain):
     assert plain.post("/feedback/retract", json=taken_back).status_code == 200
 
 
+def test_what_grpc_gives_on_request_is_here_by_openais_names(door, client):
+    wanted = {"model": "echo", "messages": HELLO, "seed": 3, "max_tokens": 6, "logprobs": True}
+    metadata = {"page": "checkout"}
+    whole = client.chat.completions.create(**wanted, metadata=metadata, extra_body={"plaudit": {"token_ids": True}})
+    recorded = door.records(Topic.INTERACTIONS)[-1]
+    assert dict(recorded.tags) == metadata
+    assert whole.plaudit["token_ids"] == [list(recorded.candidates[0].tokens)]
+    told = whole.choices[0].logprobs.content
+    assert "".join(token.token for token in told) == recorded.candidates[0].text
+    assert [token.logprob for token in told] == pytest.approx(recorded.candidates[0].logprobs_raw)
+    *_, last = client.chat.completions.create(**wanted, stream=True)
+    assert last.choices[0].logprobs.content == told
+    plain = client.chat.completions.create(model="echo", messages=HELLO, max_tokens=2)
+    assert plain.choices[0].logprobs is None
+    assert "token_ids" not in plain.plaudit
+
+
+def test_a_page_draws_its_buttons_from_the_domains(plain):
+    domains = {each["name"]: each for each in plain.get("/domains").json()["domains"]}
+    assert domains["echo"]["action"] == "ACTION_COMPLETION"
+    assert {"thumbs", "rating"} <= set(domains["echo"]["kinds"])
+    assert set(domains["echo"]["rating_scale"]) == {"low", "high"}
+    assert domains["echo-choice"]["reasons"] == []
+
+
 def test_models_are_domains_of_text_and_their_releases(client):
     assert [model.id for model in client.models.list()] == ["echo"]
     client.chat.completions.create(model="echo", messages=HELLO, max_tokens=2)
@@ -152,10 +177,13 @@ def test_what_is_ours_travels_in_one_object_and_in_headers(door, client):
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 REFUSED = {
     "tools": ({"tools": [TOOL]}, "tools", "INVALID_FIELD"),
-    "logprobs": ({"logprobs": True}, "logprobs", "INVALID_FIELD"),
+    "logprobs": ({"logprobs": "yes"}, "logprobs", "INVALID_FIELD"),
+    "other tokens' logprobs": ({"logprobs": True, "top_logprobs": 5}, "top_logprobs", "INVALID_FIELD"),
+    "metadata": ({"metadata": {"page": 3}}, "metadata", "INVALID_FIELD"),
+    "too much metadata": ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "INVALID_FIELD"),
     "json mode": ({"response_format": {"type": "json_object"}}, "response_format", "INVALID_FIELD"),
     "penalty": ({"presence_penalty": 1.0}, "presence_penalty", "INVALID_FIELD"),
-    "too hot": ({"temperature": 9.0}, "sampling.temperature", "INVALID_FIELD"),
+    "too hot": ({"temperature": 9.0}, "temperature", "INVALID_FIELD"),
     "no number": ({"temperature": "hot"}, "temperature", "INVALID_FIELD"),
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -163,8 +191,8 @@ REFUSED = {
         "INVALID_FIELD",
     ),
     "tool role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "INVALID_FIELD"),
-    "no message": ({"messages": []}, None, "EMPTY_PROMPT"),
-    "a domain of choices": ({"model": "echo-choice"}, None, "WRONG_ACTION"),
+    "no message": ({"messages": []}, "messages", "EMPTY_PROMPT"),
+    "a domain of choices": ({"model": "echo-choice"}, "model", "WRONG_ACTION"),
     "unknown of ours": ({"plaudit": {"colour": "red"}}, "plaudit", "INVALID_FIELD"),
     "too large": ({"messages": [{"role": "user", "content": "a" * 70_000}]}, None, "MESSAGE_TOO_LARGE"),
 }

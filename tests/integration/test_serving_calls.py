@@ -46,7 +46,9 @@ HELLO = "Say hello."
 
 
 def test_a_reply_is_recorded_with_what_was_served(local, client):
-    reply = client.generate("echo", HELLO, n=2, max_tokens=6, seed=5, end_user="eva", rater="ana", session_id="s1")
+    reply = client.generate(
+        "echo", HELLO, n=2, max_tokens=6, seed=5, end_user="eva", rater="ana", session_id="s1", token_ids=True
+    )
     (interaction,) = local.records(Topic.INTERACTIONS)
     assert interaction.interaction_id == reply.interaction_id
     assert [c.candidate_id for c in interaction.candidates] == list(reply.candidate_ids)
@@ -62,7 +64,7 @@ def test_a_reply_is_recorded_with_what_was_served(local, client):
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(client):
-    ask = {"max_tokens": 12, "n": 1}
+    ask = {"max_tokens": 12, "n": 1, "token_ids": True}
     first, again, other = (client.generate("echo", HELLO, seed=seed, **ask) for seed in (1, 1, 2))
     assert first.completions[0].token_ids == again.completions[0].token_ids != other.completions[0].token_ids
 
@@ -88,7 +90,7 @@ def test_another_text_under_the_same_interaction_id_has_another_mark():
 
 
 def test_a_stream_gives_the_text_in_pieces_and_the_record_last(local, client):
-    begun, *deltas, reply = client.stream("echo", HELLO, n=3, max_tokens=8, seed=3)
+    begun, *deltas, reply = client.stream("echo", HELLO, n=3, max_tokens=8, seed=3, token_ids=True)
     assert isinstance(begun, Begun)
     assert (begun.interaction_id, begun.candidate_ids) == (reply.interaction_id, reply.candidate_ids)
     assert all(isinstance(delta, Delta) for delta in deltas)
@@ -96,7 +98,7 @@ def test_a_stream_gives_the_text_in_pieces_and_the_record_last(local, client):
     (interaction,) = local.records(Topic.INTERACTIONS)
     for index, candidate in enumerate(interaction.candidates):
         assert "".join(delta.text for delta in deltas if delta.index == index) == candidate.text
-    plain = client.generate("echo", HELLO, n=3, max_tokens=8, seed=3)
+    plain = client.generate("echo", HELLO, n=3, max_tokens=8, seed=3, token_ids=True)
     assert [c.token_ids for c in plain.completions] == [c.token_ids for c in reply.completions]
 
 
@@ -362,7 +364,7 @@ REQUEST_REFUSALS = {
 def test_a_bad_request_is_refused_by_reason_and_field(local, client, case):
     request, error, field = REQUEST_REFUSALS[case]
     with pytest.raises(error) as caught:
-        client._once(client._stubs.assistant.Generate, request, 30.0)
+        client._once(client._stubs.assistant.Generate, request)
     if field is not None:
         assert caught.value.metadata["field"] == field
     assert local.records(Topic.INTERACTIONS) == []

@@ -285,9 +285,9 @@ def test_operators_read_and_move_releases(local, client, make_release):
     state, rows = client.releases(NAME)
     assert (state.live, state.generation, [r.version for r in rows]) == (0, 0, [0, row.version])
     assert rows[1] == local.registry.release(CHANNEL, row.version)
-    found, manifest = client.release(NAME, row.version)
-    assert found == rows[1]
-    assert local.registry.manifest(CHANNEL, row.version).to_json() == manifest
+    found = client.release(NAME, row.version)
+    assert found.row == rows[1]
+    assert local.registry.manifest(CHANNEL, row.version).to_json() == found.manifest_json
     with pytest.raises(GenerationChanged):
         client.promote(NAME, row.version, expected_generation=5)
     client.promote(NAME, row.version, expected_generation=0)

@@ -6,7 +6,9 @@ import json
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 import structlog
 from plaudit import cli
@@ -236,7 +238,13 @@ def test_people_who_would_never_give_their_acts_are_refused(plaudit):
 
 
 def test_people_whom_nobody_answers_say_why(plaudit):
-    code, out, err = plaudit("simulate", "--target", "", "--events", "1", "--population", "echo-choice")
+    another = grpc.server(ThreadPoolExecutor(1))  # a program that offers none of our calls
+    target = f"127.0.0.1:{another.add_insecure_port('127.0.0.1:0')}"
+    another.start()
+    try:
+        code, out, err = plaudit("simulate", "--target", target, "--events", "1", "--population", "echo-choice")
+    finally:
+        another.stop(0).wait()
     assert code == 1
     assert "0 replies to 1 requests" in out
     assert "the last request that failed: " in err

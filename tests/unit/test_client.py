@@ -1,9 +1,11 @@
 """The client against real servers that fail in chosen ways."""
 
 import asyncio
+import inspect
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -191,8 +193,27 @@ def test_an_error_names_the_target_and_the_proxy_in_between(monkeypatch):
     ("call", "field", "words"),
     [
         (lambda c: c.generate("echo", None), "messages", "send a text"),
-        (lambda c: c.generate("echo", [{"role": "user"}]), "messages", "content"),
-        (lambda c: c.generate("echo", [7]), "messages", "Message("),
+        (lambda c: c.generate("echo", [{"role": "user"}]), "messages[0].content", "content"),
+        (lambda c: c.generate("echo", [7]), "messages[0]", "Message("),
+        (lambda c: c.generate("echo", [{"role": "tool", "content": "x"}]), "messages[0].role", "system, developer"),
+        (
+            lambda c: c.generate("echo", [{"role": "user", "content": "x", "tool_calls": [1]}]),
+            "messages[0].tool_calls",
+            "leave it out",
+        ),
+        (lambda c: c.generate("echo", "hi", purpose="play"), "purpose", "serve, explore or evaluate"),
+        (lambda c: c.generate("echo", "hi", passages=["a text"]), "passages", "Passage("),
+        (lambda c: c.generate("echo", "hi", tags={"page": 3}), "tags", "3"),
+        (lambda c: c.choose("echo", "hi", "yes"), "options", "in a list"),
+        (lambda c: c.submit({"thumbs": True}), "act", "drafts(handle)"),
+        (lambda c: c.feedback_from_handle("h").thumbs_up(None), "candidate_id", "place"),
+        (lambda c: c.feedback_from_handle("h").thumbs_up(rater=3), "rater", "3"),
+        (lambda c: c.feedback_from_handle("h").thumbs_up(reason="dull"), "reason", "did you mean 'reasons'?"),
+        (lambda c: c.feedback_from_handle("h").rank("ab"), "ranking", "[1, 0]"),
+        (lambda c: c.feedback_from_handle("h").rate("good"), "value", "good"),
+        (lambda c: c.promote("echo/default", -1), "version", "-1"),
+        (lambda _: Plaudit("http://127.0.0.1:8000"), "target", "127.0.0.1:8000"),
+        (lambda _: Plaudit(None), "target", "host:port"),
         (lambda c: c.generate("echo", "hi", max_token=3), "max_token", "did you mean 'max_tokens'?"),
         (lambda c: c.generate("echo", "hi", n=-1), "n", "-1"),
         (lambda c: c.generate("echo", "hi", temperature="warm"), "temperature", "warm"),
@@ -209,7 +230,10 @@ def test_a_mistake_is_the_clients_own_error_and_says_what_to_write(served, clien
 
 
 def test_messages_may_be_dictionaries_as_other_clients_write_them(served, client):
-    client.generate("echo", [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}])
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    client.generate(
+        "echo", [{"role": "developer", "content": "be kind"}, {"role": "user", "content": parts, "name": "ana"}]
+    )
     assert [(m.role, m.content) for m in served[0].seen[0].messages] == [("system", "be kind"), ("user", "hi")]
 
 
@@ -339,11 +363,68 @@ def test_the_asyncio_client_retries_streams_acts_and_maps_errors(served):
     asyncio.run(talk())
 
 
-def test_the_client_imports_neither_torch_nor_a_database():
-    code = (
-        "import sys, plaudit.client; sys.exit(any(m in sys.modules for m in ('torch', 'sqlalchemy', 'transformers')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_both_clients_have_the_same_methods_with_the_same_arguments():
+    def methods(cls):
+        shown = {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+        return {name: list(inspect.signature(value).parameters.values()) for name, value in shown.items()}
+
+    plain, asynchronous = methods(Plaudit), methods(AsyncPlaudit)
+    assert [*plain] == [*asynchronous]
+    for name, parameters in plain.items():
+        assert [(p.name, p.kind, p.default) for p in parameters] == [
+            (p.name, p.kind, p.default) for p in asynchronous[name]
+        ], name
+
+
+def test_a_client_that_starts_first_waits_for_its_server(served, caplog):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{free.getsockname()[1]}"
+    server = grpc.server(ThreadPoolExecutor(4))
+    assistant_pb2_grpc.add_AssistantServiceServicer_to_server(served[0], server)
+
+    def start_late():
+        time.sleep(1.0)
+        server.add_insecure_port(target)
+        server.start()
+
+    async def ask():
+        async with AsyncPlaudit(target, timeout=30.0) as client:
+            return (await client.generate("echo", "hi")).text
+
+    late = threading.Thread(target=start_late)
+    late.start()
+    try:
+        with Plaudit(target, timeout=30.0) as client:
+            assert client.generate("echo", "hi").text == "A"
+        assert asyncio.run(ask()) == "A"
+    finally:
+        late.join()
+        server.stop(0).wait()
+    assert [target in record.getMessage() for record in caplog.records] == [True], "said once, with the target"
+    with Plaudit("127.0.0.1:1", timeout=0.5) as client, pytest.raises(NotServing, match=r"127\.0\.0\.1:1"):
+        client.generate("echo", "hi")
+
+
+# What `pip install plaudit` brings, and the standard library.
+CLIENT_ALONE = ("grpc", "google", "grpc_status", "tenacity", "uuid6", "typing_extensions", "plaudit")
+
+
+def test_the_client_needs_nothing_but_what_it_is_installed_with():
+    """Every other import is refused, as if it were not installed."""
+    code = f"""
+import sys
+allowed = {{*sys.stdlib_module_names, *{CLIENT_ALONE!r}}}
+class Refuses:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"{{name}} is not of the client", name=name)
+sys.meta_path.insert(0, Refuses())
+import plaudit.client, plaudit.domain, plaudit.types
+assert not {{"torch", "sqlalchemy", "pydantic"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_docs_metrics_is_what_the_code_defines():

@@ -57,6 +57,7 @@ candidates = st.builds(
     option_id=texts,
     place=uint32,
 )
+tags = st.dictionaries(texts, texts, max_size=3).map(lambda found: tuple(sorted(found.items())))
 interactions = st.builds(
     types.Interaction,
     interaction_id=names,
@@ -76,6 +77,7 @@ interactions = st.builds(
     answers=st.lists(st.binary(max_size=16).map(bytes.hex), max_size=2).map(tuple),
     plugin_version=texts,
     base_digest=texts,
+    tags=tags,
 )
 acts = st.one_of(
     st.builds(types.Thumbs, texts, st.booleans()),
@@ -98,6 +100,7 @@ feedbacks = st.builds(
     session_id=texts,
     reasons=st.lists(texts, max_size=3).map(tuple),
     answer=st.binary(max_size=16).map(bytes.hex),
+    tags=tags,
 )
 retractions = st.builds(
     codec.Retraction,

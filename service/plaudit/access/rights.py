@@ -37,6 +37,7 @@ _RATE = frozenset({Role.CALLER, Role.RATER})
 _FOLLOW = frozenset({Role.CALLER, Role.OPERATOR, Role.LEARNER})
 _READ = frozenset({Role.OPERATOR, Role.LEARNER})
 _OPERATE = frozenset({Role.OPERATOR})
+_EVERYBODY = frozenset(Role)
 
 RIGHTS: Mapping[str, frozenset[Role]] = {
     "AssistantService/Generate": _ASK,
@@ -45,6 +46,8 @@ RIGHTS: Mapping[str, frozenset[Role]] = {
     "FeedbackService/SubmitFeedback": _RATE,
     "FeedbackService/StreamFeedback": _RATE,
     "FeedbackService/RetractFeedback": _RATE,
+    "DomainService/ListDomains": _EVERYBODY,
+    "ReleaseService/ListChannels": _FOLLOW,
     "ReleaseService/ListReleases": _FOLLOW,
     "ReleaseService/GetRelease": _READ,
     "ReleaseService/WatchReleases": _FOLLOW,
@@ -83,9 +86,13 @@ class Caller:
         (only,) = self.tenants if len(self.tenants) == 1 else ("",)
         return "" if only == ANY else only
 
+    def may_ask(self, domain: str) -> bool:
+        """Whether the domain is among those of this caller."""
+        return not self.domains.isdisjoint((ANY, domain))
+
     def may_use(self, channel: Channel) -> bool:
         """Whether the channel's tenant and domain are among those of this caller."""
-        return not self.tenants.isdisjoint((ANY, channel.tenant)) and not self.domains.isdisjoint((ANY, channel.domain))
+        return not self.tenants.isdisjoint((ANY, channel.tenant)) and self.may_ask(channel.domain)
 
 
 # Whoever reaches a port that asks for no credentials.

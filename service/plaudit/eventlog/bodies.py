@@ -153,6 +153,7 @@ def interaction_to_proto(interaction: Interaction) -> events_pb2.InteractionReco
         answers=[bytes.fromhex(answer) for answer in interaction.answers],
         policy_version=interaction.policy_version,
         decision=interaction.decision,
+        tags=dict(interaction.tags),
     )
 
 
@@ -196,6 +197,7 @@ def interaction_from_proto(message: events_pb2.InteractionRecorded) -> Interacti
         base_digest=message.base_digest,
         policy_version=message.policy_version,
         decision=message.decision,
+        tags=tuple(sorted(message.tags.items())),
         completed_at=moment(message, "completed_at"),
     )
 
@@ -267,6 +269,7 @@ def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackRecorded:
     body.session_id = feedback.session_id
     body.reasons.extend(feedback.reasons)
     body.whole_conversation = feedback.whole_conversation
+    body.tags.update(dict(feedback.tags))
     return events_pb2.FeedbackRecorded(
         feedback=body,
         interaction_id=feedback.interaction_id,
@@ -292,6 +295,7 @@ def feedback_from_proto(message: events_pb2.FeedbackRecorded) -> Feedback:
         reasons=tuple(message.feedback.reasons),
         answer=message.answer.hex(),
         whole_conversation=message.feedback.whole_conversation,
+        tags=tuple(sorted(message.feedback.tags.items())),
     )
 
 

@@ -115,11 +115,11 @@ class Registry:
         with self.database.reading() as connection:
             return read_state(connection, channel)
 
-    def states(self) -> list[ChannelState]:
-        """What every channel serves, in order of channel."""
+    def states(self, *, behind: str = "", most: int | None = None) -> list[ChannelState]:
+        """What every channel serves, in order of channel; those behind a name, and at most so many."""
+        query = sa.select(CHANNEL_STATE).where(CHANNEL_STATE.c.channel > behind).order_by(CHANNEL_STATE.c.channel)
         with self.database.reading() as connection:
-            rows = connection.execute(sa.select(CHANNEL_STATE).order_by(CHANNEL_STATE.c.channel))
-            return [channel_state(row) for row in rows.mappings()]
+            return [channel_state(row) for row in connection.execute(query.limit(most)).mappings()]
 
     def history(self, channel: Channel) -> list[ChangeRow]:
         """Every change of the channel, oldest first."""
@@ -128,11 +128,12 @@ class Registry:
 
     # Releases.
 
-    def releases(self, channel: Channel) -> list[ReleaseRow]:
-        """All releases of the channel, oldest first."""
-        query = sa.select(RELEASE).where(RELEASE.c.channel == str(channel)).order_by(RELEASE.c.version)
+    def releases(self, channel: Channel, *, behind: int = -1, most: int | None = None) -> list[ReleaseRow]:
+        """All releases of the channel, oldest first; those behind a version, and at most so many."""
+        query = sa.select(RELEASE).where(RELEASE.c.channel == str(channel), RELEASE.c.version > behind)
         with self.database.reading() as connection:
-            return [release_row(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query.order_by(RELEASE.c.version).limit(most))
+            return [release_row(row) for row in rows.mappings()]
 
     def release(self, channel: Channel, version: int) -> ReleaseRow:
         """One release; raises UnknownRelease."""

@@ -4,7 +4,7 @@ What enters: a Feedback message, or a withdrawal. What leaves: the act as the lo
 nothing, so that the answer costs one durable append and nothing else; a withdrawal is given what it is checked against.
 
 In order: 1 the handle, and whether the caller may use its channel; 2 who gives it, and how often; 3 its id, texts and
-session; 4 the kind; 5 the candidates; 6 values and reasons.
+session; 4 the kind; 5 the candidates; 6 values, reasons and tags.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from plaudit.serving.validate import (
     MAX_PERSON_BYTES,
     MAX_SESSION_BYTES,
     MAX_TEXT_BYTES,
+    checked_tags,
     identifier,
     refused,
     short_text,
@@ -96,6 +97,7 @@ class Acts:
             reasons=_reasons(message.reasons, plugin.declaration),
             answer=claims.answer,
             whole_conversation=_whole_conversation(message, act, plugin.declaration),
+            tags=checked_tags(message.tags),
         )
 
     def retraction(self, message: feedback_pb2.RetractFeedbackRequest, now: dt.datetime) -> Retraction:

@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit.access.limits import Limits
-from plaudit.access.rights import NAMES_RELEASES, caller, check_channel, check_operator
+from plaudit.access.rights import NAMES_RELEASES, SEES_TOKENS, check_channel, check_operator
 from plaudit.engine.protocol import Ticket
 from plaudit.errors import Cancelled, DeadlinePassed, PlauditError, PluginFailed
 from plaudit.metrics import Metrics
@@ -23,7 +23,7 @@ from plaudit.serving.recording import Recorded
 from plaudit.serving.validate import choice_wanted, completions_wanted
 from plaudit.settings import ServeSettings
 from plaudit.telemetry import get_logger
-from plaudit.types import Channel, FinishReason
+from plaudit.types import Candidate, Channel, FinishReason
 from plaudit.v1 import assistant_pb2, assistant_pb2_grpc
 
 log = get_logger("plaudit.assistant")
@@ -49,8 +49,8 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
     def Generate(self, request: assistant_pb2.GenerateRequest, context: Any) -> assistant_pb2.GenerateResponse:
         """See assistant.proto."""
         wanted = completions_wanted(request, self._settings.max_tokens)
-        self._check(wanted.envelope.channel, bool(wanted.versions))
-        return _generated(self._generation.generate(wanted, self._call(context)))
+        self._check(wanted.envelope.channel, bool(wanted.versions), request.token_ids)
+        return self._generated(self._generation.generate(wanted, self._call(context)), request)
 
     def StreamGenerate(
         self, request: assistant_pb2.StreamGenerateRequest, context: Any
@@ -59,10 +59,10 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
         arrived = time.perf_counter()
         call = self._call(context)
         wanted = completions_wanted(request.request, self._settings.max_tokens)
-        self._check(wanted.envelope.channel, bool(wanted.versions))
+        self._check(wanted.envelope.channel, bool(wanted.versions), request.request.token_ids)
         started = self._generation.start(wanted, call)
         if isinstance(started, Recorded):
-            yield from _told_again(started)
+            yield from _told_again(started, self._generated(started, request.request))
             return
         call.watch(started.tickets)
         sent = [""] * len(started.tickets)
@@ -76,7 +76,7 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
                 yield assistant_pb2.StreamGenerateResponse(delta=assistant_pb2.TextDelta(index=index, text=text))
             recorded = self._generation.finish(started, call.results(started.tickets), streamed=True)
             ended = True
-            yield assistant_pb2.StreamGenerateResponse(done=_generated(recorded))
+            yield assistant_pb2.StreamGenerateResponse(done=self._generated(recorded, request.request))
         except (Cancelled, DeadlinePassed, PluginFailed, GeneratorExit):
             # The caller's hand or clock ended it, it left while a message was written, or the domain could not say what
             # is to be shown. People read what went out.
@@ -94,15 +94,47 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
     def Choose(self, request: assistant_pb2.ChooseRequest, context: Any) -> assistant_pb2.ChooseResponse:
         """See assistant.proto."""
         wanted = choice_wanted(request)
-        self._check(wanted.envelope.channel, wanted.version is not None)
+        self._check(wanted.envelope.channel, wanted.version is not None, False)
         return _chosen(self._generation.choose(wanted, self._call(context)))
 
-    def _check(self, channel: Channel, names_releases: bool) -> None:
+    def _check(self, channel: Channel, names_releases: bool, wants_tokens: bool) -> None:
         """What the caller may do with this request, before anything is looked up for it."""
         check_channel(channel)
         if names_releases:
             check_operator(NAMES_RELEASES)
+        if wants_tokens:
+            check_operator(SEES_TOKENS)
         self._limits.tenant(channel.tenant)
+
+    def _generated(self, recorded: Recorded, asked: assistant_pb2.GenerateRequest) -> assistant_pb2.GenerateResponse:
+        interaction = recorded.interaction
+        return assistant_pb2.GenerateResponse(
+            interaction_id=interaction.interaction_id,
+            completions=[
+                assistant_pb2.Completion(
+                    candidate_id=candidate.candidate_id,
+                    text=candidate.displayed_text,
+                    release_version=candidate.release_version,
+                    release_digest=candidate.release_digest,
+                    finish_reason=_FINISH[candidate.finish_reason],
+                    tokens=len(candidate.tokens),
+                    logprob_raw=math.fsum(candidate.logprobs_raw),
+                    valid=candidate.valid,
+                    token_ids=candidate.tokens if asked.token_ids else (),
+                    logprobs=self._logprobs(candidate) if asked.logprobs else (),
+                )
+                for candidate in interaction.candidates
+            ],
+            handle=recorded.handle,
+            handle_expires_at=_timestamp(recorded.expires_at),
+            prompt_tokens=len(interaction.prompt_tokens),
+        )
+
+    def _logprobs(self, candidate: Candidate) -> list[assistant_pb2.TokenLogprob]:
+        return [
+            assistant_pb2.TokenLogprob(text=text, logprob=logprob)
+            for text, logprob in zip(self._generation.pieces(candidate), candidate.logprobs_raw, strict=True)
+        ]
 
     def _call(self, context: Any) -> Call:
         return Call(context, self._settings.default_deadline_seconds)
@@ -159,7 +191,9 @@ def _begun(
     return assistant_pb2.StreamGenerateResponse(begun=begun)
 
 
-def _told_again(recorded: Recorded) -> Iterator[assistant_pb2.StreamGenerateResponse]:
+def _told_again(
+    recorded: Recorded, done: assistant_pb2.GenerateResponse
+) -> Iterator[assistant_pb2.StreamGenerateResponse]:
     """The stream of an answer that was recorded before: each completion in one piece."""
     interaction = recorded.interaction
     ids = [candidate.candidate_id for candidate in interaction.candidates]
@@ -168,31 +202,7 @@ def _told_again(recorded: Recorded) -> Iterator[assistant_pb2.StreamGenerateResp
         if candidate.text:
             delta = assistant_pb2.TextDelta(index=index, text=candidate.text)
             yield assistant_pb2.StreamGenerateResponse(delta=delta)
-    yield assistant_pb2.StreamGenerateResponse(done=_generated(recorded))
-
-
-def _generated(recorded: Recorded) -> assistant_pb2.GenerateResponse:
-    interaction = recorded.interaction
-    return assistant_pb2.GenerateResponse(
-        interaction_id=interaction.interaction_id,
-        completions=[
-            assistant_pb2.Completion(
-                candidate_id=candidate.candidate_id,
-                text=candidate.displayed_text,
-                release_version=candidate.release_version,
-                release_digest=candidate.release_digest,
-                finish_reason=_FINISH[candidate.finish_reason],
-                tokens=len(candidate.tokens),
-                logprob_raw=math.fsum(candidate.logprobs_raw),
-                valid=candidate.valid,
-                token_ids=candidate.tokens if caller().is_operator else (),
-            )
-            for candidate in interaction.candidates
-        ],
-        handle=recorded.handle,
-        handle_expires_at=_timestamp(recorded.expires_at),
-        prompt_tokens=len(interaction.prompt_tokens),
-    )
+    yield assistant_pb2.StreamGenerateResponse(done=done)
 
 
 def _chosen(recorded: Recorded) -> assistant_pb2.ChooseResponse:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import hashlib
+import itertools
 import secrets
 import struct
 import uuid
@@ -24,6 +25,7 @@ from plaudit.deciding import Cost, costs_of, decide, labels_of
 from plaudit.decoding import channel_spec
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey, Ticket
+from plaudit.engine.text import GrowingText
 from plaudit.errors import InvalidField, PluginFailed, UnknownTenant, WrongAction
 from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
@@ -265,6 +267,15 @@ class Generation:
         )
         return self._answer(whole)
 
+    def pieces(self, candidate: Candidate) -> list[str]:
+        """What each token of a completion adds to its text as generated; together they are that text."""
+        growing = GrowingText(self._engine.decode)
+        ends = []
+        for token in candidate.tokens:
+            growing.add(token)
+            ends.append(min(len(growing.text), len(candidate.text)))
+        return [candidate.text[start:end] for start, end in itertools.pairwise([0, *ends])]
+
     # Common --------------------------------------------------------------------------------------
 
     def _plugin(self, envelope: Envelope, action: Action) -> DomainPlugin:
@@ -317,6 +328,7 @@ class Generation:
             plugin_version=plugin.declaration.version,
             policy_version=plugin.declaration.policy_version,
             base_digest=self._engine.base_digest,
+            tags=envelope.tags,
         )
 
 

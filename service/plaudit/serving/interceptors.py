@@ -34,11 +34,10 @@ from plaudit.errors import (
 from plaudit.metrics import Metrics
 from plaudit.settings import LimitSettings
 from plaudit.telemetry import RequestIds, child_traceparent, get_logger, request_ids
-from plaudit.wire import to_status
+from plaudit.wire import REQUEST_ID_KEY, to_status
 
 OURS = "/plaudit.v1."
 _REFLECTION = "/grpc.reflection."
-REQUEST_ID_KEY = "x-request-id"
 _MAX_REQUEST_ID_CHARS = 128
 # A deadline travels as a duration, rounded up, and begins anew on arrival: the caller's own ends a little before ours.
 _DEADLINE_SLACK_SECONDS = 0.1

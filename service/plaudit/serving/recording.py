@@ -160,5 +160,6 @@ class Recorder:
             session_id=envelope.session_id,
             end_user=self.pseudonym(tenant, envelope.end_user),
             rater=self.pseudonym(tenant, envelope.rater),
+            tags=envelope.tags,
         )
         return request_digest(asked) == request_digest(found)

@@ -20,9 +20,19 @@ from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import ReleaseChange, encode_release_changed
 from plaudit.release.moves import Change, ChannelState, Move, Pin, Promote, ReleaseRow, RollBack
 from plaudit.release.registry import Registry
+from plaudit.release.typed import gate_message, manifest_message
 from plaudit.serving.calls import Call
+from plaudit.serving.paging import behind, page, page_size
 from plaudit.serving.recording import PRODUCER
-from plaudit.serving.validate import MAX_REASON_BYTES, channel_name, release_version, short_text, tenant_name
+from plaudit.serving.validate import (
+    MAX_REASON_BYTES,
+    MAX_VERSION,
+    channel_name,
+    refused,
+    release_version,
+    short_text,
+    tenant_name,
+)
 from plaudit.telemetry import get_logger, traceparent
 from plaudit.types import Channel
 from plaudit.v1 import releases_pb2, releases_pb2_grpc
@@ -56,8 +66,35 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
     ) -> releases_pb2.ListReleasesResponse:
         """See releases.proto."""
         state = self._state(_channel(request))
-        rows = self._registry.releases(state.channel)
-        return releases_pb2.ListReleasesResponse(releases=[_release(row) for row in rows], state=_channel_state(state))
+        after, size = behind(request), page_size(request)
+        if after and not (after.isascii() and after.isdigit() and int(after) <= MAX_VERSION):
+            raise refused("page_token", "of another list", "the next_page_token of the page before")
+        rows = self._registry.releases(state.channel, behind=int(after) if after else -1, most=size + 1)
+        shown, token = page(rows, size, lambda row: str(row.version))
+        return releases_pb2.ListReleasesResponse(
+            releases=[_release(row) for row in shown], state=_channel_state(state), next_page_token=token
+        )
+
+    def ListChannels(
+        self, request: releases_pb2.ListChannelsRequest, context: Any
+    ) -> releases_pb2.ListChannelsResponse:
+        """See releases.proto."""
+        size = page_size(request)
+        shown, token = page(self._mine(behind(request), size + 1), size, lambda state: str(state.channel))
+        return releases_pb2.ListChannelsResponse(
+            channels=[_channel_state(state) for state in shown], next_page_token=token
+        )
+
+    def _mine(self, after: str, most: int) -> list[ChannelState]:
+        """States of the caller's channels behind a name, in order."""
+        may_use, mine = caller().may_use, list[ChannelState]()
+        while len(mine) < most:
+            states = self._registry.states(behind=after, most=most)
+            mine += [state for state in states if may_use(state.channel)]
+            if len(states) < most:
+                break
+            after = str(states[-1].channel)
+        return mine[:most]
 
     def GetRelease(self, request: releases_pb2.GetReleaseRequest, context: Any) -> releases_pb2.GetReleaseResponse:
         """See releases.proto."""
@@ -65,7 +102,11 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
         version = release_version("version", request.version)
         row = self._registry.release(channel, version)
         manifest = self._registry.manifest(channel, version)
-        return releases_pb2.GetReleaseResponse(release=_release(row), manifest_json=manifest.to_json_for_readers())
+        return releases_pb2.GetReleaseResponse(
+            release=_release(row),
+            manifest_json=manifest.to_json_for_readers(),
+            manifest=manifest_message(manifest),
+        )
 
     def WatchReleases(self, request: releases_pb2.WatchReleasesRequest, context: Any) -> Iterator[Any]:
         """See releases.proto. Ends with NOT_SERVING when this replica drains, so that the watcher goes elsewhere."""
@@ -174,6 +215,7 @@ def _release(row: ReleaseRow) -> releases_pb2.Release:
         state=f"RELEASE_STATE_{row.state.name}",
         created_at=created_at,
         decision_json=row.decision_json,
+        gate=gate_message(row.decision_json),
     )
 
 

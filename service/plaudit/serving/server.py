@@ -36,6 +36,7 @@ from plaudit.plugins import count_failures, load_plugins
 from plaudit.release.registry import Registry
 from plaudit.serving.acts import Acts
 from plaudit.serving.assistant import AssistantServicer
+from plaudit.serving.domains import DomainServicer
 from plaudit.serving.feedback import FeedbackServicer
 from plaudit.serving.generation import Generation
 from plaudit.serving.http.door import Door
@@ -52,13 +53,14 @@ from plaudit.store.files import private_folder
 from plaudit.store.processes import Beat
 from plaudit.telemetry import configure, get_logger
 from plaudit.types import Action
-from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
+from plaudit.v1 import assistant_pb2_grpc, domains_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
 from plaudit.waiting import opened_at_last
 
 SERVICES = (
     "plaudit.v1.AssistantService",
     "plaudit.v1.FeedbackService",
     "plaudit.v1.ReleaseService",
+    "plaudit.v1.DomainService",
     "plaudit.v1.PrivacyService",
 )
 _ASSISTANT = SERVICES[0]
@@ -163,6 +165,7 @@ class Server:
             ),
             server,
         )
+        domains_pb2_grpc.add_DomainServiceServicer_to_server(DomainServicer(plugins), server)
         privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyServicer(), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import uuid6
@@ -28,7 +28,7 @@ from plaudit.returned import (
     MAX_TOP_K,
     MIN_OPTIONS,
 )
-from plaudit.types import Channel, Message, Option, Passage, Purpose, Request
+from plaudit.types import Channel, Message, Option, Passage, Purpose, Request, Tags
 from plaudit.v1 import assistant_pb2
 
 DEFAULT_TENANT = "default"
@@ -42,8 +42,11 @@ MAX_PERSON_BYTES = 256
 MAX_VERSION = 2**31 - 1  # what every database's integer column holds
 MAX_REASON_BYTES = 1_024
 MAX_NAME_BYTES = 64
+MAX_TAGS = 16
+MAX_TAG_BYTES = 512
 
 _TENANT = re.compile(r"[a-z0-9_-]{1,64}")
+_TAG = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _ROLES = ("system", "user", "assistant")
 _PURPOSES = {
     assistant_pb2.PURPOSE_UNSPECIFIED: Purpose.SERVE,
@@ -64,6 +67,7 @@ class Envelope:
     end_user: str
     rater: str
     request: Request
+    tags: Tags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +185,17 @@ def release_version(field: str, value: int) -> int:
     return value
 
 
+def checked_tags(tags: Mapping[str, str]) -> Tags:
+    """The caller's own marks, in order of their keys; what they say is never repeated in a message."""
+    if len(tags) > MAX_TAGS:
+        raise refused("tags", f"{len(tags)} tags", f"at most {MAX_TAGS}")
+    for key, value in tags.items():
+        if not _TAG.fullmatch(key):
+            raise refused("tags", f"a key of {len(key.encode())} bytes", "keys of 1 to 64 characters of [a-zA-Z0-9_.-]")
+        short_text(f"tags[{key}]", value, MAX_TAG_BYTES)
+    return tuple(sorted(tags.items()))
+
+
 def channel_name(value: str) -> Channel:
     """A channel from its written form; raises InvalidField where it has another."""
     try:
@@ -203,6 +218,7 @@ def _envelope(
         end_user=short_text("end_user", asked.end_user, MAX_PERSON_BYTES),
         rater=short_text("rater", asked.rater, MAX_PERSON_BYTES),
         request=Request(messages=_messages(asked.messages), passages=_passages(asked.passages), options=tuple(options)),
+        tags=checked_tags(asked.tags),
     )
 
 

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from plaudit.client import Plaudit
+from plaudit.client_requests import ChooseOptions, GenerateOptions
 from plaudit.domain import DomainPlugin
 from plaudit.errors import Misconfigured
 from plaudit.plugins import load_plugins
-from plaudit.replies import ChooseOptions, GenerateOptions
 from plaudit.simulate.population import Shown
 from plaudit.types import Action, Channel, Option, Purpose, Request
 
@@ -115,6 +115,7 @@ def _generate(client: Plaudit, question: Question) -> Answer:
         "tenant": question.channel.tenant,
         "passages": question.request.passages,
         "purpose": question.purpose,
+        "token_ids": True,  # replies are made again from them
     }
     if question.temperature is not None:
         options["temperature"] = question.temperature

@@ -25,17 +25,22 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aplaudit/v1/assistant.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\";\n\x07Passage\x12\x12\n\npassage_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"\xa6\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\r\n\x0b_max_tokens\"\xdb\x02\n\x0fGenerateRequest\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x10\n\x08\x65nd_user\x18\x05 \x01(\t\x12\r\n\x05rater\x18\x06 \x01(\t\x12%\n\x08messages\x18\x07 \x03(\x0b\x32\x13.plaudit.v1.Message\x12%\n\x08passages\x18\x08 \x03(\x0b\x32\x13.plaudit.v1.Passage\x12\t\n\x01n\x18\t \x01(\r\x12&\n\x08sampling\x18\n \x01(\x0b\x32\x14.plaudit.v1.Sampling\x12\x11\n\x04seed\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12$\n\x07purpose\x18\x0c \x01(\x0e\x32\x13.plaudit.v1.Purpose\x12\x18\n\x10release_versions\x18\r \x03(\rB\x07\n\x05_seed\"\xd9\x01\n\nCompletion\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x17\n\x0frelease_version\x18\x03 \x01(\r\x12\x16\n\x0erelease_digest\x18\x04 \x01(\t\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.plaudit.v1.FinishReason\x12\x0e\n\x06tokens\x18\x06 \x01(\r\x12\x13\n\x0blogprob_raw\x18\x07 \x01(\x01\x12\r\n\x05valid\x18\x08 \x01(\x08\x12\x11\n\ttoken_ids\x18\t \x03(\r\"\xb5\x01\n\x10GenerateResponse\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12+\n\x0b\x63ompletions\x18\x02 \x03(\x0b\x32\x16.plaudit.v1.Completion\x12\x0e\n\x06handle\x18\x03 \x01(\t\x12\x35\n\x11handle_expires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\"E\n\x15StreamGenerateRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.plaudit.v1.GenerateRequest\"\xa1\x01\n\x16StreamGenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.plaudit.v1.TextDeltaH\x00\x12,\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1c.plaudit.v1.GenerateResponseH\x00\x12(\n\x05\x62\x65gun\x18\x03 \x01(\x0b\x32\x17.plaudit.v1.StreamBegunH\x00\x42\x07\n\x05\x65vent\"\x83\x01\n\x0bStreamBegun\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12\x15\n\rcandidate_ids\x18\x02 \x03(\t\x12\x0e\n\x06handle\x18\x03 \x01(\t\x12\x35\n\x11handle_expires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\tTextDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\")\n\x06Option\x12\x11\n\toption_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc7\x02\n\rChooseRequest\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x10\n\x08\x65nd_user\x18\x05 \x01(\t\x12\r\n\x05rater\x18\x06 \x01(\t\x12%\n\x08messages\x18\x07 \x03(\x0b\x32\x13.plaudit.v1.Message\x12%\n\x08passages\x18\x08 \x03(\x0b\x32\x13.plaudit.v1.Passage\x12#\n\x07options\x18\t \x03(\x0b\x32\x12.plaudit.v1.Option\x12$\n\x07purpose\x18\n \x01(\x0e\x32\x13.plaudit.v1.Purpose\x12\x1c\n\x0frelease_version\x18\x0b \x01(\rH\x00\x88\x01\x01\x42\x12\n\x10_release_version\"]\n\x0cRankedOption\x12\x11\n\toption_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61ndidate_id\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x0f\n\x07logprob\x18\x04 \x01(\x01\"\xdd\x01\n\x0e\x43hooseResponse\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12)\n\x07ranking\x18\x02 \x03(\x0b\x32\x18.plaudit.v1.RankedOption\x12\x17\n\x0frelease_version\x18\x03 \x01(\r\x12\x16\n\x0erelease_digest\x18\x04 \x01(\t\x12\x0e\n\x06handle\x18\x05 \x01(\t\x12\x35\n\x11handle_expires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64\x65\x63ision\x18\x07 \x01(\t*`\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x11\n\rPURPOSE_SERVE\x10\x01\x12\x13\n\x0fPURPOSE_EXPLORE\x10\x02\x12\x14\n\x10PURPOSE_EVALUATE\x10\x03*\x93\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x32\xf5\x01\n\x10\x41ssistantService\x12\x45\n\x08Generate\x12\x1b.plaudit.v1.GenerateRequest\x1a\x1c.plaudit.v1.GenerateResponse\x12Y\n\x0eStreamGenerate\x12!.plaudit.v1.StreamGenerateRequest\x1a\".plaudit.v1.StreamGenerateResponse0\x01\x12?\n\x06\x43hoose\x12\x19.plaudit.v1.ChooseRequest\x1a\x1a.plaudit.v1.ChooseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aplaudit/v1/assistant.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\";\n\x07Passage\x12\x12\n\npassage_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"\xa6\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\r\n\x0b_max_tokens\"\xe2\x03\n\x0fGenerateRequest\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x10\n\x08\x65nd_user\x18\x05 \x01(\t\x12\r\n\x05rater\x18\x06 \x01(\t\x12%\n\x08messages\x18\x07 \x03(\x0b\x32\x13.plaudit.v1.Message\x12%\n\x08passages\x18\x08 \x03(\x0b\x32\x13.plaudit.v1.Passage\x12\t\n\x01n\x18\t \x01(\r\x12&\n\x08sampling\x18\n \x01(\x0b\x32\x14.plaudit.v1.Sampling\x12\x11\n\x04seed\x18\x0b \x01(\x04H\x00\x88\x01\x01\x12$\n\x07purpose\x18\x0c \x01(\x0e\x32\x13.plaudit.v1.Purpose\x12\x18\n\x10release_versions\x18\r \x03(\r\x12\x33\n\x04tags\x18\x0e \x03(\x0b\x32%.plaudit.v1.GenerateRequest.TagsEntry\x12\x10\n\x08logprobs\x18\x0f \x01(\x08\x12\x11\n\ttoken_ids\x18\x10 \x01(\x08\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_seed\"-\n\x0cTokenLogprob\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x85\x02\n\nCompletion\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x17\n\x0frelease_version\x18\x03 \x01(\r\x12\x16\n\x0erelease_digest\x18\x04 \x01(\t\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.plaudit.v1.FinishReason\x12\x0e\n\x06tokens\x18\x06 \x01(\r\x12\x13\n\x0blogprob_raw\x18\x07 \x01(\x01\x12\r\n\x05valid\x18\x08 \x01(\x08\x12\x11\n\ttoken_ids\x18\t \x03(\r\x12*\n\x08logprobs\x18\n \x03(\x0b\x32\x18.plaudit.v1.TokenLogprob\"\xb5\x01\n\x10GenerateResponse\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12+\n\x0b\x63ompletions\x18\x02 \x03(\x0b\x32\x16.plaudit.v1.Completion\x12\x0e\n\x06handle\x18\x03 \x01(\t\x12\x35\n\x11handle_expires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\"E\n\x15StreamGenerateRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.plaudit.v1.GenerateRequest\"\xa1\x01\n\x16StreamGenerateResponse\x12&\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x15.plaudit.v1.TextDeltaH\x00\x12,\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1c.plaudit.v1.GenerateResponseH\x00\x12(\n\x05\x62\x65gun\x18\x03 \x01(\x0b\x32\x17.plaudit.v1.StreamBegunH\x00\x42\x07\n\x05\x65vent\"\x83\x01\n\x0bStreamBegun\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12\x15\n\rcandidate_ids\x18\x02 \x03(\t\x12\x0e\n\x06handle\x18\x03 \x01(\t\x12\x35\n\x11handle_expires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\tTextDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\")\n\x06Option\x12\x11\n\toption_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xa7\x03\n\rChooseRequest\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x10\n\x08\x65nd_user\x18\x05 \x01(\t\x12\r\n\x05rater\x18\x06 \x01(\t\x12%\n\x08messages\x18\x07 \x03(\x0b\x32\x13.plaudit.v1.Message\x12%\n\x08passages\x18\x08 \x03(\x0b\x32\x13.plaudit.v1.Passage\x12#\n\x07options\x18\t \x03(\x0b\x32\x12.plaudit.v1.Option\x12$\n\x07purpose\x18\n \x01(\x0e\x32\x13.plaudit.v1.Purpose\x12\x1c\n\x0frelease_version\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x31\n\x04tags\x18\x0c \x03(\x0b\x32#.plaudit.v1.ChooseRequest.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x12\n\x10_release_version\"]\n\x0cRankedOption\x12\x11\n\toption_id\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61ndidate_id\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x0f\n\x07logprob\x18\x04 \x01(\x01\"\xdd\x01\n\x0e\x43hooseResponse\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12)\n\x07ranking\x18\x02 \x03(\x0b\x32\x18.plaudit.v1.RankedOption\x12\x17\n\x0frelease_version\x18\x03 \x01(\r\x12\x16\n\x0erelease_digest\x18\x04 \x01(\t\x12\x0e\n\x06handle\x18\x05 \x01(\t\x12\x35\n\x11handle_expires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64\x65\x63ision\x18\x07 \x01(\t*`\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x11\n\rPURPOSE_SERVE\x10\x01\x12\x13\n\x0fPURPOSE_EXPLORE\x10\x02\x12\x14\n\x10PURPOSE_EVALUATE\x10\x03*\x93\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x04\x32\xf5\x01\n\x10\x41ssistantService\x12\x45\n\x08Generate\x12\x1b.plaudit.v1.GenerateRequest\x1a\x1c.plaudit.v1.GenerateResponse\x12Y\n\x0eStreamGenerate\x12!.plaudit.v1.StreamGenerateRequest\x1a\".plaudit.v1.StreamGenerateResponse0\x01\x12?\n\x06\x43hoose\x12\x19.plaudit.v1.ChooseRequest\x1a\x1a.plaudit.v1.ChooseResponseB5\n\x0e\x63om.plaudit.v1P\x01Z\x14plaudit/v1;plauditv1\xaa\x02\nPlaudit.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.assistant_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_PURPOSE']._serialized_start=2204
-  _globals['_PURPOSE']._serialized_end=2300
-  _globals['_FINISHREASON']._serialized_start=2303
-  _globals['_FINISHREASON']._serialized_end=2450
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016com.plaudit.v1P\001Z\024plaudit/v1;plauditv1\252\002\nPlaudit.V1'
+  _globals['_GENERATEREQUEST_TAGSENTRY']._loaded_options = None
+  _globals['_GENERATEREQUEST_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_CHOOSEREQUEST_TAGSENTRY']._loaded_options = None
+  _globals['_CHOOSEREQUEST_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_PURPOSE']._serialized_start=2526
+  _globals['_PURPOSE']._serialized_end=2622
+  _globals['_FINISHREASON']._serialized_start=2625
+  _globals['_FINISHREASON']._serialized_end=2772
   _globals['_MESSAGE']._serialized_start=75
   _globals['_MESSAGE']._serialized_end=115
   _globals['_PASSAGE']._serialized_start=117
@@ -43,27 +48,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLING']._serialized_start=179
   _globals['_SAMPLING']._serialized_end=345
   _globals['_GENERATEREQUEST']._serialized_start=348
-  _globals['_GENERATEREQUEST']._serialized_end=695
-  _globals['_COMPLETION']._serialized_start=698
-  _globals['_COMPLETION']._serialized_end=915
-  _globals['_GENERATERESPONSE']._serialized_start=918
-  _globals['_GENERATERESPONSE']._serialized_end=1099
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=1101
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=1170
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1173
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1334
-  _globals['_STREAMBEGUN']._serialized_start=1337
-  _globals['_STREAMBEGUN']._serialized_end=1468
-  _globals['_TEXTDELTA']._serialized_start=1470
-  _globals['_TEXTDELTA']._serialized_end=1510
-  _globals['_OPTION']._serialized_start=1512
-  _globals['_OPTION']._serialized_end=1553
-  _globals['_CHOOSEREQUEST']._serialized_start=1556
-  _globals['_CHOOSEREQUEST']._serialized_end=1883
-  _globals['_RANKEDOPTION']._serialized_start=1885
-  _globals['_RANKEDOPTION']._serialized_end=1978
-  _globals['_CHOOSERESPONSE']._serialized_start=1981
-  _globals['_CHOOSERESPONSE']._serialized_end=2202
-  _globals['_ASSISTANTSERVICE']._serialized_start=2453
-  _globals['_ASSISTANTSERVICE']._serialized_end=2698
+  _globals['_GENERATEREQUEST']._serialized_end=830
+  _globals['_GENERATEREQUEST_TAGSENTRY']._serialized_start=778
+  _globals['_GENERATEREQUEST_TAGSENTRY']._serialized_end=821
+  _globals['_TOKENLOGPROB']._serialized_start=832
+  _globals['_TOKENLOGPROB']._serialized_end=877
+  _globals['_COMPLETION']._serialized_start=880
+  _globals['_COMPLETION']._serialized_end=1141
+  _globals['_GENERATERESPONSE']._serialized_start=1144
+  _globals['_GENERATERESPONSE']._serialized_end=1325
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=1327
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=1396
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1399
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=1560
+  _globals['_STREAMBEGUN']._serialized_start=1563
+  _globals['_STREAMBEGUN']._serialized_end=1694
+  _globals['_TEXTDELTA']._serialized_start=1696
+  _globals['_TEXTDELTA']._serialized_end=1736
+  _globals['_OPTION']._serialized_start=1738
+  _globals['_OPTION']._serialized_end=1779
+  _globals['_CHOOSEREQUEST']._serialized_start=1782
+  _globals['_CHOOSEREQUEST']._serialized_end=2205
+  _globals['_CHOOSEREQUEST_TAGSENTRY']._serialized_start=778
+  _globals['_CHOOSEREQUEST_TAGSENTRY']._serialized_end=821
+  _globals['_RANKEDOPTION']._serialized_start=2207
+  _globals['_RANKEDOPTION']._serialized_end=2300
+  _globals['_CHOOSERESPONSE']._serialized_start=2303
+  _globals['_CHOOSERESPONSE']._serialized_end=2524
+  _globals['_ASSISTANTSERVICE']._serialized_start=2775
+  _globals['_ASSISTANTSERVICE']._serialized_end=3020
 # @@protoc_insertion_point(module_scope)

@@ -67,7 +67,14 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "messages", "passages", "n", "sampling", "seed", "purpose", "release_versions")
+    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "messages", "passages", "n", "sampling", "seed", "purpose", "release_versions", "tags", "logprobs", "token_ids")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +88,9 @@ class GenerateRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     domain: str
     tenant: str
@@ -94,10 +104,21 @@ class GenerateRequest(_message.Message):
     seed: int
     purpose: Purpose
     release_versions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_versions: _Optional[_Iterable[int]] = ...) -> None: ...
+    tags: _containers.ScalarMap[str, str]
+    logprobs: bool
+    token_ids: bool
+    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_versions: _Optional[_Iterable[int]] = ..., tags: _Optional[_Mapping[str, str]] = ..., logprobs: _Optional[bool] = ..., token_ids: _Optional[bool] = ...) -> None: ...
+
+class TokenLogprob(_message.Message):
+    __slots__ = ("text", "logprob")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    logprob: float
+    def __init__(self, text: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class Completion(_message.Message):
-    __slots__ = ("candidate_id", "text", "release_version", "release_digest", "finish_reason", "tokens", "logprob_raw", "valid", "token_ids")
+    __slots__ = ("candidate_id", "text", "release_version", "release_digest", "finish_reason", "tokens", "logprob_raw", "valid", "token_ids", "logprobs")
     CANDIDATE_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     RELEASE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +128,7 @@ class Completion(_message.Message):
     LOGPROB_RAW_FIELD_NUMBER: _ClassVar[int]
     VALID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     candidate_id: str
     text: str
     release_version: int
@@ -116,7 +138,8 @@ class Completion(_message.Message):
     logprob_raw: float
     valid: bool
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, candidate_id: _Optional[str] = ..., text: _Optional[str] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., tokens: _Optional[int] = ..., logprob_raw: _Optional[float] = ..., valid: _Optional[bool] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, candidate_id: _Optional[str] = ..., text: _Optional[str] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., tokens: _Optional[int] = ..., logprob_raw: _Optional[float] = ..., valid: _Optional[bool] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("interaction_id", "completions", "handle", "handle_expires_at", "prompt_tokens")
@@ -177,7 +200,14 @@ class Option(_message.Message):
     def __init__(self, option_id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class ChooseRequest(_message.Message):
-    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "messages", "passages", "options", "purpose", "release_version")
+    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "messages", "passages", "options", "purpose", "release_version", "tags")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +219,7 @@ class ChooseRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     domain: str
     tenant: str
@@ -200,7 +231,8 @@ class ChooseRequest(_message.Message):
     options: _containers.RepeatedCompositeFieldContainer[Option]
     purpose: Purpose
     release_version: int
-    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., options: _Optional[_Iterable[_Union[Option, _Mapping]]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_version: _Optional[int] = ...) -> None: ...
+    tags: _containers.ScalarMap[str, str]
+    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., options: _Optional[_Iterable[_Union[Option, _Mapping]]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_version: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RankedOption(_message.Message):
     __slots__ = ("option_id", "candidate_id", "probability", "logprob")

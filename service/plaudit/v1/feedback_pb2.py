@@ -26,13 +26,16 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from plaudit.v1 import errors_pb2 as plaudit_dot_v1_dot_errors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plaudit/v1/feedback.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plaudit/v1/errors.proto\"*\n\x06Thumbs\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\n\n\x02up\x18\x02 \x01(\x08\"O\n\x06\x43hoice\x12\x11\n\tchosen_id\x18\x01 \x01(\t\x12\x10\n\x08other_id\x18\x02 \x01(\t\x12\x0b\n\x03tie\x18\x03 \x01(\x08\x12\x13\n\x0btie_offered\x18\x04 \x01(\x08\" \n\x07Ranking\x12\x15\n\rcandidate_ids\x18\x01 \x03(\t\"0\n\nCorrection\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"-\n\x06Rating\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\",\n\x05Label\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\";\n\x06Signal\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\"-\n\x07\x43omment\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc0\x03\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x0e\n\x06handle\x18\x02 \x01(\t\x12\r\n\x05rater\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12$\n\x06thumbs\x18\x05 \x01(\x0b\x32\x12.plaudit.v1.ThumbsH\x00\x12$\n\x06\x63hoice\x18\x06 \x01(\x0b\x32\x12.plaudit.v1.ChoiceH\x00\x12&\n\x07ranking\x18\x07 \x01(\x0b\x32\x13.plaudit.v1.RankingH\x00\x12,\n\ncorrection\x18\x08 \x01(\x0b\x32\x16.plaudit.v1.CorrectionH\x00\x12$\n\x06rating\x18\t \x01(\x0b\x32\x12.plaudit.v1.RatingH\x00\x12\"\n\x05label\x18\n \x01(\x0b\x32\x11.plaudit.v1.LabelH\x00\x12$\n\x06signal\x18\x0b \x01(\x0b\x32\x12.plaudit.v1.SignalH\x00\x12&\n\x07\x63omment\x18\x0c \x01(\x0b\x32\x13.plaudit.v1.CommentH\x00\x12\x0f\n\x07reasons\x18\r \x03(\t\x12\x1a\n\x12whole_conversation\x18\x0e \x01(\x08\x42\x05\n\x03\x61\x63t\"?\n\x15SubmitFeedbackRequest\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x14.plaudit.v1.Feedback\"v\n\x16SubmitFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x16\n\x0einteraction_id\x18\x02 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x15StreamFeedbackRequest\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x14.plaudit.v1.Feedback\"\x88\x01\n\x16StreamFeedbackResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x08\x12\'\n\x06reason\x18\x04 \x01(\x0e\x32\x17.plaudit.v1.ErrorReason\x12\x0f\n\x07message\x18\x05 \x01(\t\"`\n\x16RetractFeedbackRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x02 \x01(\t\x12\r\n\x05rater\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\"J\n\x17RetractFeedbackResponse\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa3\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12W\n\x0eSubmitFeedback\x12!.plaudit.v1.SubmitFeedbackRequest\x1a\".plaudit.v1.SubmitFeedbackResponse\x12[\n\x0eStreamFeedback\x12!.plaudit.v1.StreamFeedbackRequest\x1a\".plaudit.v1.StreamFeedbackResponse(\x01\x30\x01\x12Z\n\x0fRetractFeedback\x12\".plaudit.v1.RetractFeedbackRequest\x1a#.plaudit.v1.RetractFeedbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plaudit/v1/feedback.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17plaudit/v1/errors.proto\"*\n\x06Thumbs\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\n\n\x02up\x18\x02 \x01(\x08\"O\n\x06\x43hoice\x12\x11\n\tchosen_id\x18\x01 \x01(\t\x12\x10\n\x08other_id\x18\x02 \x01(\t\x12\x0b\n\x03tie\x18\x03 \x01(\x08\x12\x13\n\x0btie_offered\x18\x04 \x01(\x08\" \n\x07Ranking\x12\x15\n\rcandidate_ids\x18\x01 \x03(\t\"0\n\nCorrection\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"-\n\x06Rating\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\",\n\x05Label\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\";\n\x06Signal\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\"-\n\x07\x43omment\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x9b\x04\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x0e\n\x06handle\x18\x02 \x01(\t\x12\r\n\x05rater\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12$\n\x06thumbs\x18\x05 \x01(\x0b\x32\x12.plaudit.v1.ThumbsH\x00\x12$\n\x06\x63hoice\x18\x06 \x01(\x0b\x32\x12.plaudit.v1.ChoiceH\x00\x12&\n\x07ranking\x18\x07 \x01(\x0b\x32\x13.plaudit.v1.RankingH\x00\x12,\n\ncorrection\x18\x08 \x01(\x0b\x32\x16.plaudit.v1.CorrectionH\x00\x12$\n\x06rating\x18\t \x01(\x0b\x32\x12.plaudit.v1.RatingH\x00\x12\"\n\x05label\x18\n \x01(\x0b\x32\x11.plaudit.v1.LabelH\x00\x12$\n\x06signal\x18\x0b \x01(\x0b\x32\x12.plaudit.v1.SignalH\x00\x12&\n\x07\x63omment\x18\x0c \x01(\x0b\x32\x13.plaudit.v1.CommentH\x00\x12\x0f\n\x07reasons\x18\r \x03(\t\x12\x1a\n\x12whole_conversation\x18\x0e \x01(\x08\x12,\n\x04tags\x18\x0f \x03(\x0b\x32\x1e.plaudit.v1.Feedback.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x05\n\x03\x61\x63t\"?\n\x15SubmitFeedbackRequest\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x14.plaudit.v1.Feedback\"v\n\x16SubmitFeedbackResponse\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x01 \x01(\t\x12\x16\n\x0einteraction_id\x18\x02 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x15StreamFeedbackRequest\x12&\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x01 \x01(\x0b\x32\x14.plaudit.v1.Feedback\"\x88\x01\n\x16StreamFeedbackResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x02 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x08\x12\'\n\x06reason\x18\x04 \x01(\x0e\x32\x17.plaudit.v1.ErrorReason\x12\x0f\n\x07message\x18\x05 \x01(\t\"`\n\x16RetractFeedbackRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x13\n\x0b\x66\x65\x65\x64\x62\x61\x63k_id\x18\x02 \x01(\t\x12\r\n\x05rater\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\"J\n\x17RetractFeedbackResponse\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa3\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12W\n\x0eSubmitFeedback\x12!.plaudit.v1.SubmitFeedbackRequest\x1a\".plaudit.v1.SubmitFeedbackResponse\x12[\n\x0eStreamFeedback\x12!.plaudit.v1.StreamFeedbackRequest\x1a\".plaudit.v1.StreamFeedbackResponse(\x01\x30\x01\x12Z\n\x0fRetractFeedback\x12\".plaudit.v1.RetractFeedbackRequest\x1a#.plaudit.v1.RetractFeedbackResponseB5\n\x0e\x63om.plaudit.v1P\x01Z\x14plaudit/v1;plauditv1\xaa\x02\nPlaudit.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.feedback_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016com.plaudit.v1P\001Z\024plaudit/v1;plauditv1\252\002\nPlaudit.V1'
+  _globals['_FEEDBACK_TAGSENTRY']._loaded_options = None
+  _globals['_FEEDBACK_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_THUMBS']._serialized_start=99
   _globals['_THUMBS']._serialized_end=141
   _globals['_CHOICE']._serialized_start=143
@@ -50,19 +53,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMENT']._serialized_start=462
   _globals['_COMMENT']._serialized_end=507
   _globals['_FEEDBACK']._serialized_start=510
-  _globals['_FEEDBACK']._serialized_end=958
-  _globals['_SUBMITFEEDBACKREQUEST']._serialized_start=960
-  _globals['_SUBMITFEEDBACKREQUEST']._serialized_end=1023
-  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_start=1025
-  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_end=1143
-  _globals['_STREAMFEEDBACKREQUEST']._serialized_start=1145
-  _globals['_STREAMFEEDBACKREQUEST']._serialized_end=1208
-  _globals['_STREAMFEEDBACKRESPONSE']._serialized_start=1211
-  _globals['_STREAMFEEDBACKRESPONSE']._serialized_end=1347
-  _globals['_RETRACTFEEDBACKREQUEST']._serialized_start=1349
-  _globals['_RETRACTFEEDBACKREQUEST']._serialized_end=1445
-  _globals['_RETRACTFEEDBACKRESPONSE']._serialized_start=1447
-  _globals['_RETRACTFEEDBACKRESPONSE']._serialized_end=1521
-  _globals['_FEEDBACKSERVICE']._serialized_start=1524
-  _globals['_FEEDBACKSERVICE']._serialized_end=1815
+  _globals['_FEEDBACK']._serialized_end=1049
+  _globals['_FEEDBACK_TAGSENTRY']._serialized_start=999
+  _globals['_FEEDBACK_TAGSENTRY']._serialized_end=1042
+  _globals['_SUBMITFEEDBACKREQUEST']._serialized_start=1051
+  _globals['_SUBMITFEEDBACKREQUEST']._serialized_end=1114
+  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_start=1116
+  _globals['_SUBMITFEEDBACKRESPONSE']._serialized_end=1234
+  _globals['_STREAMFEEDBACKREQUEST']._serialized_start=1236
+  _globals['_STREAMFEEDBACKREQUEST']._serialized_end=1299
+  _globals['_STREAMFEEDBACKRESPONSE']._serialized_start=1302
+  _globals['_STREAMFEEDBACKRESPONSE']._serialized_end=1438
+  _globals['_RETRACTFEEDBACKREQUEST']._serialized_start=1440
+  _globals['_RETRACTFEEDBACKREQUEST']._serialized_end=1536
+  _globals['_RETRACTFEEDBACKRESPONSE']._serialized_start=1538
+  _globals['_RETRACTFEEDBACKRESPONSE']._serialized_end=1612
+  _globals['_FEEDBACKSERVICE']._serialized_start=1615
+  _globals['_FEEDBACKSERVICE']._serialized_end=1906
 # @@protoc_insertion_point(module_scope)

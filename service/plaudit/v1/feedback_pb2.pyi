@@ -79,7 +79,14 @@ class Comment(_message.Message):
     def __init__(self, candidate_id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Feedback(_message.Message):
-    __slots__ = ("feedback_id", "handle", "rater", "session_id", "thumbs", "choice", "ranking", "correction", "rating", "label", "signal", "comment", "reasons", "whole_conversation")
+    __slots__ = ("feedback_id", "handle", "rater", "session_id", "thumbs", "choice", "ranking", "correction", "rating", "label", "signal", "comment", "reasons", "whole_conversation", "tags")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     RATER_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +101,7 @@ class Feedback(_message.Message):
     COMMENT_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
     WHOLE_CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     feedback_id: str
     handle: str
     rater: str
@@ -108,7 +116,8 @@ class Feedback(_message.Message):
     comment: Comment
     reasons: _containers.RepeatedScalarFieldContainer[str]
     whole_conversation: bool
-    def __init__(self, feedback_id: _Optional[str] = ..., handle: _Optional[str] = ..., rater: _Optional[str] = ..., session_id: _Optional[str] = ..., thumbs: _Optional[_Union[Thumbs, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., correction: _Optional[_Union[Correction, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., label: _Optional[_Union[Label, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., whole_conversation: _Optional[bool] = ...) -> None: ...
+    tags: _containers.ScalarMap[str, str]
+    def __init__(self, feedback_id: _Optional[str] = ..., handle: _Optional[str] = ..., rater: _Optional[str] = ..., session_id: _Optional[str] = ..., thumbs: _Optional[_Union[Thumbs, _Mapping]] = ..., choice: _Optional[_Union[Choice, _Mapping]] = ..., ranking: _Optional[_Union[Ranking, _Mapping]] = ..., correction: _Optional[_Union[Correction, _Mapping]] = ..., rating: _Optional[_Union[Rating, _Mapping]] = ..., label: _Optional[_Union[Label, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., comment: _Optional[_Union[Comment, _Mapping]] = ..., reasons: _Optional[_Iterable[str]] = ..., whole_conversation: _Optional[bool] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class SubmitFeedbackRequest(_message.Message):
     __slots__ = ("feedback",)

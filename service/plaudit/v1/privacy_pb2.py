@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plaudit/v1/privacy.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x12\x45rasePersonRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06person\x18\x03 \x01(\t\")\n\x13\x45rasePersonResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\".\n\x18GetErasureReceiptRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\"\x95\x01\n\x19GetErasureReceiptResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12-\n\terased_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11models_retired_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc2\x01\n\x0ePrivacyService\x12N\n\x0b\x45rasePerson\x12\x1e.plaudit.v1.ErasePersonRequest\x1a\x1f.plaudit.v1.ErasePersonResponse\x12`\n\x11GetErasureReceipt\x12$.plaudit.v1.GetErasureReceiptRequest\x1a%.plaudit.v1.GetErasureReceiptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plaudit/v1/privacy.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x12\x45rasePersonRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06person\x18\x03 \x01(\t\")\n\x13\x45rasePersonResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\".\n\x18GetErasureReceiptRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\"\x95\x01\n\x19GetErasureReceiptResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12-\n\terased_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11models_retired_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc2\x01\n\x0ePrivacyService\x12N\n\x0b\x45rasePerson\x12\x1e.plaudit.v1.ErasePersonRequest\x1a\x1f.plaudit.v1.ErasePersonResponse\x12`\n\x11GetErasureReceipt\x12$.plaudit.v1.GetErasureReceiptRequest\x1a%.plaudit.v1.GetErasureReceiptResponseB5\n\x0e\x63om.plaudit.v1P\x01Z\x14plaudit/v1;plauditv1\xaa\x02\nPlaudit.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.privacy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016com.plaudit.v1P\001Z\024plaudit/v1;plauditv1\252\002\nPlaudit.V1'
   _globals['_ERASEPERSONREQUEST']._serialized_start=73
   _globals['_ERASEPERSONREQUEST']._serialized_end=145
   _globals['_ERASEPERSONRESPONSE']._serialized_start=147

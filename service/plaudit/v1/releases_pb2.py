@@ -22,46 +22,78 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plaudit/v1/releases.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x01\n\x07Release\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.plaudit.v1.ReleaseState\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rdecision_json\x18\x06 \x01(\t\"q\n\x0c\x43hannelState\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x01(\r\x12\x13\n\x06\x63\x61nary\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x42\t\n\x07_canary\"&\n\x13ListReleasesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\"f\n\x14ListReleasesResponse\x12%\n\x08releases\x18\x01 \x03(\x0b\x32\x13.plaudit.v1.Release\x12\'\n\x05state\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ChannelState\"5\n\x11GetReleaseRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"Q\n\x12GetReleaseResponse\x12$\n\x07release\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Release\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\"\'\n\x14WatchReleasesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\"@\n\x15WatchReleasesResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ChannelState\"\x83\x01\n\x15PromoteReleaseRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x16\n\x14_expected_generation\"A\n\x16PromoteReleaseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ChannelState\"\x9b\x01\n\x16RollBackReleaseRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x17\n\nto_version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\r\n\x0b_to_versionB\x16\n\x14_expected_generation\"B\n\x17RollBackReleaseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ChannelState\"~\n\x11PinReleaseRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x16\n\x14_expected_generation\"=\n\x12PinReleaseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ChannelState*\x83\x02\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15RELEASE_STATE_TRAINED\x10\x01\x12\x17\n\x13RELEASE_STATE_GATED\x10\x02\x12\x18\n\x14RELEASE_STATE_SHADOW\x10\x03\x12\x18\n\x14RELEASE_STATE_CANARY\x10\x04\x12\x16\n\x12RELEASE_STATE_LIVE\x10\x05\x12\x19\n\x15RELEASE_STATE_RETIRED\x10\x06\x12\x1a\n\x16RELEASE_STATE_REJECTED\x10\x07\x12\x1d\n\x19RELEASE_STATE_ROLLED_BACK\x10\x08\x32\x8a\x04\n\x0eReleaseService\x12Q\n\x0cListReleases\x12\x1f.plaudit.v1.ListReleasesRequest\x1a .plaudit.v1.ListReleasesResponse\x12K\n\nGetRelease\x12\x1d.plaudit.v1.GetReleaseRequest\x1a\x1e.plaudit.v1.GetReleaseResponse\x12V\n\rWatchReleases\x12 .plaudit.v1.WatchReleasesRequest\x1a!.plaudit.v1.WatchReleasesResponse0\x01\x12W\n\x0ePromoteRelease\x12!.plaudit.v1.PromoteReleaseRequest\x1a\".plaudit.v1.PromoteReleaseResponse\x12Z\n\x0fRollBackRelease\x12\".plaudit.v1.RollBackReleaseRequest\x1a#.plaudit.v1.RollBackReleaseResponse\x12K\n\nPinRelease\x12\x1d.plaudit.v1.PinReleaseRequest\x1a\x1e.plaudit.v1.PinReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19plaudit/v1/releases.proto\x12\nplaudit.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\x07Release\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.plaudit.v1.ReleaseState\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rdecision_json\x18\x06 \x01(\t\x12$\n\x04gate\x18\x07 \x01(\x0b\x32\x16.plaudit.v1.GateReport\"u\n\nGateReport\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12%\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x15.plaudit.v1.GateCheck\x12.\n\ndecided_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb1\x01\n\tGateCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x12\n\x05value\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x10\n\x03low\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04high\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x0c\n\x04note\x18\x07 \x01(\tB\x08\n\x06_valueB\x0c\n\n_thresholdB\x06\n\x04_lowB\x07\n\x05_high\"M\n\x0eReleaseAdapter\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05\x61lpha\x18\x03 \x01(\r\x12\x0e\n\x06layers\x18\x04 \x01(\r\"O\n\x0e\x43overedOffsets\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\x0c\n\x04next\x18\x04 \x01(\x04\"\xed\x07\n\x0fReleaseManifest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x06parent\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x17\n\ngeneration\x18\x04 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x0b\x62\x61se_digest\x18\x05 \x01(\t\x12\x12\n\nbase_dtype\x18\x06 \x01(\t\x12\x13\n\x0btemperature\x18\x07 \x01(\x01\x12+\n\x07\x61\x64\x61pter\x18\x08 \x01(\x0b\x32\x1a.plaudit.v1.ReleaseAdapter\x12\x14\n\x0creward_model\x18\t \x01(\t\x12)\n\x05\x61s_of\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12newest_feedback_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07offsets\x18\x0c \x03(\x0b\x32\x1a.plaudit.v1.CoveredOffsets\x12\x17\n\x0f\x65vidence_digest\x18\r \x01(\t\x12H\n\x0f\x65vidence_counts\x18\x0e \x03(\x0b\x32/.plaudit.v1.ReleaseManifest.EvidenceCountsEntry\x12)\n\x08settings\x18\x0f \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x35\n\x05seeds\x18\x10 \x03(\x0b\x32&.plaudit.v1.ReleaseManifest.SeedsEntry\x12;\n\x08versions\x18\x11 \x03(\x0b\x32).plaudit.v1.ReleaseManifest.VersionsEntry\x12\x0f\n\x02kl\x18\x12 \x01(\x01H\x02\x88\x01\x01\x12.\n\ncreated_at\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06probes\x18\x14 \x01(\r\x12=\n\tartifacts\x18\x15 \x03(\x0b\x32*.plaudit.v1.ReleaseManifest.ArtifactsEntry\x1a\x35\n\x13\x45videnceCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a,\n\nSeedsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0e\x41rtifactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\t\n\x07_parentB\r\n\x0b_generationB\x05\n\x03_kl\"q\n\x0c\x43hannelState\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x01(\r\x12\x13\n\x06\x63\x61nary\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x42\t\n\x07_canary\"<\n\x13ListChannelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x14ListChannelsResponse\x12*\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x18.plaudit.v1.ChannelState\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x13ListReleasesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x7f\n\x14ListReleasesResponse\x12%\n\x08releases\x18\x01 \x03(\x0b\x32\x13.plaudit.v1.Release\x12\'\n\x05state\x18\x02 \x01(\x0b\x32\x18.plaudit.v1.ChannelState\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"5\n\x11GetReleaseRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"\x80\x01\n\x12GetReleaseResponse\x12$\n\x07release\x18\x01 \x01(\x0b\x32\x13.plaudit.v1.Release\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\x12-\n\x08manifest\x18\x03 \x01(\x0b\x32\x1b.plaudit.v1.ReleaseManifest\"\'\n\x14WatchReleasesRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\"@\n\x15WatchReleasesResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ChannelState\"\x83\x01\n\x15PromoteReleaseRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x16\n\x14_expected_generation\"A\n\x16PromoteReleaseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ChannelState\"\x9b\x01\n\x16RollBackReleaseRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x17\n\nto_version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\r\n\x0b_to_versionB\x16\n\x14_expected_generation\"B\n\x17RollBackReleaseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ChannelState\"~\n\x11PinReleaseRequest\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0e\n\x06pinned\x18\x02 \x01(\x08\x12 \n\x13\x65xpected_generation\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x04 \x01(\tB\x16\n\x14_expected_generation\"=\n\x12PinReleaseResponse\x12\'\n\x05state\x18\x01 \x01(\x0b\x32\x18.plaudit.v1.ChannelState*\x83\x02\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15RELEASE_STATE_TRAINED\x10\x01\x12\x17\n\x13RELEASE_STATE_GATED\x10\x02\x12\x18\n\x14RELEASE_STATE_SHADOW\x10\x03\x12\x18\n\x14RELEASE_STATE_CANARY\x10\x04\x12\x16\n\x12RELEASE_STATE_LIVE\x10\x05\x12\x19\n\x15RELEASE_STATE_RETIRED\x10\x06\x12\x1a\n\x16RELEASE_STATE_REJECTED\x10\x07\x12\x1d\n\x19RELEASE_STATE_ROLLED_BACK\x10\x08\x32\xdd\x04\n\x0eReleaseService\x12Q\n\x0cListChannels\x12\x1f.plaudit.v1.ListChannelsRequest\x1a .plaudit.v1.ListChannelsResponse\x12Q\n\x0cListReleases\x12\x1f.plaudit.v1.ListReleasesRequest\x1a .plaudit.v1.ListReleasesResponse\x12K\n\nGetRelease\x12\x1d.plaudit.v1.GetReleaseRequest\x1a\x1e.plaudit.v1.GetReleaseResponse\x12V\n\rWatchReleases\x12 .plaudit.v1.WatchReleasesRequest\x1a!.plaudit.v1.WatchReleasesResponse0\x01\x12W\n\x0ePromoteRelease\x12!.plaudit.v1.PromoteReleaseRequest\x1a\".plaudit.v1.PromoteReleaseResponse\x12Z\n\x0fRollBackRelease\x12\".plaudit.v1.RollBackReleaseRequest\x1a#.plaudit.v1.RollBackReleaseResponse\x12K\n\nPinRelease\x12\x1d.plaudit.v1.PinReleaseRequest\x1a\x1e.plaudit.v1.PinReleaseResponseB5\n\x0e\x63om.plaudit.v1P\x01Z\x14plaudit/v1;plauditv1\xaa\x02\nPlaudit.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.releases_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_RELEASESTATE']._serialized_start=1371
-  _globals['_RELEASESTATE']._serialized_end=1630
-  _globals['_RELEASE']._serialized_start=75
-  _globals['_RELEASE']._serialized_end=246
-  _globals['_CHANNELSTATE']._serialized_start=248
-  _globals['_CHANNELSTATE']._serialized_end=361
-  _globals['_LISTRELEASESREQUEST']._serialized_start=363
-  _globals['_LISTRELEASESREQUEST']._serialized_end=401
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=403
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=505
-  _globals['_GETRELEASEREQUEST']._serialized_start=507
-  _globals['_GETRELEASEREQUEST']._serialized_end=560
-  _globals['_GETRELEASERESPONSE']._serialized_start=562
-  _globals['_GETRELEASERESPONSE']._serialized_end=643
-  _globals['_WATCHRELEASESREQUEST']._serialized_start=645
-  _globals['_WATCHRELEASESREQUEST']._serialized_end=684
-  _globals['_WATCHRELEASESRESPONSE']._serialized_start=686
-  _globals['_WATCHRELEASESRESPONSE']._serialized_end=750
-  _globals['_PROMOTERELEASEREQUEST']._serialized_start=753
-  _globals['_PROMOTERELEASEREQUEST']._serialized_end=884
-  _globals['_PROMOTERELEASERESPONSE']._serialized_start=886
-  _globals['_PROMOTERELEASERESPONSE']._serialized_end=951
-  _globals['_ROLLBACKRELEASEREQUEST']._serialized_start=954
-  _globals['_ROLLBACKRELEASEREQUEST']._serialized_end=1109
-  _globals['_ROLLBACKRELEASERESPONSE']._serialized_start=1111
-  _globals['_ROLLBACKRELEASERESPONSE']._serialized_end=1177
-  _globals['_PINRELEASEREQUEST']._serialized_start=1179
-  _globals['_PINRELEASEREQUEST']._serialized_end=1305
-  _globals['_PINRELEASERESPONSE']._serialized_start=1307
-  _globals['_PINRELEASERESPONSE']._serialized_end=1368
-  _globals['_RELEASESERVICE']._serialized_start=1633
-  _globals['_RELEASESERVICE']._serialized_end=2155
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\016com.plaudit.v1P\001Z\024plaudit/v1;plauditv1\252\002\nPlaudit.V1'
+  _globals['_RELEASEMANIFEST_EVIDENCECOUNTSENTRY']._loaded_options = None
+  _globals['_RELEASEMANIFEST_EVIDENCECOUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_RELEASEMANIFEST_SEEDSENTRY']._loaded_options = None
+  _globals['_RELEASEMANIFEST_SEEDSENTRY']._serialized_options = b'8\001'
+  _globals['_RELEASEMANIFEST_VERSIONSENTRY']._loaded_options = None
+  _globals['_RELEASEMANIFEST_VERSIONSENTRY']._serialized_options = b'8\001'
+  _globals['_RELEASEMANIFEST_ARTIFACTSENTRY']._loaded_options = None
+  _globals['_RELEASEMANIFEST_ARTIFACTSENTRY']._serialized_options = b'8\001'
+  _globals['_RELEASESTATE']._serialized_start=3173
+  _globals['_RELEASESTATE']._serialized_end=3432
+  _globals['_RELEASE']._serialized_start=105
+  _globals['_RELEASE']._serialized_end=314
+  _globals['_GATEREPORT']._serialized_start=316
+  _globals['_GATEREPORT']._serialized_end=433
+  _globals['_GATECHECK']._serialized_start=436
+  _globals['_GATECHECK']._serialized_end=613
+  _globals['_RELEASEADAPTER']._serialized_start=615
+  _globals['_RELEASEADAPTER']._serialized_end=692
+  _globals['_COVEREDOFFSETS']._serialized_start=694
+  _globals['_COVEREDOFFSETS']._serialized_end=773
+  _globals['_RELEASEMANIFEST']._serialized_start=776
+  _globals['_RELEASEMANIFEST']._serialized_end=1781
+  _globals['_RELEASEMANIFEST_EVIDENCECOUNTSENTRY']._serialized_start=1550
+  _globals['_RELEASEMANIFEST_EVIDENCECOUNTSENTRY']._serialized_end=1603
+  _globals['_RELEASEMANIFEST_SEEDSENTRY']._serialized_start=1605
+  _globals['_RELEASEMANIFEST_SEEDSENTRY']._serialized_end=1649
+  _globals['_RELEASEMANIFEST_VERSIONSENTRY']._serialized_start=1651
+  _globals['_RELEASEMANIFEST_VERSIONSENTRY']._serialized_end=1698
+  _globals['_RELEASEMANIFEST_ARTIFACTSENTRY']._serialized_start=1700
+  _globals['_RELEASEMANIFEST_ARTIFACTSENTRY']._serialized_end=1748
+  _globals['_CHANNELSTATE']._serialized_start=1783
+  _globals['_CHANNELSTATE']._serialized_end=1896
+  _globals['_LISTCHANNELSREQUEST']._serialized_start=1898
+  _globals['_LISTCHANNELSREQUEST']._serialized_end=1958
+  _globals['_LISTCHANNELSRESPONSE']._serialized_start=1960
+  _globals['_LISTCHANNELSRESPONSE']._serialized_end=2051
+  _globals['_LISTRELEASESREQUEST']._serialized_start=2053
+  _globals['_LISTRELEASESREQUEST']._serialized_end=2130
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=2132
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=2259
+  _globals['_GETRELEASEREQUEST']._serialized_start=2261
+  _globals['_GETRELEASEREQUEST']._serialized_end=2314
+  _globals['_GETRELEASERESPONSE']._serialized_start=2317
+  _globals['_GETRELEASERESPONSE']._serialized_end=2445
+  _globals['_WATCHRELEASESREQUEST']._serialized_start=2447
+  _globals['_WATCHRELEASESREQUEST']._serialized_end=2486
+  _globals['_WATCHRELEASESRESPONSE']._serialized_start=2488
+  _globals['_WATCHRELEASESRESPONSE']._serialized_end=2552
+  _globals['_PROMOTERELEASEREQUEST']._serialized_start=2555
+  _globals['_PROMOTERELEASEREQUEST']._serialized_end=2686
+  _globals['_PROMOTERELEASERESPONSE']._serialized_start=2688
+  _globals['_PROMOTERELEASERESPONSE']._serialized_end=2753
+  _globals['_ROLLBACKRELEASEREQUEST']._serialized_start=2756
+  _globals['_ROLLBACKRELEASEREQUEST']._serialized_end=2911
+  _globals['_ROLLBACKRELEASERESPONSE']._serialized_start=2913
+  _globals['_ROLLBACKRELEASERESPONSE']._serialized_end=2979
+  _globals['_PINRELEASEREQUEST']._serialized_start=2981
+  _globals['_PINRELEASEREQUEST']._serialized_end=3107
+  _globals['_PINRELEASERESPONSE']._serialized_start=3109
+  _globals['_PINRELEASERESPONSE']._serialized_end=3170
+  _globals['_RELEASESERVICE']._serialized_start=3435
+  _globals['_RELEASESERVICE']._serialized_end=4040
 # @@protoc_insertion_point(module_scope)

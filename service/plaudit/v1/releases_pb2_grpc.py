@@ -35,6 +35,11 @@ class ReleaseServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.ListChannels = channel.unary_unary(
+                '/plaudit.v1.ReleaseService/ListChannels',
+                request_serializer=plaudit_dot_v1_dot_releases__pb2.ListChannelsRequest.SerializeToString,
+                response_deserializer=plaudit_dot_v1_dot_releases__pb2.ListChannelsResponse.FromString,
+                _registered_method=True)
         self.ListReleases = channel.unary_unary(
                 '/plaudit.v1.ReleaseService/ListReleases',
                 request_serializer=plaudit_dot_v1_dot_releases__pb2.ListReleasesRequest.SerializeToString,
@@ -70,6 +75,13 @@ class ReleaseServiceStub:
 class ReleaseServiceServicer:
     """Releases of a channel, and which of them it serves.
     """
+
+    def ListChannels(self, request, context):
+        """What every channel of the caller serves, in order of its name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ListReleases(self, request, context):
         """All releases of a channel, oldest first.
@@ -117,6 +129,11 @@ class ReleaseServiceServicer:
 
 def add_ReleaseServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ListChannels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChannels,
+                    request_deserializer=plaudit_dot_v1_dot_releases__pb2.ListChannelsRequest.FromString,
+                    response_serializer=plaudit_dot_v1_dot_releases__pb2.ListChannelsResponse.SerializeToString,
+            ),
             'ListReleases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListReleases,
                     request_deserializer=plaudit_dot_v1_dot_releases__pb2.ListReleasesRequest.FromString,
@@ -158,6 +175,33 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
 class ReleaseService:
     """Releases of a channel, and which of them it serves.
     """
+
+    @staticmethod
+    def ListChannels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plaudit.v1.ReleaseService/ListChannels',
+            plaudit_dot_v1_dot_releases__pb2.ListChannelsRequest.SerializeToString,
+            plaudit_dot_v1_dot_releases__pb2.ListChannelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListReleases(request,

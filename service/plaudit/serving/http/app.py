@@ -25,17 +25,18 @@ from starlette.routing import Route
 
 from plaudit.errors import InternalError, InvalidField, InvalidText, MessageTooLarge, PlauditError
 from plaudit.serving.http import shapes
-from plaudit.serving.interceptors import REQUEST_ID_KEY
 from plaudit.telemetry import get_logger
 from plaudit.v1 import (
     assistant_pb2,
     assistant_pb2_grpc,
+    domains_pb2,
+    domains_pb2_grpc,
     feedback_pb2,
     feedback_pb2_grpc,
     releases_pb2,
     releases_pb2_grpc,
 )
-from plaudit.wire import from_call
+from plaudit.wire import REQUEST_ID_KEY, from_call
 
 HANDLE_HEADER = "x-plaudit-handle"
 TENANT_HEADER, SESSION_HEADER = "x-plaudit-tenant", "x-plaudit-session"
@@ -66,6 +67,7 @@ class Routes:
                     ("/v1/models", "GET", self.models),
                     ("/v1/models/{name}", "GET", self.model),
                     ("/v1/chat/completions", "POST", self.chat),
+                    ("/v1/domains", "GET", self.domains),
                     ("/v1/feedback", "POST", self.feedback),
                     ("/v1/feedback/retract", "POST", self.retract),
                     ("/healthz", "GET", self.healthz),
@@ -126,6 +128,17 @@ class Routes:
                 return JSONResponse(each)
         return _error(404, "not_found_error", "there is no such model; see /v1/models", "UNKNOWN_MODEL")
 
+    async def domains(self, request: Request) -> Response:
+        """GET /v1/domains: the JSON of a plaudit.v1.ListDomainsResponse with all domains."""
+        stub = domains_pb2_grpc.DomainServiceStub(self._open())
+        asked, found = domains_pb2.ListDomainsRequest(), domains_pb2.ListDomainsResponse()
+        while True:
+            page = await stub.ListDomains(asked, timeout=10.0, metadata=_metadata(request))
+            found.domains.extend(page.domains)
+            if not page.next_page_token:
+                return _json(found, every_field=True)
+            asked.page_token = page.next_page_token
+
     async def healthz(self, request: Request) -> Response:
         """GET /healthz: 200 while the service takes calls."""
         stub = health_pb2_grpc.HealthStub(self._open())
@@ -145,7 +158,10 @@ class Routes:
             channel = shapes.channel_name(domain, request.headers.get(TENANT_HEADER, ""))
             try:
                 found = await stub.ListReleases(
-                    releases_pb2.ListReleasesRequest(channel=channel), timeout=10.0, metadata=_metadata(request)
+                    # Who names a release beyond the first thousand as a model need not find it in a list.
+                    releases_pb2.ListReleasesRequest(channel=channel, page_size=1000),
+                    timeout=10.0,
+                    metadata=_metadata(request),
                 )
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
@@ -261,8 +277,12 @@ def _parsed(body: Any, message: Any) -> Any:
         ) from error
 
 
-def _json(message: Any) -> JSONResponse:
-    return JSONResponse(json_format.MessageToDict(message, preserving_proto_field_name=True))
+def _json(message: Any, *, every_field: bool = False) -> JSONResponse:
+    return JSONResponse(
+        json_format.MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=every_field
+        )
+    )
 
 
 async def _failed(_: Request, error: Exception) -> Response:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from plaudit.client_requests import messages_of
 from plaudit.errors import InvalidField, PlauditError
 from plaudit.v1 import assistant_pb2
 
 MODEL_VERSION = "@"  # "domain@version" names a release.
 _LONGEST_NAME = 64  # characters of an unknown parameter's name that its refusal repeats
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _FINISH = {
     assistant_pb2.FINISH_REASON_EOS: "stop",
     assistant_pb2.FINISH_REASON_STOP: "stop",
@@ -31,11 +31,14 @@ _PURPOSES = {
     "evaluate": assistant_pb2.PURPOSE_EVALUATE,
 }
 # Taken and left without effect: they say something about the caller's books, not about the answer.
-_NO_EFFECT = frozenset({"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"})
+_NO_EFFECT = frozenset({"store", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options"})
 _TAKEN = _NO_EFFECT | {
     *("model", "messages", "n", "stop", "seed", "stream", "user", "max_tokens", "max_completion_tokens", "plaudit"),
-    *("temperature", "top_p", "top_k"),
+    *("temperature", "top_p", "top_k", "logprobs", "metadata"),
 }
+# Fields of our request by OpenAI's names.
+_OPENAI_FIELDS = {"domain": "model", "tags": "metadata", "end_user": "user"}
+_OUR_FIELDS = frozenset({"passages", "purpose", "interaction_id", "rater", "token_ids"})
 # Values that ask for nothing: clients send them without being asked to.
 _NOTHING: tuple[Any, ...] = (None, False, 0, [], {}, "auto", "none", {"type": "text"})
 _HTTP_STATUS = {
@@ -73,10 +76,8 @@ def asked(body: Any, tenant: str, session_id: str) -> Asked:
             raise _not_supported(name)
     domain, version = _model(body.get("model"))
     ours = body.get("plaudit") or {}
-    if not isinstance(ours, Mapping) or set(ours) - {"passages", "purpose", "interaction_id", "rater"}:
-        raise InvalidField(
-            "plaudit takes passages, purpose, interaction_id and rater, and nothing else", field="plaudit"
-        )
+    if not isinstance(ours, Mapping) or set(ours) - _OUR_FIELDS:
+        raise InvalidField(f"plaudit takes {', '.join(sorted(_OUR_FIELDS))}, and nothing else", field="plaudit")
     sampling: dict[str, Any] = {
         name: read(body[name], name) for name, read in _SAMPLING.items() if body.get(name) is not None
     }
@@ -102,15 +103,15 @@ def asked(body: Any, tenant: str, session_id: str) -> Asked:
         n=1 if body.get("n") is None else _whole(body["n"], "n"),
         sampling=assistant_pb2.Sampling(stop=stops, **sampling),
         release_versions=[] if version is None else [version],
+        tags=_tags(body.get("metadata")),
+        logprobs=_yes(body.get("logprobs"), "logprobs"),
+        token_ids=_yes(ours.get("token_ids"), "plaudit.token_ids"),
     )
     if body.get("seed") is not None:
         request.seed = _whole(body["seed"], "seed", most=2**64 - 1)
     options = body.get("stream_options") or {}
     usage = bool(options.get("include_usage")) if isinstance(options, Mapping) else False
-    stream = body.get("stream")
-    if not isinstance(stream, bool | None):
-        raise InvalidField("stream is neither true nor false", field="stream")
-    return Asked(request, bool(stream), usage)
+    return Asked(request, _yes(body.get("stream"), "stream"), usage)
 
 
 def completion(reply: assistant_pb2.GenerateResponse, domain: str) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def completion(reply: assistant_pb2.GenerateResponse, domain: str) -> dict[str, 
                 "index": index,
                 "message": {"role": "assistant", "content": each.text, "refusal": None},
                 "finish_reason": _FINISH.get(each.finish_reason, "stop"),
-                "logprobs": None,
+                "logprobs": _logprobs(each),
             }
             for index, each in enumerate(reply.completions)
         ],
@@ -168,7 +169,7 @@ class Chunks:
                 done = message.done
                 self._head["model"] = named(self._domain, done.completions[0].release_version)
                 ended = [
-                    _delta(index, {}, _FINISH.get(each.finish_reason, "stop"))
+                    {**_delta(index, {}, _FINISH.get(each.finish_reason, "stop")), "logprobs": _logprobs(each)}
                     for index, each in enumerate(done.completions)
                 ]
                 yield self._chunk(ended, plaudit=_ours(done))
@@ -185,7 +186,7 @@ def failure(error: PlauditError) -> tuple[int, dict[str, Any]]:
     kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
         status, "invalid_request_error" if status < 500 else "server_error"
     )
-    param = error.metadata.get("field") or None
+    param = _OPENAI_FIELDS.get(error.wrong_field, error.wrong_field.removeprefix("sampling.")) or None
     return status, {"error": {"message": error.message, "type": kind, "param": param, "code": error.reason}}
 
 
@@ -222,32 +223,20 @@ def _model(name: Any) -> tuple[str, int | None]:
 def _messages(messages: Any) -> list[assistant_pb2.Message]:
     if not isinstance(messages, list):
         raise InvalidField("messages is no list of messages", field="messages")
-    found = []
-    for index, each in enumerate(messages):
-        field = f"messages[{index}]"
-        if not isinstance(each, Mapping):
-            raise InvalidField(f"{field} is no object with role and content", field=field)
-        role = each.get("role")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise InvalidField(
-                f"{field}.role is not supported; use system, developer, user or assistant", field=f"{field}.role"
-            )
-        for name in set(each) - {"role", "content", "name", "refusal"}:
-            if each[name]:
-                raise _not_supported(f"{field}.{name}")
-        found.append(assistant_pb2.Message(role=_ROLES[role], content=_content(each.get("content"), field)))
-    return found
+    return messages_of(messages)
 
 
-def _content(content: Any, field: str) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(
-        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        for part in content
-    ):
-        return "".join(part["text"] for part in content)
-    raise InvalidField(f"{field}.content is neither a text nor a list of parts of type text", field=f"{field}.content")
+def _tags(metadata: Any) -> dict[str, str]:
+    tags = metadata or {}
+    if not isinstance(tags, Mapping) or not all(isinstance(value, str) for value in tags.values()):
+        raise InvalidField("metadata is no object of texts", field="metadata")
+    return dict(tags)
+
+
+def _yes(value: Any, field: str) -> bool:
+    if not isinstance(value, bool | None):
+        raise InvalidField(f"{field} is neither true nor false", field=field)
+    return bool(value)
 
 
 def _passages(passages: Any) -> list[assistant_pb2.Passage]:
@@ -304,6 +293,17 @@ def _delta(index: int, delta: dict[str, Any], finish: str | None = None) -> dict
     return {"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}
 
 
+def _logprobs(made: assistant_pb2.Completion) -> dict[str, Any] | None:
+    """Log-probs of a completion's tokens in OpenAI's shape; None if they were not asked for."""
+    if not made.logprobs:
+        return None
+    tokens = [
+        {"token": each.text, "logprob": each.logprob, "bytes": list(each.text.encode()), "top_logprobs": []}
+        for each in made.logprobs
+    ]
+    return {"content": tokens, "refusal": None}
+
+
 def _usage(reply: assistant_pb2.GenerateResponse) -> dict[str, int]:
     made = sum(each.tokens for each in reply.completions)
     return {
@@ -314,7 +314,9 @@ def _usage(reply: assistant_pb2.GenerateResponse) -> dict[str, int]:
 
 
 def _ours(reply: assistant_pb2.GenerateResponse) -> dict[str, Any]:
+    token_ids = [list(each.token_ids) for each in reply.completions]
     return {
+        **({"token_ids": token_ids} if any(token_ids) else {}),
         "interaction_id": reply.interaction_id,
         "handle": reply.handle,
         "handle_expires_at": _rfc3339(reply.handle_expires_at),
