@@ -100,7 +100,7 @@ def _packages(roles: tuple[str, ...], settings: Settings) -> Iterator[Finding]:
     if settings.log.kind == "kafka":
         wanted["kafka"] = "log.kind = kafka"
     missing = [package for package in wanted if importlib.util.find_spec(package) is None]
-    extra = "kafka" if missing == ["kafka"] else "model"
+    extra = "kafka" if missing == ["kafka"] else "service"
     if missing:
         yield Finding("packages", "bad", f"missing: {', '.join(missing)}", f"run: pip install 'plaudit[{extra}]'")
     else:

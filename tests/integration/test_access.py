@@ -39,7 +39,8 @@ from plaudit.testing.certificates import Authority
 from plaudit.testing.serving import local_server, serve_settings
 from plaudit.types import Channel
 from plaudit.v1 import assistant_pb2 as a
-from plaudit.v1 import assistant_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
+from plaudit.v1 import assistant_pb2_grpc, domains_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
+from plaudit.v1 import domains_pb2 as d
 from plaudit.v1 import feedback_pb2 as f
 from plaudit.v1 import privacy_pb2 as p
 from plaudit.v1 import releases_pb2 as r
@@ -53,6 +54,7 @@ STUBS = {
     "FeedbackService": feedback_pb2_grpc.FeedbackServiceStub,
     "ReleaseService": releases_pb2_grpc.ReleaseServiceStub,
     "PrivacyService": privacy_pb2_grpc.PrivacyServiceStub,
+    "DomainService": domains_pb2_grpc.DomainServiceStub,
 }
 
 
@@ -122,6 +124,8 @@ def request(method, channel, handles):
         "SubmitFeedback": f.SubmitFeedbackRequest(feedback=act),
         "StreamFeedback": iter([f.StreamFeedbackRequest(feedback=act)]),
         "RetractFeedback": f.RetractFeedbackRequest(handle=handles[channel], feedback_id="nobody"),
+        "ListDomains": d.ListDomainsRequest(),
+        "ListChannels": r.ListChannelsRequest(),
         "ListReleases": r.ListReleasesRequest(channel=name),
         "GetRelease": r.GetReleaseRequest(channel=name, version=0),
         "WatchReleases": r.WatchReleasesRequest(channel=name),
@@ -156,14 +160,20 @@ def outcome(server, key, method, message):
 
 
 def test_every_call_has_its_row_in_the_table_of_rights():
-    from plaudit.v1 import assistant_pb2, feedback_pb2, privacy_pb2, releases_pb2
-
-    files = [each.DESCRIPTOR for each in (assistant_pb2, feedback_pb2, releases_pb2, privacy_pb2)]
+    files = [each.DESCRIPTOR for each in (a, d, f, p, r)]
     services = {s.full_name: s for file in files for s in file.services_by_name.values()}
     assert services.keys() == set(SERVICES)
     calls = {f"{s.name}/{method.name}" for s in services.values() for method in s.methods}
     assert calls == RIGHTS.keys()
     assert rights_table() in (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
+
+
+def test_lists_have_the_callers_own_alone(guarded, handles):
+    with client_of(guarded, make_key(guarded, Role.OPERATOR, domains=("echo",))[1]) as client:
+        assert [domain.name for domain in client.domains()] == ["echo"]
+        assert [state.channel for state in client.channels()] == [OWN]
+    with client_of(guarded, make_key(guarded, Role.OPERATOR, tenants=(ANY,))[1]) as client:
+        assert {OWN, OTHER} <= {state.channel for state in client.channels()}
 
 
 @pytest.mark.parametrize("role", Role)
@@ -176,7 +186,9 @@ def test_every_role_may_make_its_calls_for_its_own_tenant_alone(guarded, texts, 
         if role in may:
             assert own not in refusals, (method, own)
             # Version 7 is nowhere, and this version erases nobody: what is refused there is said to those who may ask.
-            assert other == ("NOT_OFFERED" if name == "GetErasureReceipt" else "NOT_YOUR_CHANNEL"), (method, other)
+            # A list of all names no channel, and has the caller's own alone.
+            expected = {"GetErasureReceipt": "NOT_OFFERED", "ListDomains": "", "ListChannels": ""}
+            assert other == expected.get(name, "NOT_YOUR_CHANNEL"), (method, other)
         else:
             assert (own, other) == ("ROLE_NEEDED", "ROLE_NEEDED"), method
 
@@ -238,11 +250,15 @@ def test_only_operators_name_releases_and_see_token_ids(guarded, texts):
     ask = {"tenant": OWN.tenant, "max_tokens": 2}
     with client_of(guarded, texts[Role.CALLER]) as client:
         assert client.generate("echo", HELLO, **ask).completions[0].token_ids == ()
-        assert [*client.stream("echo", HELLO, **ask)][-1].completions[0].token_ids == ()
+        with pytest.raises(RoleNeeded, match="token ids"):
+            client.generate("echo", HELLO, token_ids=True, **ask)
+        with pytest.raises(RoleNeeded, match="token ids"):
+            [*client.stream("echo", HELLO, token_ids=True, **ask)]
         with pytest.raises(RoleNeeded, match="naming a release"):
             client.generate("echo", HELLO, release_versions=[0], **ask)
     with client_of(guarded, texts[Role.OPERATOR]) as client:
-        assert client.generate("echo", HELLO, release_versions=[0], **ask).completions[0].token_ids
+        wanted = {"release_versions": [0], "token_ids": True, **ask}
+        assert client.generate("echo", HELLO, **wanted).completions[0].token_ids
 
 
 def test_the_acting_operator_is_the_authenticated_one_and_the_salt_stays_in_the_registry(guarded, texts, handles):

@@ -216,13 +216,14 @@ def test_a_file_that_cannot_be_read_or_written_is_named(plaudit, tmp_path):
     ("library", "extra", "arguments"),
     [
         ("hypothesis", "testing", ("plugins", "check", "echo")),
-        ("torch", "model", ("model", "prepare", "tiny", "--out", "model")),
+        ("typer", "service", ("serve",)),
+        ("torch", "service", ("model", "prepare", "tiny", "--out", "model")),
     ],
 )
 def test_a_library_that_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, library, extra, arguments):
     program = (
         f"import sys; sys.modules[{library!r}] = None; sys.argv = ['plaudit', *{arguments!r}]\n"
-        "from plaudit import cli; cli.main()\n"
+        "from plaudit.__main__ import main; main()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

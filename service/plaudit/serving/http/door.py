@@ -34,7 +34,7 @@ class Door:
             from plaudit.serving.http.app import Routes
         except ModuleNotFoundError as error:
             raise Misconfigured(
-                f"the HTTP door needs {error.name}: pip install 'plaudit[http]', or set serve.http_port = -1",
+                f"the HTTP door needs {error.name}: pip install 'plaudit[service]', or set serve.http_port = -1",
                 setting="serve.http_port",
             ) from error
         self._routes = Routes(target, domains, max_bytes=max_bytes, deadline_seconds=deadline_seconds)
