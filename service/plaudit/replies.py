@@ -267,7 +267,7 @@ class Decision(FeedbackGiver[Sent]):
 
     @property
     def decided(self) -> RankedOption:
-        """The option to act on: the one that is expected to cost least."""
+        """The option to act on: the one that is expected to cost least, or that was drawn first if you explore."""
         # A service before this field named none: then it is the most probable one.
         likely = max(self.ranking, key=lambda option: option.probability)
         return next((option for option in self.ranking if option.option_id == self.decision), likely)

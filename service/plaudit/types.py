@@ -174,7 +174,8 @@ class Interaction:
 
     `order_logprob`: exact log-probability (nats) of that order under what drew it, 0 if nothing did. `answers`: marks
     (hex) of what was shown, as its handles carry them; feedback under another mark is about another text. `decision`:
-    id of the option that was decided, empty for completions. `policy_version`: as the domain declared it then.
+    id of the option that was decided (of a drawn order the first), empty for completions. `policy_version`: as the
+    domain declared it then.
     """
 
     interaction_id: str

@@ -25,6 +25,7 @@ from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import (
     Comparison,
     Unit,
+    _shares_kept,
     bootstrap_weight,
     collect,
     comparisons,
@@ -649,6 +650,28 @@ def test_corrections_hold_at_most_a_fifth_of_the_weight(base: Base):
     units = collect(frozen(asked, rows), Split.TRAIN, base, SETTINGS)
     demos = sum(u.event.weight for u in units.demos)
     assert demos / (demos + units.pairs[0].event.weight) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [
+        # Cutting signals after corrections let corrections hold half.
+        ((50.0, 100.0, 10.0), (0.2, 0.3, 0.5)),
+        ((50.0, 1.0, 10.0), (0.2, 1 / 13.75, 10 / 13.75)),
+        # Small enough beside signals, too large once these are cut.
+        ((19.0, 60.0, 21.0), (0.2, 0.3, 0.5)),
+        ((50.0, 100.0, 0.0), (0.7, 0.3, 0.0)),
+        ((5.0, 0.0, 0.0), (1.0, 0.0, 0.0)),
+        ((0.0, 5.0, 0.0), (0.0, 1.0, 0.0)),
+    ],
+)
+def test_no_kind_holds_more_than_its_share_once_all_are_cut(weights: tuple[float, ...], shares: tuple[float, ...]):
+    kinds = (FeedbackKind.CORRECTION, FeedbackKind.SIGNAL, FeedbackKind.THUMBS)
+    of_kind = {kind: weight for kind, weight in zip(kinds, weights, strict=True) if weight}
+    kept = {kind: weight * _shares_kept(of_kind).get(kind, 1.0) for kind, weight in of_kind.items()}
+    found = [kept.get(kind, 0.0) / sum(kept.values()) for kind in kinds]
+    assert found == pytest.approx(shares)
+    assert _shares_kept({}) == {}
 
 
 def test_ratings_become_thumbs_about_the_raters_own_median(base: Base):

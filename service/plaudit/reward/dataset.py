@@ -440,15 +440,32 @@ def _weigh(units: Sequence[Weighed], rater_cap: float) -> list[Weighed]:
     for unit in units:
         totals[unit.event.who] += unit.event.weight
     weights = [unit.event.weight * min(1.0, rater_cap / totals[unit.event.who]) for unit in units]
-    for kind, share in MOST_SHARE.items():
-        of_kind = sum(w for unit, w in zip(units, weights, strict=True) if unit.event.kind is kind)
-        rest = sum(weights) - of_kind
-        # Share s of the whole is s / (1 - s) of the rest; with no rest there is nothing to be outvoted.
-        if rest > 0 and of_kind > rest * share / (1 - share):
-            scale = rest * share / (1 - share) / of_kind
-            weights = [w * scale if unit.event.kind is kind else w for unit, w in zip(units, weights, strict=True)]
+    of_kind: defaultdict[FeedbackKind, float] = defaultdict(float)
+    for unit, w in zip(units, weights, strict=True):
+        of_kind[unit.event.kind] += w
+    scales = _shares_kept(of_kind)
+    weights = [w * scales.get(unit.event.kind, 1.0) for unit, w in zip(units, weights, strict=True)]
     mean = sum(weights) / len(weights) if weights else 1.0
     return [replace(unit, event=replace(unit.event, weight=w / mean)) for unit, w in zip(units, weights, strict=True)]
+
+
+def _shares_kept(of_kind: Mapping[FeedbackKind, float]) -> dict[FeedbackKind, float]:
+    """Factors of the kinds that would hold more than MOST_SHARE of the whole: with them none does.
+
+    Cutting one kind makes the others' shares larger, so those that are cut are found together. With no other kind
+    there corrections are what people said, and signals alone are cut; of one kind alone nothing is outvoted.
+    """
+    bounds = {kind: share for kind, share in MOST_SHARE.items() if of_kind.keys() - {kind}}
+    if of_kind.keys() <= bounds.keys():
+        bounds.pop(FeedbackKind.CORRECTION, None)
+    cut: set[FeedbackKind] = set()
+    while True:
+        rest = math.fsum(weight for kind, weight in of_kind.items() if kind not in cut)
+        whole = rest / (1 - math.fsum(bounds[kind] for kind in cut))
+        more = {kind for kind in bounds.keys() - cut if of_kind.get(kind, 0.0) > bounds[kind] * whole}
+        if not more:
+            return {kind: bounds[kind] * whole / of_kind[kind] for kind in cut}
+        cut |= more
 
 
 def bootstrap_weight(event_id: str, head: int, seed: int) -> int:

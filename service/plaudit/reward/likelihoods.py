@@ -92,11 +92,11 @@ def noisy_loss(logit: Tensor, false: Tensor, missed: Tensor) -> Tensor:
 
 
 def turned(false_up: Tensor, false_down: Tensor) -> Tensor:
-    """Probability that an up observed beside a down is in truth a down beside an up: (...).
+    """Probability that a down beside an up is observed as an up beside a down, if they are observed to differ: (...).
 
-    false_up: (...), of the first; false_down: (...), of the second. Given that exactly one of two is good and that both
-    are observed to differ: e f / (e f + (1 - e)(1 - f)). This is the forward correction of a contrast where the score
-    decides it, and one half of both kinds, as without noise, where it says nothing.
+    false_up: (...), e of the first; false_down: (...), f of the second. Turned round e f, as they are (1 - e)(1 - f):
+    e f / (e f + (1 - e)(1 - f)). As forward correction of a contrast it is exact where the score decides it, and for
+    two of one source also where it says nothing: one half, as without noise.
     """
     wrong = false_up * false_down
     return wrong / (wrong + (1 - false_up) * (1 - false_down))

@@ -200,8 +200,10 @@ class Generation:
 
         An option's score is the log-probability of its tokens and of the end of turn behind them, under the release's
         temperature: their sum, or their mean per token if the domain declares that. SERVE shows the most probable
-        first; EXPLORE draws the order (`plaudit.ordering`) and records its exact log-probability. Options that the
-        domain finds invalid come last, and are never the decision, unless all of them are.
+        first, and decides what is expected to cost least; EXPLORE draws the order (`plaudit.ordering`), records its
+        exact log-probability, and decides the option that was drawn first: whether people act upon the order or the
+        decision, what they act upon was drawn with the probability that the record has. Options that the domain finds
+        invalid come last, and are never the decision, unless all of them are.
         """
         envelope = wanted.envelope
         plugin = self._plugin(envelope, Action.CHOICE)
@@ -231,8 +233,11 @@ class Generation:
         else:
             order = ordering.most_probable(scores, valid)
         probabilities = ordering.first_probabilities(scores, valid)
-        labels = labels_of(options, plugin.declaration.labels)
-        decided = options[decide(probabilities, labels=labels, costs=costs, valid=valid)]
+        if envelope.purpose is Purpose.EXPLORE:
+            decided = options[order.places[0]]
+        else:
+            labels = labels_of(options, plugin.declaration.labels)
+            decided = options[decide(probabilities, labels=labels, costs=costs, valid=valid)]
         candidates = []
         for place, propensity in zip(order.places, order.propensities, strict=True):
             option, outcome = options[place], outcomes[place]
