@@ -32,6 +32,7 @@ from plaudit.types import (
     Scale,
     Thumbs,
 )
+from plaudit_echo.plugin import EchoChoice
 
 
 class Sound(DomainPlugin):
@@ -316,6 +317,32 @@ def test_a_sound_plugin_passes_every_check():
 @pytest.mark.parametrize("plugin_class", SHELF, ids=lambda cls: cls.__name__)
 def test_the_kit_finds_what_is_broken_and_nothing_else(plugin_class):
     assert failed(plugin_class) == SHELF[plugin_class]
+
+
+@pytest.mark.parametrize(
+    ("options", "forbidden", "found"),
+    [
+        ((), "no", "0 options"),
+        (("no",), "no", "1 options"),
+        (tuple(f"{n} no" for n in range(51)), "1 no", "51 options"),
+        (("yes", "no"), "maybe", "cannot fail"),
+        (("yes", "no"), "NO", ""),
+        (("yes", "no"), "option-1", ""),
+    ],
+)
+def test_a_probe_of_a_choice_has_options_and_can_fail(options, forbidden, found):
+    offered = tuple(Option(f"option-{n}", text) for n, text in enumerate(options))
+
+    class Probed(EchoChoice):
+        def render(self, request):
+            return Prompt(messages=request.messages, group=request.messages[-1].content)
+
+        def gates(self):
+            request = Request(messages=(Message("user", "Is this a probe?"),), options=offered)
+            return [GateProbe(probe_id="one", request=request, forbidden=(forbidden,))]
+
+    with pytest.raises(AssertionError, match=found) if found else contextlib.nullcontext():
+        kit(Probed).test_gate_probes_are_sound()
 
 
 def test_every_check_has_a_plugin_that_fails_it():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ from plaudit.testing.conformance import checks
 from plaudit.types import Action
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(
+    name
+    for file in ROOT.glob("plugins/*/pyproject.toml")
+    for name in tomllib.loads(file.read_text())["project"]["entry-points"]["plaudit.domains"]
+)
 
 
 def run(*command, cwd=None):
@@ -194,7 +200,7 @@ def test_wrong_use_is_explained(arguments, words):
     assert words in " ".join(done.stderr.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("domain", ["echo", "echo-choice", "instruction", "moderation"])
+@pytest.mark.parametrize("domain", SHIPPED)
 def test_shipped_domains_pass(domain):
     assert [row for row in checking.check_installed(domain) if not row.passed] == []
 

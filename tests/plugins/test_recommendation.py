@@ -135,14 +135,14 @@ def test_what_was_skipped_watched_and_liked_names_its_source():
     assert evidence(Signal("c0", "watched", 0.4)) == [Scalar(candidate="c0", value=0.4, source="watched-long")]
     assert evidence(Signal("c2", "watched", 0.4)) == [Scalar(candidate="c2", value=0.4, source="watched-short")]
     assert evidence(Thumbs("c1", up=False)) == [Binary(candidate="c1", positive=False)]
-    assert evidence(Choice("c1", "c0")) == [Pair(first="c1", second="c0", outcome=PairOutcome.FIRST)]
+    assert evidence(Choice("c1", "c0")) == [Pair(first="c0", second="c1", outcome=PairOutcome.SECOND)]
 
 
 @pytest.mark.parametrize(
     "act", [Thumbs("c5", up=True), Signal("c6", "taken", 1.0), Signal("c5", "watched", 1.0), Choice("c0", "c5")]
 )
 def test_an_act_on_an_item_that_was_not_shown_is_refused(act):
-    with pytest.raises(UnknownCandidate, match="its slate has 5 places"):
+    with pytest.raises(UnknownCandidate, match="among the 5 that it showed"):
         evidence(act)
 
 

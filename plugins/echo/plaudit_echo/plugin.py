@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plaudit.acts import known, pair_of
 from plaudit.domain import Declaration, DomainPlugin
-from plaudit.errors import EmptyPrompt, InvalidField, UndeclaredKind, UnknownCandidate
+from plaudit.errors import EmptyPrompt, InvalidField, UndeclaredKind
 from plaudit.types import (
     Action,
     Binary,
@@ -20,8 +21,6 @@ from plaudit.types import (
     Label,
     LabelAct,
     Outcome,
-    Pair,
-    PairOutcome,
     Prompt,
     Ranking,
     RankingEvidence,
@@ -66,13 +65,13 @@ class Echo(DomainPlugin):
         act = feedback.act
         match act:
             case Thumbs():
-                return (Binary(candidate=_known(interaction, act.candidate_id), positive=act.up),)
+                return (Binary(candidate=known(interaction, act.candidate_id), positive=act.up),)
             case Choice():
-                return (_pair(interaction, act),)
+                return (pair_of(interaction, act),)
             case Ranking():
-                return (RankingEvidence(order=tuple(_known(interaction, one) for one in act.candidate_ids)),)
+                return (RankingEvidence(order=tuple(known(interaction, one) for one in act.candidate_ids)),)
             case Rating():
-                return (Scalar(candidate=_known(interaction, act.candidate_id), value=act.value),)
+                return (Scalar(candidate=known(interaction, act.candidate_id), value=act.value),)
         raise UndeclaredKind(f"the echo domain takes no {feedback.kind} feedback", kind=feedback.kind)
 
 
@@ -110,11 +109,11 @@ class EchoChoice(DomainPlugin):
         act = feedback.act
         match act:
             case LabelAct():
-                return (Label(candidate=_known(interaction, act.candidate_id), value=act.value),)
+                return (Label(candidate=known(interaction, act.candidate_id), value=act.value),)
             case Choice():
-                return (_pair(interaction, act),)
+                return (pair_of(interaction, act),)
             case Signal():
-                return (Binary(candidate=_known(interaction, act.candidate_id), positive=act.value > 0.5),)
+                return (Binary(candidate=known(interaction, act.candidate_id), positive=act.value > 0.5),)
         raise UndeclaredKind(f"the echo-choice domain takes no {feedback.kind} feedback", kind=feedback.kind)
 
 
@@ -122,22 +121,3 @@ def _last_text(request: Request) -> str:
     if not request.messages or not request.messages[-1].content.strip():
         raise EmptyPrompt()
     return " ".join(request.messages[-1].content.split())
-
-
-def _known(interaction: Interaction, candidate_id: str) -> str:
-    if all(candidate.candidate_id != candidate_id for candidate in interaction.candidates):
-        raise UnknownCandidate(
-            f"interaction {interaction.interaction_id} has no candidate {candidate_id!r}", candidate_id=candidate_id
-        )
-    return candidate_id
-
-
-def _pair(interaction: Interaction, act: Choice) -> Pair:
-    if act.chosen_id == act.other_id:
-        raise InvalidField("a choice names two different candidates", field="other_id")
-    return Pair(
-        first=_known(interaction, act.chosen_id),
-        second=_known(interaction, act.other_id),
-        outcome=PairOutcome.TIE if act.tie else PairOutcome.FIRST,
-        tie_offered=act.tie_offered or act.tie,
-    )

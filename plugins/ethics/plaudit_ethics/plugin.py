@@ -11,8 +11,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+from plaudit.acts import known, pair_of
 from plaudit.domain import Declaration, DomainPlugin, GateProbe, OptionScore
-from plaudit.errors import EmptyPrompt, IncompleteRanking, InvalidField, UndeclaredKind, UnknownCandidate
+from plaudit.errors import EmptyPrompt, IncompleteRanking, InvalidField, UndeclaredKind
 from plaudit.types import (
     Action,
     Choice,
@@ -24,8 +25,6 @@ from plaudit.types import (
     Message,
     Option,
     Outcome,
-    Pair,
-    PairOutcome,
     Prompt,
     Ranking,
     RankingEvidence,
@@ -88,14 +87,14 @@ class Ethics(DomainPlugin):
         act = feedback.act
         match act:
             case Choice():
-                return (_pair(interaction, act),)
+                return (pair_of(interaction, act),)
             case Ranking():
                 if len(act.candidate_ids) != len(interaction.candidates):
                     raise IncompleteRanking(
                         f"the ranking names {len(act.candidate_ids)} of {len(interaction.candidates)} outcomes; "
                         "name each once"
                     )
-                return (RankingEvidence(order=tuple(_known(interaction, one) for one in act.candidate_ids)),)
+                return (RankingEvidence(order=tuple(known(interaction, one) for one in act.candidate_ids)),)
             case Comment():
                 return ()
         raise UndeclaredKind(f"the ethics domain takes no {feedback.kind} feedback", kind=feedback.kind)
@@ -176,22 +175,3 @@ def _outcome(index: int, option: Option) -> scene.Outcome:
         return scene.read(option.text)
     except ValueError as error:
         raise InvalidField(f"options[{index}].text is no outcome: {error}", field=f"options[{index}].text") from error
-
-
-def _known(interaction: Interaction, candidate_id: str) -> str:
-    if all(candidate.candidate_id != candidate_id for candidate in interaction.candidates):
-        raise UnknownCandidate(
-            f"interaction {interaction.interaction_id} has no outcome {candidate_id!r}", candidate_id=candidate_id
-        )
-    return candidate_id
-
-
-def _pair(interaction: Interaction, act: Choice) -> Pair:
-    if act.chosen_id == act.other_id:
-        raise InvalidField("a choice names two different outcomes", field="other_id")
-    return Pair(
-        first=_known(interaction, act.chosen_id),
-        second=_known(interaction, act.other_id),
-        outcome=PairOutcome.TIE if act.tie else PairOutcome.FIRST,
-        tie_offered=act.tie_offered or act.tie,
-    )

@@ -11,8 +11,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from plaudit.acts import candidate_of, pair_of
 from plaudit.domain import Declaration, DecodeSpec, DomainPlugin, GateProbe, Mode
-from plaudit.errors import EmptyPrompt, IncompleteRanking, InvalidField, OutOfScale, UndeclaredKind, UnknownCandidate
+from plaudit.errors import EmptyPrompt, IncompleteRanking, InvalidField, OutOfScale, UndeclaredKind
 from plaudit.types import (
     Action,
     Binary,
@@ -27,8 +28,6 @@ from plaudit.types import (
     Interaction,
     Message,
     Outcome,
-    Pair,
-    PairOutcome,
     Passage,
     Prompt,
     Ranking,
@@ -119,26 +118,26 @@ class Instruction(DomainPlugin):
         act = feedback.act
         match act:
             case Thumbs():
-                return (Binary(candidate=_candidate(interaction, act.candidate_id).candidate_id, positive=act.up),)
+                return (Binary(candidate=candidate_of(interaction, act.candidate_id).candidate_id, positive=act.up),)
             case Choice():
-                return (_pair(interaction, act),)
+                return (pair_of(interaction, act),)
             case Ranking():
                 wanted = {candidate.candidate_id for candidate in interaction.candidates}
                 if set(act.candidate_ids) != wanted or len(act.candidate_ids) != len(wanted):
                     raise IncompleteRanking()
                 return (RankingEvidence(order=act.candidate_ids),)
             case Correction():
-                return _demo(_candidate(interaction, act.candidate_id), act.text)
+                return _demo(candidate_of(interaction, act.candidate_id), act.text)
             case Rating():
                 if not RATING_SCALE.low <= act.value <= RATING_SCALE.high:
                     raise OutOfScale(f"rating {act.value} is outside 1 to 5", value=act.value)
                 value = (act.value - RATING_SCALE.low) / (RATING_SCALE.high - RATING_SCALE.low)
-                return (Scalar(candidate=_candidate(interaction, act.candidate_id).candidate_id, value=value),)
+                return (Scalar(candidate=candidate_of(interaction, act.candidate_id).candidate_id, value=value),)
             case Comment():
                 return ()
             case Signal():
                 # Who stops a text may have read enough, or had enough of it: kept, and evidence of nothing.
-                _candidate(interaction, act.candidate_id)
+                candidate_of(interaction, act.candidate_id)
                 return ()
         raise UndeclaredKind(f"the instruction domain takes no {feedback.kind} feedback", kind=feedback.kind)
 
@@ -301,31 +300,6 @@ def edit_distance(first: Sequence[str], second: Sequence[str]) -> float:
         for j, other in enumerate(second, start=1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (token != other))
     return row[-1] / longer
-
-
-def _candidate(interaction: Interaction, candidate_id: str) -> Candidate:
-    for candidate in interaction.candidates:
-        if candidate.candidate_id == candidate_id:
-            return candidate
-    raise UnknownCandidate(
-        f"interaction {interaction.interaction_id} has no candidate {candidate_id!r}", candidate_id=candidate_id
-    )
-
-
-def _pair(interaction: Interaction, act: Choice) -> Pair:
-    """The pair in the order in which its candidates were shown, so that a bias to the first can be measured."""
-    if act.chosen_id == act.other_id:
-        raise InvalidField("a choice names two different candidates", field="other_id")
-    chosen = interaction.candidates.index(_candidate(interaction, act.chosen_id))
-    other = interaction.candidates.index(_candidate(interaction, act.other_id))
-    first, second = sorted((chosen, other))
-    outcome = PairOutcome.TIE if act.tie else PairOutcome.FIRST if chosen == first else PairOutcome.SECOND
-    return Pair(
-        first=interaction.candidates[first].candidate_id,
-        second=interaction.candidates[second].candidate_id,
-        outcome=outcome,
-        tie_offered=act.tie_offered or act.tie,
-    )
 
 
 def _demo(candidate: Candidate, text: str) -> tuple[Evidence, ...]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
+from plaudit.acts import known
 from plaudit.deciding import Cost
 from plaudit.domain import Declaration, DomainPlugin, GateProbe, OptionScore
-from plaudit.errors import OutOfScale, UndeclaredKind, UnknownCandidate
+from plaudit.errors import OutOfScale, UndeclaredKind
 from plaudit.types import (
     Action,
     Comment,
@@ -93,7 +94,7 @@ class Moderation(DomainPlugin):
         act = feedback.act
         match act:
             case LabelAct():
-                check_candidate(interaction, act.candidate_id)
+                known(interaction, act.candidate_id)
                 if act.value not in self.categories:
                     categories = ", ".join(self.categories)
                     raise OutOfScale(f"a label must be one of {categories}", value=act.value[:64], scale=categories)
@@ -137,11 +138,3 @@ def may_judge(interaction: Interaction, feedback: Feedback) -> bool:
     Both names are pseudonyms of one key, so that one person has one. Who names nobody may be the author.
     """
     return bool(feedback.rater) and feedback.rater != interaction.end_user
-
-
-def check_candidate(interaction: Interaction, candidate_id: str) -> None:
-    """Raises UnknownCandidate for a candidate that the interaction does not have."""
-    if all(candidate.candidate_id != candidate_id for candidate in interaction.candidates):
-        raise UnknownCandidate(
-            f"interaction {interaction.interaction_id} has no candidate {candidate_id!r}", candidate_id=candidate_id
-        )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
+from plaudit.acts import known, pair_of
 from plaudit.domain import Declaration, DecodeSpec, DomainPlugin, GateProbe, Mode
 from plaudit.errors import InvalidField, UndeclaredKind
 from plaudit.types import (
@@ -26,8 +27,6 @@ from plaudit.types import (
     Interaction,
     Message,
     Outcome,
-    Pair,
-    PairOutcome,
     Prompt,
     Request,
     RewardTerms,
@@ -36,7 +35,7 @@ from plaudit.types import (
 )
 
 from plaudit_moderation.items import group_of, item_of, rules_of
-from plaudit_moderation.plugin import CATEGORIES, asked, check_candidate, may_judge
+from plaudit_moderation.plugin import CATEGORIES, asked, may_judge
 
 WHY = "Why? Answer in one or two sentences."
 REASONS = frozenset({"wrong", "vague", "repeats_the_harm", "unkind", "too_long"})
@@ -96,12 +95,9 @@ class ModerationRationale(DomainPlugin):
         act = feedback.act
         match act:
             case Thumbs() | Correction():
-                check_candidate(interaction, act.candidate_id)
+                known(interaction, act.candidate_id)
             case Choice():
-                for each in (act.chosen_id, act.other_id):
-                    check_candidate(interaction, each)
-                if act.chosen_id == act.other_id:
-                    raise InvalidField("a choice names two different candidates", field="other_id")
+                pair_of(interaction, act)
             case Comment():
                 return False
             case _:
@@ -114,7 +110,7 @@ class ModerationRationale(DomainPlugin):
             case Thumbs():
                 return (Binary(candidate=act.candidate_id, positive=act.up),)
             case Choice():
-                return (_pair(interaction, act),)
+                return (pair_of(interaction, act),)
             case Correction(candidate_id, text):
                 shown = next(each for each in interaction.candidates if each.candidate_id == candidate_id)
                 if text.strip() == shown.displayed_text:
@@ -159,11 +155,3 @@ class ModerationRationale(DomainPlugin):
 def request_for(item: Request, verdict: str) -> Request:
     """The request of a rationale: the item as it was sent to the domain of verdicts, and the verdict that it got."""
     return Request(messages=(*item.messages, Message("assistant", verdict)))
-
-
-def _pair(interaction: Interaction, act: Choice) -> Pair:
-    """The pair in the order in which its candidates were shown, so that a bias to the first can be measured."""
-    ids = [candidate.candidate_id for candidate in interaction.candidates]
-    first, second = sorted((act.chosen_id, act.other_id), key=ids.index)
-    outcome = PairOutcome.TIE if act.tie else PairOutcome.FIRST if act.chosen_id == first else PairOutcome.SECOND
-    return Pair(first=first, second=second, outcome=outcome, tie_offered=act.tie_offered or act.tie)

@@ -10,8 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
+from plaudit.acts import candidate_of, pair_of
 from plaudit.domain import Declaration, DomainPlugin, GateProbe, OptionScore
-from plaudit.errors import InvalidField, UndeclaredKind, UnknownCandidate
+from plaudit.errors import InvalidField, UndeclaredKind
 from plaudit.types import (
     Action,
     Binary,
@@ -23,8 +24,6 @@ from plaudit.types import (
     FeedbackKind,
     Interaction,
     Outcome,
-    Pair,
-    PairOutcome,
     Prompt,
     RankingEvidence,
     Request,
@@ -101,7 +100,7 @@ class Recommendation(DomainPlugin):
             case Thumbs():
                 return (Binary(candidate=self._shown(interaction, act.candidate_id).candidate_id, positive=act.up),)
             case Choice():
-                return (self._pair(interaction, act),)
+                return (pair_of(interaction, act, places=len(self.place_weights)),)
             case Signal():
                 return self._signal(interaction, act)
             case Comment():
@@ -137,28 +136,11 @@ class Recommendation(DomainPlugin):
                 return (Scalar(candidate=item.candidate_id, value=act.value, source=f"watched{_length(item.text)}"),)
         return ()
 
-    def _pair(self, interaction: Interaction, act: Choice) -> Pair:
-        if act.chosen_id == act.other_id:
-            raise InvalidField("a choice names two different items", field="other_id")
-        return Pair(
-            first=self._shown(interaction, act.chosen_id).candidate_id,
-            second=self._shown(interaction, act.other_id).candidate_id,
-            outcome=PairOutcome.TIE if act.tie else PairOutcome.FIRST,
-            tie_offered=act.tie_offered or act.tie,
-        )
-
     def _slate(self, interaction: Interaction) -> tuple[Candidate, ...]:
         return interaction.candidates[: len(self.place_weights)]
 
     def _shown(self, interaction: Interaction, candidate_id: str) -> Candidate:
-        for candidate in self._slate(interaction):
-            if candidate.candidate_id == candidate_id:
-                return candidate
-        raise UnknownCandidate(
-            f"interaction {interaction.interaction_id} showed no item {candidate_id!r}; "
-            f"its slate has {len(self._slate(interaction))} places",
-            candidate_id=candidate_id,
-        )
+        return candidate_of(interaction, candidate_id, places=len(self.place_weights))
 
 
 def _length(text: str) -> str:

@@ -8,6 +8,7 @@ tests know better ones. A check that hangs fails, and the others still run.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import sys
 import tomllib
@@ -151,8 +152,8 @@ def _examples_refused(kit: PluginConformance) -> Checked | None:
     except RequestRefused as error:
         found = f"render refuses a made-up request: {type(error).__name__}: {_line(error)}"
         remedy = (
-            "run the kit in the plugin's own tests, with requests that it takes, or give it simulated people "
-            f"(entry points {POPULATIONS}): what they ask is what is tried here"
+            "run the kit in the plugin's own tests, with requests that it takes, or give it a probe (`gates`) or "
+            f"simulated people (entry points {POPULATIONS}): requests like theirs are tried here"
         )
         return Checked("examples are taken", False, found, remedy)
     # Whatever else is wrong, the checks say better.
@@ -179,12 +180,17 @@ def _kit(point: EntryPoint, asks: EntryPoint | None, *, installed: bool) -> Plug
             return plugin
 
         def example_requests(self) -> Sequence[Request]:
-            """What its simulated people ask, else short questions; with options if the domain ranks them."""
+            """What its simulated people ask, else short questions; with options if the domain ranks them.
+
+            If it refuses those, questions of the shape that its gate's probes have.
+            """
             if asks is not None:
                 people: Any = asks.load()()
                 return [prompt.request for prompt in itertools.islice(people.channel_prompts(), EXAMPLES)]
-            options = _options() if self.make_plugin().declaration.action is Action.CHOICE else ()
-            return [Request(messages=(Message("user", text),), options=options) for text in _ASKED]
+            plugin = self.make_plugin()
+            options = _options() if plugin.declaration.action is Action.CHOICE else ()
+            plain = [Request(messages=(Message("user", text),), options=options) for text in _ASKED]
+            return plain if _taken(plugin, plain) else _like_probes(plugin) or plain
 
         def example_feedback(self) -> Sequence[Act]:
             """One act of each declared kind."""
@@ -193,6 +199,30 @@ def _kit(point: EntryPoint, asks: EntryPoint | None, *, installed: bool) -> Plug
             return _acts(plugin.declaration, [option.text for option in prompt.options] or list(examples.OUTPUTS))
 
     return Made()
+
+
+def _taken(plugin: DomainPlugin, requests: Sequence[Request]) -> bool:
+    try:
+        for request in requests:
+            plugin.render(request)
+    except RequestRefused:
+        return False
+    return True
+
+
+def _like_probes(plugin: DomainPlugin) -> list[Request]:
+    """The request of the first probe, with made-up texts for what is asked in it last; empty without a probe."""
+    for probe in plugin.gates():
+        messages = probe.request.messages
+        asked = max((at for at, message in enumerate(messages) if message.role == "user"), default=None)
+        if asked is not None:
+            return [
+                dataclasses.replace(
+                    probe.request, messages=(*messages[:asked], Message("user", text), *messages[asked + 1 :])
+                )
+                for text in _ASKED
+            ]
+    return []
 
 
 def _options() -> tuple[Option, ...]:

@@ -36,6 +36,7 @@ from plaudit.testing import examples
 from plaudit.types import (
     KIND_OF_ACT,
     Act,
+    Action,
     Feedback,
     FeedbackKind,
     Interaction,
@@ -227,16 +228,31 @@ class PluginConformance:
                 _usable(f"decode_spec for {mode}", returned.spec_fault(spec))
                 assert spec == plugin.decode_spec(prompt, mode), f"{mode}: two specs of one prompt"
 
-    @_remedy("give each probe an id of its own, texts that it forbids, and a request that no example makes")
+    @_remedy(
+        "give each probe an id of its own, texts that it forbids, and a request that no example makes; if the domain "
+        "chooses, with 2 to 50 options, a forbidden one among them"
+    )
     def test_gate_probes_are_sound(self) -> None:
-        """Probes have ids of their own, render, forbid something, and are no example that training may see."""
+        """Probes have ids of their own, render, forbid something, and are no example that training may see.
+
+        Those of a choice have options, of which one is forbidden: by its text or its id.
+        """
         plugin = self.make_plugin()
         probes = plugin.gates()
         _usable("gates", returned.probes_fault(probes))
         known = {_rendered(plugin, request).group for request in self.example_requests()}
         for probe in probes:
-            group = plugin.render(probe.request).group
-            assert group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
+            prompt = plugin.render(probe.request)
+            _usable("render", returned.prompt_fault(prompt, plugin.declaration.action))
+            assert prompt.group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
+            if plugin.declaration.action is Action.CHOICE:
+                options = prompt.options or probe.request.options
+                few = f"{len(options)} options; a choice has {returned.MIN_OPTIONS} to {returned.MAX_OPTIONS}"
+                fault = returned.options_fault(options, Action.CHOICE) or ("" if options else few)
+                assert not fault, f"probe {probe.probe_id!r} has {fault}"
+                offered = {text.casefold() for option in options for text in (option.text, option.option_id)}
+                forbidden = {text.casefold() for text in probe.forbidden}
+                assert offered & forbidden, f"probe {probe.probe_id!r} forbids none of its options: it cannot fail"
 
     @_remedy("give names (texts), the same each time")
     def test_slices_are_names(self) -> None:
