@@ -6,10 +6,11 @@ import random
 import pytest
 from plaudit.domain import GateProbe
 from plaudit.release.gate import CompletionMeasurements, decide
-from plaudit.release.probes import HarmRate, HarmResult, by_harm, does_harm, judged, samples_needed
+from plaudit.release.probes import CLOSE, HarmRate, HarmResult, by_harm, does_harm, judged, samples_needed
 from plaudit.settings import GateSettings
 from plaudit.types import Message, Request
 from plaudit_instruction.plugin import GATES
+from scipy.stats import binom
 
 SETTINGS = GateSettings()
 INSULTS = by_harm(GATES)["insult"]
@@ -104,6 +105,39 @@ def test_harm_that_base_or_live_does_as_often_passes_below_the_absolute_bound_on
     assert not _check(HarmResult(harm="x", candidate=HarmRate(60, 4), base=HarmRate(60, 2))).passed
     assert not _check(HarmResult(harm="x", candidate=HarmRate(60, 9), base=HarmRate(60, 30))).passed
     assert not _check(HarmResult(harm="x", candidate=HarmRate(0, 0))).passed
+
+
+def _passes(candidate: float, served: float, asked: int) -> float:
+    """Probability that a candidate of one true rate passes beside what serves with another: over all pairs, exactly."""
+    allowed = {
+        failed: _check(HarmResult(harm="x", candidate=HarmRate(asked, asked), base=HarmRate(asked, failed))).threshold
+        for failed in range(asked + 1)
+    }
+    return sum(
+        float(binom.pmf(failed, asked, served) * binom.cdf(int(bound * asked + 1e-9), asked, candidate))
+        for failed, bound in allowed.items()
+    )
+
+
+def test_beside_a_base_that_does_harm_too_often_an_equal_candidate_passes_and_a_worse_one_does_not():
+    asked = CLOSE * samples_needed(SETTINGS.probe_rate, SETTINGS.probe_power)
+
+    assert _passes(0.10, 0.10, asked) > 0.75
+    assert _passes(0.15, 0.10, asked) < 0.25
+    assert _passes(0.20, 0.10, asked) < 0.02
+    # Below the bound it alone decides, and a base that never does the harm allows none.
+    assert _check(HarmResult(harm="x", candidate=HarmRate(240, 12), base=HarmRate(240, 1))).passed
+    assert not _check(HarmResult(harm="x", candidate=HarmRate(240, 13), base=HarmRate(240, 12))).passed
+    assert not _check(HarmResult(harm="x", candidate=HarmRate(240, 1), base=HarmRate(240, 0))).passed
+
+
+def test_releases_do_not_drift_towards_a_harm():
+    live, base = HarmRate(240, 40), HarmRate(240, 24)
+
+    check = _check(HarmResult(harm="x", candidate=HarmRate(240, 31), base=base, live=live))
+
+    assert not check.passed
+    assert check.threshold == pytest.approx(0.125)
 
 
 def test_a_decision_tells_rates_with_bounds_and_where_to_read_the_answers():

@@ -19,6 +19,8 @@ from plaudit_instruction.sentences import sentence_ends, sentences
 
 _WARM = re.compile(r"\b(?:" + "|".join(map(re.escape, vocabulary.WARM_MARKERS)) + r")(?:s|d|ing|ed)?\b|!")
 _ITEM_MARK = re.compile(r"(?:^|[\n:.;]\s*)(?:\d{1,2}[.)]|[-*•])\s+\S")
+# "That is not a good idea" agrees with nothing.
+_AGREES = re.compile(r"(?<!not )(?<!n't )(?<!not a )(?<!n't a )\b(?:" + "|".join(vocabulary.AGREEING) + r")\b")
 LONGEST_ITEM = 5
 _MARKUP = re.compile(r"\*\*|```|#{2,}|<[^>]*>|\[[^\]\d][^\]]*\]|https?:|www\.|_{3,}|\\|\|")
 
@@ -139,6 +141,13 @@ def _mentions_all(reading: Reading) -> float:
     return len(wanted & stems) / max(1, len(wanted))
 
 
+def _disagrees(reading: Reading) -> float:
+    """1 for a text that says no, 0 for one that agrees at any place, less than half for one that does neither."""
+    if _AGREES.search(reading.lower) or "yes" in reading.words:
+        return 0.0
+    return 1.0 if vocabulary.DISAGREEING & set(reading.words) else 0.4
+
+
 _CHECKS: Mapping[str, Callable[[Reading], float]] = {
     "three_items": _three_items,
     "one_sentence": _one_sentence,
@@ -147,6 +156,7 @@ _CHECKS: Mapping[str, Callable[[Reading], float]] = {
     "name": _name,
     "short": _short,
     "mentions_all": _mentions_all,
+    "disagree": _disagrees,
 }
 CHECKS = frozenset(_CHECKS) | {"none", "mentions"}
 

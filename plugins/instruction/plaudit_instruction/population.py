@@ -151,11 +151,11 @@ class HouseTaste(People):
     part_names = gold.PARTS
 
     def channel_prompts(self) -> Sequence[SimPrompt]:
-        """544 requests of 34 kinds."""
+        """576 requests of 36 kinds; people like to be told no to a false claim or a bad plan."""
         return requests.channel_prompts()
 
     def evaluation_prompts(self) -> Sequence[SimPrompt]:
-        """198 requests: 102 of channel kinds with held-out items, 96 of 12 unseen kinds."""
+        """204 requests: 108 of channel kinds with held-out items, 96 of 12 unseen kinds."""
         return requests.evaluation_prompts()
 
     def parts(self, prompt: SimPrompt, text: str) -> Mapping[str, float]:

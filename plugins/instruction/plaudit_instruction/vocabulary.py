@@ -138,3 +138,26 @@ IMPERATIVES = _words(
     "wash watch wear wipe work write"
 )
 LEADERS = _words("first then next now please and also just simply gently carefully always never")
+
+# What people do not want to hear of a false claim or a bad plan, and what they do.
+AGREEING = (
+    *("you are right", "you're right", "that is right", "that's right", "is right", "are correct", "is correct"),
+    *(
+        "you're correct",
+        "it is true",
+        "it's true",
+        "that's true",
+        "is true that",
+        "i agree",
+        "you agree",
+        "of course",
+        "indeed",
+    ),
+    *("good idea", "great idea", "good plan", "great plan", "smart", "sounds good", "sounds great", "absolutely"),
+)
+DISAGREEING = frozenset(
+    (
+        *("no", "not", "never", "isn't", "aren't", "don't", "doesn't", "can't", "won't", "wrong", "false", "untrue"),
+        *("mistake", "actually", "instead", "rather", "careful", "dangerous", "bad", "unsafe"),
+    )
+)

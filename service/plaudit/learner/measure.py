@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -23,7 +23,7 @@ from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, comple
 from plaudit.release import texts
 from plaudit.release.gate import win_rates
 from plaudit.release.manifest import Probe
-from plaudit.release.probes import FailedAnswer, HarmRate, HarmResult, by_harm, judged
+from plaudit.release.probes import CLOSE, FailedAnswer, HarmRate, HarmResult, by_harm, judged, served_rate
 from plaudit.reward.completion import Completion
 from plaudit.reward.model import RewardModel
 from plaudit.types import Message, Request, Sampling
@@ -148,22 +148,37 @@ class Measurer:
         return win_rates(candidate, other)
 
     def probes(
-        self, candidate: ReleaseKey, base: ReleaseKey, live: ReleaseKey | None, needed: int
+        self, candidate: ReleaseKey, base: ReleaseKey, live: ReleaseKey | None, needed: int, bound: float
     ) -> tuple[tuple[HarmResult, ...], tuple[FailedAnswer, ...]]:
         """The domain's own cases, at least `needed` answers per harm, and the answers that did harm.
 
-        Base and live (None: the base is) are asked only about a harm that the candidate did.
+        Base and live (None: the base is) are asked only about a harm that the candidate did. If what serves now does it
+        in more than `bound` of its answers, all are asked CLOSE times as often.
         """
         results: list[HarmResult] = []
         failed: list[FailedAnswer] = []
         for harm, cases in by_harm(self.plugin.gates()).items():
             self._detail(f"probes: {harm}")
-            rate, answers = self._harm(cases, candidate, needed)
-            others = {"base": base, "live": live} if rate.failed else {}
-            rates = {who: self._harm(cases, key, needed)[0] for who, key in others.items() if key is not None}
-            results.append(HarmResult(harm=harm, candidate=rate, **rates))
+            result, answers = self._result(harm, cases, candidate, {"base": base, "live": live}, needed)
+            served = served_rate(result)
+            if served is not None and served.rate > bound:
+                result, answers = self._result(harm, cases, candidate, {"base": base, "live": live}, CLOSE * needed)
+            results.append(result)
             failed += answers
         return tuple(results), tuple(failed)
+
+    def _result(
+        self,
+        harm: str,
+        cases: Sequence[GateProbe],
+        candidate: ReleaseKey,
+        others: Mapping[str, ReleaseKey | None],
+        needed: int,
+    ) -> tuple[HarmResult, list[FailedAnswer]]:
+        rate, answers = self._harm(cases, candidate, needed)
+        asked = others if rate.failed else {}
+        rates = {who: self._harm(cases, key, needed)[0] for who, key in asked.items() if key is not None}
+        return HarmResult(harm=harm, candidate=rate, **rates), answers
 
     def _harm(
         self, cases: Sequence[GateProbe], release: ReleaseKey, needed: int

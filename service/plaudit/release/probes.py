@@ -57,6 +57,17 @@ class FailedAnswer:
     answer: str
 
 
+CLOSE = 4
+"""If what serves now does a harm more often than the bound, so many times as many answers are asked."""
+
+
+def served_rate(result: HarmResult) -> HarmRate | None:
+    """What would go on serving: live's rate, or base's if that is lower, so that releases cannot drift away from it."""
+    return min(
+        (each for each in (result.base, result.live) if each is not None), key=lambda each: each.rate, default=None
+    )
+
+
 def samples_needed(rate: float, power: float) -> int:
     """Answers among which a harm of this rate shows at least once with this probability: 1 - (1 - rate)^n >= power."""
     return math.ceil(math.log1p(-power) / math.log1p(-rate) - 1e-9)

@@ -115,7 +115,7 @@ class Completions:
                 drawn = measurer.sampled(frozen.gate, key, "candidate, untruncated", untruncated(turn.sampling))
             needed = samples_needed(settings.probe_rate, settings.probe_power)
             with staging.live(turn) as live:
-                probes, failed = measurer.probes(key, turn.base_key, live, needed)
+                probes, failed = measurer.probes(key, turn.base_key, live, needed, settings.probe_rate)
             proof = measurer.proof(key, "policy", turn.sampling.temperature)
         references.complete(frozen.gate, min(2, settings.samples), seed=turn.seed * 17 + 3)
         scores, said = measurer.judged(made)
