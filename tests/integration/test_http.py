@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 
 import httpx
 import openai
@@ -295,17 +296,33 @@ def test_headers_that_grpc_cannot_carry_are_left_out(plain):
         assert answer.status_code == 200, name
 
 
-def test_what_breaks_has_openais_shape_and_one_line_in_the_log(plain, monkeypatch):
+@pytest.mark.parametrize(("breaks_at", "stream"), [("completion", False), ("_usage", True)])
+def test_what_breaks_has_openais_shape_and_one_line_in_the_log(plain, monkeypatch, breaks_at, stream):
     def breaks(*_):
         raise KeyError("what somebody wrote")
 
-    monkeypatch.setattr(shapes, "completion", breaks)
+    monkeypatch.setattr(shapes, breaks_at, breaks)
+    body = {"model": "echo", "messages": HELLO, "max_tokens": 2, "stream": stream}
     with structlog.testing.capture_logs() as lines:
-        answer = plain.post("/chat/completions", json={"model": "echo", "messages": HELLO, "max_tokens": 2})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "INTERNAL")
+        answer = plain.post("/chat/completions", json={**body, "stream_options": {"include_usage": True}})
+    last = answer.text.strip().splitlines()[-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["code"] == "INTERNAL"
+    assert answer.status_code == (200 if stream else 500)
     assert "what somebody wrote" not in answer.text
     broke = {"event": "request broke", "path": "/v1/chat/completions", "error": "KeyError"}
-    assert [line for line in lines if broke.items() <= line.items()]
+    assert len([line for line in lines if broke.items() <= line.items()]) == 1
+
+
+def test_the_http_librarys_own_lines_are_lines_of_the_log(door, capfd):
+    with (
+        structlog.testing.capture_logs() as lines,
+        socket.create_connection(("127.0.0.1", door.server.http_port)) as raw,
+    ):
+        raw.sendall(b"what somebody wrote\r\n\r\n")
+        assert b"400" in raw.recv(1000)
+    said = {"event": "http library", "what": "Invalid HTTP request received."}
+    assert any(said.items() <= line.items() for line in lines)
+    assert "Invalid HTTP" not in capfd.readouterr().err
 
 
 def test_a_caller_who_leaves_a_stream_leaves_a_record_of_what_went_out(door, url):

@@ -199,10 +199,14 @@ def _whole(path: str, answer: Answer) -> Answer:
         except (PlauditError, grpc.aio.AioRpcError, HTTPException):
             raise
         except Exception as error:
-            log.exception("request broke", path=path, error=type(error).__name__)
-            raise InternalError("a bug in the service; its logs have the details") from error
+            raise _broke(path, error) from error
 
     return whole
+
+
+def _broke(path: str, error: Exception) -> InternalError:
+    log.exception("request broke", path=path, error=type(error).__name__)
+    return InternalError("a bug in the service; its logs have the details")
 
 
 def _json_of(data: bytes) -> Any:
@@ -252,6 +256,8 @@ async def _events(call: Any, first: Any, messages: AsyncIterator[Any], chunks: s
         yield b"data: [DONE]\n\n"
     except grpc.aio.AioRpcError as error:
         yield _event(shapes.failure(from_call(error))[1])
+    except Exception as error:
+        yield _event(shapes.failure(_broke("/v1/chat/completions", error))[1])
     finally:
         # A caller who leaves ends this generator: the stream ends with it, and is recorded as far as it went out.
         call.cancel()

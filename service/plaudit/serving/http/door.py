@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import threading
@@ -10,8 +11,20 @@ from collections.abc import Sequence
 
 from plaudit.addresses import address, bare_host
 from plaudit.errors import Misconfigured
+from plaudit.telemetry import get_logger
 
 _START_SECONDS = 30.0
+
+log = get_logger("plaudit.http")
+
+
+class _Lines(logging.Handler):
+    """The HTTP library's own warnings and errors as lines of the service's log, of exceptions the type alone."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            error = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
+            log.warning("http library", what=record.getMessage().strip(), error=error)
 
 
 class Door:
@@ -48,6 +61,8 @@ class Door:
             lifespan="off",
             ssl_context_factory=None if encryption is None else lambda *_: encryption,
         )
+        logger = logging.getLogger("uvicorn.error")
+        logger.handlers, logger.propagate = [_Lines()], False
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="plaudit-http", daemon=True)
 
