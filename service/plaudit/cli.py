@@ -20,6 +20,7 @@ from plaudit import cli_demo, cli_estimate, cli_people
 from plaudit.cli_evidence import evidence_app, rejected_app
 from plaudit.cli_keys import keys_app
 from plaudit.cli_plugins import plugins_app
+from plaudit.cli_raters import raters_app
 from plaudit.cli_release import release_app
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
 from plaudit.signals import end_on_signals, end_with_parent, stop_on_signals
@@ -43,6 +44,7 @@ app.add_typer(release_app, name="release")
 app.add_typer(evidence_app, name="evidence")
 app.add_typer(rejected_app, name="rejected")
 app.add_typer(keys_app, name="keys")
+app.add_typer(raters_app, name="raters")
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(settings_app, name="settings")
 app.add_typer(model_app, name="model")

@@ -414,6 +414,10 @@ class ChannelLearnSettings(Section):
     """Promote what the gate accepts; otherwise an operator does."""
     seed: int = Field(default=0, ge=0, le=4_294_967_295)
     """Seed of all that is drawn; the turn that makes version v draws from seed + v."""
+    quarantine_acts_per_minute: int = Field(default=0, ge=0, le=1_000_000)
+    """A rater with more acts within a minute is put in quarantine before a turn learns (docs/access.md); 0: nobody."""
+    quarantine_one_answer: int = Field(default=0, ge=0, le=1_000_000)
+    """So too a rater with this many thumbs or comparisons, all one way, where others answer otherwise; 0: nobody."""
 
 
 class LearnSettings(ChannelLearnSettings):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, RowMapping, Table, and_, bindparam, case, func, literal, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from plaudit.evidence.quarantine import out_of_quarantine
 from plaudit.evidence.rows import evidence_from_bytes
 from plaudit.evidence.splits import Bounds, Split, group_bounds, group_unit, rater_bounds, rater_unit
 from plaudit.evidence.tables import EvidenceTable, to_micros
@@ -63,7 +64,7 @@ def count_new(connection: Connection, channel: Channel, since: dt.datetime | Non
     rater, group = _splits(few_raters)
     acts = (
         select(_EVIDENCE.c.interaction_id, _EVIDENCE.c.feedback_id)
-        .where(_of(channel), _after(since), rater == Split.TRAIN.value, group == Split.TRAIN.value)
+        .where(_counting(channel), _after(since), rater == Split.TRAIN.value, group == Split.TRAIN.value)
         .distinct()
     )
     return int(connection.execute(select(func.count()).select_from(acts.subquery())).scalar_one())
@@ -81,7 +82,7 @@ def tally(connection: Connection, channel: Channel, since: dt.datetime | None, f
             _EVIDENCE.c.feedback_id,
             case((_EVIDENCE.c.who.startswith(NAMELESS), None), else_=_EVIDENCE.c.who).label("who"),
         )
-        .where(_of(channel), _after(since))
+        .where(_counting(channel), _after(since))
         .distinct()
         .subquery()
     )
@@ -119,6 +120,11 @@ def _fill(connection: Connection, salt: bytes, rows: Sequence[RowMapping]) -> No
 
 def _of(channel: Channel) -> ColumnElement[bool]:
     return and_(_EVIDENCE.c.domain == channel.domain, _EVIDENCE.c.tenant == channel.tenant)
+
+
+def _counting(channel: Channel) -> ColumnElement[bool]:
+    """The channel's evidence, but for that of raters in quarantine."""
+    return and_(_of(channel), out_of_quarantine(channel, None))
 
 
 def _after(since: dt.datetime | None) -> ColumnElement[bool]:

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 from plaudit.eventlog import Positions, Topic
 from plaudit.evidence import counts, ingest
 from plaudit.evidence.counts import Tally
+from plaudit.evidence.quarantine import out_of_quarantine
 from plaudit.evidence.rows import evidence_from_bytes
 from plaudit.evidence.splits import Split, group_split, rater_split
 from plaudit.evidence.tables import (
@@ -64,7 +65,7 @@ class FrozenDataSet:
 
     `as_of` is the time that decay counts ages from; it leaves no row out. The digest covers the rows without their
     splits, which follow from the salt. `left_out`: rows that are not here because people judged by another version of
-    the domain's rules.
+    the domain's rules. `quarantined`: rows that are not here because their raters were in quarantine at `as_of`.
     """
 
     channel: Channel
@@ -74,6 +75,7 @@ class FrozenDataSet:
     rows: tuple[EvidenceRow, ...]
     interactions: Mapping[str, Interaction]
     left_out: int = 0
+    quarantined: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -154,9 +156,12 @@ class EvidenceStore:
         if only is not None:
             counts.fill_places(self.database, channel, salt)
             which = and_(which, counts.in_split(only, few_raters))
+        as_of = as_of or dt.datetime.now(dt.UTC)
         with self.database.reading() as connection:
             offsets = tuple(sorted(_offsets(connection)))
-            payloads = connection.execute(select(EvidenceTable.payload).where(which)).scalars().all()
+            query = select(EvidenceTable.payload).where(which, out_of_quarantine(channel, as_of))
+            payloads = connection.execute(query).scalars().all()
+            every = connection.execute(select(func.count()).select_from(EvidenceTable).where(which)).scalar_one()
             interactions = {
                 each.interaction_id: each
                 for each in _interactions_with_evidence(connection, channel, which).values()
@@ -186,12 +191,13 @@ class EvidenceStore:
             )
         return FrozenDataSet(
             channel=channel,
-            as_of=as_of or dt.datetime.now(dt.UTC),
+            as_of=as_of,
             digest=digest_of(payload for _, payload in stored),
             offsets=offsets,
             rows=tuple(frozen),
             interactions=MappingProxyType(interactions),
             left_out=len(rows) - len(stored),
+            quarantined=every - len(rows),
         )
 
     def prompts(self, channel: Channel) -> list[PromptRow]:

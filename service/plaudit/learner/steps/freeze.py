@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 
+from plaudit.evidence.anomalies import anomalies
+from plaudit.evidence.quarantine import Quarantine
 from plaudit.evidence.splits import Split, group_split
+from plaudit.evidence.store import FrozenDataSet
 from plaudit.learner import actions, needs
 from plaudit.learner.actions.protocol import Frozen
 from plaudit.learner.context import Turn
@@ -19,10 +22,10 @@ def freeze(turn: Turn) -> Frozen:
     declared = turn.plugin.declaration
     few_raters = declared.few_raters
     salt = learner.registry.salt(turn.channel)
-    data = learner.store.freeze(
-        turn.channel, salt, turn.as_of, few_raters=few_raters, policy_version=declared.policy_version
-    )
-    turn.tell(f"{len(data.rows)} pieces of evidence" + _of_other_rules(data.left_out))
+    data = _data(turn, salt)
+    if put_in_quarantine(turn, data):
+        data = _data(turn, salt)
+    turn.tell(f"{len(data.rows)} pieces of evidence" + _of_other_rules(data.left_out) + _quarantined(data.quarantined))
     action = actions.of(declared.action)
     rows = learner.store.prompts(turn.channel)
     current = [row for row in rows if row.policy_version == declared.policy_version]
@@ -44,6 +47,32 @@ def freeze(turn: Turn) -> Frozen:
         gate=tuple(prompts[Split.GATE][: gate.prompts]),
         prompts=tuple(prompt for several in prompts.values() for prompt in several),
     )
+
+
+def put_in_quarantine(turn: Turn, data: FrozenDataSet) -> int:
+    """Puts raters with an anomaly in quarantine as of the turn, but for those whom an operator let out; how many."""
+    wanted = turn.settings.learn
+    found = anomalies(
+        data.rows, acts_per_minute=wanted.quarantine_acts_per_minute, one_answer=wanted.quarantine_one_answer
+    )
+    quarantine = Quarantine(turn.learner.store.database)
+    judged = quarantine.judged(turn.channel) if found else frozenset()
+    return sum(
+        quarantine.put(turn.channel, each.rater, each.why, by="learner", since=turn.as_of)
+        for each in found
+        if each.rater not in judged
+    )
+
+
+def _data(turn: Turn, salt: bytes) -> FrozenDataSet:
+    declared = turn.plugin.declaration
+    return turn.learner.store.freeze(
+        turn.channel, salt, turn.as_of, few_raters=declared.few_raters, policy_version=declared.policy_version
+    )
+
+
+def _quarantined(count: int) -> str:
+    return f"; {count} more are of raters in quarantine (plaudit raters list)" if count else ""
 
 
 def _of_other_rules(left_out: int) -> str:

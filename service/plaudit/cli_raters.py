@@ -1,0 +1,125 @@
+"""`plaudit raters`: raters whose acts are kept and not learnt from, and the operator's word on each.
+
+Raters go by their pseudonyms, as evidence names them. `--person` finds the pseudonym of a name: the name itself is kept
+nowhere.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
+
+if TYPE_CHECKING:
+    from plaudit.evidence.quarantine import Quarantine, Quarantined
+    from plaudit.settings import Settings
+
+raters_app = typer.Typer(help="Raters whose acts are kept and not learnt from.", no_args_is_help=True)
+
+ChannelArgument = Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')]
+RaterArgument = Annotated[str, typer.Argument(help="The rater's pseudonym, as evidence names it.")]
+PersonOption = Annotated[bool, typer.Option("--person", help="RATER is a name as callers send it, not a pseudonym.")]
+
+
+@raters_app.command("list")
+def list_raters(
+    channel: Annotated[str, typer.Argument(help="Channel, such as support/acme; all if it is left out.")] = "",
+    ended: Annotated[bool, typer.Option("--ended", help="Also raters who were let out again.")] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """List raters in quarantine: since when, why, by whom, and how many acts do not count."""
+    with _quarantine(load(config, assign, data_dir)) as quarantine:
+        found = quarantine.list(channel_of(channel) if channel else None, ended=ended)
+    if as_json:
+        typer.echo(json.dumps([_row(each) for each in found], indent=2))
+    else:
+        typer.echo("\n".join(map(_line, found)) or "nobody is in quarantine")
+
+
+@raters_app.command("quarantine")
+def quarantine_rater(
+    channel: ChannelArgument,
+    rater: RaterArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")],
+    person: PersonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Learn nothing from a rater's acts, past and future ones, from the next turn on."""
+    settings = load(config, assign, data_dir)
+    with _quarantine(settings) as quarantine:
+        name = _pseudonym(settings, channel, rater, person)
+        done = quarantine.put(channel_of(channel), name, reason, by=_operator())
+    typer.echo(f"{name} is in quarantine" if done else f"{name} was in quarantine already")
+
+
+@raters_app.command("release")
+def release_rater(
+    channel: ChannelArgument,
+    rater: RaterArgument,
+    person: PersonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Let a rater's acts count again; no anomaly puts that rater back."""
+    settings = load(config, assign, data_dir)
+    with _quarantine(settings) as quarantine:
+        name = _pseudonym(settings, channel, rater, person)
+        done = quarantine.release(channel_of(channel), name, by=_operator())
+    if not done:
+        raise typer.BadParameter(f"{name} is not in quarantine; `plaudit raters list` shows who is", param_hint="RATER")
+    typer.echo(f"the acts of {name} count again")
+
+
+@contextmanager
+def _quarantine(settings: Settings) -> Iterator[Quarantine]:
+    from plaudit.evidence.quarantine import Quarantine
+    from plaudit.store.database import Database
+
+    database = Database(settings.store_url)
+    try:
+        yield Quarantine(database)
+    finally:
+        database.close()
+
+
+def _pseudonym(settings: Settings, channel: str, rater: str, person: bool) -> str:
+    from plaudit.serving.handle import pseudonym
+    from plaudit.serving.keys import pseudonym_key
+
+    return pseudonym(pseudonym_key(settings), channel_of(channel).tenant, rater) if person else rater
+
+
+def _operator() -> str:
+    return f"operator:{getpass.getuser()}"
+
+
+def _row(each: Quarantined) -> dict[str, Any]:
+    return {
+        "channel": str(each.channel),
+        "rater": each.rater,
+        "since": each.since.isoformat(timespec="seconds"),
+        "until": each.until.isoformat(timespec="seconds") if each.until else None,
+        "reason": each.reason,
+        "by": each.by,
+        "released_by": each.released_by,
+        "acts": each.acts,
+    }
+
+
+def _line(each: Quarantined) -> str:
+    words = (
+        f"{each.channel}  {each.rater}  {each.acts} acts, since {each.since:%Y-%m-%d %H:%M} by {each.by}: {each.reason}"
+    )
+    return f"{words}; let out {each.until:%Y-%m-%d %H:%M} by {each.released_by}" if each.until else words
