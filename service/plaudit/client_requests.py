@@ -55,8 +55,8 @@ class GenerateOptions(AskOptions, total=False):
     """Number of most likely tokens kept; 0 keeps all."""
     max_tokens: int
     """Maximum of generated tokens."""
-    stop: Sequence[str]
-    """Texts that end a completion, at most 8."""
+    stop: str | Sequence[str]
+    """Text or texts that end a completion, at most 8."""
     seed: int
     """Seed of the first completion; the i-th uses seed + i."""
     release_versions: Sequence[int]
@@ -76,6 +76,8 @@ class ChooseOptions(AskOptions, total=False):
 
 # Of what a caller sent, in a message.
 _LONGEST_NAME = 80
+# What protobuf raises for a value that a field cannot hold.
+_UNSENDABLE = (TypeError, ValueError, AttributeError, OverflowError)
 _SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "stop")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _PURPOSES = {
@@ -89,6 +91,8 @@ def generate_request(domain: str, prompt: Prompt, options: GenerateOptions) -> a
     """The message of a request, with its idempotency key."""
     fields: dict[str, Any] = known(options, GenerateOptions)
     sampling = {key: fields.pop(key) for key in _SAMPLING if key in fields}
+    if isinstance(sampling.get("stop"), str):  # as OpenAI's clients write it
+        sampling["stop"] = [sampling["stop"]]
     request: assistant_pb2.GenerateRequest = filled(
         assistant_pb2.GenerateRequest, domain=domain, **_common(prompt, fields)
     )
@@ -148,17 +152,24 @@ def known(options: Any, kind: Any) -> dict[str, Any]:
 
 def filled(message: Any, **fields: Any) -> Any:
     """A message with `fields`; raises InvalidField that names the field whose value protobuf refuses."""
+    for name, value in fields.items():
+        # A text is a list of characters too, and nobody means that.
+        if isinstance(value, str) and message.DESCRIPTOR.fields_by_name[name].is_repeated:
+            raise InvalidField(f"{name} is the text {_short(value)}; send a list of texts", field=name)
     try:
         return message(**fields)
-    except (TypeError, ValueError, AttributeError):
+    except _UNSENDABLE:
         for name, value in fields.items():
             try:
                 message(**{name: value})
-            except (TypeError, ValueError, AttributeError) as error:
-                shown = repr(value)
-                shown = shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}..."
-                raise InvalidField(f"{name} is {shown}, which cannot be sent: {error}", field=name) from error
+            except _UNSENDABLE as error:
+                raise InvalidField(f"{name} is {_short(value)}, which cannot be sent: {error}", field=name) from error
         raise
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}..."
 
 
 def _from_object(each: Mapping[str, Any], field: str) -> assistant_pb2.Message:

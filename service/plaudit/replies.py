@@ -166,30 +166,30 @@ class FeedbackGiver(Generic[Sent]):
 
     def correct(self, text: str, candidate: Which = 0, **about: Unpack[ActOptions]) -> Sent:
         """A better text for the candidate, 1 to 65,536 bytes."""
-        act = filled(feedback_pb2.Correction, candidate_id=self._id(candidate), text=text)
+        act = _said(feedback_pb2.Correction, candidate_id=self._id(candidate), text=text)
         return self._send(about, correction=act)
 
     def rate(
         self, value: float, candidate: Which = 0, *, whole_conversation: bool = False, **about: Unpack[ActOptions]
     ) -> Sent:
         """A value on the domain's scale (`domains()` tells it); `whole_conversation` as of `thumbs_up`."""
-        act = filled(feedback_pb2.Rating, candidate_id=self._id(candidate), value=value)
+        act = _said(feedback_pb2.Rating, candidate_id=self._id(candidate), value=value)
         return self._send(about, rating=act, whole_conversation=whole_conversation)
 
     def label(self, value: str, candidate: Which = 0, **about: Unpack[ActOptions]) -> Sent:
         """The right verdict, one of the domain's labels (`domains()` tells them)."""
-        act = filled(feedback_pb2.Label, candidate_id=self._id(candidate), value=value)
+        act = _said(feedback_pb2.Label, candidate_id=self._id(candidate), value=value)
         return self._send(about, label=act)
 
     def signal(self, name: str, value: float = 1.0, candidate: Which = 0, **about: Unpack[ActOptions]) -> Sent:
         """Behaviour, such as "skip", of a strength on its scale (`domains()` tells names and scales)."""
-        act = filled(feedback_pb2.Signal, candidate_id=self._id(candidate), name=name, value=value)
+        act = _said(feedback_pb2.Signal, candidate_id=self._id(candidate), name=name, value=value)
         return self._send(about, signal=act)
 
     def comment(self, text: str, candidate: Which | None = None, **about: Unpack[ActOptions]) -> Sent:
         """Free text about a candidate, or about the whole interaction; never learnt from by itself."""
         named = "" if candidate is None else self._id(candidate)
-        return self._send(about, comment=filled(feedback_pb2.Comment, candidate_id=named, text=text))
+        return self._send(about, comment=_said(feedback_pb2.Comment, candidate_id=named, text=text))
 
     def _thumbs(self, candidate: Which, up: bool, whole_conversation: bool, about: ActOptions) -> Sent:
         act = feedback_pb2.Thumbs(candidate_id=self._id(candidate), up=up)
@@ -342,3 +342,11 @@ def acknowledged(message: feedback_pb2.SubmitFeedbackResponse) -> Acknowledged:
 def drafts(handle: str, candidate_ids: Sequence[str] = ()) -> FeedbackGiver[feedback_pb2.Feedback]:
     """Acts as messages that are not sent yet, for the bulk call."""
     return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=lambda act: act)
+
+
+def _said(act: Any, **fields: Any) -> Any:
+    """The message of an act; None is nothing that a person can say, and protobuf would take it for an empty value."""
+    for name, value in fields.items():
+        if value is None:
+            raise InvalidField(f"{name} is None; give what the person said, or send no act", field=name)
+    return filled(act, **fields)

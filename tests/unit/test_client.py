@@ -212,6 +212,11 @@ def test_an_error_names_the_target_and_the_proxy_in_between(monkeypatch):
         (lambda c: c.feedback_from_handle("h").rank("ab"), "ranking", "[1, 0]"),
         (lambda c: c.feedback_from_handle("h").rate("good"), "value", "good"),
         (lambda c: c.promote("echo/default", -1), "version", "-1"),
+        (lambda c: c.feedback_from_handle("h").rate(None), "value", "send no act"),
+        (lambda c: c.feedback_from_handle("h").rate(10**400), "value", "cannot be sent"),
+        (lambda c: c.feedback_from_handle("h").correct(None), "text", "send no act"),
+        (lambda c: c.feedback_from_handle("h").thumbs_up(reasons="dull"), "reasons", "list of texts"),
+        (lambda c: c.generate("echo", "hi", temperature=10**400), "temperature", "cannot be sent"),
         (lambda _: Plaudit("http://127.0.0.1:8000"), "target", "127.0.0.1:8000"),
         (lambda _: Plaudit(None), "target", "host:port"),
         (lambda c: c.generate("echo", "hi", max_token=3), "max_token", "did you mean 'max_tokens'?"),
@@ -297,6 +302,11 @@ def test_options_become_fields(served, client):
     assert (request.n, request.tenant, request.rater, list(request.release_versions)) == (2, "t", "ana", [3])
     assert request.purpose == assistant_pb2.PURPOSE_EXPLORE
     assert request.passages[0].source == "source"
+
+
+def test_a_stop_may_be_one_text_as_openais_clients_write_it(served, client):
+    client.generate("echo", "hi", stop="END")
+    assert list(served[0].seen[0].sampling.stop) == ["END"]
 
 
 def test_candidates_are_named_by_place_object_or_id(served, client):
