@@ -6,7 +6,10 @@ import json
 import resource
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import metadata
+from pathlib import Path
 
 import grpc
 import pytest
@@ -221,6 +224,9 @@ def test_a_file_that_cannot_be_read_or_written_is_named(plaudit, tmp_path):
     ],
 )
 def test_a_library_that_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, library, extra, arguments):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    if set(metadata("plaudit").get_all("Provides-Extra") or ()) != project["optional-dependencies"].keys():
+        pytest.skip("THIS ENVIRONMENT IS OLDER THAN pyproject.toml: run make setup; what names extras was not tested")
     program = (
         f"import sys; sys.modules[{library!r}] = None; sys.argv = ['plaudit', *{arguments!r}]\n"
         "from plaudit.__main__ import main; main()\n"
