@@ -4,13 +4,14 @@ import asyncio
 import hashlib
 import json
 import math
+import uuid
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from plaudit.client import AsyncPlaudit, Begun, Reply, drafts
-from plaudit.errors import InvalidField, InvalidText
+from plaudit.errors import IdConflict, InvalidField, InvalidText
 from plaudit.eventlog import Topic
 from plaudit.plugins import load_plugins
 from plaudit.types import Channel, FeedbackKind
@@ -47,6 +48,14 @@ def test_log_probs_stop_where_the_text_does(local, client):
     written = local.records(Topic.INTERACTIONS)[-1].candidates[0].text
     assert len(written) < len(first.text)
     assert "".join(token.text for token in cut.logprobs) == written
+
+
+def test_the_same_request_under_other_tags_is_another_request(client):
+    asked = {"max_tokens": 2, "interaction_id": str(uuid.uuid4())}
+    first, again = (client.generate("echo", HELLO, tags={"page": "a"}, **asked) for _ in range(2))
+    assert first.text == again.text
+    with pytest.raises(IdConflict):
+        client.generate("echo", HELLO, tags={"page": "b"}, **asked)
 
 
 def test_tags_are_recorded_and_bounded_and_never_repeated_in_an_error(local, client):

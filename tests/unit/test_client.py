@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from plaudit import client_calls
 from plaudit.client import AsyncPlaudit, Plaudit
 from plaudit.errors import (
     DeadlinePassed,
@@ -386,7 +387,9 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments():
         ], name
 
 
-def test_a_client_that_starts_first_waits_for_its_server(served, caplog):
+def test_a_client_that_starts_first_waits_for_its_server(served, caplog, monkeypatch):
+    # Longer than it would ask a busy one again.
+    monkeypatch.setattr(client_calls, "PATIENCE_SECONDS", 0.2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{free.getsockname()[1]}"

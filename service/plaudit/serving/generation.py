@@ -278,7 +278,7 @@ class Generation:
         ends = []
         for token in candidate.tokens:
             growing.add(token)
-            ends.append(min(len(growing.text), len(candidate.text)))
+            ends.append(len(growing.text))  # beyond the text is what a stop string cut off
         return [candidate.text[start:end] for start, end in itertools.pairwise([0, *ends])]
 
     # Common --------------------------------------------------------------------------------------
