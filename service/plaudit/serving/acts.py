@@ -28,6 +28,7 @@ from plaudit.errors import (
 )
 from plaudit.eventlog.codec import Retraction, act_from_proto, decode
 from plaudit.serving.handle import HandleClaims, HandleSigner, pseudonym
+from plaudit.serving.redacting import Redactor
 from plaudit.serving.router import unknown_domain
 from plaudit.serving.validate import (
     MAX_PERSON_BYTES,
@@ -66,8 +67,14 @@ class Acts:
     """Turns messages into acts; may be called from any thread."""
 
     def __init__(
-        self, plugins: Mapping[str, DomainPlugin], signer: HandleSigner, pseudonym_key: bytes, limits: Limits
+        self,
+        plugins: Mapping[str, DomainPlugin],
+        signer: HandleSigner,
+        pseudonym_key: bytes,
+        limits: Limits,
+        redactor: Redactor,
     ) -> None:
+        self._redactor = redactor
         self._limits = limits
         self._plugins = plugins
         self._signer = signer
@@ -86,11 +93,12 @@ class Acts:
                 "act", "missing", "one of thumbs, choice, ranking, correction, rating, label, signal, comment"
             )
         act = checked_act(named(act_from_proto(message), claims.candidate_ids), claims, plugin.declaration)
+        channel = Channel(claims.domain, claims.tenant)
         return Feedback(
             feedback_id=feedback_id,
             interaction_id=claims.interaction_id,
-            channel=Channel(claims.domain, claims.tenant),
-            act=act,
+            channel=channel,
+            act=self._redactor.act(channel, act),
             accepted_at=now,
             rater=rater,
             session_id=session_id,

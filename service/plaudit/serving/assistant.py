@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import math
 import queue
@@ -20,7 +21,8 @@ from plaudit.metrics import Metrics
 from plaudit.serving.calls import Call
 from plaudit.serving.generation import Generation, Started
 from plaudit.serving.recording import Recorded
-from plaudit.serving.validate import choice_wanted, completions_wanted
+from plaudit.serving.redacting import Redactor
+from plaudit.serving.validate import CompletionsWanted, choice_wanted, completions_wanted
 from plaudit.settings import ServeSettings
 from plaudit.telemetry import get_logger
 from plaudit.types import Candidate, Channel, FinishReason
@@ -40,16 +42,18 @@ _FINISH = {
 class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: ignore[misc]
     """Completions and choices."""
 
-    def __init__(self, generation: Generation, settings: ServeSettings, metrics: Metrics, limits: Limits) -> None:
+    def __init__(
+        self, generation: Generation, settings: ServeSettings, metrics: Metrics, limits: Limits, redactor: Redactor
+    ) -> None:
         self._limits = limits
+        self._redactor = redactor
         self._generation = generation
         self._settings = settings
         self._metrics = metrics
 
     def Generate(self, request: assistant_pb2.GenerateRequest, context: Any) -> assistant_pb2.GenerateResponse:
         """See assistant.proto."""
-        wanted = completions_wanted(request, self._settings.max_tokens)
-        self._check(wanted.envelope.channel, bool(wanted.versions), request.token_ids)
+        wanted = self._completions(request)
         return self._generated(self._generation.generate(wanted, self._call(context)), request)
 
     def StreamGenerate(
@@ -58,8 +62,7 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
         """See assistant.proto."""
         arrived = time.perf_counter()
         call = self._call(context)
-        wanted = completions_wanted(request.request, self._settings.max_tokens)
-        self._check(wanted.envelope.channel, bool(wanted.versions), request.request.token_ids)
+        wanted = self._completions(request.request)
         started = self._generation.start(wanted, call)
         if isinstance(started, Recorded):
             yield from _told_again(started, self._generated(started, request.request))
@@ -95,7 +98,14 @@ class AssistantServicer(assistant_pb2_grpc.AssistantServiceServicer):  # type: i
         """See assistant.proto."""
         wanted = choice_wanted(request)
         self._check(wanted.envelope.channel, wanted.version is not None, False)
+        wanted = dataclasses.replace(wanted, envelope=self._redactor.envelope(wanted.envelope))
         return _chosen(self._generation.choose(wanted, self._call(context)))
+
+    def _completions(self, request: assistant_pb2.GenerateRequest) -> CompletionsWanted:
+        """The request, checked, allowed and redacted."""
+        wanted = completions_wanted(request, self._settings.max_tokens)
+        self._check(wanted.envelope.channel, bool(wanted.versions), request.token_ids)
+        return dataclasses.replace(wanted, envelope=self._redactor.envelope(wanted.envelope))
 
     def _check(self, channel: Channel, names_releases: bool, wants_tokens: bool) -> None:
         """What the caller may do with this request, before anything is looked up for it."""

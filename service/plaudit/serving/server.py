@@ -44,6 +44,7 @@ from plaudit.serving.interceptors import CallInterceptor
 from plaudit.serving.keys import handle_signer, pseudonym_key
 from plaudit.serving.privacy import PrivacyServicer
 from plaudit.serving.recording import Recorder
+from plaudit.serving.redacting import Redactor
 from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
 from plaudit.serving.staging import Staging
@@ -139,15 +140,16 @@ class Server:
             tenants=settings.serve.tenants,
         )
         limits = Limits(settings.access.limits)
+        redactor = Redactor(lambda channel: settings.for_channel(channel).privacy.redact, metrics)
         self._server = _grpc_server(settings, metrics, Admission.of(settings, registry.database, limits))
         self._probes = _health_server(self._health) if settings.serve.health_port else None
         server: Any = self._server
         assistant_pb2_grpc.add_AssistantServiceServicer_to_server(
-            AssistantServicer(generation, settings.serve, metrics, limits), server
+            AssistantServicer(generation, settings.serve, metrics, limits, redactor), server
         )
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackServicer(
-                Acts(plugins, signer, person_key, limits),
+                Acts(plugins, signer, person_key, limits, redactor),
                 event_log,
                 metrics,
                 limits,

@@ -1,0 +1,65 @@
+"""What of people's data reaches the log, over a real server."""
+
+import contextlib
+import uuid
+
+from plaudit.client import Plaudit
+from plaudit.eventlog import Topic
+from plaudit.plugins import load_plugins
+from plaudit.settings import ChannelSettings, PrivacySettings
+from plaudit.testing.serving import local_server, serve_settings
+from plaudit.types import Message
+
+MAIL, CARD = "ana.secret@example.org", "4111 1111 1111 1111"
+TEXT = f"Write to {MAIL} about card {CARD}."
+
+
+@contextlib.contextmanager
+def redacting(folder, engine, **settings):
+    plugins = load_plugins(("echo", "echo-choice", "instruction"))
+    wanted = serve_settings(folder).model_copy(update=settings)
+    with (
+        local_server(folder, engine, plugins, settings=wanted) as server,
+        Plaudit(server.target, patience=0.0, timeout=30.0) as client,
+    ):
+        yield server, client
+
+
+def on_disk(folder):
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_a_channel_redacts_is_nowhere_and_the_model_reads_what_the_log_holds(tmp_path, tiny_engine):
+    every = PrivacySettings(redact=("email", "card"))
+    with redacting(tmp_path, tiny_engine, privacy=every) as (server, client):
+        ask = {"interaction_id": str(uuid.uuid4()), "max_tokens": 4, "seed": 1}
+        reply = client.generate("echo", TEXT, **ask)
+        again = client.generate("echo", TEXT, **ask)
+        assert (again.candidate_ids, again.handle) == (reply.candidate_ids, reply.handle)
+        clean = client.generate("echo", "Write to [EMAIL] about card [CARD].", max_tokens=4, seed=1)
+        assert clean.completions[0].token_ids == reply.completions[0].token_ids
+        asked = client.generate("instruction", TEXT, max_tokens=4)
+        asked.correct(f"Dear {MAIL}", rater="ana")
+        streamed = [*client.stream("echo", [Message("system", MAIL), Message("user", TEXT)], max_tokens=2)]
+        assert streamed
+        client.choose("echo-choice", TEXT, ["yes", "no"])
+        recorded = server.records(Topic.INTERACTIONS)[0]
+        assert recorded.messages == (Message("user", "Write to [EMAIL] about card [CARD]."),)
+        assert server.engine.encode(recorded.messages).tokens == recorded.prompt_tokens
+        (act,) = server.records(Topic.FEEDBACK)
+        assert act.act.text == "Dear [EMAIL]"
+        assert server.metrics.redactions.labels("email")._value.get() >= 5
+    content = on_disk(tmp_path)
+    assert content
+    for secret in (MAIL, CARD, "4111"):
+        assert secret.encode() not in content
+
+
+def test_another_channel_keeps_what_it_is_not_told_to_redact(tmp_path, tiny_engine):
+    channels = {"echo/acme": ChannelSettings(privacy=PrivacySettings(redact=("email",)))}
+    with redacting(tmp_path, tiny_engine, channels=channels) as (server, client):
+        client.generate("echo", TEXT, tenant="acme", max_tokens=1)
+        client.generate("echo", TEXT, tenant="other", max_tokens=1)
+        first, second = (record.messages[0].content for record in server.records(Topic.INTERACTIONS))
+    assert first == f"Write to [EMAIL] about card {CARD}."
+    assert second == TEXT
