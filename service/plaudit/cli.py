@@ -35,10 +35,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes show "<bool>" beside every flag, and break in logs and narrow terminals
 )
+join_app = typer.Typer(invoke_without_command=True, add_completion=False)
 learn_app = typer.Typer(invoke_without_command=True, add_completion=False)
 settings_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
 model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=True)
 release_app.command()(cli_estimate.estimate)
+app.add_typer(join_app, name="join")
 app.add_typer(learn_app, name="learn")
 app.add_typer(release_app, name="release")
 app.add_typer(evidence_app, name="evidence")
@@ -106,14 +108,40 @@ def up(
     raise typer.Exit(code)
 
 
-@app.command()
-def join(config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None) -> None:
+@join_app.callback()
+def join(
+    context: typer.Context, config: ConfigOption = None, assign: SetOption = None, data_dir: DataDirOption = None
+) -> None:
     """Join feedback with its interactions into evidence, until SIGTERM."""
+    if context.invoked_subcommand is not None:
+        return
     settings = load(config, assign, data_dir)
     _start_logs(settings, "join")
     from plaudit.evidence.worker import run_join
 
     run_join(settings, stop_on_signals())
+
+
+@join_app.command("reset")
+def reset_join(
+    start: Annotated[
+        Literal["earliest", "latest"],
+        typer.Option("--from", help="earliest: read all that the log holds; latest: leave out what it holds now."),
+    ],
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Decide where the join goes on after a topic was made anew, restored or cut. Evidence stays as it is."""
+    settings = load(config, assign, data_dir)
+    from plaudit.evidence.reset import reset
+
+    moved = reset(settings, start)
+    if as_json:
+        echo_json([each.to_json() for each in moved])
+    else:
+        typer.echo("\n".join(str(each) for each in moved))
 
 
 @learn_app.callback()

@@ -125,6 +125,9 @@ class Metrics:
         )
         self.join_evidence = self._counter("join", "join_evidence", "Rows of evidence written.", "channel", "kind")
         self.join_rejected = self._counter("join", "join_rejected", "Records sent to plaudit.rejected.", "reason")
+        self.join_expired = self._counter(
+            "join", "join_expired_records", "Records that retention deleted before the join read them: lost.", "topic"
+        )
         self.join_waiting = self._gauge("join", "join_waiting", "Acts that wait for their interaction.", "channel")
         self.join_lag = self._gauge("join", "join_lag_records", "Records not yet read.", "topic", "partition")
         self.join_seconds = self._histogram(

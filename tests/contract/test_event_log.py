@@ -10,7 +10,8 @@ import uuid
 
 import pytest
 from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured
-from plaudit.eventlog import Topic, open_log
+from plaudit.eventlog import Place, Topic, open_log
+from plaudit.eventlog.codec import record_mark
 from plaudit.eventlog.protocol import record_limit
 from plaudit.settings import KafkaSettings, LogSettings, Settings
 
@@ -66,7 +67,8 @@ class EventLogContract:
         opened = []
 
         def consume(*topics, group="test", positions=None, log=log):
-            opened.append(log.consumer(topics or (Topic.FEEDBACK,), group, lambda: positions or {}))
+            places = {at: Place(offset) for at, offset in (positions or {}).items()}
+            opened.append(log.consumer(topics or (Topic.FEEDBACK,), group, lambda: places))
             return opened[-1]
 
         yield consume
@@ -207,8 +209,26 @@ class EventLogContract:
             for _ in range(100):
                 consumer.poll(0.2, 10)
 
-        with pytest.raises(Misconfigured, match="replaced"):
+        with pytest.raises(Misconfigured, match=r"ends at offset .*plaudit join reset"):
             read_from_the_future()
+
+    def test_a_place_of_another_life_of_its_topic_is_refused_with_both_identities(self, log, consume):
+        partition, _ = log.append(Topic.FEEDBACK, "k", b"v")
+        identity = settled(consume()).topic_ids()[Topic.FEEDBACK]
+        assert identity
+
+        def poll_with(place):
+            consumer = log.consumer((Topic.FEEDBACK,), "other", lambda: {(Topic.FEEDBACK, partition): place})
+            try:
+                return read(consumer, 1, seconds=8)
+            finally:
+                consumer.close()
+
+        with pytest.raises(Misconfigured, match=rf"{identity}.*elsewhere.*plaudit join reset --from earliest"):
+            poll_with(Place(1, "elsewhere"))
+        # The record before the place comes again, for the reader to see whether it is the same.
+        (again,) = poll_with(Place(1, identity, record_mark(b"v")))
+        assert again.value == b"v"
 
     def test_appending_nothing_gives_nothing(self, log):
         assert log.append_many(Topic.FEEDBACK, []) == []

@@ -16,6 +16,7 @@ from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence import counts
 from plaudit.evidence.join import Join
+from plaudit.evidence.places import next_offsets
 from plaudit.evidence.rows import StoredEvidence, evidence_from_bytes, evidence_to_bytes
 from plaudit.evidence.splits import Split, group_split, rater_split
 from plaudit.evidence.store import EvidenceStore, JoinCounts, OffsetRange, digest_of
@@ -158,7 +159,11 @@ def test_a_frozen_data_set_holds_rows_interactions_offsets_and_splits(filled: Fi
     assert [row.group_split for row in frozen.rows] == [group_split(SALT, row.prompt_group) for row in frozen.rows]
     assert sorted(frozen.interactions) == ["i1", "i2"]
     assert frozen.interactions["i1"] == make_interaction("i1")
-    assert frozen.offsets == (OffsetRange(Topic.FEEDBACK, 0, 0, 3), OffsetRange(Topic.INTERACTIONS, 0, 0, 3))
+    (identity,) = {each.topic_id for each in frozen.offsets}
+    assert frozen.offsets == tuple(
+        OffsetRange(topic, 0, 0, 3, identity) for topic in (Topic.FEEDBACK, Topic.INTERACTIONS)
+    )
+    assert len(identity) == 36
     assert (frozen.as_of, frozen.counts) == (START, {"thumbs": 3})
 
 
@@ -370,7 +375,7 @@ def test_an_empty_store_answers(filled: Filled) -> None:
 def test_positions_survive_the_process(filled: Filled) -> None:
     filled.join(make_interaction("i"), make_feedback("f", "i", Thumbs("a", True)))
     again = EvidenceStore(filled.url)
-    assert again.positions() == {(Topic.INTERACTIONS, 0): 1, (Topic.FEEDBACK, 0): 1}
+    assert next_offsets(again.positions()) == {(Topic.INTERACTIONS, 0): 1, (Topic.FEEDBACK, 0): 1}
     again.close()
 
 

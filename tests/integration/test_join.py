@@ -29,8 +29,8 @@ from plaudit.eventlog.codec import (
     encode_retraction,
 )
 from plaudit.eventlog.sqlite import SqliteEventLog
-from plaudit.evidence.ingest import Overtaken
 from plaudit.evidence.join import Join
+from plaudit.evidence.places import Overtaken
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE
 from plaudit.plugins import guard

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plaudit.eventlog.protocol import Consumer, EventLog, Positions, Record, Topic
+from plaudit.eventlog.protocol import Consumer, EventLog, Place, Positions, Record, Topic
 
 if TYPE_CHECKING:
     from plaudit.settings import Settings
 
-__all__ = ["Consumer", "EventLog", "Positions", "Record", "Topic", "open_log"]
+__all__ = ["Consumer", "EventLog", "Place", "Positions", "Record", "Topic", "open_log"]
 
 LOG_FILE = "log.sqlite"
 

@@ -36,10 +36,12 @@ __all__ = [
     "encode_rejected",
     "encode_release_changed",
     "encode_retraction",
+    "record_mark",
     "request_digest",
 ]
 
 SCHEMA = 1
+_MOST_MARK_CHARS = 80
 _NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 Decoded: TypeAlias = Interaction | Feedback | Retraction | ReleaseChange | Rejected
@@ -109,6 +111,19 @@ def decode(value: bytes) -> Decoded:
             return bodies.rejected_from_proto(envelope.rejected, bodies.moment(envelope, "occurred_at"))
         case _:
             raise Undecodable(f"the record {envelope.event_id!r} has no payload that this release knows")
+
+
+def record_mark(value: bytes) -> str:
+    """Names a record among all others: its event id, or the SHA-256 of its bytes if it has none that can be read."""
+    envelope = events_pb2.Envelope()
+    try:
+        envelope.ParseFromString(value)
+    except DecodeError:
+        return f"sha256:{hashlib.sha256(value).hexdigest()}"
+    event_id = envelope.event_id
+    if not event_id or len(event_id) > _MOST_MARK_CHARS or not event_id.isprintable():
+        return f"sha256:{hashlib.sha256(value).hexdigest()}"
+    return event_id
 
 
 def body_digest(feedback: Feedback) -> bytes:

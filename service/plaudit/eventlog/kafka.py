@@ -10,19 +10,35 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import (
+    ConsumerRebalanceListener,
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
-from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured
+from plaudit.errors import LogUnavailable, MessageTooLarge
 from plaudit.eventlog.kafka_clients import connected
 from plaudit.eventlog.kafka_topics import ensure_topics
-from plaudit.eventlog.protocol import REJECTED_OVERHEAD_BYTES, Positions, Record, Topic, check_size, record_limit
+from plaudit.eventlog.protocol import (
+    REJECTED_OVERHEAD_BYTES,
+    Place,
+    Positions,
+    Record,
+    Topic,
+    check_life,
+    check_size,
+    record_limit,
+)
 from plaudit.settings import KafkaSettings
 
 _log = structlog.get_logger(__name__)
@@ -33,6 +49,8 @@ HANGING_SECONDS = 1.0
 RECONNECT_SECONDS = 1.0
 # Kafka's own framing of a record, its key included, on top of the largest value.
 MAX_REQUEST_BYTES = record_limit(Topic.REJECTED) + REJECTED_OVERHEAD_BYTES
+# No place, or one that the partition does not hold: the store is asked again, and what it says is checked again.
+PLACELESS = (kafka_errors.NoOffsetForPartitionError, kafka_errors.OffsetOutOfRangeError)
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
 
@@ -187,13 +205,15 @@ class KafkaLogConsumer:
         self._topic_of = {settings.topic_prefix + topic: topic for topic in topics}
         self._assignments = _Assignments()
         self._assigned: frozenset[tuple[Topic, int]] = frozenset()
+        self._admin: Any = None
+        self._topic_ids: dict[Topic, str] = {}  # empty until somebody asks for them
         milliseconds = int(settings.timeout_seconds * 1000)
         self._consumer = connected(
             KafkaConsumer,
             settings,
             group_id=settings.topic_prefix + group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",  # from the middle of another life of the topic, nothing is ever read
             # By ranges: partition i of interactions and of feedback go to one member.
             partition_assignment_strategy=(RangePartitionAssignor,),
             session_timeout_ms=SESSION_SECONDS * 1000,
@@ -206,9 +226,18 @@ class KafkaLogConsumer:
     def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
         """Records in order per partition; joins the group, and finds its place, on the way."""
         with self._failing("polled"):
-            batches = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
+            try:
+                batches = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
+            except PLACELESS:
+                batches = {}
+                self._assignments.changed.set()
             if self._assignments.changed.is_set() or self._current() != self._assigned:
                 # These records were fetched before the store said where to begin.
+                self._take_places()
+                return []
+            if batches and self._topic_ids and self._ask_topic_ids() != self._topic_ids:
+                # A topic was made anew meanwhile, and these records may be of either life of it.
+                self._topic_ids = {}
                 self._take_places()
                 return []
         return [
@@ -228,27 +257,36 @@ class KafkaLogConsumer:
         """Partitions that the group gave to this member."""
         return self._assigned
 
+    def topic_ids(self) -> Mapping[Topic, str]:
+        """Kafka's own identities of the topics; once asked for, they are checked before records are handed out."""
+        with self._failing("asked for its topics"):
+            self._topic_ids = self._topic_ids or self._ask_topic_ids()
+        return dict(self._topic_ids)
+
     def end_positions(self) -> dict[tuple[Topic, int], int]:
         """Offset that the next record of each assigned partition will get."""
         with self._failing("asked for its end"):
             ends = self._consumer.end_offsets([self._partition(*place) for place in self._assigned])
         return {(self._topic_of[partition.topic], partition.partition): end for partition, end in ends.items()}
 
-    def acknowledge(self, positions: Positions) -> None:
+    def acknowledge(self, offsets: Mapping[tuple[Topic, int], int]) -> None:
         """Commits the places to Kafka, without waiting: a commit that fails is made good by the next one."""
-        offsets = {
+        commits = {
             self._partition(*place): OffsetAndMetadata(offset, "", -1)
-            for place, offset in positions.items()
+            for place, offset in offsets.items()
             if place in self._assigned
         }
-        if offsets:
+        if commits:
             with self._failing("told the places"):
-                self._consumer.commit_async(offsets)
+                self._consumer.commit_async(commits)
 
     def close(self) -> None:
         """Leaves the group, so that the others take over at once."""
         self._assigned = frozenset()
         self._consumer.close(autocommit=False, timeout_ms=int(self._settings.timeout_seconds * 1000))
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
 
     def _take_places(self) -> None:
         """Goes to the store's place in every assigned partition.
@@ -263,15 +301,40 @@ class KafkaLogConsumer:
             if not partitions:
                 return
             places = self._positions()
+            if any(place.topic_id for place in places.values()):
+                self._topic_ids = self._ask_topic_ids()
+                self._check_lives(places)
             firsts = self._consumer.beginning_offsets(partitions)
             ends = self._consumer.end_offsets(partitions)
             for each in partitions:
                 wanted = places.get((self._topic_of[each.topic], each.partition))
+                topic_id = self._topic_ids.get(self._topic_of[each.topic], "")
                 if each in self._consumer.assignment():
-                    self._consumer.seek(each, _place(each, wanted, firsts[each], ends[each]))
+                    self._consumer.seek(each, _start(each, wanted, topic_id, firsts[each], ends[each]))
         except BaseException:
             self._assignments.changed.set()
             raise
+
+    def _check_lives(self, places: Positions) -> None:
+        """Of all partitions of these topics, not only the assigned ones: a life is the topic's."""
+        for (topic, partition), place in sorted(places.items()):
+            if topic in self._topic_of.values():
+                name = f"{self._settings.topic_prefix}{topic}-{partition}"
+                check_life(name, place, self._topic_ids.get(topic, ""), place.next)
+
+    def _ask_topic_ids(self) -> dict[Topic, str]:
+        """A few milliseconds. Raises LogUnavailable for a topic that is not there now."""
+        if self._admin is None:
+            milliseconds = int(self._settings.timeout_seconds * 1000)
+            self._admin = connected(KafkaAdminClient, self._settings, request_timeout_ms=milliseconds)
+        found = {}
+        for each in self._admin.describe_topics(sorted(self._topic_of)):
+            if each["error_code"]:
+                raise LogUnavailable(
+                    f"the topic {each['name']} at {self._settings.bootstrap} is not there now; it is asked again"
+                )
+            found[self._topic_of[each["name"]]] = str(each["topic_id"])
+        return found
 
     def _current(self) -> frozenset[tuple[Topic, int]]:
         return frozenset((self._topic_of[each.topic], each.partition) for each in self._consumer.assignment())
@@ -289,17 +352,13 @@ class KafkaLogConsumer:
             ) from error
 
 
-def _place(partition: Any, wanted: int | None, first: int, end: int) -> int:
+def _start(partition: Any, wanted: Place | None, topic_id: str, first: int, end: int) -> int:
     """Where to read on, given the store's place and what the broker still holds."""
     name = f"{partition.topic}-{partition.partition}"
     if wanted is None:
         return first
-    if wanted > end:
-        raise Misconfigured(
-            f"{name} is to be read from offset {wanted} and ends at {end}: the topic was replaced or lost records "
-            "after the evidence store read it; restore the topic, or start with an empty store",
-            setting="log.kafka.bootstrap",
-        )
-    if wanted < first:
-        _log.error("event_log_records_expired_unread", partition=name, wanted=wanted, first=first)
-    return max(wanted, first)
+    check_life(name, wanted, topic_id, end)
+    if wanted.next < first:
+        # The join counts them, in the transaction that moves the place past them.
+        _log.error("event_log_records_expired_unread", partition=name, wanted=wanted.next, first=first)
+    return max(wanted.next - 1 if wanted.before and wanted.next else wanted.next, first)

@@ -13,12 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from plaudit.errors import MessageTooLarge
+from plaudit.errors import MessageTooLarge, Misconfigured
 
 # 4 MiB of request, and eight candidates with their prompt, tokens and log-probs, leave half of this free.
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 # A rejected record carries the whole record that it is about, a key and two sentences.
 REJECTED_OVERHEAD_BYTES = 64 * 1024
+HOW_TO_DECIDE = (
+    "Restore the topic as it was, or decide: `plaudit join reset --from earliest` reads all that is there now (what "
+    "was read before counts once), `--from latest` leaves it out"
+)
 
 
 class Topic(enum.StrEnum):
@@ -42,12 +46,30 @@ class Record:
     timestamp: dt.datetime
 
 
-# Next offset to read of each partition; a partition that is missing is read from its earliest record.
-Positions: TypeAlias = Mapping[tuple[Topic, int], int]
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where reading goes on in one partition, within one life of its topic.
+
+    A topic that was deleted and made again, or a file that was replaced, has another `topic_id` under the same name;
+    one that lost records, or was restored, holds another record before `next` than the one that `before` names
+    (`codec.record_mark`). Either is empty if it is not known.
+    """
+
+    next: int
+    topic_id: str = ""
+    before: str = ""
+
+
+# A partition that is missing is read from its earliest record.
+Positions: TypeAlias = Mapping[tuple[Topic, int], Place]
 
 
 class Consumer(Protocol):
-    """Reads the partitions it is assigned, from the positions it is given. For one thread."""
+    """Reads the partitions it is assigned, from the positions it is given. For one thread.
+
+    A partition whose place names the record before it begins with that record, so that the reader can tell whether it
+    still is the same one. Raises Misconfigured for a place in another life of its topic, or behind its end.
+    """
 
     def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
         """Records in order per partition; empty where none came in time. Raises LogUnavailable."""
@@ -55,10 +77,13 @@ class Consumer(Protocol):
     def assigned(self) -> frozenset[tuple[Topic, int]]:
         """Partitions that this consumer reads at the moment; they change only within `poll`."""
 
+    def topic_ids(self) -> Mapping[Topic, str]:
+        """Identity of each topic that is read: it changes if a topic, or the embedded log's file, is made anew."""
+
     def end_positions(self) -> dict[tuple[Topic, int], int]:
         """Offset that the next record of each assigned partition will get. Raises LogUnavailable."""
 
-    def acknowledge(self, positions: Positions) -> None:
+    def acknowledge(self, offsets: Mapping[tuple[Topic, int], int]) -> None:
         """Tells the log how far the store has come, so that its lag tools can show it; never read back."""
 
     def close(self) -> None:
@@ -86,6 +111,26 @@ class EventLog(Protocol):
 
     def close(self) -> None:
         """Lets go of files and connections; later calls raise LogUnavailable."""
+
+
+def check_life(place: str, wanted: Place, topic_id: str, end: int) -> None:
+    """Raises Misconfigured if a place cannot be in this life of the topic, alike in every log.
+
+    `place` names the partition, `topic_id` is its topic's identity now, `end` the offset that its next record gets.
+    """
+    if wanted.topic_id and topic_id and wanted.topic_id != topic_id:
+        raise Misconfigured(
+            f"{place} is another topic than the one that was read: its identity is {topic_id}, and the evidence store "
+            f"has read up to offset {wanted.next} of {wanted.topic_id}, so the topic was made anew. {HOW_TO_DECIDE}",
+            setting="log.kind",
+        )
+    if wanted.next > end:
+        raise Misconfigured(
+            f"{place} (identity {topic_id or 'unknown'}) ends at offset {end}, and the evidence store has read up to "
+            f"offset {wanted.next} of it: the topic lost records, was replaced or was restored from an older copy. "
+            f"{HOW_TO_DECIDE}",
+            setting="log.kind",
+        )
 
 
 def record_limit(topic: Topic) -> int:

@@ -11,18 +11,19 @@ import datetime as dt
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import LogUnavailable, Misconfigured, PlauditError
-from plaudit.eventlog.protocol import Positions, Record, Topic, check_size
+from plaudit.eventlog.protocol import Positions, Record, Topic, check_life, check_size
 from plaudit.store import sqlite
 from plaudit.store.files import is_full, private_database
 
-SCHEMA_VERSION = 2
-OLDER_VERSIONS = (0, 1)  # no file yet, and one without the index
+SCHEMA_VERSION = 3
+OLDER_VERSIONS = (0, 1, 2)  # no file yet, one without the index, one without an identity
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS records (
         topic TEXT NOT NULL, offset INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, ts INTEGER NOT NULL,
@@ -30,6 +31,8 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS records_by_key ON records (topic, key, offset)",
     # The next offset stands apart from the records, so that deleting the newest ones never gives an offset twice.
     "CREATE TABLE IF NOT EXISTS ends (topic TEXT PRIMARY KEY, next INTEGER NOT NULL) WITHOUT ROWID",
+    # One row: tells this file from another of the same name. A copy is the same log, a new file is another one.
+    "CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL)",
 )
 BUSY_SECONDS = 10.0  # other processes hold the file for one fsync at a time; far longer means that one hangs
 POLL_SECONDS = 0.02  # two index look-ups each time: 0.1% of a core
@@ -196,17 +199,19 @@ class SqliteConsumer:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._connection = _open(path, busy_seconds)
-        start = positions()
-        self._next = {topic: start.get((topic, PARTITION), 0) for topic in self._topics}
-        ends = self.end_positions()
-        for topic, offset in self._next.items():
-            if offset > ends[topic, PARTITION]:
-                self.close()
-                raise Misconfigured(
-                    f"{topic} is to be read from offset {offset} and {path} ends at {ends[topic, PARTITION]}: the log "
-                    "was replaced after the evidence store read it; restore the log, or start with an empty store",
-                    setting="data_dir",
-                )
+        try:
+            with self._reading():
+                self._identity = str(self._connection.execute("SELECT id FROM identity").fetchone()[0])
+            places = positions()
+            ends = self.end_positions()
+            self._next = dict.fromkeys(self._topics, 0)
+            for (topic, partition), place in places.items():
+                if topic in self._next and partition == PARTITION:
+                    check_life(f"{topic} in {path}", place, self._identity, ends[topic, PARTITION])
+                    self._next[topic] = place.next - 1 if place.before and place.next else place.next
+        except BaseException:
+            self.close()
+            raise
 
     def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
         """Records in order per topic; waits at most the time where there is none."""
@@ -221,13 +226,17 @@ class SqliteConsumer:
         """Partition 0 of every topic."""
         return frozenset((topic, PARTITION) for topic in self._topics)
 
+    def topic_ids(self) -> dict[Topic, str]:
+        """The file's identity, for every topic."""
+        return dict.fromkeys(self._topics, self._identity)
+
     def end_positions(self) -> dict[tuple[Topic, int], int]:
         """Offset that the next record of each topic will get."""
         with self._reading():
             ends = dict(self._connection.execute("SELECT topic, next FROM ends").fetchall())
         return {(topic, PARTITION): ends.get(topic.value, 0) for topic in self._topics}
 
-    def acknowledge(self, positions: Positions) -> None:
+    def acknowledge(self, offsets: Mapping[tuple[Topic, int], int]) -> None:
         """Does nothing: no tool beside the evidence store looks at an embedded log's lag."""
 
     def close(self) -> None:
@@ -301,6 +310,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, busy_seconds: float) ->
         )
     for statement in SCHEMA:
         connection.execute(statement)
+    if connection.execute("SELECT count(*) FROM identity").fetchone()[0] == 0:
+        connection.execute("INSERT INTO identity (id) VALUES (?)", (str(uuid.uuid4()),))
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 

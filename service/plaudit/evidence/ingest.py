@@ -1,4 +1,4 @@
-"""The writes of one join transaction: offsets, interactions, feedback, and the evidence that follows from them.
+"""The writes of one join transaction: interactions, feedback, and the evidence that follows. Places are in `places`.
 
 Enters: decoded records and an open transaction. Leaves: rows. Every function is idempotent, and none commits: offsets
 and everything that was made of the records become durable together or not at all (docs/join.md, steps 3 to 6).
@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, RowMapping, Table, and_, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, RowMapping, Table, bindparam, delete, exists, insert, select, update
 
 from plaudit import __version__
 from plaudit.domain import DomainPlugin
 from plaudit.errors import IdConflict, NoInteraction, PlauditError
-from plaudit.eventlog import Positions, Record
+from plaudit.eventlog import Record
 from plaudit.eventlog.codec import Retraction, body_digest, decode, encode_interaction, request_digest
 from plaudit.evidence import rows
 from plaudit.evidence.derive import Derived, Key, StoredAct, StoredRetraction, derive
@@ -28,7 +28,6 @@ from plaudit.evidence.tables import (
     EvidenceTable,
     FeedbackRow,
     InteractionRow,
-    OffsetRow,
     Status,
     chunks,
     from_micros,
@@ -44,11 +43,6 @@ Row: TypeAlias = RowMapping
 _INTERACTIONS: Table = InteractionRow.metadata.tables["interactions"]
 _FEEDBACK: Table = FeedbackRow.metadata.tables["feedback"]
 _EVIDENCE: Table = EvidenceTable.metadata.tables["evidence"]
-_OFFSETS: Table = OffsetRow.metadata.tables["offsets"]
-
-
-class Overtaken(Exception):
-    """Another worker read on in a partition that this one believed its own; its transaction must not count."""
 
 
 @dataclass(slots=True)
@@ -58,27 +52,7 @@ class Outcome:
     joined: Counter[Channel] = field(default_factory=Counter)
     evidence: Counter[tuple[Channel, FeedbackKind]] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
-
-
-def advance(connection: Connection, expected: Positions, records: Iterable[Record]) -> dict[Any, int]:
-    """Moves the offsets past these records, if they stand where `expected` says. Raises Overtaken."""
-    spans: dict[Any, tuple[int, int]] = {}
-    for record in records:
-        place = (record.topic, record.partition)
-        spans[place] = (spans.get(place, (record.offset, 0))[0], record.offset + 1)
-    for (topic, partition), (first, following) in sorted(spans.items()):
-        at = and_(_OFFSETS.c.topic == topic.value, _OFFSETS.c.partition == partition)
-        before = expected.get((topic, partition))
-        if before is None:
-            if connection.execute(select(_OFFSETS.c.next).where(at)).first() is not None:
-                raise Overtaken(f"{topic}[{partition}] was begun by another worker")
-            fresh = {"topic": topic.value, "partition": partition, "first": first, "next": following}
-            connection.execute(insert(_OFFSETS).values(fresh))
-            continue
-        moved = connection.execute(update(_OFFSETS).where(at, _OFFSETS.c.next == before).values(next=following))
-        if moved.rowcount != 1:
-            raise Overtaken(f"{topic}[{partition}] no longer stands at {before}")
-    return {place: following for place, (_, following) in spans.items()}
+    expired: Counter[str] = field(default_factory=Counter)
 
 
 def write_interactions(

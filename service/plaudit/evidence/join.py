@@ -45,10 +45,11 @@ from plaudit.errors import (
     Undecodable,
     UnknownDomain,
 )
-from plaudit.eventlog import Consumer, EventLog, Positions, Record, Topic
+from plaudit.eventlog import Consumer, EventLog, Place, Positions, Record, Topic
 from plaudit.eventlog.codec import Rejected, Retraction, decode, encode_rejected
-from plaudit.evidence import ingest, rejections
-from plaudit.evidence.ingest import Outcome, Overtaken
+from plaudit.evidence import ingest, places, rejections
+from plaudit.evidence.ingest import Outcome
+from plaudit.evidence.places import Overtaken
 from plaudit.evidence.rejections import Rejection
 from plaudit.evidence.store import EvidenceStore
 from plaudit.evidence.tables import from_micros
@@ -104,7 +105,8 @@ class Join:
         self._look = look
         self._now = now
         self._consumer: Consumer | None = None
-        self._positions: dict[tuple[Topic, int], int] = {}
+        self._positions: dict[tuple[Topic, int], Place] = {}
+        self._topic_ids: Mapping[Topic, str] = {}
         self._sweep = True  # feedback of an earlier process may wait
         self._take_up_again()
 
@@ -129,16 +131,15 @@ class Join:
     def run_once(self, timeout_seconds: float) -> int:
         """Joins one batch and returns how many records it had; after an error the same records are read again."""
         try:
-            records = self._poll(timeout_seconds)
+            records, caught_up = self._poll(timeout_seconds)
             fail_point("join.1")
             batch = _decode_all(records)
             fail_point("join.2")
-            caught_up = len(records) < self._settings.batch_records
             if records or self._sweep or caught_up:
                 self._transact(batch, caught_up)
             self._publish()
             if records and self._consumer is not None:
-                self._consumer.acknowledge(dict(self._positions))  # step 9
+                self._consumer.acknowledge(places.next_offsets(self._positions))  # step 9
             fail_point("join.9")
         except BaseException:
             self.close()  # the consumer stands behind what was lost; a new one begins where the store does
@@ -151,7 +152,8 @@ class Join:
             self._open()
         assert self._consumer is not None, "_open opens it"
         ends = self._consumer.end_positions()
-        return {place: max(0, end - self._positions.get(place, 0)) for place, end in ends.items()}
+        read = places.next_offsets(self._positions)
+        return {at: max(0, end - read.get(at, 0)) for at, end in ends.items()}
 
     def close(self) -> None:
         """Gives the partitions back; the next run_once takes them again."""
@@ -165,21 +167,26 @@ class Join:
     def _assigned(self) -> Positions:
         """Asked by the consumer at each assignment: the store alone knows how far reading has come."""
         self._positions = dict(self._store.positions())
+        self._topic_ids = {}
         return dict(self._positions)
 
-    def _poll(self, timeout_seconds: float) -> list[Record]:
-        """Step 1."""
+    def _poll(self, timeout_seconds: float) -> tuple[list[Record], bool]:
+        """Step 1: the records, and whether these were all that the log had for this worker."""
         if self._consumer is None:
             self._open()
         assert self._consumer is not None, "_open opens it"
+        if not self._topic_ids and self._consumer.assigned():
+            self._topic_ids = self._consumer.topic_ids()
         records = self._consumer.poll(timeout_seconds, self._settings.batch_records)
-        return [each for each in records if each.offset >= self._positions.get((each.topic, each.partition), 0)]
+        # Who has no partition, or got others within this poll, has not read what there is.
+        caught_up = bool(self._topic_ids) and len(records) < self._settings.batch_records
+        return places.unread(records, self._positions), caught_up
 
     def _transact(self, batch: _Batch, caught_up: bool) -> None:
         """Steps 3 to 6."""
         now, began = self._now(), time.perf_counter()
         with self._store.database.writing() as connection:
-            moved = ingest.advance(connection, self._positions, batch.records)
+            moved = places.advance(connection, self._positions, batch.records, self._topic_ids)
             fail_point("join.3")
             fresh, conflicts = ingest.write_interactions(connection, batch.interactions)
             changed = ingest.write_feedback(connection, batch.feedback, now)
@@ -196,9 +203,10 @@ class Join:
                 waited = dt.timedelta(seconds=self._settings.max_wait_seconds)
                 ingest.expire(connection, now - waited, now)
             fail_point("join.5")
-        self._positions.update(moved)  # step 6 is done
+        self._positions.update(moved.places)  # step 6 is done
         fail_point("join.6")
         if self._observe is not None:
+            outcome.expired = moved.expired
             outcome.rejected.update(each.error.reason for each in (*batch.rejections, *conflicts))
             self._observe(batch.records, outcome, time.perf_counter() - began)
 

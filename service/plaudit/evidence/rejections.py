@@ -7,6 +7,7 @@ record is rejected once for one reason, however often the join reads it.
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,8 @@ class Rejection:
     @property
     def identity(self) -> str:
         """Names the rejection; a record is rejected once for one reason."""
-        return f"{self.topic}:{self.partition}:{self.offset}:{self.error.reason}"
+        digest = hashlib.sha256(self.value).hexdigest()[:16]  # a topic that was made anew has the same offsets again
+        return f"{self.topic}:{self.partition}:{self.offset}:{self.error.reason}:{digest}"
 
 
 def write_rejections(connection: Connection, rejections: Sequence[Rejection], now: dt.datetime) -> None:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 
 from plaudit.eventlog import Positions, Topic
-from plaudit.evidence import counts, ingest
+from plaudit.evidence import counts, ingest, places
 from plaudit.evidence.counts import Tally
 from plaudit.evidence.quarantine import out_of_quarantine
 from plaudit.evidence.rows import evidence_from_bytes
@@ -51,12 +51,13 @@ class EvidenceRow:
 
 @dataclass(frozen=True, slots=True, order=True)
 class OffsetRange:
-    """Records of a partition that were read: from `first`, up to but not including `next`."""
+    """Records of a partition that were read: from `first`, up to but not including `next`, in one life of the topic."""
 
     topic: Topic
     partition: int
     first: int
     next: int
+    topic_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +127,9 @@ class EvidenceStore:
         self.database.close()
 
     def positions(self) -> Positions:
-        """Next offset to read of every partition that was ever read."""
+        """Where reading goes on in every partition that was ever read."""
         with self.database.reading() as connection:
-            return {(each.topic, each.partition): each.next for each in _offsets(connection)}
+            return places.read(connection)
 
     def channels(self) -> list[Channel]:
         """Channels with an interaction for SERVE or EXPLORE, in order."""
@@ -327,8 +328,11 @@ def _of_channel(channel: Channel) -> ColumnElement[bool]:
 
 
 def _offsets(connection: Connection) -> list[OffsetRange]:
-    found = connection.execute(select(OffsetRow.topic, OffsetRow.partition, OffsetRow.first, OffsetRow.next))
-    return [OffsetRange(Topic(topic), partition, first, following) for topic, partition, first, following in found]
+    columns = (OffsetRow.topic, OffsetRow.partition, OffsetRow.first, OffsetRow.next, OffsetRow.topic_id)
+    return [
+        OffsetRange(Topic(topic), partition, first, following, topic_id)
+        for topic, partition, first, following, topic_id in connection.execute(select(*columns))
+    ]
 
 
 def _interactions_with_evidence(

@@ -132,7 +132,12 @@ class EvidenceTable(Base):
 
 
 class OffsetRow(Base):
-    """How far a partition has been read: from `first`, up to but not including `next`."""
+    """How far a partition has been read: from `first`, up to but not including `next`.
+
+    `topic_id` is the life of the topic that the offsets belong to, `before` names the record before `next`
+    (`codec.record_mark`); both are empty in a store of v0.1.0 until the join reads on. `expired` counts the records
+    that retention took before they were read.
+    """
 
     __tablename__ = "offsets"
 
@@ -140,6 +145,9 @@ class OffsetRow(Base):
     partition: Mapped[int] = mapped_column(Integer, primary_key=True)
     first: Mapped[int] = mapped_column(BigInteger)
     next: Mapped[int] = mapped_column(BigInteger)
+    topic_id: Mapped[str] = mapped_column(String, server_default="")
+    before: Mapped[str] = mapped_column(String, server_default="")
+    expired: Mapped[int] = mapped_column(BigInteger, server_default="0")
 
 
 class RejectionRow(Base):
@@ -147,7 +155,7 @@ class RejectionRow(Base):
 
     __tablename__ = "rejections"
 
-    identity: Mapped[str] = mapped_column(String, primary_key=True)  # topic:partition:offset:reason
+    identity: Mapped[str] = mapped_column(String, primary_key=True)  # topic:partition:offset:reason:digest of value
     topic: Mapped[str] = mapped_column(String)
     partition: Mapped[int] = mapped_column(Integer)
     offset: Mapped[int] = mapped_column(BigInteger)

@@ -123,5 +123,7 @@ def count(metrics: Metrics, records: Sequence[Record], outcome: Outcome) -> None
         metrics.join_joined.labels(str(channel)).inc(joined)
     for (channel, kind), rows in outcome.evidence.items():
         metrics.join_evidence.labels(str(channel), kind.value).inc(rows)
+    for topic, expired in outcome.expired.items():
+        metrics.join_expired.labels(topic).inc(expired)
     for reason, rejected in outcome.rejected.items():
         metrics.join_rejected.labels(reason).inc(rejected)

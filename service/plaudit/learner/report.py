@@ -15,6 +15,7 @@ from typing import Any
 from plaudit.domain import DomainPlugin
 from plaudit.errors import Misconfigured, PlauditError
 from plaudit.eventlog import Topic, open_log
+from plaudit.evidence.places import next_offsets
 from plaudit.evidence.store import EvidenceStore
 from plaudit.learner.outcome import Need, TurnOutcome
 from plaudit.learner.since import LEASE
@@ -130,13 +131,13 @@ def _unread(settings: Settings, store: EvidenceStore, running: tuple[Process, ..
     if settings.log.kind == "sqlite":
         log = open_log(settings)
         try:
-            positions = dict(store.positions())
-            consumer = log.consumer((Topic.INTERACTIONS, Topic.FEEDBACK), "plaudit-status", lambda: positions)
+            read = next_offsets(store.positions())
+            consumer = log.consumer((Topic.INTERACTIONS, Topic.FEEDBACK), "plaudit-status", dict)
             ends = consumer.end_positions()
             consumer.close()
         finally:
             log.close()
-        return sum(max(0, end - positions.get(place, 0)) for place, end in ends.items())
+        return sum(max(0, end - read.get(place, 0)) for place, end in ends.items())
     said = [int(each.facts.get("unread", 0)) for each in running if each.kind == "join"]
     return sum(said) if said else None
 

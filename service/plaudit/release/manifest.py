@@ -23,7 +23,9 @@ from pydantic import (
     Field,
     JsonValue,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -66,12 +68,21 @@ class Adapter(_Frozen):
 
 
 class Offsets(_Frozen):
-    """Records of one partition that the evidence covers: `first` up to, not including, `next`."""
+    """Records of one partition that the evidence covers: `first` up to, not including, `next`.
+
+    `topic_id` is the topic's identity: one that was made anew has other records under the same offsets.
+    """
 
     topic: str
     partition: int = Field(ge=0)
     first: int = Field(ge=0)
     next: int = Field(ge=0)
+    topic_id: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Manifests of v0.1.0 have no identity, and keep their text and digest.
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 class Probe(_Frozen):

@@ -48,7 +48,8 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         as_of=data.as_of,
         newest_feedback_at=max((row.accepted_at for row in data.rows), default=None),
         offsets=tuple(
-            Offsets(topic=str(o.topic), partition=o.partition, first=o.first, next=o.next) for o in data.offsets
+            Offsets(topic=str(o.topic), partition=o.partition, first=o.first, next=o.next, topic_id=o.topic_id or None)
+            for o in data.offsets
         ),
         evidence_digest=data.digest,
         evidence_counts=data.counts,

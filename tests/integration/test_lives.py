@@ -1,0 +1,195 @@
+"""A place belongs to a life of a topic: one made anew, cut or restored is refused, never read from the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+import uuid
+
+import pytest
+from plaudit.errors import LogUnavailable, Misconfigured
+from plaudit.eventlog import Topic, open_log
+from plaudit.eventlog.codec import encode_feedback, encode_interaction
+from plaudit.evidence.join import Join
+from plaudit.evidence.places import next_offsets
+from plaudit.evidence.reset import reset
+from plaudit.evidence.store import EvidenceStore
+from plaudit.plugins import guard
+from plaudit.settings import JoinSettings, KafkaSettings, LogSettings, Settings
+from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.types import Thumbs
+
+PLUGINS = guard([PlainDomain()])
+
+
+class World:
+    """A log whose topics can be made anew, and a store that stays."""
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.store = EvidenceStore(settings.store_url)
+        self.log = open_log(settings)
+
+    def act(self, first, count):
+        """Interactions with one act each; each is acknowledged."""
+        for n in range(first, first + count):
+            interaction, act = make_interaction(f"i{n}"), make_feedback(f"f{n}", f"i{n}", Thumbs("a", True))
+            self.log.append(Topic.INTERACTIONS, f"i{n}", encode_interaction(interaction, producer="test"))
+            self.log.append(Topic.FEEDBACK, f"i{n}", encode_feedback(act, producer="test"))
+
+    def join(self, wanted, worker=None, seconds=40):
+        """Joins until so many acts are counted."""
+        own = worker or Join(self.log, self.store, PLUGINS, JoinSettings())
+        deadline = time.monotonic() + seconds
+        try:
+            while self.joined() < wanted and time.monotonic() < deadline:
+                own.run_once(0.2)
+        finally:
+            if worker is None:
+                own.close()
+        assert self.joined() == wanted
+
+    def joined(self):
+        return self.store.counts(CHANNEL).joined
+
+    def make_anew(self):
+        """Topics, or the file, go and come back empty under their names."""
+        self.log.close()
+        if self.settings.log.kind == "sqlite":
+            for file in self.settings.data_dir.glob("log.sqlite*"):
+                file.unlink()
+        else:
+            from kafka import KafkaAdminClient
+
+            kafka = self.settings.log.kafka
+            admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+            names = [kafka.topic_prefix + topic for topic in Topic]
+            admin.delete_topics(names)
+            while any(not each["error_code"] for each in admin.describe_topics(names)):
+                time.sleep(0.1)
+            admin.close()
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(LogUnavailable):
+                self.log = open_log(self.settings)
+                return
+            assert time.monotonic() < deadline
+
+    def close(self):
+        self.log.close()
+        self.store.close()
+
+
+@pytest.fixture(params=["embedded", pytest.param("kafka", marks=pytest.mark.needs_kafka)])
+def world(request, tmp_path):
+    settings = Settings(data_dir=tmp_path / "data")
+    if request.param == "kafka":
+        bootstrap = request.getfixturevalue("kafka_bootstrap")
+        request.getfixturevalue("kafka_leftovers")
+        prefix = f"t{uuid.uuid4().hex[:12]}."
+        kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix, partitions=2)
+        settings = settings.model_copy(update={"log": LogSettings(kind="kafka", kafka=kafka)})
+    world = World(settings)
+    yield world
+    world.close()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_topics_made_anew_are_refused_until_an_operator_decides(world):
+    world.act(0, 30)
+    world.join(30)
+    before = {place.topic_id for place in world.store.positions().values()}
+    world.make_anew()
+    world.act(30, 90)  # longer than what was read: from the middle, the first 30 of these would be lost
+    with pytest.raises(Misconfigured, match=r"plaudit join reset --from earliest") as refused:
+        world.join(120)
+    assert any(identity in refused.value.message for identity in before)
+    assert world.joined() == 30, "nothing was read from the middle"
+    moved = reset(world.settings, "earliest")
+    assert {each.before.topic_id for each in moved} == before
+    world.join(120)
+    after = {place.topic_id for place in world.store.positions().values()}
+    assert not after & before
+    assert any(identity in refused.value.message for identity in after)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_reset_to_the_latest_leaves_out_what_is_there(world):
+    world.act(0, 3)
+    world.join(3)
+    world.make_anew()
+    world.act(10, 5)
+    moved = reset(world.settings, "latest")
+    assert sum(each.after.next for each in moved) == 10
+    assert sum(next_offsets(world.store.positions()).values()) == 10
+    worker = Join(world.log, world.store, PLUGINS, JoinSettings())
+    for _ in range(10):
+        worker.run_once(0.1)
+    world.act(20, 4)
+    world.join(7, worker)
+    worker.close()
+
+
+@pytest.mark.needs_kafka
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+def test_a_topic_that_is_made_anew_under_a_running_join_is_refused(world):
+    world.act(0, 30)
+    worker = Join(world.log, world.store, PLUGINS, JoinSettings())
+    world.join(30, worker)
+    old = world.log
+    world.make_anew()
+    worker._log = world.log
+    world.act(30, 90)
+
+    def go_on():
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(LogUnavailable):
+                worker.run_once(0.2)
+
+    with pytest.raises(Misconfigured, match="plaudit join reset"):
+        go_on()
+    assert world.joined() == 30
+    old.close()
+
+
+@pytest.mark.parametrize("world", ["embedded"], indirect=True)
+def test_a_log_restored_from_an_older_copy_is_told_by_the_record_before(world):
+    world.act(0, 5)
+    world.join(5)
+    folder = world.settings.data_dir
+    world.log.close()
+    shutil.copy(folder / "log.sqlite", folder / "backup")
+    world.log = open_log(world.settings)
+    world.act(5, 5)
+    world.join(10)
+    world.log.close()
+    shutil.copy(folder / "backup", folder / "log.sqlite")
+    world.log = open_log(world.settings)
+    with pytest.raises(Misconfigured, match="ends at offset 5"):
+        world.join(11)
+    world.act(20, 8)  # it has grown past the place since
+    with pytest.raises(Misconfigured, match=r"holds record .* restored from an older copy"):
+        world.join(11)
+    reset(world.settings, "earliest")
+    world.join(18)
+
+
+@pytest.mark.parametrize("world", ["embedded"], indirect=True)
+def test_records_that_expired_unread_are_counted(world):
+    import sqlite3
+
+    world.act(0, 5)
+    world.join(5)
+    world.act(5, 5)
+    file = sqlite3.connect(world.settings.data_dir / "log.sqlite")
+    file.execute("DELETE FROM records WHERE offset < 8")
+    file.commit()
+    file.close()
+    seen = []
+    worker = Join(world.log, world.store, PLUGINS, JoinSettings(), observe=lambda *args: seen.append(args[1].expired))
+    world.join(7, worker)
+    worker.close()
+    assert sum(dict(each).get(Topic.FEEDBACK.value, 0) for each in seen) == 3
