@@ -10,7 +10,7 @@ PlauditError
 │   ├── MessageTooLarge · NotOffered · GenerationChanged · WrongState
 │   ├── NoCredentials · BadCredentials · RoleNeeded · NotYourChannel · TooManyRaters
 ├── Busy                          retry later
-│   ├── QueueFull · RateLimited · SlotsInUse · NotServing · LogUnavailable · StoreUnavailable
+│   ├── QueueFull · RateLimited · SlotsInUse · NotServing · LogUnavailable · OutboxFull · StoreUnavailable
 ├── CallEnded                     the caller's clock or hand ended the call
 │   ├── DeadlinePassed · Cancelled
 ├── Broken                        an operator must look
@@ -301,6 +301,14 @@ class LogUnavailable(Busy):
     """The record could not be made durable, so nothing was acknowledged; retry."""
 
     reason = "LOG_UNAVAILABLE"
+
+
+class OutboxFull(Busy):
+    """Kafka takes no records, and the outbox or its disk is full; nothing was acknowledged; retry."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "OUTBOX_FULL"
+    retry_seconds = 5.0  # a broker that comes back takes seconds
 
 
 class StoreUnavailable(Busy):

@@ -83,6 +83,16 @@ class Metrics:
             "serve", "append_seconds", "Seconds until a record is durable.", _REQUEST_SECONDS, "topic"
         )
 
+        self.outbox_records = self._gauge("serve", "outbox_records", "Records in the outbox: Kafka has not taken them.")
+        self.outbox_bytes = self._gauge("serve", "outbox_bytes", "Bytes of the outbox's file that are in use.")
+        self.outbox_oldest_seconds = self._gauge(
+            "serve", "outbox_oldest_seconds", "Age of the oldest record in the outbox; 0 if it is empty."
+        )
+        self.outbox_kept = self._counter("serve", "outbox_kept", "Records that went into the outbox.", "topic")
+        self.outbox_drained = self._counter(
+            "serve", "outbox_drained", "Records that went from the outbox to Kafka.", "topic"
+        )
+
     def _releases(self) -> None:
         self.replica_release = self._gauge(
             "serve", "replica_release", "Version that this replica serves on a channel.", "channel"

@@ -47,8 +47,15 @@ def only(documents, kind, suffix=""):
     return found
 
 
+def workload(documents, process):
+    """A process's Deployment, or StatefulSet if its pods have volumes of their own."""
+    named = [d for d in documents if d["kind"] in ("Deployment", "StatefulSet")]
+    (found,) = [d for d in named if d["metadata"]["name"].endswith(f"-{process}")]
+    return found
+
+
 def pod(documents, process):
-    return only(documents, "Deployment", f"-{process}")["spec"]["template"]["spec"]
+    return workload(documents, process)["spec"]["template"]["spec"]
 
 
 def settings_of(documents, tmp_path):
@@ -86,6 +93,18 @@ def test_given_settings_reach_the_file(tmp_path):
     assert all(
         container[probe]["grpc"]["port"] == 50052 for probe in ("startupProbe", "readinessProbe", "livenessProbe")
     )
+
+
+def test_with_kafka_each_replica_keeps_its_outbox_on_a_volume_that_survives_the_pod():
+    serving = workload(render("-f", CHART / "ci" / "production-values.yaml"), "serving")
+    assert serving["kind"] == "StatefulSet"
+    (claim,) = serving["spec"]["volumeClaimTemplates"]
+    assert claim["metadata"]["name"] == "data"
+    assert set(serving["spec"]["persistentVolumeClaimRetentionPolicy"].values()) == {"Retain"}
+    template = serving["spec"]["template"]["spec"]
+    assert "data" not in {volume["name"] for volume in template["volumes"]}, "no emptyDir hides the claim"
+    assert {"name": "data", "mountPath": "/var/lib/plaudit"} in template["containers"][0]["volumeMounts"]
+    assert workload(render(), "serving")["kind"] == "Deployment"
 
 
 @pytest.mark.parametrize(
@@ -192,14 +211,14 @@ def test_service_monitor_finds_the_metrics_port_of_every_process():
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     for process in PROCESSES:
-        template = only(documents, "Deployment", f"-{process}")["spec"]["template"]
+        template = workload(documents, process)["spec"]["template"]
         assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
         assert "metrics" in {port["name"] for port in template["spec"]["containers"][0]["ports"]}
 
 
 def test_selectors_do_not_carry_versions():
     for document in render("-f", CHART / "ci" / "production-values.yaml"):
-        if document["kind"] == "Deployment":
+        if document["kind"] in ("Deployment", "StatefulSet"):
             labels = document["spec"]["selector"]["matchLabels"]
             assert set(labels) == {f"app.kubernetes.io/{name}" for name in ("name", "instance", "component")}
 
@@ -282,8 +301,8 @@ def test_installs_upgrades_and_rolls_back_under_the_restricted_profile(cluster):
             seen = [kubectl("get", "nodes,pods,persistentvolumeclaims", "-o", "wide"), kubectl("get", "events")]
             pytest.fail("\n".join([done.stdout, done.stderr, *seen]))
 
-    def serving():
-        return json.loads(kubectl("get", "deployment", "plaudit-serving", "-o", "json"))
+    def serving(kind="deployment"):
+        return json.loads(kubectl("get", kind, "plaudit-serving", "-o", "json"))
 
     for claim in ("plaudit-model", "models", "plaudit-registry"):
         spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
@@ -305,8 +324,10 @@ def test_installs_upgrades_and_rolls_back_under_the_restricted_profile(cluster):
     assert len(nodes) == 1, "pods that share one volume must share a node"
 
     release("upgrade", "plaudit", CHART, "-f", CHART / "ci" / "production-values.yaml")
-    second = serving()
+    second = serving("statefulset")
     assert second["status"]["readyReplicas"] == 3
+    claims = kubectl("get", "persistentvolumeclaims", "-o", "name")
+    assert all(f"data-plaudit-serving-{replica}" in claims for replica in range(3))
     assert kubectl("get", "servicemonitor,poddisruptionbudget", "-o", "name").count("plaudit") == 2
 
     release("rollback", "plaudit", "1")

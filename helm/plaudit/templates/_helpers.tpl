@@ -86,7 +86,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - name: HOME
   value: /tmp
 {{- $secret := .Values.secrets.existingSecret }}
-{{- $names := dict "storeUrl" "PLAUDIT_STORE__URL" "kafkaBootstrap" "PLAUDIT_LOG__KAFKA__BOOTSTRAP" }}
+{{- $names := dict "storeUrl" "PLAUDIT_STORE__URL" "kafkaBootstrap" "PLAUDIT_LOG__KAFKA__BOOTSTRAP" "kafkaUsername" "PLAUDIT_LOG__KAFKA__USERNAME" "kafkaPassword" "PLAUDIT_LOG__KAFKA__PASSWORD" }}
 {{- if eq .part "serving" }}
 {{- $names = merge $names (dict "handleKeys" "PLAUDIT_SERVE__HANDLE_KEYS" "pseudonymKey" "PLAUDIT_SERVE__PSEUDONYM_KEY") }}
 {{- end }}
@@ -141,6 +141,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
+{{/* "true" if each pod of serving has a volume of its own: Kafka, and no shared data directory. */}}
+{{- define "plaudit.ownVolumes" -}}
+{{- and (eq .Values.settings.log.kind "kafka") (not .Values.data.shared) }}
+{{- end }}
+
 {{- define "plaudit.volumes" -}}
 - name: settings
   configMap:
@@ -153,6 +158,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
     secretName: {{ .Values.tls.existingSecret }}
     defaultMode: 0440
 {{- end }}
+{{- if not (and (eq .part "serving") (eq (include "plaudit.ownVolumes" .) "true")) }}
 - name: data
   {{- if .Values.data.shared }}
   persistentVolumeClaim:
@@ -160,6 +166,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   {{- else }}
   emptyDir: {}
   {{- end }}
+{{- end }}
 {{- if and .Values.registry.existingClaim (not .Values.data.shared) (ne .part "join") }}
 - name: registry
   persistentVolumeClaim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from plaudit.eventlog.protocol import Consumer, EventLog, Place, Positions, Record, Topic
@@ -9,9 +10,33 @@ from plaudit.eventlog.protocol import Consumer, EventLog, Place, Positions, Reco
 if TYPE_CHECKING:
     from plaudit.settings import Settings
 
-__all__ = ["Consumer", "EventLog", "Place", "Positions", "Record", "Topic", "open_log"]
+__all__ = ["Consumer", "EventLog", "Place", "Positions", "Record", "Topic", "open_log", "open_serving_log"]
 
 LOG_FILE = "log.sqlite"
+
+
+def open_serving_log(
+    settings: Settings,
+    *,
+    kept: Callable[[Topic, int], None] = lambda topic, records: None,
+    drained: Callable[[Topic, int], None] = lambda topic, records: None,
+) -> EventLog:
+    """The log of a process that answers callers: before Kafka stands the outbox, so it opens while no broker answers.
+
+    `kept` and `drained` are told what goes into the outbox and out of it.
+    """
+    if settings.log.kind != "kafka" or not settings.log.outbox.max_mb:
+        return open_log(settings)
+    from plaudit.eventlog.kafka import KafkaEventLog
+    from plaudit.eventlog.outbox import OutboxLog
+
+    return OutboxLog(
+        settings.data_dir,
+        lambda: KafkaEventLog(settings.log.kafka),
+        settings.log.outbox,
+        kept=kept,
+        drained=drained,
+    )
 
 
 def open_log(settings: Settings) -> EventLog:

@@ -27,7 +27,7 @@ from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from plaudit.errors import LogUnavailable, MessageTooLarge
-from plaudit.eventlog.kafka_clients import connected
+from plaudit.eventlog.kafka_clients import connected, unreachable
 from plaudit.eventlog.kafka_topics import ensure_topics
 from plaudit.eventlog.protocol import (
     REJECTED_OVERHEAD_BYTES,
@@ -45,6 +45,7 @@ _log = structlog.get_logger(__name__)
 
 # A consumer that was killed is noticed after this time, and its partitions go to another.
 SESSION_SECONDS = 10
+METADATA_SECONDS = 10  # after so long a partition that was added is read
 HANGING_SECONDS = 1.0
 RECONNECT_SECONDS = 1.0
 # Kafka's own framing of a record, its key included, on top of the largest value.
@@ -76,14 +77,18 @@ class KafkaEventLog:
 
     def append_many(self, topic: Topic, items: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
         """As `append`, for several records; where it raises, any of them may be in the log."""
+        return self.append_within(topic, items, self._settings.timeout_seconds + HANGING_SECONDS)
+
+    def append_within(self, topic: Topic, items: Sequence[tuple[str, bytes]], seconds: float) -> list[tuple[int, int]]:
+        """As `append_many`; raises LogUnavailable if the brokers have not acknowledged after so many seconds."""
         for _, value in items:
             check_size(topic, value)
         producer = self._usable(topic)
         name = self._settings.topic_prefix + topic
         try:
             futures = [producer.send(name, key=key.encode(), value=value) for key, value in items]
-            # The producer itself gives up after the timeout; more than that and it hangs.
-            deadline = time.monotonic() + self._settings.timeout_seconds + HANGING_SECONDS
+            # The producer itself gives up after its own timeout; more than that and it hangs.
+            deadline = time.monotonic() + seconds
             sent = [future.get(timeout=max(deadline - time.monotonic(), 0)) for future in futures]
         except TOO_LARGE as error:
             self._drop(producer)
@@ -95,7 +100,7 @@ class KafkaEventLog:
         except kafka_errors.KafkaError as error:
             self._drop(producer)
             raise LogUnavailable(
-                f"{name} at {self._settings.bootstrap} did not acknowledge within {self._settings.timeout_seconds:g} s "
+                f"{name} at {self._settings.bootstrap} did not acknowledge within {seconds:g} s "
                 f"({error!r}); check the brokers, then send it again",
                 topic=topic,
             ) from error
@@ -220,8 +225,13 @@ class KafkaLogConsumer:
             heartbeat_interval_ms=SESSION_SECONDS * 1000 // 4,
             request_timeout_ms=max(milliseconds, SESSION_SECONDS * 1000 + 1),
             allow_auto_create_topics=False,
+            metadata_max_age_ms=METADATA_SECONDS * 1000,
         )
-        self._consumer.subscribe(sorted(self._topic_of), listener=self._assignments)
+        with unreachable(settings):
+            # Known before the group forms: a leader that knows no partitions would share out none, and wait.
+            for name in sorted(self._topic_of):
+                self._consumer.partitions_for_topic(name)
+            self._consumer.subscribe(sorted(self._topic_of), listener=self._assignments)
 
     def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
         """Records in order per partition; joins the group, and finds its place, on the way."""

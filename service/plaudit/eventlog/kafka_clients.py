@@ -15,6 +15,7 @@ from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 
 from plaudit.errors import LogUnavailable, Misconfigured
+from plaudit.eventlog.kafka_diagnosis import diagnose, tls_context
 from plaudit.settings import KafkaSettings
 
 
@@ -48,11 +49,13 @@ def unreachable(settings: KafkaSettings) -> Iterator[None]:
             setting="log.kafka.bootstrap",
         ) from error
     except kafka_errors.KafkaError as error:
-        # The client reports a wrong address, a wrong protocol and dead brokers alike.
+        # The client reports a wrong address, a wrong password and dead brokers alike.
+        if (found := diagnose(settings)) is not None:
+            raise found from error
         raise LogUnavailable(
             f"no Kafka broker at {settings.bootstrap} answered within {settings.timeout_seconds:g} s ({error!r}); "
-            "check log.kafka.bootstrap, that the brokers run, that their advertised addresses can be reached from "
-            "here, and that they take plaintext connections",
+            "check log.kafka.bootstrap, that the brokers are well, and that their advertised addresses can be reached "
+            "from here",
         ) from error
 
 
@@ -74,6 +77,20 @@ def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_servers": servers,
         "client_id": f"plaudit-{uuid.uuid4().hex[:8]}",
         "bootstrap_timeout_ms": int(settings.timeout_seconds * 1000),
+        **_security_options(settings),
         # The client waits ever longer between attempts; after an outage nobody should wait half a minute.
         "reconnect_backoff_max_ms": 1000,
     }
+
+
+def _security_options(settings: KafkaSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {"security_protocol": settings.security.upper()}
+    if settings.security in ("ssl", "sasl_ssl"):
+        options["ssl_context"] = tls_context(settings)
+    if settings.security.startswith("sasl"):
+        options |= {
+            "sasl_mechanism": settings.mechanism,
+            "sasl_plain_username": settings.username,
+            "sasl_plain_password": settings.password.get_secret_value(),
+        }
+    return options

@@ -29,37 +29,57 @@ def ensure_topics(settings: KafkaSettings) -> None:
     with unreachable(settings):
         admin = connected(KafkaAdminClient, settings, request_timeout_ms=int(settings.timeout_seconds * 1000))
         try:
-            found = _partitions(admin, list(names.values()))
+            found = _found(admin, list(names.values()))
             missing = {name: _wanted(topic, settings) for topic, name in names.items() if name not in found}
             if missing:
                 _create(admin, missing, settings)
-                found = _partitions(admin, list(names.values()))
-            _check(admin, names, found)
+                found = _found(admin, list(names.values()))
+            _check(admin, names, found, settings)
         finally:
             admin.close()
 
 
-def _partitions(admin: Any, names: list[str]) -> dict[str, int]:
-    """Number of partitions of those topics that exist."""
-    return {each["name"]: len(each["partitions"]) for each in admin.describe_topics(names) if not each["error_code"]}
+def _found(admin: Any, names: list[str]) -> dict[str, list[Any]]:
+    """Partitions of those topics that exist."""
+    return {each["name"]: each["partitions"] for each in admin.describe_topics(names) if not each["error_code"]}
 
 
 def _wanted(topic: Topic, settings: KafkaSettings) -> dict[str, Any]:
-    configs = {
-        "cleanup.policy": "delete",
-        "max.message.bytes": str(record_limit(topic) + REJECTED_OVERHEAD_BYTES),
-        # A record's time is when the log took it; when it happened stands in its envelope.
-        "message.timestamp.type": "LogAppendTime",
-        # With fewer, "all replicas" may be the leader alone, and what was acknowledged dies with its disk.
-        "min.insync.replicas": str(min(2, settings.replication)),
-    }
-    if topic is Topic.RELEASES:
-        configs |= {"cleanup.policy": "compact", "max.compaction.lag.ms": str(COMPACTION_LAG_MS)}
     return {
         # One partition puts the changes of all channels into one order.
         "num_partitions": 1 if topic is Topic.RELEASES else settings.partitions,
         "replication_factor": settings.replication,
-        "configs": configs,
+        "configs": {name: value for name, (value, _) in required_configs(topic, settings).items()}
+        | {
+            "max.message.bytes": str(record_limit(topic) + REJECTED_OVERHEAD_BYTES),
+            # A record's time is when the log took it; when it happened stands in its envelope.
+            "message.timestamp.type": "LogAppendTime",
+        },
+    }
+
+
+def required_configs(topic: Topic, settings: KafkaSettings) -> dict[str, tuple[str, str]]:
+    """Settings of a topic that the log's promises rest on: name, value, and what happens without it."""
+    configs = {
+        "min.insync.replicas": (
+            str(settings.insync),
+            "or what was acknowledged may die with the disk of one broker",
+        ),
+        "unclean.leader.election.enable": ("false", "or a broker that lagged behind may cut off what was acknowledged"),
+    }
+    if topic is Topic.RELEASES:
+        return configs | {
+            "cleanup.policy": ("compact", "or channels that have not changed for long are forgotten"),
+            "max.compaction.lag.ms": (str(COMPACTION_LAG_MS), "or superseded states stay for ever"),
+        }
+    days = settings.retention_days
+    return configs | {
+        "cleanup.policy": ("delete", "or records are dropped by their key"),
+        "retention.ms": (
+            str(round(days * 86_400_000)) if days else "-1",
+            "or records go before log.kafka.retention_days says, or stay longer",
+        ),
+        "retention.bytes": ("-1", "or records go before log.kafka.retention_days says"),
     }
 
 
@@ -78,30 +98,49 @@ def _create(admin: Any, missing: dict[str, dict[str, Any]], settings: KafkaSetti
     admin.wait_for_topics(list(missing), timeout_ms=milliseconds)
 
 
-def _check(admin: Any, names: dict[Topic, str], found: dict[str, int]) -> None:
+def _check(admin: Any, names: dict[Topic, str], found: dict[str, list[Any]], settings: KafkaSettings) -> None:
     absent = [name for name in names.values() if name not in found]
     if absent:
         raise LogUnavailable(f"the topics {', '.join(absent)} are not ready yet; retry")
     interactions, feedback = names[Topic.INTERACTIONS], names[Topic.FEEDBACK]
-    if found[interactions] != found[feedback]:
+    one, other = len(found[interactions]), len(found[feedback])
+    if one != other:
         raise Misconfigured(
-            f"{interactions} has {found[interactions]} partitions and {feedback} has {found[feedback]}; they need as "
-            "many, so that one consumer sees an interaction and its feedback: add partitions to the smaller one",
+            f"{interactions} has {one} partitions and {feedback} has {other}; they need as many, so "
+            "that one consumer sees an interaction and its feedback: add partitions to the smaller one",
             setting="log.kafka.partitions",
         )
     described = admin.describe_configs(
         [ConfigResource(ConfigResourceType.TOPIC, name) for name in names.values()], config_filter="all"
     )["topic"]
-    policy = described[names[Topic.RELEASES]]["cleanup.policy"]["value"]
-    if "compact" not in policy:
-        raise Misconfigured(
-            f"{names[Topic.RELEASES]} has cleanup.policy={policy}; set it to compact, or channels that have not "
-            "changed for long are forgotten",
-            setting="log.kafka.topic_prefix",
-        )
+    wrong = []
     for topic, name in names.items():
+        copies = min(len(each["replica_nodes"]) for each in found[name])
+        if copies < settings.replication:
+            wrong.append(
+                f"{name} has {copies} copies of each record and log.kafka.replication is {settings.replication}: "
+                "reassign its partitions"
+            )
+        for config, (wanted, otherwise) in required_configs(topic, settings).items():
+            actual = described[name][config]["value"]
+            if not _fits(config, actual, wanted):
+                wrong.append(f"{name} has {config}={actual}: set it to {wanted}, {otherwise}")
         limit = int(described[name]["max.message.bytes"]["value"])
         if limit < record_limit(topic):
             _log.warning(
                 "topic_takes_only_small_records", topic=name, max_message_bytes=limit, want=record_limit(topic)
             )
+    if wrong:
+        raise Misconfigured(
+            "topics do not fit the settings, and Plaudit changes none that exist: " + "; ".join(wrong),
+            setting="log.kafka",
+        )
+
+
+def _fits(config: str, actual: str, wanted: str) -> bool:
+    """Equal, or stricter where more is better."""
+    if config == "min.insync.replicas":
+        return int(actual) >= int(wanted)
+    if config == "max.compaction.lag.ms":
+        return int(actual) <= int(wanted)
+    return actual == wanted

@@ -52,6 +52,15 @@ class _Batch:
     error: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Records in the file, bytes of it that are in use, and when the oldest record came; None if it holds none."""
+
+    records: int
+    size: int
+    oldest: dt.datetime | None
+
+
 class SqliteEventLog:
     """The embedded event log in one file; the folder is made where it is missing."""
 
@@ -109,17 +118,67 @@ class SqliteEventLog:
 
     def find(self, topic: Topic, key: str, most: int) -> list[bytes]:
         """The first `most` records under a key, oldest first. Raises LogUnavailable."""
-        with self._lookup:
+        with self._looking() as connection:
+            rows = connection.execute(
+                "SELECT value FROM records WHERE topic = ? AND key = ? ORDER BY offset LIMIT ?",
+                (topic.value, key.encode(), most),
+            ).fetchall()
+        return [value for (value,) in rows]
+
+    def pending(self) -> Pending:
+        """What the file holds; a few index look-ups. Raises LogUnavailable."""
+        with self._looking() as connection:
+            ends = dict(connection.execute("SELECT topic, next FROM ends").fetchall())
+            firsts = [
+                (ends[topic] - offset, ts)
+                for topic in ends
+                for offset, ts in connection.execute(
+                    "SELECT offset, ts FROM records WHERE topic = ? ORDER BY offset LIMIT 1", (topic,)
+                )
+            ]
+            pages, free, size = (
+                int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        oldest = min((ts for _, ts in firsts), default=None)
+        return Pending(
+            sum(count for count, _ in firsts),
+            (pages - free) * size,
+            None if oldest is None else EPOCH + oldest * MICROSECOND,
+        )
+
+    def oldest(self, topic: Topic, most: int, most_bytes: int) -> list[Record]:
+        """The first records of a topic, one at least if there is any, up to so many and so many bytes."""
+        found: list[Record] = []
+        with self._looking() as connection:
+            rows = connection.execute(
+                "SELECT offset, key, value, ts FROM records WHERE topic = ? ORDER BY offset LIMIT ?",
+                (topic.value, most),
+            )
+            left = most_bytes
+            for offset, key, value, ts in rows:
+                left -= len(value)
+                if found and left < 0:
+                    break
+                found.append(Record(topic, PARTITION, offset, key, value, EPOCH + ts * MICROSECOND))
+            rows.close()
+        return found
+
+    def trim(self, topic: Topic, before: int) -> None:
+        """Deletes the records of a topic below an offset. Raises LogUnavailable."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._writing)
             if self._closed:
                 raise LogUnavailable(f"the event log {self._path} is closed", topic=topic)
-            try:
-                rows = self._reader.execute(
-                    "SELECT value FROM records WHERE topic = ? AND key = ? ORDER BY offset LIMIT ?",
-                    (topic.value, key.encode(), most),
-                ).fetchall()
-            except sqlite3.Error as error:
-                raise LogUnavailable(f"the event log {self._path} cannot be read ({error}); retry") from error
-        return [value for (value,) in rows]
+            self._writing = True
+        try:
+            self._connection.execute("DELETE FROM records WHERE topic = ? AND offset < ?", (topic.value, before))
+        except sqlite3.Error as error:
+            raise LogUnavailable(f"the event log {self._path} cannot be written ({error}); retry") from error
+        finally:
+            with self._turn:
+                self._writing = False
+                self._turn.notify_all()
 
     def consumer(self, topics: Sequence[Topic], group: str, positions: Callable[[], Positions]) -> SqliteConsumer:
         """A reader of all records of these topics, whatever its group."""
@@ -133,6 +192,17 @@ class SqliteEventLog:
             self._connection.close()
         with self._lookup:
             self._reader.close()
+
+    @contextmanager
+    def _looking(self) -> Iterator[sqlite3.Connection]:
+        """The connection of look-ups. Raises LogUnavailable."""
+        with self._lookup:
+            if self._closed:
+                raise LogUnavailable(f"the event log {self._path} is closed")
+            try:
+                yield self._reader
+            except sqlite3.Error as error:
+                raise LogUnavailable(f"the event log {self._path} cannot be read ({error}); retry") from error
 
     def _write_group(self, group: list[_Batch]) -> None:
         """Writes what has gathered and wakes its callers, whatever happens."""

@@ -30,7 +30,8 @@ from plaudit.addresses import address
 from plaudit.domain import DomainPlugin
 from plaudit.engine.protocol import Engine
 from plaudit.errors import Misconfigured
-from plaudit.eventlog import Consumer, EventLog, Topic, open_log
+from plaudit.eventlog import Consumer, EventLog, Topic, open_serving_log
+from plaudit.eventlog.outbox import OutboxLog
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
 from plaudit.release.registry import Registry
@@ -245,7 +246,8 @@ class Server:
 def serve(settings: Settings) -> None:
     """The process: loads the base, opens everything, answers until SIGTERM or SIGINT, drains, closes.
 
-    A log or a store that is away at the start is waited for; until then nothing listens.
+    A store that is away at the start, and an embedded log, is waited for; until then nothing listens. Kafka is not: its
+    records go to the outbox.
     """
     configure(settings.log_format, settings.log_level, "serve")
     check_exposure(settings)
@@ -261,7 +263,7 @@ def serve(settings: Settings) -> None:
     metrics = Metrics(CollectorRegistry())
     base = Base.of(settings)
     registry = opened_at_last("serve", lambda: Registry(settings.store_url, settings.registry_root))
-    event_log = opened_at_last("serve", lambda: open_log(settings))
+    event_log = opened_at_last("serve", lambda: _serving_log(settings, metrics))
     engine = TorchEngine(base, settings.engine, settings.model)
     exact = engine.base_dtype == "float32"
     server = Server(settings, engine, event_log, registry, plugins, metrics, exact=exact)
@@ -277,6 +279,20 @@ def serve(settings: Settings) -> None:
         event_log.close()
         registry.close()
         log.info("ended")
+
+
+def _serving_log(settings: Settings, metrics: Metrics) -> EventLog:
+    """The log, with what its outbox does as metrics."""
+    event_log = open_serving_log(
+        settings,
+        kept=lambda topic, records: metrics.outbox_kept.labels(topic.value).inc(records),
+        drained=lambda topic, records: metrics.outbox_drained.labels(topic.value).inc(records),
+    )
+    if isinstance(event_log, OutboxLog):
+        metrics.outbox_records.set_function(lambda: event_log.state().records)
+        metrics.outbox_bytes.set_function(lambda: event_log.state().size)
+        metrics.outbox_oldest_seconds.set_function(lambda: event_log.state().oldest_seconds)
+    return event_log
 
 
 def read_address(data_dir: Path) -> str | None:

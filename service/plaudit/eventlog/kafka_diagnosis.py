@@ -1,0 +1,167 @@
+"""Why no client can connect to the brokers: of a wrong password kafka-python says "unable to bootstrap", no more.
+
+Enters: Kafka's settings, once a client has failed. Leaves: the step at which a broker turned this client away (address,
+TLS, mechanism, password), found by a connection of its own that goes through them one by one.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import ssl
+import struct
+from typing import Final
+
+from kafka.net.sasl.scram import ScramClient
+
+from plaudit.errors import LogUnavailable, Misconfigured, PlauditError
+from plaudit.settings import KafkaSettings
+
+_SECONDS = 5.0
+_API_VERSIONS: Final = 18
+_SASL_HANDSHAKE: Final = 17
+_SASL_AUTHENTICATE: Final = 36
+_MOST_BYTES = 1 << 20  # of an answer: whatever says more is no broker
+
+
+def diagnose(settings: KafkaSettings) -> PlauditError | None:
+    """What the first broker that can be reached does not accept; None if it accepts everything asked here."""
+    unreached: list[str] = []
+    for server in settings.bootstrap.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            raw = socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS)
+        except OSError as error:
+            unreached.append(f"{server.strip()}: {error.strerror or error}")
+            continue
+        return _turned_away(settings, host.strip("[]"), server.strip(), raw)
+    return LogUnavailable(
+        f"no broker of log.kafka.bootstrap can be reached ({'; '.join(unreached)}); check the addresses, and that the "
+        "brokers run"
+    )
+
+
+def _turned_away(settings: KafkaSettings, host: str, server: str, raw: socket.socket) -> PlauditError | None:
+    if settings.security in ("plaintext", "sasl_plaintext"):
+        with raw:
+            return _protocol(settings, server, raw)
+    try:
+        with raw, tls_context(settings).wrap_socket(raw, server_hostname=host) as connection:
+            return _protocol(settings, server, connection)
+    except ssl.SSLCertVerificationError as error:
+        return Misconfigured(
+            f"the certificate of {server} is not to be trusted ({error.verify_message}); name the authority that "
+            "signed it, or check the address",
+            setting="log.kafka.ca_file",
+        )
+    except OSError as error:
+        return Misconfigured(
+            f"{server} does not begin TLS ({type(error).__name__}); check log.kafka.security and the port",
+            setting="log.kafka.security",
+        )
+
+
+def _protocol(settings: KafkaSettings, server: str, connection: socket.socket) -> PlauditError | None:
+    """What the broker says to the first requests over a connection that stands."""
+    try:
+        if settings.security.startswith("sasl"):
+            return _sasl(settings, server, connection)
+        _ask(connection, _API_VERSIONS, 0, b"")
+    except (OSError, EOFError, ValueError):
+        if settings.security == "plaintext":
+            said = f"{server} closes a plaintext connection; it probably wants TLS or a password"
+        elif settings.client_cert_file:
+            said = f"{server} does not take the certificate of log.kafka.client_cert_file"
+        else:
+            said = f"{server} wants a client's certificate; set log.kafka.client_cert_file and client_key_file"
+        return Misconfigured(f"{said}; check log.kafka.security", setting="log.kafka.security")
+    return None
+
+
+def _sasl(settings: KafkaSettings, server: str, connection: socket.socket) -> PlauditError | None:
+    """The exchange of RFC 5802 (SCRAM) or RFC 4616 (PLAIN), as Kafka frames it."""
+    answer = _ask(connection, _SASL_HANDSHAKE, 1, _text(settings.mechanism))
+    (code,) = struct.unpack(">h", answer.read(2))
+    if code:
+        (count,) = struct.unpack(">i", answer.read(4))
+        offered = ", ".join(answer.read(struct.unpack(">h", answer.read(2))[0]).decode() for _ in range(count))
+        return Misconfigured(
+            f"{server} offers no {settings.mechanism}; it offers {offered}", setting="log.kafka.mechanism"
+        )
+    password = settings.password.get_secret_value()
+    refused = Misconfigured(
+        f"{server} refuses the user {settings.username!r}: name or password is wrong (log.kafka.username, "
+        "log.kafka.password)",
+        setting="log.kafka.password",
+    )
+    try:
+        if settings.mechanism == "PLAIN":
+            token = f"\0{settings.username}\0{password}".encode()
+            return refused if _authenticate(connection, token) is None else None
+        client = ScramClient(settings.username, password, settings.mechanism)
+        first = _authenticate(connection, client.first_message())
+        if first is None:
+            return refused
+        client.process_server_first_message(first)
+        return refused if _authenticate(connection, client.final_message()) is None else None
+    except (OSError, EOFError):
+        return refused  # a broker may end the connection instead of saying so
+
+
+def _authenticate(connection: socket.socket, token: bytes) -> bytes | None:
+    """The broker's part of the exchange; None if it refuses."""
+    answer = _ask(connection, _SASL_AUTHENTICATE, 0, struct.pack(">i", len(token)) + token)
+    (code,) = struct.unpack(">h", answer.read(2))
+    if code:
+        return None
+    (said,) = struct.unpack(">h", answer.read(2))
+    answer.read(max(said, 0))
+    (size,) = struct.unpack(">i", answer.read(4))
+    return answer.read(size)
+
+
+def _ask(connection: socket.socket, api: int, version: int, body: bytes) -> io.BytesIO:
+    """One request of the Kafka protocol and what follows the header of its answer. Raises OSError or EOFError."""
+    request = struct.pack(">hhi", api, version, 1) + _text("plaudit-diagnosis") + body
+    connection.sendall(struct.pack(">i", len(request)) + request)
+    (size,) = struct.unpack(">i", _read(connection, 4))
+    if not 4 <= size <= _MOST_BYTES:
+        raise ValueError(f"an answer of {size} bytes is none of Kafka's")
+    answer = io.BytesIO(_read(connection, size))
+    answer.read(4)  # the number of the request
+    return answer
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    found = b""
+    while len(found) < size:
+        more = connection.recv(size - len(found))
+        if not more:
+            raise EOFError
+        found += more
+    return found
+
+
+def _text(value: str) -> bytes:
+    return struct.pack(">h", len(value.encode())) + value.encode()
+
+
+def tls_context(settings: KafkaSettings) -> ssl.SSLContext:
+    """TLS as the settings say. Raises Misconfigured for files that cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file or None)
+        if settings.client_cert_file:
+            password = settings.client_key_password.get_secret_value()
+            # Never asks at a terminal: without a password, an encrypted key is an error.
+            context.load_cert_chain(settings.client_cert_file, settings.client_key_file, password=lambda: password)
+    except (OSError, ssl.SSLError) as error:
+        named = ", ".join(
+            f"log.kafka.{name}={getattr(settings, name)}"
+            for name in ("ca_file", "client_cert_file", "client_key_file")
+            if getattr(settings, name)
+        )
+        raise Misconfigured(
+            f"the files of TLS cannot be used ({error}): {named or 'the authorities of this machine'}",
+            setting="log.kafka.ca_file",
+        ) from error
+    return context
