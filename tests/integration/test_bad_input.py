@@ -4,11 +4,13 @@ import dataclasses
 import math
 import re
 import threading
+import time
 from pathlib import Path
 
 import grpc
 import pytest
 from plaudit.client import Plaudit
+from plaudit.errors import DeadlinePassed
 from plaudit.eventlog import Topic
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
@@ -29,6 +31,7 @@ class Slate(EchoChoice):
     """A slate of two places, of which people like and label items, and rank all."""
 
     gate = threading.Event()
+    parsed = 0
 
     @property
     def declaration(self):
@@ -41,6 +44,12 @@ class Slate(EchoChoice):
         if request.messages[-1].content == "nonsense":
             return None
         return super().render(request)
+
+    def parse(self, prompt, output):
+        if output.startswith("slow"):
+            time.sleep(0.2)
+            type(self).parsed += 1
+        return super().parse(prompt, output)
 
 
 @pytest.fixture
@@ -143,6 +152,15 @@ def test_bad_requests_are_answered_as_documented_and_good_ones_between_them_are_
         assert (what, refusal(assistant.Choose, request)) == (what, documented()[what])
         good.append(client.choose("slate", "tea?", ["a", "b"]).interaction_id)
     assert [record.interaction_id for record in server.records(Topic.INTERACTIONS)] == good
+
+
+def test_a_domain_that_reads_options_slowly_stops_when_the_callers_time_is_over(served, monkeypatch):
+    _, client, _, _ = served
+    monkeypatch.setattr(Slate, "parsed", 0)
+    with pytest.raises(DeadlinePassed):
+        client.choose("slate", "tea?", [f"slow {place}" for place in range(50)], timeout=0.5)
+    time.sleep(1.5)
+    assert Slate.parsed < 8
 
 
 def test_bad_acts_are_answered_as_documented_and_lose_no_good_one(served):
