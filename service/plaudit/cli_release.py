@@ -118,7 +118,7 @@ class ServiceChannels:
     """Channels through a running service."""
 
     def __init__(self, target: str) -> None:
-        from plaudit.client import connect
+        from plaudit.client_calls import connect
 
         self._target = target
         self._channel, stubs = connect(target, {})

@@ -14,19 +14,17 @@ the environment variables of `plaudit.access.credentials`.
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import functools
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar, Unpack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self, Unpack
 
 import grpc
-import grpc.aio
 import tenacity
 
-from plaudit.access.credentials import AccessOptions, Credentials, credentials_of
-from plaudit.client_calls import Patience, Unreached, call_error, channel_options, checked_target, unreached
+from plaudit.access.credentials import AccessOptions
+from plaudit.client_async import AsyncPlaudit
+from plaudit.client_calls import DEFAULT_SECONDS, Patience, Unreached, call_error, connect, failed_attempt
 from plaudit.client_catalogue import (
     DeclaredDomain,
     ReleaseDetails,
@@ -34,6 +32,17 @@ from plaudit.client_catalogue import (
     declared_domain,
     release_details,
     release_row,
+)
+from plaudit.client_messages import (
+    BulkAcknowledged,
+    News,
+    act_of,
+    bulk_acknowledged,
+    move,
+    retraction,
+    stream_event,
+    submission,
+    withdrawn_at,
 )
 from plaudit.client_requests import (
     Choosable,
@@ -44,7 +53,7 @@ from plaudit.client_requests import (
     filled,
     generate_request,
 )
-from plaudit.errors import DeadlinePassed, InvalidField, Misconfigured, PlauditError
+from plaudit.errors import DeadlinePassed
 from plaudit.release.moves import ChannelState, ReleaseRow
 from plaudit.replies import (
     Acknowledged,
@@ -58,23 +67,11 @@ from plaudit.replies import (
     ReplyCompletion,
     TokenLogprob,
     acknowledged,
-    begun,
     decision,
     drafts,
     reply,
 )
-from plaudit.v1 import (
-    assistant_pb2,
-    assistant_pb2_grpc,
-    domains_pb2,
-    domains_pb2_grpc,
-    errors_pb2,
-    feedback_pb2,
-    feedback_pb2_grpc,
-    releases_pb2,
-    releases_pb2_grpc,
-)
-from plaudit.wire import error_classes
+from plaudit.v1 import assistant_pb2, domains_pb2, feedback_pb2, releases_pb2
 
 __all__ = [
     "Acknowledged",
@@ -96,53 +93,6 @@ __all__ = [
     "TokenLogprob",
     "drafts",
 ]
-
-Answer = TypeVar("Answer")
-
-DEFAULT_SECONDS = 120.0
-_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
-
-
-@dataclass(frozen=True, slots=True)
-class BulkAcknowledged:
-    """What became of item `index` of a bulk stream; `error` is None if the act is durable."""
-
-    index: int
-    feedback_id: str
-    error: PlauditError | None
-
-
-class Stubs:
-    """Stubs of one channel, whose every call brings the credentials."""
-
-    def __init__(self, channel: Any, credentials: Credentials) -> None:
-        self.assistant: Any = _Bringing(assistant_pb2_grpc.AssistantServiceStub(channel), credentials)
-        self.feedback: Any = _Bringing(feedback_pb2_grpc.FeedbackServiceStub(channel), credentials)
-        self.releases: Any = _Bringing(releases_pb2_grpc.ReleaseServiceStub(channel), credentials)
-        self.domains: Any = _Bringing(domains_pb2_grpc.DomainServiceStub(channel), credentials)
-
-
-class _Bringing:
-    """A stub whose methods send credentials as metadata."""
-
-    def __init__(self, stub: Any, credentials: Credentials) -> None:
-        self._stub, self._credentials = stub, credentials
-
-    def __getattr__(self, method: str) -> Any:
-        bound = functools.partial(getattr(self._stub, method), metadata=self._credentials.metadata)
-        setattr(self, method, bound)
-        return bound
-
-
-def connect(target: str, access: AccessOptions) -> tuple[grpc.Channel, Stubs]:
-    """A synchronous channel to the service at `target`, and its stubs."""
-    options, credentials = channel_options(checked_target(target)), credentials_of(target, access)
-    channel = (
-        grpc.secure_channel(target, credentials.channel, options)
-        if credentials.channel
-        else grpc.insecure_channel(target, options)
-    )
-    return channel, Stubs(channel, credentials)
 
 
 class Plaudit:
@@ -208,7 +158,7 @@ class Plaudit:
         """
         request = assistant_pb2.StreamGenerateRequest(request=generate_request(domain, prompt, options))
         for event in self._stream(self._stubs.assistant.StreamGenerate, request, timeout):
-            yield _event(event, self.submit)
+            yield stream_event(event, self.submit)
 
     def choose(
         self,
@@ -243,15 +193,15 @@ class Plaudit:
 
     def submit(self, act: feedback_pb2.Feedback) -> Acknowledged:
         """Sends one act (see `drafts`); it is durable when this returns."""
-        return acknowledged(self._again(self._stubs.feedback.SubmitFeedback, _submission(act)))
+        return acknowledged(self._again(self._stubs.feedback.SubmitFeedback, submission(act)))
 
     def submit_many(
         self, acts: Iterable[feedback_pb2.Feedback], *, timeout: float | None = None
     ) -> Iterator[BulkAcknowledged]:
         """Sends many acts (see `drafts`) and gives one acknowledgement for each, in order; `timeout` in seconds."""
-        requests = (feedback_pb2.StreamFeedbackRequest(feedback=_act(act)) for act in acts)
+        requests = (feedback_pb2.StreamFeedbackRequest(feedback=act_of(act)) for act in acts)
         for answer in self._each(self._stubs.feedback.StreamFeedback(requests, timeout=timeout)):
-            yield _bulk(answer)
+            yield bulk_acknowledged(answer)
 
     def retract(self, handle: str, feedback_id: str, *, rater: str = "", session_id: str = "") -> dt.datetime:
         """Withdraws an act, and tells when the withdrawal was accepted.
@@ -262,8 +212,8 @@ class Plaudit:
             rater: Who gave it; only they can withdraw it.
             session_id: Their session, if that stood for the rater.
         """
-        request = _retraction(handle, feedback_id, rater, session_id)
-        return _moment(self._again(self._stubs.feedback.RetractFeedback, request))
+        request = retraction(handle, feedback_id, rater, session_id)
+        return withdrawn_at(self._again(self._stubs.feedback.RetractFeedback, request))
 
     def domains(self) -> list[DeclaredDomain]:
         """The domains that the service answers for, and what feedback each takes."""
@@ -293,7 +243,7 @@ class Plaudit:
         service ends by its own longest time is opened again.
         """
         request = filled(releases_pb2.WatchReleasesRequest, channel=channel)
-        news = _News()
+        news = News()
         while True:
             try:
                 for answer in self._each(self._stubs.releases.WatchReleases(request, timeout=timeout)):
@@ -317,23 +267,21 @@ class Plaudit:
                 another by now. Any if it is left out.
             reason: Why, for the record.
         """
-        request = _move(releases_pb2.PromoteReleaseRequest, channel, expected_generation, reason, version=version)
+        request = move(releases_pb2.PromoteReleaseRequest, channel, expected_generation, reason, version=version)
         return channel_state(self._once(self._stubs.releases.PromoteRelease, request).state)
 
     def roll_back(
         self, channel: str, to_version: int | None = None, *, expected_generation: int | None = None, reason: str = ""
     ) -> ChannelState:
         """Goes back to an earlier release: `to_version`, or the previous live one. Other arguments as of `promote`."""
-        request = _move(
-            releases_pb2.RollBackReleaseRequest, channel, expected_generation, reason, to_version=to_version
-        )
+        request = move(releases_pb2.RollBackReleaseRequest, channel, expected_generation, reason, to_version=to_version)
         return channel_state(self._once(self._stubs.releases.RollBackRelease, request).state)
 
     def pin(
         self, channel: str, pinned: bool = True, *, expected_generation: int | None = None, reason: str = ""
     ) -> ChannelState:
         """Pins the live release, so that the learner cannot change it, or unpins it. Arguments as of `promote`."""
-        request = _move(releases_pb2.PinReleaseRequest, channel, expected_generation, reason, pinned=pinned)
+        request = move(releases_pb2.PinReleaseRequest, channel, expected_generation, reason, pinned=pinned)
         return channel_state(self._once(self._stubs.releases.PinRelease, request).state)
 
     def _again(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
@@ -351,7 +299,7 @@ class Plaudit:
         try:
             return call()
         except grpc.RpcError as error:
-            raise _failed(error, self._target) from error
+            raise failed_attempt(error, self._target) from error
 
     def _once(self, method: Callable[..., Any], request: Any) -> Any:
         try:
@@ -389,304 +337,3 @@ class Plaudit:
         finally:
             # A reader that stops early leaves a call under way; the service frees its slot only when it is told.
             answers.cancel()
-
-
-class AsyncPlaudit:
-    """The asyncio client; belongs to the event loop in which it is made."""
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout: float = DEFAULT_SECONDS,
-        patience: float | None = None,
-        **access: Unpack[AccessOptions],
-    ) -> None:
-        """Arguments as of `Plaudit`; raises Misconfigured outside of a running event loop."""
-        options = channel_options(checked_target(target))
-        self._loop = _running_loop()
-        credentials = credentials_of(target, access)
-        self._channel: Any = (
-            grpc.aio.secure_channel(target, credentials.channel, options)
-            if credentials.channel
-            else grpc.aio.insecure_channel(target, options)
-        )
-        self._stubs = Stubs(self._channel, credentials)
-        self._target = target
-        self._timeout = timeout
-        self._patience = patience
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the channel."""
-        await self._channel.close()
-
-    async def generate(
-        self, domain: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
-    ) -> Reply[Awaitable[Acknowledged]]:
-        """As `Plaudit.generate`; the reply's methods are awaited."""
-        request = generate_request(domain, prompt, options)
-        return reply(await self._again(self._stubs.assistant.Generate, request, timeout), self.submit)
-
-    async def stream(
-        self, domain: str, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
-    ) -> AsyncIterator[Begun[Awaitable[Acknowledged]] | Delta | Reply[Awaitable[Acknowledged]]]:
-        """As `Plaudit.stream`, for `async for`."""
-        request = assistant_pb2.StreamGenerateRequest(request=generate_request(domain, prompt, options))
-        async for event in self._stream(self._stubs.assistant.StreamGenerate, request, timeout):
-            yield _event(event, self.submit)
-
-    async def choose(
-        self,
-        domain: str,
-        prompt: Prompt,
-        choices: Sequence[Choosable],
-        *,
-        timeout: float | None = None,
-        **options: Unpack[ChooseOptions],
-    ) -> Decision[Awaitable[Acknowledged]]:
-        """As `Plaudit.choose`."""
-        request = choose_request(domain, prompt, choices, options)
-        return decision(await self._again(self._stubs.assistant.Choose, request, timeout), self.submit)
-
-    def feedback_from_handle(
-        self, handle: str, candidate_ids: Sequence[str] = ()
-    ) -> FeedbackGiver[Awaitable[Acknowledged]]:
-        """As `Plaudit.feedback_from_handle`; the methods of what it gives are awaited."""
-        return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=self.submit)
-
-    async def submit(self, act: feedback_pb2.Feedback) -> Acknowledged:
-        """As `Plaudit.submit`."""
-        return acknowledged(await self._again(self._stubs.feedback.SubmitFeedback, _submission(act)))
-
-    async def submit_many(
-        self,
-        acts: Iterable[feedback_pb2.Feedback] | AsyncIterable[feedback_pb2.Feedback],
-        *,
-        timeout: float | None = None,
-    ) -> AsyncIterator[BulkAcknowledged]:
-        """As `Plaudit.submit_many`, for `async for`; the acts may come asynchronously too."""
-
-        async def requests() -> AsyncIterator[feedback_pb2.StreamFeedbackRequest]:
-            if isinstance(acts, AsyncIterable):
-                async for act in acts:
-                    yield feedback_pb2.StreamFeedbackRequest(feedback=_act(act))
-            else:
-                for act in acts:
-                    yield feedback_pb2.StreamFeedbackRequest(feedback=_act(act))
-
-        self._check_loop()
-        async for answer in self._each(self._stubs.feedback.StreamFeedback(requests(), timeout=timeout)):
-            yield _bulk(answer)
-
-    async def retract(self, handle: str, feedback_id: str, *, rater: str = "", session_id: str = "") -> dt.datetime:
-        """As `Plaudit.retract`."""
-        request = _retraction(handle, feedback_id, rater, session_id)
-        return _moment(await self._again(self._stubs.feedback.RetractFeedback, request))
-
-    async def domains(self) -> list[DeclaredDomain]:
-        """As `Plaudit.domains`."""
-        pages = self._pages(self._stubs.domains.ListDomains, domains_pb2.ListDomainsRequest())
-        return [declared_domain(domain) async for answer in pages for domain in answer.domains]
-
-    async def channels(self) -> list[ChannelState]:
-        """As `Plaudit.channels`."""
-        pages = self._pages(self._stubs.releases.ListChannels, releases_pb2.ListChannelsRequest())
-        return [channel_state(state) async for answer in pages for state in answer.channels]
-
-    async def releases(self, channel: str) -> tuple[ChannelState, list[ReleaseRow]]:
-        """As `Plaudit.releases`."""
-        request = filled(releases_pb2.ListReleasesRequest, channel=channel)
-        pages = [answer async for answer in self._pages(self._stubs.releases.ListReleases, request)]
-        return channel_state(pages[-1].state), [release_row(row) for answer in pages for row in answer.releases]
-
-    async def release(self, channel: str, version: int) -> ReleaseDetails:
-        """As `Plaudit.release`."""
-        request = filled(releases_pb2.GetReleaseRequest, channel=channel, version=version)
-        return release_details(await self._again(self._stubs.releases.GetRelease, request))
-
-    async def watch(self, channel: str = "", *, timeout: float | None = None) -> AsyncIterator[ChannelState]:
-        """As `Plaudit.watch`, for `async for`."""
-        request = filled(releases_pb2.WatchReleasesRequest, channel=channel)
-        news = _News()
-        self._check_loop()
-        while True:
-            try:
-                async for answer in self._each(self._stubs.releases.WatchReleases(request, timeout=timeout)):
-                    if news.is_new(answer.state):
-                        yield channel_state(answer.state)
-            except DeadlinePassed:
-                if timeout is not None:
-                    raise
-            else:
-                return
-
-    async def promote(
-        self, channel: str, version: int, *, expected_generation: int | None = None, reason: str = ""
-    ) -> ChannelState:
-        """As `Plaudit.promote`."""
-        request = _move(releases_pb2.PromoteReleaseRequest, channel, expected_generation, reason, version=version)
-        return channel_state((await self._once(self._stubs.releases.PromoteRelease, request)).state)
-
-    async def roll_back(
-        self, channel: str, to_version: int | None = None, *, expected_generation: int | None = None, reason: str = ""
-    ) -> ChannelState:
-        """As `Plaudit.roll_back`."""
-        request = _move(
-            releases_pb2.RollBackReleaseRequest, channel, expected_generation, reason, to_version=to_version
-        )
-        return channel_state((await self._once(self._stubs.releases.RollBackRelease, request)).state)
-
-    async def pin(
-        self, channel: str, pinned: bool = True, *, expected_generation: int | None = None, reason: str = ""
-    ) -> ChannelState:
-        """As `Plaudit.pin`."""
-        request = _move(releases_pb2.PinReleaseRequest, channel, expected_generation, reason, pinned=pinned)
-        return channel_state((await self._once(self._stubs.releases.PinRelease, request)).state)
-
-    async def _again(self, method: Callable[..., Any], request: Any, timeout: float | None = None) -> Any:
-        """Calls, and calls again if the error is retryable; all attempts share one deadline."""
-        self._check_loop()
-        patience = Patience(self._patience, self._target, timeout or self._timeout)
-        try:
-            async for attempt in tenacity.AsyncRetrying(**patience.policy()):
-                with attempt:
-                    return await self._call(method(request, timeout=patience.left()))
-        except Unreached as failed:
-            raise failed.error from failed
-        raise AssertionError("tenacity ends with an answer or an error")
-
-    async def _call(self, call: Awaitable[Any]) -> Any:
-        try:
-            return await call
-        except grpc.RpcError as error:
-            raise _failed(error, self._target) from error
-
-    async def _once(self, method: Callable[..., Any], request: Any) -> Any:
-        self._check_loop()
-        try:
-            return await self._call(method(request, timeout=self._timeout))
-        except Unreached as failed:
-            raise failed.error from failed
-
-    async def _pages(self, method: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
-        while True:
-            answer = await self._again(method, request)
-            yield answer
-            if not answer.next_page_token:
-                return
-            request.page_token = answer.next_page_token
-
-    async def _stream(self, method: Callable[..., Any], request: Any, timeout: float | None) -> AsyncIterator[Any]:
-        """As `Plaudit._stream`."""
-        self._check_loop()
-        patience = Patience(self._patience, self._target, timeout or self._timeout)
-        try:
-            async for attempt in tenacity.AsyncRetrying(**patience.policy()):
-                with attempt:
-                    answers = method(request, timeout=patience.left())
-                    first = await self._call(answers.read())
-        except Unreached as failed:
-            raise failed.error from failed
-        if first is not _EOF:
-            async for answer in self._each(answers, first):
-                yield answer
-
-    async def _each(self, answers: Any, *before: Any) -> AsyncIterator[Any]:
-        try:
-            for answer in before:
-                yield answer
-            while (answer := await answers.read()) is not _EOF:
-                yield answer
-        except grpc.RpcError as error:
-            raise call_error(error, self._target) from error
-        finally:
-            answers.cancel()
-
-    def _check_loop(self) -> None:
-        if _running_loop() is not self._loop:
-            raise Misconfigured(
-                "this AsyncPlaudit was made in another event loop, which has ended; make one per loop: "
-                "`async with AsyncPlaudit(target) as client:` inside the function that asyncio.run gets"
-            )
-
-
-class _News:
-    """Tells states of channels that were not told before."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, int] = {}
-
-    def is_new(self, state: releases_pb2.ChannelState) -> bool:
-        if self._told.get(state.channel) == state.generation:
-            return False
-        self._told[state.channel] = state.generation
-        return True
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError as error:
-        raise Misconfigured(
-            "AsyncPlaudit needs a running event loop: make it inside an async function, with "
-            "`async with AsyncPlaudit(target) as client:`, or use Plaudit, which needs none"
-        ) from error
-
-
-def _failed(call: Any, target: str) -> Exception:
-    """What a failed attempt raises: its error, wrapped if no server answered it."""
-    error = call_error(call, target)
-    return Unreached(error) if unreached(call) else error
-
-
-def _event(
-    event: assistant_pb2.StreamGenerateResponse, send: Callable[[feedback_pb2.Feedback], Answer]
-) -> Begun[Answer] | Delta | Reply[Answer]:
-    match event.WhichOneof("event"):
-        case "begun":
-            return begun(event.begun, send)
-        case "delta":
-            return Delta(event.delta.index, event.delta.text)
-    return reply(event.done, send)
-
-
-def _act(act: Any) -> feedback_pb2.Feedback:
-    if not isinstance(act, feedback_pb2.Feedback):
-        raise InvalidField(
-            f"an act is a {type(act).__name__}; make acts with drafts(handle).thumbs_up() and its neighbours",
-            field="act",
-        )
-    return act
-
-
-def _submission(act: Any) -> feedback_pb2.SubmitFeedbackRequest:
-    return feedback_pb2.SubmitFeedbackRequest(feedback=_act(act))
-
-
-def _bulk(answer: feedback_pb2.StreamFeedbackResponse) -> BulkAcknowledged:
-    if answer.accepted:
-        return BulkAcknowledged(answer.index, answer.feedback_id, None)
-    reason = errors_pb2.ErrorReason.Name(answer.reason).removeprefix("ERROR_REASON_")
-    cls = error_classes().get(reason, PlauditError)
-    return BulkAcknowledged(answer.index, answer.feedback_id, cls(answer.message))
-
-
-def _retraction(handle: str, feedback_id: str, rater: str, session_id: str) -> Any:
-    return filled(
-        feedback_pb2.RetractFeedbackRequest, handle=handle, feedback_id=feedback_id, rater=rater, session_id=session_id
-    )
-
-
-def _moment(answer: feedback_pb2.RetractFeedbackResponse) -> dt.datetime:
-    accepted: dt.datetime = answer.accepted_at.ToDatetime(dt.UTC)
-    return accepted
-
-
-def _move(message: Any, channel: str, expected_generation: int | None, reason: str, **move: Any) -> Any:
-    return filled(message, channel=channel, expected_generation=expected_generation, reason=reason, **move)

@@ -1,4 +1,4 @@
-"""How a client's calls are made: options of the channel, what is tried again and for how long, errors.
+"""How a client's calls are made: the channel and its stubs, what is tried again and for how long, errors.
 
 What enters: a target and failed calls. What leaves: settings of grpc and tenacity, and errors as the classes of
 `plaudit.errors`. A server that nobody reaches yet is waited for until the call's deadline; one that answers that it is
@@ -7,6 +7,7 @@ busy is asked again for a short while. Never imports torch.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
@@ -15,10 +16,14 @@ from typing import Any
 import grpc
 import tenacity
 
+from plaudit.access.credentials import AccessOptions, Credentials, credentials_of
 from plaudit.addresses import is_loopback, no_proxy
 from plaudit.errors import InvalidField, NotServing, PlauditError, RateLimited
+from plaudit.v1 import assistant_pb2_grpc, domains_pb2_grpc, feedback_pb2_grpc, releases_pb2_grpc
 from plaudit.wire import REQUEST_ID_KEY, from_call
 
+# Deadline of a call, if the client is told no other.
+DEFAULT_SECONDS = 120.0
 # How long a busy service is asked again: longer than a rolling restart of one replica keeps its port shut.
 PATIENCE_SECONDS = 10.0
 _FIRST_WAIT_SECONDS = 0.1
@@ -137,3 +142,42 @@ def _limit(state: tenacity.RetryCallState) -> float:
     """Seconds that a limit lasts: shorter waits would only count against it."""
     error = state.outcome.exception() if state.outcome else None
     return error.retry_seconds if isinstance(error, RateLimited) else 0.0
+
+
+def failed_attempt(call: Any, target: str) -> Exception:
+    """What a failed attempt raises: its error, wrapped if no server answered it."""
+    error = call_error(call, target)
+    return Unreached(error) if unreached(call) else error
+
+
+class Stubs:
+    """Stubs of one channel, whose every call brings the credentials."""
+
+    def __init__(self, channel: Any, credentials: Credentials) -> None:
+        self.assistant: Any = _Bringing(assistant_pb2_grpc.AssistantServiceStub(channel), credentials)
+        self.feedback: Any = _Bringing(feedback_pb2_grpc.FeedbackServiceStub(channel), credentials)
+        self.releases: Any = _Bringing(releases_pb2_grpc.ReleaseServiceStub(channel), credentials)
+        self.domains: Any = _Bringing(domains_pb2_grpc.DomainServiceStub(channel), credentials)
+
+
+class _Bringing:
+    """A stub whose methods send credentials as metadata."""
+
+    def __init__(self, stub: Any, credentials: Credentials) -> None:
+        self._stub, self._credentials = stub, credentials
+
+    def __getattr__(self, method: str) -> Any:
+        bound = functools.partial(getattr(self._stub, method), metadata=self._credentials.metadata)
+        setattr(self, method, bound)
+        return bound
+
+
+def connect(target: str, access: AccessOptions) -> tuple[grpc.Channel, Stubs]:
+    """A synchronous channel to the service at `target`, and its stubs."""
+    options, credentials = channel_options(checked_target(target)), credentials_of(target, access)
+    channel = (
+        grpc.secure_channel(target, credentials.channel, options)
+        if credentials.channel
+        else grpc.insecure_channel(target, options)
+    )
+    return channel, Stubs(channel, credentials)

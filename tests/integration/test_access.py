@@ -19,7 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from plaudit.access.keys import PREFIX, ApiKeys
 from plaudit.access.rights import ANY, RIGHTS, Role, rights_table
-from plaudit.client import Plaudit, connect
+from plaudit.client import Plaudit
+from plaudit.client_calls import connect
 from plaudit.errors import (
     BadCredentials,
     HandleWrongRater,
