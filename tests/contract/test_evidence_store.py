@@ -306,6 +306,21 @@ def test_new_evidence_is_counted_as_a_data_set_would_be(filled: Filled) -> None:
     assert filled.store.count_new(OTHER, SALT) == 0
 
 
+def test_acts_under_older_rules_are_not_counted_as_new(filled: Filled) -> None:
+    """A turn began on them, and then had too little."""
+    for index in range(40):
+        asked = dataclasses.replace(make_interaction(f"i{index}", group=f"g{index}"), policy_version=str(index % 3))
+        filled.join(asked, make_feedback(f"f{index}", f"i{index}", Thumbs("a", True), rater=f"rater {index}"))
+    counts_of = {}
+    for version in (None, "0", "1", "none of these"):
+        rows = filled.store.freeze(CHANNEL, SALT, policy_version=version).rows
+        trained_on = sum(row.rater_split is row.group_split is Split.TRAIN for row in rows)
+        counts_of[version] = filled.store.count_new(CHANNEL, SALT, policy_version=version)
+        assert counts_of[version] == trained_on
+        assert sum(each.acts for each in filled.store.tally(CHANNEL, SALT, policy_version=version)) == len(rows)
+    assert counts_of[None] > counts_of["0"] > 0 == counts_of["none of these"]
+
+
 def test_evidence_that_is_derived_anew_is_counted_anew(filled: Filled) -> None:
     filled.join(make_interaction("i"))
     who = next(f"rater {n}" for n in range(100) if rater_split(SALT, f"rater {n}") is Split.TRAIN)

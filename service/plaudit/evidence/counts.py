@@ -59,20 +59,42 @@ def fill_places(database: Database, channel: Channel, salt: bytes) -> None:
             return
 
 
-def count_new(connection: Connection, channel: Channel, since: dt.datetime | None, few_raters: bool) -> int:
-    """Acts by train raters on train groups that were accepted after `since` (None: ever)."""
-    rater, group = _splits(few_raters)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Which rows are counted: those of a channel that a turn would freeze. Fields as in `EvidenceStore.freeze`.
+
+    since: only acts that were accepted after this time; None: ever.
+    """
+
+    channel: Channel
+    since: dt.datetime | None = None
+    few_raters: bool = False
+    policy_version: str | None = None
+
+    @property
+    def rows(self) -> ColumnElement[bool]:
+        """SQL: a row is counted."""
+        after = literal(True) if self.since is None else _EVIDENCE.c.accepted_at > to_micros(self.since)
+        version = self.policy_version
+        return and_(
+            _counting(self.channel), after, literal(True) if version is None else _EVIDENCE.c.policy_version == version
+        )
+
+
+def count_new(connection: Connection, counted: Counted) -> int:
+    """Acts by train raters on train groups."""
+    rater, group = _splits(counted.few_raters)
     acts = (
         select(_EVIDENCE.c.interaction_id, _EVIDENCE.c.feedback_id)
-        .where(_counting(channel), _after(since), rater == Split.TRAIN.value, group == Split.TRAIN.value)
+        .where(counted.rows, rater == Split.TRAIN.value, group == Split.TRAIN.value)
         .distinct()
     )
     return int(connection.execute(select(func.count()).select_from(acts.subquery())).scalar_one())
 
 
-def tally(connection: Connection, channel: Channel, since: dt.datetime | None, few_raters: bool) -> tuple[Tally, ...]:
+def tally(connection: Connection, counted: Counted) -> tuple[Tally, ...]:
     """Acts and raters by kind and splits, in that order."""
-    rater, group = _splits(few_raters)
+    rater, group = _splits(counted.few_raters)
     acts = (
         select(
             _EVIDENCE.c.kind,
@@ -82,7 +104,7 @@ def tally(connection: Connection, channel: Channel, since: dt.datetime | None, f
             _EVIDENCE.c.feedback_id,
             case((_EVIDENCE.c.who.startswith(NAMELESS), None), else_=_EVIDENCE.c.who).label("who"),
         )
-        .where(_counting(channel), _after(since))
+        .where(counted.rows)
         .distinct()
         .subquery()
     )
@@ -125,10 +147,6 @@ def _of(channel: Channel) -> ColumnElement[bool]:
 def _counting(channel: Channel) -> ColumnElement[bool]:
     """The channel's evidence, but for that of raters in quarantine."""
     return and_(_of(channel), out_of_quarantine(channel, None))
-
-
-def _after(since: dt.datetime | None) -> ColumnElement[bool]:
-    return literal(True) if since is None else _EVIDENCE.c.accepted_at > to_micros(since)
 
 
 def _splits(few_raters: bool) -> tuple[ColumnElement[str], ColumnElement[str]]:

@@ -136,7 +136,7 @@ def rederive(
         for interaction_id, stored in by_interaction.items():
             interaction = interactions[interaction_id]
             derived = _derive_rows(interaction, stored, plugins)
-            evidence += [_evidence_row(row) for row in derived.evidence]
+            evidence += [_evidence_row(row, interaction) for row in derived.evidence]
             outcome.evidence.update((interaction.channel, row.kind) for row in derived.evidence)
             for row, status, error in _changed(stored, derived):
                 reason = error.reason if error else ""
@@ -309,7 +309,7 @@ def _feedback_row(record: Record, item: Feedback | Retraction, now: dt.datetime)
     }
 
 
-def _evidence_row(row: rows.StoredEvidence) -> dict[str, Any]:
+def _evidence_row(row: rows.StoredEvidence, interaction: Interaction) -> dict[str, Any]:
     return {
         "interaction_id": row.interaction_id,
         "feedback_id": row.feedback_id,
@@ -320,6 +320,7 @@ def _evidence_row(row: rows.StoredEvidence) -> dict[str, Any]:
         "kind": row.kind.value,
         "who": row.who,
         "accepted_at": to_micros(row.accepted_at),
+        "policy_version": interaction.policy_version,
     }
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, select
 
 from plaudit.eventlog import Positions, Topic
 from plaudit.evidence import counts, ingest, places
-from plaudit.evidence.counts import Tally
+from plaudit.evidence.counts import Counted, Tally
 from plaudit.evidence.quarantine import out_of_quarantine
 from plaudit.evidence.rows import evidence_from_bytes
 from plaudit.evidence.splits import Split, group_split, rater_split
@@ -268,23 +268,38 @@ class EvidenceStore:
             return {Channel(domain, tenant): acts for domain, tenant, acts in connection.execute(query)}
 
     def count_new(
-        self, channel: Channel, salt: bytes, since: dt.datetime | None = None, *, few_raters: bool = False
+        self,
+        channel: Channel,
+        salt: bytes,
+        since: dt.datetime | None = None,
+        *,
+        few_raters: bool = False,
+        policy_version: str | None = None,
     ) -> int:
         """Training events: acts by train raters on train groups, accepted after `since` (None: ever).
 
-        One count in SQL; no evidence is read but what came since the last count (`counts`).
+        few_raters, policy_version: as in `freeze`, so that what is counted is what a turn would use. One count in SQL;
+        no evidence is read but what came since the last count (`counts`).
         """
         counts.fill_places(self.database, channel, salt)
+        counted = Counted(channel=channel, since=since, few_raters=few_raters, policy_version=policy_version)
         with self.database.reading() as connection:
-            return counts.count_new(connection, channel, since, few_raters)
+            return counts.count_new(connection, counted)
 
     def tally(
-        self, channel: Channel, salt: bytes, since: dt.datetime | None = None, *, few_raters: bool = False
+        self,
+        channel: Channel,
+        salt: bytes,
+        since: dt.datetime | None = None,
+        *,
+        few_raters: bool = False,
+        policy_version: str | None = None,
     ) -> tuple[Tally, ...]:
-        """Acts and raters by kind and splits, counted in SQL; `since` and few_raters as in `count_new`."""
+        """Acts and raters by kind and splits, counted in SQL; what is counted as in `count_new`."""
         counts.fill_places(self.database, channel, salt)
+        counted = Counted(channel=channel, since=since, few_raters=few_raters, policy_version=policy_version)
         with self.database.reading() as connection:
-            return counts.tally(connection, channel, since, few_raters)
+            return counts.tally(connection, counted)
 
     def count_groups(self, channel: Channel, salt: bytes, *, few_raters: bool = False) -> Counter[Split]:
         """Prompt groups that were asked for SERVE or EXPLORE, by split; no interaction is decoded."""

@@ -119,7 +119,9 @@ def _require_new_events(learner: Learner, settings: Settings, state: ChannelStat
     digest = settings_digest(settings, declaration, learner.registry, state)
     since = learnt_until(learner.registry, learner.outcomes, state, digest)
     salt = learner.registry.salt(channel)
-    events = learner.store.count_new(channel, salt, since, few_raters=declaration.few_raters)
+    events = learner.store.count_new(
+        channel, salt, since, few_raters=declaration.few_raters, policy_version=declaration.policy_version
+    )
     require(*needs.of_events(events, settings.learn, force=force))
 
 

@@ -48,12 +48,11 @@ def survey(
     """The survey of one channel; `settings` are the channel's."""
     channel, salt, few = state.channel, registry.salt(state.channel), declaration.few_raters
     since = learnt_until(registry, outcomes, state, settings_digest(settings, declaration, registry, state))
-    events = store.count_new(channel, salt, since, few_raters=few)
+    version = declaration.policy_version
+    events = store.count_new(channel, salt, since, few_raters=few, policy_version=version)
     groups = store.count_groups(channel, salt, few_raters=few)
-    tallies = store.tally(channel, salt, few_raters=few)
-    data = store.freeze(
-        channel, salt, few_raters=few, policy_version=declaration.policy_version, only=Split.CALIBRATION
-    )
+    tallies = store.tally(channel, salt, few_raters=few, policy_version=version)
+    data = store.freeze(channel, salt, few_raters=few, policy_version=version, only=Split.CALIBRATION)
     held_out = collect(data, Split.CALIBRATION, needs.PlainText(), settings.reward)
 
     def acts(rater: Split, group: Split | None) -> int:
