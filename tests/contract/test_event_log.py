@@ -534,5 +534,5 @@ def test_a_bootstrap_that_is_no_address_is_refused(bootstrap, tmp_path):
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_brokers_that_do_not_answer_are_named_with_what_to_check(tmp_path):
     kafka = KafkaSettings(bootstrap="127.0.0.1:9", timeout_seconds=1)
-    with pytest.raises(LogUnavailable, match=r"127\.0\.0\.1:9 .*check log\.kafka\.bootstrap"):
+    with pytest.raises(LogUnavailable, match=r"can be reached .127\.0\.0\.1:9: Connection refused"):
         open_log(Settings(data_dir=tmp_path, log=LogSettings(kind="kafka", kafka=kafka)))

@@ -127,6 +127,20 @@ def test_rejections_are_listed_with_their_reason(run, settings, joined):
     assert run("rejected", "list", "--reason", "NONE")[1] == "nothing was rejected as NONE\n"
 
 
+def test_a_rejected_record_is_shown_and_sent_again_as_it_was(run, settings, joined, tmp_path):
+    joined([make_interaction("i1")], [], [b"\xff"])
+    code, out, _ = run("rejected", "show", "plaudit.feedback:0:0", "--out", str(tmp_path / "bytes"))
+    assert (code, "UNDECODABLE" in out) == (0, True)
+    assert (tmp_path / "bytes").read_bytes() == b"\xff"
+    assert run("rejected", "replay", "plaudit.feedback:0:0")[1] == "1 records were sent again\n"
+    assert run("rejected", "replay", "--reason", "UNDECODABLE")[1] == "1 records were sent again\n"
+    log = open_log(settings)
+    assert log.find(Topic.FEEDBACK, "garbage", 10) == [b"\xff"] * 3
+    log.close()
+    code, _, err = run("rejected", "show", "plaudit.feedback:0:9")
+    assert (code, "plaudit rejected list" in err) == (1, True)
+
+
 def test_rejections_of_a_kafka_log_are_read_too(kafka_bootstrap, kafka_leftovers):
     from plaudit.eventlog.codec import Rejected, encode_rejected
     from plaudit.eventlog.kafka import KafkaEventLog

@@ -1,4 +1,4 @@
-"""Reads plaudit.rejected: what the join could not use, with the reason, from any event log. Changes nothing.
+"""Reads plaudit.rejected: what the join could not use, with the reason, from any event log, and sends it again.
 
 Enters: an event log. Leaves: the newest rejections, each once. Memory is bounded by how many are asked for.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plaudit.errors import LogUnavailable
@@ -27,8 +28,23 @@ class Rejections:
     newest: tuple[Rejected, ...]
 
 
-def read_rejected(log: EventLog, most: int, reason: str = "") -> Rejections:
-    """The newest `most` rejections, of one reason if it is named. Raises LogUnavailable.
+def named(rejected: Rejected) -> str:
+    """The record that was rejected, as people name it: topic:partition:offset."""
+    return f"{rejected.topic}:{rejected.partition}:{rejected.offset}"
+
+
+def replay(log: EventLog, rejected: Sequence[Rejected]) -> int:
+    """Appends the original records to their topics again, under their keys; returns how many.
+
+    The join reads them like any other: ids make it count once what it knows, and reject anew what is still wrong.
+    """
+    for each in rejected:
+        log.append(Topic(each.topic), each.key.decode(errors="replace"), each.value)
+    return len(rejected)
+
+
+def read_rejected(log: EventLog, most: int, reason: str = "", name: str = "") -> Rejections:
+    """The newest `most` rejections, of one reason or of one record by its name (`named`). Raises LogUnavailable.
 
     A rejection may have been published twice (docs/join.md): it is given once if both are among the newest.
     """
@@ -45,6 +61,8 @@ def read_rejected(log: EventLog, most: int, reason: str = "") -> Rejections:
                 read[record.topic, record.partition] = record.offset + 1
                 said = decode(record.value)
                 if not isinstance(said, Rejected) or reason not in ("", said.reason):
+                    continue
+                if name not in ("", named(said)):
                     continue
                 identity = (said.topic, said.partition, said.offset, said.reason)
                 counts[said.reason] += identity not in newest
