@@ -86,6 +86,21 @@ def test_without_a_terminal_each_stage_is_a_line_with_its_estimate():
     assert progress.stage_seconds == {"prepare": 10.0}
 
 
+def test_without_a_terminal_a_long_stage_says_each_minute_how_far_it_is():
+    clock = Clock()
+    console = Console(file=io.StringIO(), width=40)
+    with Progress(console, clock) as progress:
+        progress.stage("learn")
+        for clock.now in (30.0, 59.0, 61.0, 90.0, 130.0):
+            progress.at(clock.now / 200, "step 3 of 7: train the policy")
+            progress.facts(feedback=200)
+    assert console.file.getvalue().splitlines() == [
+        "[     0 s] learn",
+        "[    61 s] learn, 30% done: step 3 of 7: train the policy",
+        "[   130 s] learn, 65% done: step 3 of 7: train the policy",
+    ]
+
+
 @pytest.mark.parametrize(
     ("learner", "part", "words"),
     [

@@ -1,7 +1,7 @@
 """What the person who waits sees: the stages, how far the present one is, and how long the rest will take.
 
 Enters: the stages with the seconds that each took on another machine, and facts as they become known. Leaves: a live
-panel on a terminal, one line per stage elsewhere. Never decides.
+panel on a terminal; elsewhere a line per stage, and one per minute that a stage goes on. Never decides.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 _REFRESH_SECONDS = 0.5
+_LINE_SECONDS = 60.0  # without a terminal a long stage says that it lives
 # A few quick stages say little about a machine: the estimate trusts what was seen only as far as it reaches.
 _TRUST_SECONDS = 20.0
 Stages = Sequence[tuple[str, float]]
@@ -38,6 +39,7 @@ class Progress:
         self._stage = ""
         self._stage_begun = self._begun
         self._shown = 0.0
+        self._said = self._begun
         self._planned: dict[str, float] = {}
         self._part = 0.0
         self._doing = ""
@@ -68,10 +70,7 @@ class Progress:
         """Begin a stage."""
         self._close_stage()
         self._stage, self._stage_begun, self._part, self._doing = name, self._clock(), 0.0, ""
-        if not self._console.is_terminal:
-            left = self.left()
-            about = f", about {spoken(left)} left" if left is not None else ""
-            self._console.print(f"[{self.seconds:6.0f} s{about}] {name}", highlight=False, markup=False)
+        self._line(name)
         self._show()
 
     def at(self, part: float, doing: str = "") -> None:
@@ -83,10 +82,13 @@ class Progress:
     def facts(self, **facts: object) -> None:
         """Show facts by name; an empty one disappears."""
         self._facts.update({name.replace("_", " "): str(value) for name, value in facts.items()})
+        if self._stage and self._clock() - self._said >= _LINE_SECONDS:
+            part = f", {self._part:.0%} done" if self._part else ""
+            self._line(f"{self._stage}{part}{f': {self._doing}' if self._doing else ''}")
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def part(self) -> float:
         """How much of the stage is done: as far as was told, else by its time, of which a twentieth is kept back."""
@@ -110,6 +112,13 @@ class Progress:
         ahead = names[names.index(self._stage) + 1 :] if self._stage in names else []
         rest = here * (1 - part) + sum(self._planned[name] for name in ahead)
         return rest * took / expected
+
+    def _line(self, what: str) -> None:
+        self._said = self._clock()
+        if not self._console.is_terminal:
+            left = self.left()
+            about = f", about {spoken(left)} left" if left is not None else ""
+            self._console.print(f"[{self.seconds:6.0f} s{about}] {what}", highlight=False, markup=False, soft_wrap=True)
 
     def _close_stage(self) -> None:
         if self._stage:
