@@ -164,6 +164,50 @@ def learn(
         raise typer.Exit(1)
 
 
+@learn_app.command("plan")
+def learn_plan(
+    channel: Annotated[
+        str, typer.Argument(help="Channel whose settings and domain count; those of the process if it is left out.")
+    ] = "",
+    raters: Annotated[int, typer.Option("--raters", help="People who give feedback.", min=1, max=100_000)] = 40,
+    thumbs: Annotated[str, typer.Option("--thumbs", help="Share of acts that are thumbs, such as 70%.")] = "70%",
+    choices: Annotated[str, typer.Option("--choices", help="Share that choose between two answers.")] = "20%",
+    rankings: Annotated[str, typer.Option("--rankings", help="Share that rank four answers.")] = "10%",
+    per_prompt: Annotated[float, typer.Option("--per-prompt", help="Acts that each prompt gets.", min=1)] = 1.0,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Say how much feedback a first release takes, and why, before any was given."""
+    settings = load(config, assign, data_dir)
+    import dataclasses
+
+    from plaudit.learner.plan import Mix, as_text, plan
+    from plaudit.plugins import load_plugins
+
+    few = False
+    if channel:
+        parsed = channel_of(channel)
+        settings = settings.for_channel(parsed)
+        found = load_plugins(settings.plugins.allow).get(parsed.domain)
+        few = found is not None and found.declaration.few_raters
+    try:
+        shares = {"thumbs": _share(thumbs), "choices": _share(choices), "rankings": _share(rankings)}
+        made = plan(Mix(raters=raters, per_prompt=per_prompt, **shares), settings, few_raters=few)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if as_json:
+        echo_json(dataclasses.asdict(made))
+    else:
+        typer.echo(as_text(made))
+
+
+def _share(text: str) -> float:
+    """A share as "70%" or "0.7"; raises ValueError."""
+    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+
+
 @app.command()
 def status(
     channel: Annotated[str, typer.Argument(help="Channel, such as support/acme; all if it is left out.")] = "",

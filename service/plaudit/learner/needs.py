@@ -104,15 +104,15 @@ def advice(needs: Iterable[Need], acts: int, declaration: Declaration) -> str:
     trains = share(groups, Split.TRAIN) * (1.0 if few else share(raters, Split.TRAIN))
     said = []
     if need := short.get(EVENTS):
-        said.append(f"about {_about(_missing(need) / trains)} more acts of feedback ({trains:.0%} count here)")
+        said.append(f"about {about(_missing(need) / trains)} more acts of feedback ({trains:.0%} count here)")
     if need := short.get(COMPARISONS) or short.get(CONTRASTS):
         said.append(_for_comparisons(need, acts, judges, kinds))
     if need := short.get(RATERS):
         people = "prompts" if few else "people"
-        said.append(f"feedback of about {_about(_missing(need) / judges)} more {people} ({judges:.0%} count here)")
+        said.append(f"feedback of about {about(_missing(need) / judges)} more {people} ({judges:.0%} count here)")
     if need := short.get(GATE_PROMPTS) or short.get(TRAIN_PROMPTS):
         portion = share(groups, Split.GATE if need.what == GATE_PROMPTS else Split.TRAIN)
-        said.append(f"about {_about(_missing(need) / portion)} more different prompts ({portion:.0%} count here)")
+        said.append(f"about {about(_missing(need) / portion)} more different prompts ({portion:.0%} count here)")
     # Who is asked for more acts and more people anyway is not asked again.
     if not said and (lacking := [what for what in (TRAIN_ACTS, GATE_ACTS) if what in short]):
         said.append(f"feedback of more people ({', '.join(lacking)})")
@@ -123,14 +123,14 @@ def _for_comparisons(need: Need, acts: int, judges: float, kinds: frozenset[Feed
     missing = _missing(need) / judges
     ways = []
     if FeedbackKind.CHOICE in kinds:
-        ways.append(f"{_about(missing)} choices between two answers")
+        ways.append(f"{about(missing)} choices between two answers")
     if FeedbackKind.RANKING in kinds:
-        ways.append(f"{_about(missing / _PAIRS)} rankings of {RANKED}")
+        ways.append(f"{about(missing / _PAIRS)} rankings of {RANKED}")
     if FeedbackKind.LABEL in kinds:
-        ways.append(f"{_about(missing)} labels")
+        ways.append(f"{about(missing)} labels")
     if FeedbackKind.THUMBS in kinds and (need.what == CONTRASTS or not ways):
-        ways.append(f"{_about(missing / MOST_CONTRASTS_OF_ONE * _THUMBS_OF_ONE)} thumbs, {_THUMBS_OF_ONE} per person")
-    now = f"about {_about(_missing(need) * acts / need.have)} more acts as they come now" if need.have else ""
+        ways.append(f"{about(missing / MOST_CONTRASTS_OF_ONE * _THUMBS_OF_ONE)} thumbs, {_THUMBS_OF_ONE} per person")
+    now = f"about {about(_missing(need) * acts / need.have)} more acts as they come now" if need.have else ""
     cheapest = " or ".join(ways)
     return f"{now}, or {cheapest}, for the comparisons" if now else f"about {cheapest}, for the comparisons"
 
@@ -139,7 +139,7 @@ def _missing(need: Need) -> int:
     return need.want - need.have
 
 
-def _about(count: float) -> int:
+def about(count: float) -> int:
     """Rounded up to two figures: the split of those who come is not known."""
     whole = math.ceil(count - 1e-6)  # shares are differences of bounds
     unit = int(10 ** max(0, len(str(whole)) - 2))
