@@ -88,7 +88,14 @@ class EngineSettings(Section):
     """Most tokens of prompt and completion; 0 takes the model's own, at most 2,048."""
 
 
-class ServeSettings(Section):
+class ChannelServeSettings(Section):
+    """What callers of a channel get."""
+
+    compare_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of Generate calls which leave the number of completions open that get two, so that people can compare."""
+
+
+class ServeSettings(ChannelServeSettings):
     """The gRPC server."""
 
     host: str = "127.0.0.1"
@@ -507,6 +514,7 @@ class PrivacySettings(Section):
 class ChannelSettings(Section):
     """What a channel has otherwise than the process; only what is set counts."""
 
+    serve: ChannelServeSettings = ChannelServeSettings()
     reward: RewardSettings = RewardSettings()
     policy: PolicySettings = PolicySettings()
     gate: GateSettings = GateSettings()
@@ -579,7 +587,7 @@ class Settings(Section):
     plugins: PluginSettings = PluginSettings()
     """Domains."""
     channels: dict[str, ChannelSettings] = Field(default_factory=dict)
-    """Other values of reward, policy, gate, decision, privacy and the channel's part of learn, for some channels."""
+    """Other values of reward, policy, gate, decision, privacy, and what channels have of learn and serve."""
 
     @model_validator(mode="after")
     def _channels_stand_as_a_whole(self) -> Self:

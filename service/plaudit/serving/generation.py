@@ -41,7 +41,7 @@ from plaudit.serving.validate import (
     refused,
 )
 from plaudit.settings import PolicySettings
-from plaudit.types import Action, Candidate, Channel, Interaction, Outcome, Prompt, Purpose, Sampling
+from plaudit.types import Action, Candidate, Channel, FeedbackKind, Interaction, Outcome, Prompt, Purpose, Sampling
 
 ANY_TENANT = "*"
 _MODES = {Purpose.SERVE: Mode.SERVE, Purpose.EXPLORE: Mode.EXPLORE, Purpose.EVALUATE: Mode.SERVE}
@@ -81,6 +81,7 @@ class Generation:
         *,
         policy: Callable[[Channel], PolicySettings],
         costs: Callable[[Channel], Sequence[Cost]],
+        compare_share: Callable[[Channel], float] = lambda _: 0.0,
         max_tokens: int,
         tenants: Sequence[str] = (ANY_TENANT,),
     ) -> None:
@@ -91,18 +92,22 @@ class Generation:
         self._metrics = metrics
         self._policy = policy
         self._costs = costs
+        self._compare_share = compare_share
         self._max_tokens = max_tokens
         self._tenants = frozenset(tenants)
 
     # Completions ---------------------------------------------------------------------------------
 
-    def start(self, wanted: CompletionsWanted, call: Call) -> Started | Recorded:
-        """Steps 1 to 4: the completions are under way when this returns, or what was recorded is found again."""
+    def start(self, wanted: CompletionsWanted, call: Call, *, compare: bool = False) -> Started | Recorded:
+        """Steps 1 to 4: the completions are under way when this returns, or what was recorded is found again.
+
+        `compare`: a caller who leaves their number open may get two, in the share that the channel's settings ask for.
+        """
         plugin = self._plugin(wanted.envelope, Action.COMPLETION)
         prompt = plugin.render(wanted.envelope.request)
         policy = self._policy(wanted.envelope.channel)
         spec = channel_spec(plugin, prompt, _MODES[wanted.envelope.purpose], policy)
-        n = wanted.n or spec.n
+        n = wanted.n or (2 if compare and self._compares(wanted, plugin, spec) else spec.n)
         if len(wanted.versions) > 1 and len(wanted.versions) != n:
             raise refused("release_versions", f"{len(wanted.versions)} entries", f"empty, one entry, or {n} entries")
         if (recorded := self._recorder.find(wanted.envelope, Action.COMPLETION, n=wanted.n)) is not None:
@@ -131,11 +136,20 @@ class Generation:
 
     def generate(self, wanted: CompletionsWanted, call: Call) -> Recorded:
         """All steps, without intermediate text."""
-        started = self.start(wanted, call)
+        started = self.start(wanted, call, compare=True)
         if isinstance(started, Recorded):
             return started
         call.watch(started.tickets)
         return self.finish(started, call.results(started.tickets))
+
+    def _compares(self, wanted: CompletionsWanted, plugin: DomainPlugin, spec: DecodeSpec) -> bool:
+        """Whether people shall compare two answers to this request: so decided by its id, if it is sent again too."""
+        share = self._compare_share(wanted.envelope.channel)
+        if spec.n > 1 or wanted.versions or wanted.envelope.purpose is Purpose.EVALUATE:
+            return False
+        if not {FeedbackKind.CHOICE, FeedbackKind.RANKING} & plugin.declaration.kinds:
+            return False
+        return _unit_of("compare", wanted.envelope.interaction_id) < share
 
     def begin(self, started: Started) -> tuple[str, dt.datetime]:
         """The handle of a stream that begins, and when it expires. What it marks is this attempt."""
@@ -355,7 +369,15 @@ def resolve(wish: SamplingWish, spec: DecodeSpec, release_temperature: float, ma
 
 def seed_of(interaction_id: str) -> int:
     """A seed for a request that brings none: random because the id is, and the same when the request is sent again."""
-    return int.from_bytes(hashlib.sha256(f"seed\0{interaction_id}".encode()).digest()[:8], "big") >> 1
+    return _number_of("seed", interaction_id) >> 1
+
+
+def _number_of(what: str, interaction_id: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{what}\0{interaction_id}".encode()).digest()[:8], "big")
+
+
+def _unit_of(what: str, interaction_id: str) -> float:
+    return _number_of(what, interaction_id) / 2**64
 
 
 def candidate_id(interaction_id: str, index: int, option_id: str = "") -> str:

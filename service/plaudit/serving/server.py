@@ -137,6 +137,7 @@ class Server:
             metrics,
             policy=lambda channel: settings.for_channel(channel).policy,
             costs=lambda channel: settings.for_channel(channel).decision.costs,
+            compare_share=lambda channel: settings.for_channel(channel).serve.compare_share,
             max_tokens=settings.serve.max_tokens,
             tenants=settings.serve.tenants,
         )
