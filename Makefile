@@ -100,5 +100,9 @@ audit: $(READY) $(SUPPLY)/bin/pip-audit ## Known vulnerabilities of what is inst
 sbom: $(READY) $(SUPPLY)/bin/pip-audit ## What is installed, as CycloneDX: build/sbom.json
 	$(SUPPLY)/bin/cyclonedx-py environment $(BIN)/python --of JSON -o build/sbom.json
 
+.PHONY: walks
+walks: $(READY) ## Newcomers' and operators' walks through the pages, with a clock; minutes
+	$(BIN)/python -m pytest -q -s tests/walks/*.py $(ARGS)
+
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) $(REPORT) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -141,6 +141,7 @@ MAY_ASK = {
     "learner/actions": "the learner's seam: `of` is the one place of the learner that asks",
     "serving/generation.py": "the door: Generate and Choose",
     "serving/server.py": "which domains the HTTP door offers as models",
+    "learner/plan.py": "the interactions that a plan makes up",
     "learner/valuing.py": "the door of `plaudit release estimate`",
     "types.py": "what an interaction is",
     "domain.py": "what a domain may declare",

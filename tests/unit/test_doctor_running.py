@@ -18,6 +18,12 @@ from plaudit.types import Channel
 CHANNEL = Channel("echo", "default")
 
 
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch):
+    """A machine that other programs keep busy: seconds pass between two lines of a test."""
+    monkeypatch.setattr(processes, "LOST_SECONDS", 3600.0)
+
+
 @pytest.fixture
 def make(tmp_path):
     def settings(*overrides):

@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -147,6 +148,16 @@ def eventually(holds, seconds=60):
     while not (found := holds()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
+
+
+def test_what_a_model_wrote_may_hold_any_character(started):
+    asked = make_interaction("i1")
+    odd = replace(asked.candidates[0], text="a\0b", displayed_text="a\0b")
+    append(started.log, replace(asked, candidates=(odd, asked.candidates[1])))
+    append(started.log, make_feedback("f1", "i1", Thumbs("a", True)))
+    while started.join.run_once(0):
+        pass
+    assert started.of("plaudit_join_joined_total", {"channel": str(CHANNEL)}) == 1
 
 
 @pytest.mark.parametrize("kind", ["embedded", "kafka"])

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, RowMapping, Table, insert, select, update
+from sqlalchemy import Connection, RowMapping, Table, func, insert, select, update
 
 from plaudit.errors import PlauditError
 from plaudit.eventlog import Record
@@ -78,6 +78,12 @@ def unpublished(connection: Connection, limit: int) -> list[RowMapping]:
     """Rejections that have not been marked as published."""
     query = select(_REJECTIONS).where(~_REJECTIONS.c.published).order_by(_REJECTIONS.c.identity).limit(limit)
     return list(connection.execute(query).mappings())
+
+
+def by_reason(connection: Connection) -> dict[str, int]:
+    """How many records were rejected, by reason."""
+    query = select(_REJECTIONS.c.reason, func.count()).group_by(_REJECTIONS.c.reason).order_by(_REJECTIONS.c.reason)
+    return {str(reason): int(count) for reason, count in connection.execute(query)}
 
 
 def mark_published(connection: Connection, identities: Iterable[str]) -> None:

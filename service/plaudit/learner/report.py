@@ -16,6 +16,7 @@ from plaudit.domain import DomainPlugin
 from plaudit.errors import Misconfigured, PlauditError
 from plaudit.eventlog import Topic, open_log
 from plaudit.evidence.places import next_offsets
+from plaudit.evidence.rejections import by_reason
 from plaudit.evidence.store import EvidenceStore
 from plaudit.learner.outcome import Need, TurnOutcome
 from plaudit.learner.since import LEASE
@@ -78,11 +79,15 @@ class ChannelReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """Every channel that was asked, the processes, and how many records the join has not read (None: not known)."""
+    """Every channel that was asked, the processes, and how many records the join has not read (None: not known).
+
+    `rejected` counts records that the join could not use, by reason, those of no channel too.
+    """
 
     channels: tuple[ChannelReport, ...]
     running: tuple[Process, ...]
     unread: int | None
+    rejected: Mapping[str, int]
     now: str = field(compare=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,12 +111,15 @@ def deployment(settings: Settings, plugins: Mapping[str, DomainPlugin], only: Ch
         )
     with _opened(settings) as (store, registry):
         found = processes(store.database)
+        with store.database.reading() as connection:
+            rejected = by_reason(connection)
         wanted = [state for state in registry.states() if only in (None, state.channel)]
         running = tuple(each for kind in KINDS for each in current(found, kind))
         return Deployment(
             channels=tuple(_report(settings, plugins, store, registry, state, running) for state in wanted),
             running=running,
             unread=_unread(settings, store, running),
+            rejected=rejected,
             now=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
 
@@ -280,6 +288,9 @@ def _turn_lines(turn: TurnReport, now: str) -> list[str]:
 
 def _process_lines(found: Deployment) -> str:
     lines = []
+    if found.rejected:
+        counts = ", ".join(f"{count} {reason}" for reason, count in found.rejected.items())
+        lines.append(f"rejected by the join: {counts} (plaudit rejected list)")
     for kind in KINDS:
         of_kind = [each for each in found.running if each.kind == kind]
         if not of_kind:
