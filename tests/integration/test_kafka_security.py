@@ -26,7 +26,7 @@ def secure(tmp_path_factory):
         pytest.skip("NO SECURE BROKER: TLS and passwords of Kafka were not tested")
     folder = tmp_path_factory.mktemp("secure")
     command = [KAFKA_TOOL, "start", folder, "--secure"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=400).stdout.splitlines()
     found = dict(line.removeprefix("export ").split("=", 1) for line in lines)
     _allow(found["PLAUDIT_TEST_KAFKA"])
     yield found
