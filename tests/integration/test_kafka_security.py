@@ -15,7 +15,7 @@ from tests.conftest import KAFKA_TOOL
 
 pytestmark = [
     pytest.mark.usefixtures("kafka_leftovers"),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning"),  # of sockets, and of those of TLS
 ]
 
 
