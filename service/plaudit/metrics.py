@@ -18,6 +18,7 @@ from plaudit.errors import Misconfigured
 from plaudit.types import Channel
 
 _REQUEST_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5)
 _STEP_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 900)
 _FRESHNESS_SECONDS = (10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 86400)
 
@@ -42,6 +43,7 @@ class Metrics:
         self.registry = registry
         self.descriptions: list[Description] = []
         self._serving()
+        self._engine()
         self._releases()
         self._join()
         self._learner()
@@ -77,8 +79,6 @@ class Metrics:
             "member",
             "why",
         )
-        self.engine_decoding = self._gauge("serve", "engine_decoding", "Completions that decode.")
-        self.engine_waiting = self._gauge("serve", "engine_waiting", "Completions that wait for a slot.")
         self.append_seconds = self._histogram(
             "serve", "append_seconds", "Seconds until a record is durable.", _REQUEST_SECONDS, "topic"
         )
@@ -92,6 +92,40 @@ class Metrics:
         self.outbox_drained = self._counter(
             "serve", "outbox_drained", "Records that went from the outbox to Kafka.", "topic"
         )
+    def _engine(self) -> None:
+        both = "serve, learn"
+        self.engine_decoding = self._gauge(both, "engine_decoding", "Completions that decode.")
+        self.engine_waiting = self._gauge(both, "engine_waiting", "Completions that wait for a slot.")
+        self.engine_queue_seconds = self._histogram(
+            both,
+            "engine_queue_seconds",
+            "Seconds until a completion begins to decode, its prompt's included.",
+            _STEP_SECONDS,
+        )
+        self.engine_first_token_seconds = self._histogram(
+            both, "engine_first_token_seconds", "Seconds until a completion has its first token.", _REQUEST_SECONDS
+        )
+        self.engine_token_seconds = self._histogram(
+            both,
+            "engine_token_seconds",
+            "Seconds between two decode steps of a batch: a token of each.",
+            _TOKEN_SECONDS,
+        )
+        self.engine_rows = self._counter(
+            both, "engine_rows", "Rows computed in decode steps: used are completions' tokens.", "state"
+        )
+        self.engine_prefixes = self._counter(
+            both,
+            "engine_prefixes",
+            "Shared beginnings of prompts: cached, cached in the layers below all adapters, or computed.",
+            "found",
+        )
+        self.engine_kv_bytes = self._gauge(both, "engine_kv_bytes", "Memory of keys and values that is held.")
+        self.engine_kv_limit_bytes = self._gauge(
+            both, "engine_kv_limit_bytes", "Memory of keys and values that is allowed (engine.kv_memory_mb)."
+        )
+        self.engine_slots = self._gauge(both, "engine_slots", "Adapter slots.")
+        self.engine_slots_used = self._gauge(both, "engine_slots_used", "Adapter slots that hold an adapter.")
 
     def _releases(self) -> None:
         self.replica_release = self._gauge(

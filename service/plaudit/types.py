@@ -195,6 +195,7 @@ class Interaction:
     passages: tuple[Passage, ...] = ()
     plugin_version: str = ""
     base_digest: str = ""
+    base_dtype: str = ""
     policy_version: str = ""
     decision: str = ""
     tags: Tags = ()

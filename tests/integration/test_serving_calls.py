@@ -58,7 +58,7 @@ def test_a_reply_is_recorded_with_what_was_served(local, client):
     assert all(len(c.logprobs_raw) == len(c.logprobs_sampled) == len(c.tokens) for c in interaction.candidates)
     assert interaction.messages == (Message("user", HELLO),)
     assert interaction.session_id == "s1"
-    assert interaction.base_digest == local.engine.base_digest
+    assert (interaction.base_digest, interaction.base_dtype) == (local.engine.base_digest, "float32")
     # Nobody's name reaches the log.
     assert len(interaction.rater) == len(interaction.end_user) == 32
 

@@ -218,6 +218,7 @@ class Stalled:
     """An engine whose completions never end, or break; no real engine does so on demand."""
 
     base_digest = "0" * 64
+    base_dtype = "float32"
     context_length = 512
     widths = (4,)
 
@@ -243,6 +244,9 @@ class Stalled:
 
     def load(self):
         return (0, 0)
+
+    def observe(self, observer):
+        pass
 
 
 class StalledTicket:

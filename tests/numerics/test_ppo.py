@@ -187,6 +187,19 @@ def test_token_logprobs_are_those_of_the_tempered_softmax(seed, temperature):
     assert np.allclose(found.numpy(), wanted)
 
 
+def test_the_gradient_of_token_logprobs_is_that_of_autograd():
+    generator = torch.Generator().manual_seed(3)
+    count = 2 * ppo.LOGIT_ROWS + 5  # in several parts, the last one short
+    logits = torch.randn(count, 11, generator=generator, dtype=torch.float64, requires_grad=True)
+    tokens, weights = torch.randint(11, (count,), generator=generator), torch.randn(count, generator=generator)
+    (ppo.token_logprobs(logits, tokens, 0.7) * weights).sum().backward()
+    found = logits.grad.clone()
+    logits.grad = None
+    plain = torch.log_softmax(logits / 0.7, dim=-1)[torch.arange(count), tokens]
+    (plain * weights).sum().backward()
+    assert torch.allclose(found, logits.grad, atol=1e-12)
+
+
 def test_ppo_finds_the_better_arm_of_a_bandit():
     generator = torch.Generator().manual_seed(0)
     logits = torch.zeros(2, requires_grad=True)

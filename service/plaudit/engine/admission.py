@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import structlog
 from plaudit.engine.lanes import Lane
 from plaudit.engine.memory import Budget, Layout
 from plaudit.engine.prefixes import Chunk, Prefix, extend, on_adapter
-from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.protocol import EncodedPrompt, Job, Observer, PrefixFound, ReleaseKey
 from plaudit.engine.runner import Runner
 from plaudit.engine.slots import Slots
 from plaudit.engine.ticket import TorchTicket
@@ -87,6 +88,7 @@ class Admission:
         # Nobody is let in while options wait for memory.
         self.closed = False
         self.waiting = 0
+        self.observer: Observer | None = None
 
     # Callers' threads -----------------------------------------------------------------------------
 
@@ -162,17 +164,24 @@ class Admission:
         shared = prompt.tokens[: min(prompt.prefix_length, len(prompt.tokens) - 1)]
         staged = self._slots.of(release)
         key = (staged.serial, shared)
-        if key in self._cache:
+        if not shared:
+            return Prefix()
+        found = PrefixFound.CACHED
+        prefix = self._cache.get(key)
+        if prefix is not None:
             self._cache.move_to_end(key)
-            return self._cache[key].copy()
-        prefix = Prefix()
-        if shared:
+        else:
+            prefix = Prefix()
             known = next((each for (_, tokens), each in self._cache.items() if tokens == shared), None)
             if known is not None and self._runner.shared:
+                found = PrefixFound.SHARED_LAYERS
                 prefix = on_adapter(self._runner, known, shared, staged.slot)
             else:
+                found = PrefixFound.COMPUTED
                 extend(self._runner, [Chunk(prefix, shared, staged.slot)])
             self._remember(key, prefix)
+        if self.observer is not None:
+            self.observer.prefix(found)
         return prefix.copy()
 
     def extend(self, prefix: Prefix, prompt: EncodedPrompt, release: ReleaseKey) -> int:
@@ -314,6 +323,8 @@ class Admission:
             if ticket.job.capture and group.prefix.hidden is not None:
                 ticket.hidden.append(group.prefix.hidden)
             ticket.width = lane.width
+            if self.observer is not None:
+                self.observer.queued(time.monotonic() - ticket.submitted)
             group.row = None
             with self._lock:
                 group.waiting.popleft()

@@ -130,6 +130,8 @@ class Lane:
         self._slots = torch.zeros(width, dtype=torch.long, device=layout.device)
         self._free = list(range(width - 1, -1, -1))
         self._running: list[Block] = []
+        # When the last step ended, if its rows go on.
+        self._stepped: float | None = None
         # Made with the first row on an adapter.
         self._copies: Gathered | None = None
 
@@ -187,6 +189,8 @@ class Lane:
         self._tokens[row] = 0
         self._positions[row] = 0
         self._slots[row] = 0
+        if not self._decoding:
+            self._stepped = None
         if block.empty and block.capacity > KEEP_CAPACITY:
             self._drop(block)
 
@@ -215,6 +219,11 @@ class Lane:
             attended = block.attend(query, key, value, layer, scaling)
             found.index_copy_(0, block.targets, attended if block.full else attended.index_select(0, block.sources))
         return found
+
+    def since_last(self, now: float) -> float | None:
+        """Seconds since the step before the one that ends `now`; None if that left no row."""
+        before, self._stepped = self._stepped, now
+        return None if before is None else now - before
 
     def advance(self, row: int, token: int) -> None:
         """Let `token` be a row's next input."""

@@ -7,6 +7,7 @@ on it from its first token to its last.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -103,6 +104,43 @@ class ScoreTicket(Protocol):
         """Ends the work at the next step; no effect on a finished request."""
 
 
+class PrefixFound(enum.StrEnum):
+    """What there was of a prompt's shared beginning."""
+
+    CACHED = "cached"
+    SHARED_LAYERS = "shared_layers"
+    COMPUTED = "computed"
+
+
+class Observer(Protocol):
+    """Is told of an engine's work by the thread that does it; must return at once."""
+
+    def queued(self, seconds: float) -> None:
+        """A completion begins to decode, so long after it was submitted."""
+
+    def first_token(self, seconds: float) -> None:
+        """A completion has its first token, so long after it was submitted."""
+
+    def stepped(self, seconds: float | None, used: int, idle: int) -> None:
+        """A batch had a step: rows with and without a completion, and the time since its step before, if there is one.
+
+        That time is how long a completion waited for its next token.
+        """
+
+    def prefix(self, found: PrefixFound) -> None:
+        """The shared beginning of a prompt was looked for; not told of prompts without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Memory (bytes) of keys and values, held and allowed, and adapter slots, used and in all."""
+
+    kv_bytes: int
+    kv_limit: int
+    slots_used: int
+    slots: int
+
+
 class Engine(Protocol):
     """Runs the model."""
 
@@ -176,6 +214,12 @@ class Engine(Protocol):
 
     def load(self) -> tuple[int, int]:
         """Jobs that decode, and jobs that wait."""
+
+    def usage(self) -> Usage:
+        """What is held of memory and slots now."""
+
+    def observe(self, observer: Observer) -> None:
+        """Tells `observer` of the work from now on, and whoever was told before no more."""
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Ends the engine, after at most `drain_seconds` for jobs under way; later submits raise NotServing."""

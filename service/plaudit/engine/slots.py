@@ -106,6 +106,11 @@ class Slots:
         with self._lock:
             return {key: each.temperature for key, each in self._staged.items() if each.ready and not each.leaving}
 
+    def used(self) -> tuple[int, int]:
+        """Slots with an adapter, and slots in all."""
+        with self._lock:
+            return sum(bool(staged.slot) for staged in self._staged.values()), self._bank.slots
+
     def require(self, key: ReleaseKey) -> Staged:
         """A release that jobs may use (with the lock); raises ReleaseNotServable."""
         staged = self._staged.get(key)

@@ -32,6 +32,7 @@ class TorchTicket:
         self.random = random.Random(job.seed)
         self.cancelled = False
         self.width = 0
+        self.submitted = time.monotonic()
         # The engine looks for stop strings as it goes; readers have a text of their own.
         self._watched = GrowingText(decode, job.sampling.stop) if job.sampling.stop else None
         self._text = GrowingText(decode, job.sampling.stop)

@@ -35,7 +35,7 @@ from plaudit.engine.memory import Budget, Layout, kv_limit
 from plaudit.engine.options import Plan, Tree, Walk
 from plaudit.engine.packed import number_format
 from plaudit.engine.prefixes import Prefix
-from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
+from plaudit.engine.protocol import EncodedPrompt, Job, Observer, ReleaseKey, Usage
 from plaudit.engine.runners import choose
 from plaudit.engine.sampling import check, draw
 from plaudit.engine.slots import Slots, Weights
@@ -115,6 +115,7 @@ class TorchEngine:
         self._stopping = False
         self._ended = False
         self._score_next = False
+        self._observer: Observer | None = None
         self.steps = 0
         release_team()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -258,6 +259,14 @@ class TorchEngine:
         with self._lock:
             return len(self._rows), self._admission.waiting
 
+    def usage(self) -> Usage:
+        """What is held of memory and slots now."""
+        return Usage(self._budget.held, self._budget.limit, *self._slots.used())
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of the work from now on."""
+        self._observer = self._admission.observer = observer
+
     def close(self, drain_seconds: float = 0.0) -> None:
         """End the engine, after at most `drain_seconds` for jobs under way."""
         end = time.monotonic() + drain_seconds
@@ -373,6 +382,7 @@ class TorchEngine:
                     ticket.fail(InternalError(f"decoding failed: {type(error).__name__}"))
             return
         self.steps += 1
+        self._tell(lane, tickets)
         for row, ticket in enumerate(tickets):
             if ticket is None:
                 continue
@@ -388,6 +398,16 @@ class TorchEngine:
             else:
                 self._free(lane, row, ticket)
                 ticket.finish(reason)
+
+    def _tell(self, lane: Lane, tickets: Sequence[TorchTicket | None]) -> None:
+        """Tell the observer of a step that was just computed."""
+        if self._observer is None:
+            return
+        now = time.monotonic()
+        self._observer.stepped(lane.since_last(now), lane.occupied, lane.width - lane.occupied)
+        for ticket in tickets:
+            if ticket is not None and not ticket.tokens:
+                self._observer.first_token(now - ticket.submitted)
 
     def _free(self, lane: Lane, row: int, ticket: TorchTicket) -> None:
         lane.release(row)

@@ -156,6 +156,7 @@ def request_digest(interaction: Interaction) -> bytes:
             policy_version="",
             decision="",
             base_digest="",
+            base_dtype="",
             prompt_group="",
             messages=() if evaluated else interaction.messages,
             passages=() if evaluated else interaction.passages,

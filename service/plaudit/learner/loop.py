@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from plaudit.engine.base import Base
 from plaudit.engine.frozen import quicken
+from plaudit.engine.observing import observe
 from plaudit.engine.packed import number_format
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import StoreUnavailable
@@ -126,6 +127,7 @@ def open_learner(settings: Settings, *, wait: bool = False) -> Learner:
     torch_engine = TorchEngine(base, engine, settings.model)
     # Behind the engine, which compares its own way with the model's plain one.
     quicken(base, number_format(settings.engine.dtype))
+    observe(torch_engine, metrics)
     return Learner(
         settings=settings,
         base=base,

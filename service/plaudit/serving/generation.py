@@ -348,6 +348,7 @@ class Generation:
             policy_version=plugin.declaration.policy_version,
             base_digest=self._engine.base_digest,
             tags=envelope.tags,
+            base_dtype=self._engine.base_dtype,
         )
 
 

@@ -28,6 +28,7 @@ from plaudit.access.limits import Limits
 from plaudit.access.tls import Certificates
 from plaudit.addresses import address
 from plaudit.domain import DomainPlugin
+from plaudit.engine.observing import observe
 from plaudit.engine.protocol import Engine
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Consumer, EventLog, Topic, open_serving_log
@@ -173,8 +174,7 @@ class Server:
         privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyServicer(), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        metrics.engine_decoding.set_function(lambda: engine.load()[0])
-        metrics.engine_waiting.set_function(lambda: engine.load()[1])
+        observe(engine, metrics)
 
     def start(self) -> int:
         """Stages and proves what the channels serve, then listens; returns the port."""
