@@ -92,6 +92,7 @@ class Metrics:
         self.outbox_drained = self._counter(
             "serve", "outbox_drained", "Records that went from the outbox to Kafka.", "topic"
         )
+
     def _engine(self) -> None:
         both = "serve, learn"
         self.engine_decoding = self._gauge(both, "engine_decoding", "Completions that decode.")

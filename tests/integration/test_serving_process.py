@@ -19,7 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from plaudit.client import Plaudit
-from plaudit.engine.protocol import EncodedPrompt, Generated
+from plaudit.engine.protocol import EncodedPrompt, Generated, Usage
 from plaudit.errors import (
     Cancelled,
     DeadlinePassed,
@@ -244,6 +244,9 @@ class Stalled:
 
     def load(self):
         return (0, 0)
+
+    def usage(self):
+        return Usage(0, 0, 0, 0)
 
     def observe(self, observer):
         pass
