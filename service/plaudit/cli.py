@@ -251,7 +251,7 @@ def doctor(
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Check that a process can run here, and say how to mend what is wrong. Exit code 1 where something is."""
+    """Check that a process can run here, and say how to fix what is wrong. Exit code 1 if something is."""
     from plaudit.doctor import diagnose, render
     from plaudit.errors import Misconfigured
     from plaudit.settings import Settings

@@ -19,7 +19,7 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="File to write, in
 
 def demo(
     domain: Annotated[
-        str, typer.Option(help="Domain whose people ask and rate; an instruct model's where absent.")
+        str, typer.Option(help="Domain whose people ask and rate; by default that of the instruct model's people.")
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="A tiny model and fewer people: minutes.")] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder of the report, the logs and the data.")] = Path(

@@ -25,7 +25,7 @@ TargetOption = Annotated[str, typer.Option("--target", help="Address of the serv
 TenantOption = Annotated[str, typer.Option("--tenant", help="Whose traffic it is.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Fixes the people, what they ask and what they like.")]
 TemperatureOption = Annotated[
-    float | None, typer.Option("--temperature", help="Sampling temperature; the release's own where absent.", min=0)
+    float | None, typer.Option("--temperature", help="Sampling temperature; by default the release's own.", min=0)
 ]
 
 
@@ -45,7 +45,7 @@ def simulate(
     ] = 0.0,
     explore_share: Annotated[
         float | None,
-        typer.Option(help="Share of requests with purpose EXPLORE; the population's own where absent.", min=0, max=1),
+        typer.Option(help="Share of requests with purpose EXPLORE; by default the population's own.", min=0, max=1),
     ] = None,
     pause: Annotated[float, typer.Option(help="Seconds that each person waits after an interaction.", min=0)] = 0.0,
     temperature: TemperatureOption = None,
@@ -95,7 +95,7 @@ def evaluate(
     target: TargetOption = "127.0.0.1:50051",
     tenant: TenantOption = "default",
     seed: SeedOption = 0,
-    samples: Annotated[int, typer.Option(help="Answers a prompt.", min=1, max=8)] = 4,
+    samples: Annotated[int, typer.Option(help="Answers per prompt.", min=1, max=8)] = 4,
     prompts: Annotated[int, typer.Option(help="Evaluation prompts asked; 0 asks all.", min=0)] = 0,
     concurrency: Annotated[int, typer.Option(help="Requests open at once.", min=1)] = 32,
     temperature: TemperatureOption = None,

@@ -299,7 +299,7 @@ def promote(
 @release_app.command("rollback")
 def rollback(
     channel: ChannelArgument,
-    to: Annotated[int | None, typer.Option("--to", help="Version; the previous live one where absent.", min=0)] = None,
+    to: Annotated[int | None, typer.Option("--to", help="Version; by default the previous live one.", min=0)] = None,
     reason: ReasonOption = "",
     expected_generation: GenerationOption = None,
     target: TargetOption = "",

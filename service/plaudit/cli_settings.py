@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plaudit.types import Channel
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Settings file (TOML); plaudit.toml where there is one.")
+    Path | None, typer.Option("--config", help="Settings file (TOML); plaudit.toml if there is one.")
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as serve.port=50051; repeats.")

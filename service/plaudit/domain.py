@@ -79,7 +79,7 @@ class Declaration:
     """(true label, decided label, cost): what a wrong decision costs, 0 or more; a pair that is not named costs 0 if
     the labels are equal, else 1. A channel's setting `decision.costs` comes before it."""
     severe: frozenset[str] = frozenset()
-    """Labels that must not be missed: a release that decides otherwise where they are true is blocked by the gate."""
+    """Labels that must not be missed: a release that decides otherwise if they are true is blocked by the gate."""
     policy_version: str = ""
     """Version of the rules that people judge by, recorded with each interaction. Feedback and prompts of another
     version teach nothing."""

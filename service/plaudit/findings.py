@@ -10,7 +10,7 @@ Status = Literal["good", "note", "bad"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found. `remedy` is empty where nothing is to be done."""
+    """What one check found. `remedy` is empty if nothing is to be done."""
 
     check: str
     status: Status

@@ -135,7 +135,7 @@ class GuardedPlugin(DomainPlugin):
             raise self._failed(member, Why.RAISED, f"raised {_told(error)}") from error
         try:
             fault = fault_of(result)
-        # Fields may hold anything, such as None where a tuple belongs: then asking is what fails.
+        # Fields may hold anything, such as None in place of a tuple: then asking is what fails.
         except (AttributeError, TypeError, ValueError) as error:
             fault = f"a {type(result).__name__} whose fields have wrong types ({type(error).__name__})"
         if fault:
@@ -146,7 +146,7 @@ class GuardedPlugin(DomainPlugin):
         domain = self._declaration.name
         self.report(domain, member, why)
         return PluginFailed(
-            f"plugin {self.source}: {member} {what}; mend or disallow the plugin", domain=domain, member=member, why=why
+            f"plugin {self.source}: {member} {what}; fix or disallow the plugin", domain=domain, member=member, why=why
         )
 
 

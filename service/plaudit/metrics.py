@@ -136,7 +136,7 @@ class Metrics:
             "serve", "replica_generation", "Generation of the channel state that this replica follows.", "channel"
         )
         self.replica_behind = self._gauge(
-            "serve", "replica_behind", "1 where this replica cannot serve the channel's live release.", "channel"
+            "serve", "replica_behind", "1 if this replica cannot serve the channel's live release.", "channel"
         )
         self.swaps = self._counter("serve", "swaps", "Changes of the release that this replica serves.", "channel")
         self.swap_seconds = self._histogram(

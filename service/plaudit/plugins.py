@@ -124,7 +124,7 @@ def told(error: Exception) -> str:
 
 
 def _checked(point: EntryPoint, announced: InstalledPlugin) -> tuple[DomainPlugin, Declaration]:
-    """The plugin behind an entry point, and its facts; raises Misconfigured where it is not one."""
+    """The plugin behind an entry point, and its facts; raises Misconfigured if it is not one."""
     try:
         plugin = made(point)
     except Exception as error:

@@ -52,7 +52,7 @@ class ModelSettings(Section):
     path: str = ""
     """Folder with weights, tokenizer and chat template, or a hub id."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes CUDA where there is one."""
+    """Where the model runs; auto takes CUDA if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format; auto is float32 on CPU, bfloat16 on CUDA."""
     threads: int = Field(default=0, ge=0, le=65_536)
@@ -85,7 +85,7 @@ class EngineSettings(Section):
     score_tokens: int = Field(default=65_536, ge=1, le=10_000_000)
     """Largest number of tokens of one choice's options, shared beginnings counted once (OPTIONS_TOO_LONG)."""
     context_length: int = Field(default=0, ge=0, le=1_048_576)
-    """Most tokens of prompt and completion; 0 takes the model's own, at most 2,048."""
+    """Maximum number of tokens of prompt and completion; 0 takes the model's own, up to 2,048."""
 
 
 class ChannelServeSettings(Section):
@@ -117,7 +117,7 @@ class ServeSettings(ChannelServeSettings):
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=65_536, le=1_073_741_824)
     """Largest message taken."""
     max_tokens: int = Field(default=512, ge=1, le=1_048_576)
-    """Most tokens that a caller may ask for."""
+    """Maximum number of tokens that a caller may ask for."""
     default_deadline_seconds: float = Field(default=120.0, ge=0.1, le=86_400)
     """Longest time of a call, and its deadline if it brings none; streams of feedback and watches have another."""
     stream_seconds: float = Field(default=3600.0, ge=0.1, le=86_400)
@@ -127,7 +127,7 @@ class ServeSettings(ChannelServeSettings):
     poll_seconds: float = Field(default=0.5, ge=0.01, le=60)
     """How often a replica reads the channel states."""
     cached_releases: int = Field(default=256, ge=1, le=1_000_000)
-    """Releases whose files a replica keeps in its data directory; the least recently used of more are fetched anew."""
+    """Releases whose files a replica keeps in its data directory; the least recently used of more are fetched again."""
     remembered_mb: int = Field(default=32, ge=0, le=65_536)
     """Memory for the newest answers, which come back if a request is sent again; the embedded log remembers all."""
     handle_ttl_seconds: float = Field(default=7 * 86400, ge=1, le=315_360_000)
@@ -303,7 +303,7 @@ class RewardSettings(Section):
     heads: int = Field(default=3, ge=1, le=64)
     """Ensemble members; each sees bootstrap weights of its own."""
     adapter: bool = True
-    """Train a LoRA adapter beside the heads; heads alone on frozen features where false."""
+    """Train a LoRA adapter beside the heads; heads alone on frozen features if false."""
     layer: int = Field(default=0, ge=0, le=1024)
     """Heads read what comes out of this layer (counted from 1); 0 is two thirds of the way up."""
     adapter_layers: int = Field(default=4, ge=1, le=1024)
@@ -319,7 +319,7 @@ class RewardSettings(Section):
     center: float = Field(default=0.01, ge=0, le=1)
     """Weight of the centring regulariser."""
     rater_cap: float = Field(default=20.0, ge=1, le=1_000_000)
-    """Most total weight of one rater, in events."""
+    """Maximum total weight of one rater, in events."""
     half_life_days: float = Field(default=30.0, ge=0.01, le=100_000)
     """Age at which evidence counts half."""
     place_offsets: bool = True
@@ -331,7 +331,7 @@ class RewardSettings(Section):
     temperature: float = Field(default=1.5, ge=0.05, le=20)
     """Temperature of the squashing of the score (tau_R)."""
     references: int = Field(default=4, ge=1, le=64)
-    """Base samples a prompt that centre the score."""
+    """Base samples per prompt that centre the score."""
 
 
 class PolicySettings(Section):
@@ -346,9 +346,9 @@ class PolicySettings(Section):
     prompts: int = Field(default=16, ge=1, le=4_096)
     """Prompts of a rollout."""
     samples: int = Field(default=4, ge=1, le=64)
-    """Completions of each prompt of a rollout, or drawn orders of its options (two at least)."""
+    """Completions of each prompt of a rollout, or drawn orders of its options (minimum two)."""
     held_out: int = Field(default=24, ge=0, le=4_096)
-    """Prompts that no update uses, on which states of the policy are compared; a quarter of all at most; 0: none."""
+    """Prompts that no update uses, on which states of the policy are compared; up to a quarter of all; 0: none."""
     compared: int = Field(default=2, ge=1, le=1_000)
     """States of the policy that are compared with its start, evenly spread over the iterations."""
     epochs: int = Field(default=2, ge=1, le=100)
@@ -405,23 +405,23 @@ class GateSettings(Section):
     min_prompts: int = Field(default=60, ge=1, le=100_000)
     """With fewer gate prompts in the log the gate refuses."""
     samples: int = Field(default=4, ge=1, le=64)
-    """Completions a prompt."""
+    """Completions per prompt."""
     kl_base: float = Field(default=16.0, ge=0.1, le=1_000)
-    """Most KL to the base, nats a sequence."""
+    """Maximum KL to the base, nats per sequence."""
     kl_live: float = Field(default=12.0, ge=0.1, le=1_000)
-    """Most KL to the live release, nats a sequence."""
+    """Maximum KL to the live release, nats per sequence."""
     win_base: float = Field(default=0.5, ge=0, le=1)
     """The lower 95% bound of the win-rate against the base must exceed this."""
     win_live: float = Field(default=0.45, ge=0, le=1)
     """The lower 95% bound of the win-rate against the live release must exceed this."""
     distinct_ratio: float = Field(default=0.75, ge=0, le=1)
-    """Least distinct-2, as a share of the base's."""
+    """Minimum distinct-2, as a share of the base's."""
     masked_ratio: float = Field(default=0.35, ge=0, le=1)
     """Minimum share of different answers once the question's own words are masked, relative to the base's."""
     opening_share: float = Field(default=0.3, ge=0, le=1)
     """Maximum share of answers with the commonest three first words; more if the base has more (docs/release.md)."""
     term_fall: float = Field(default=0.05, ge=0, le=2)
-    """Most by which the mean of one of the domain's own reward terms may surely be below the base's."""
+    """Maximum by which the mean of one of the domain's own reward terms may surely be below the base's."""
     probe_rate: float = Field(default=0.05, ge=0.001, le=0.5)
     """Rate of a harm that the domain's probes must be able to see, and the most that is ever allowed."""
     probe_power: float = Field(default=0.95, ge=0.5, le=0.9999)
@@ -557,7 +557,7 @@ class Settings(Section):
     log_format: Literal["text", "json"] = "text"
     """Format of the logs on standard error."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level that is logged."""
+    """Lowest level that is logged."""
     model: ModelSettings = ModelSettings()
     """The frozen base."""
     engine: EngineSettings = EngineSettings()
@@ -721,8 +721,8 @@ def load_settings(
 ) -> Settings:
     """Settings in force: file < environment < `overrides` ("key=value"); raises one Misconfigured for all problems.
 
-    Without `config` the file is what PLAUDIT_CONFIG names, else plaudit.toml where there is one. `environ` is
-    the process's environment where None.
+    Without `config` the file is what PLAUDIT_CONFIG names, else plaudit.toml if there is one. `environ` is
+    the process's environment if None.
     """
     environ = os.environ if environ is None else environ
     sources = _Sources()

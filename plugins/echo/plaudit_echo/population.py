@@ -1,7 +1,7 @@
 """Simulated people for `echo-choice`: a double for tests of the core, and the shortest population of a choice domain.
 
-They ask in the toy language (plaudit.testing.toy_language) and are offered four sentences to read. Their hidden taste:
-plain sentences before pompous ones, and a little for the subject that they asked about.
+They ask in the toy language (plaudit.testing.toy_language) and are offered four sentences to read. Their hidden
+preference: plain sentences before pompous ones, and a little for the subject that they asked about.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ CHECKS = frozenset(_CHECKS) | {"none", "mentions"}
 
 
 def _task(reading: Reading) -> float:
-    """How far the text does what was asked, where a program can tell; 0.75 where it cannot."""
+    """How far the text does what was asked, if a program can tell; 0.75 if it cannot."""
     check = reading.prompt.check
     if check.startswith("mentions:"):
         return 1.0 if any(word in reading.lower for word in check.removeprefix("mentions:").split("|")) else 0.0

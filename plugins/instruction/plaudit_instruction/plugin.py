@@ -107,7 +107,7 @@ class Instruction(DomainPlugin):
         return Prompt(messages=(*request.messages[:-1], turn), passages=request.passages, group=group_of(request))
 
     def parse(self, prompt: Prompt, output: str) -> Outcome:
-        """People see the text up to its last full sentence, or whole where it has none; nothing is invalid."""
+        """People see the text up to its last full sentence, or whole if it has none; nothing is invalid."""
         displayed = cut_after_last_sentence(output)
         if not displayed:
             return Outcome(displayed="", valid=False, why_invalid="the completion has no text")
@@ -279,7 +279,7 @@ def group_of(request: Request) -> str:
 
 
 def with_passages(text: str, passages: Sequence[Passage]) -> str:
-    """`text` under its numbered passages, with the request to cite them; `text` alone where there are none."""
+    """`text` under its numbered passages, with the request to cite them; `text` alone if there are none."""
     if not passages:
         return text
     numbered = "\n".join(

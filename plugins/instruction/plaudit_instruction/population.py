@@ -79,7 +79,7 @@ class People(Population):
     def act(
         self, rater: Rater, prompt: SimPrompt, shown: Sequence[Shown], kind: FeedbackKind, rng: random.Random
     ) -> SimAct | None:
-        """One act of `kind`; None where too little is shown for it, or no small edit helps a text."""
+        """One act of `kind`; None if too little is shown for it, or no small edit helps a text."""
         if kind is FeedbackKind.THUMBS:
             return self._thumb(rater, prompt, rng.choice(shown), rng)
         if kind is FeedbackKind.CORRECTION:

@@ -54,6 +54,6 @@ def sentences(text: str) -> list[str]:
 
 
 def cut_after_last_sentence(text: str) -> str:
-    """`text` up to its last full sentence, or whole where it has none; stripped."""
+    """`text` up to its last full sentence, or whole if it has none; stripped."""
     ends = sentence_ends(text)
     return text[: ends[-1]].strip() if ends else text.strip()

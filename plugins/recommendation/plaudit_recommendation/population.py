@@ -1,8 +1,8 @@
 """Simulated viewers of a catalogue that is written in the toy language (plaudit.testing.toy_language).
 
 Found by the entry point group `plaudit.populations` and loaded in the simulator's process only. They are offered ten
-items and see a slate of five, the first places more than the last. Their hidden taste: plain items before pompous ones,
-and a subject that they liked before. No event says that plain words count, and no item says what it is worth.
+items and see a slate of five, the first places more than the last. Their hidden preference: plain items before pompous
+ones, and a subject that they liked before. No event says that plain words count, and no item says what it is worth.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _PACKAGES = ("torch", "transformers", "peft", "grpcio", "sqlalchemy")
 
 
 def run_demo(options: DemoOptions) -> Report:
-    """Run every stage and write the report into `options.out`; raises DemoFailed where a process fails."""
+    """Run every stage and write the report into `options.out`; raises DemoFailed if a process fails."""
     _clear(options)
     with Progress() as progress, Processes(options.out / "logs", threads=plan.threads()) as processes:
         demo = _Demo(options, choose_people(options, processes, progress), progress, processes)
@@ -339,7 +339,7 @@ class _Demo:
             time.sleep(0.2)
 
     def _tick(self) -> None:
-        """Show where things stand, at most once a second: the counts are SQL."""
+        """Show where things stand, at most once per second: the counts are SQL."""
         if time.monotonic() - self._counted < 1.0:
             return
         self._counted = time.monotonic()

@@ -99,7 +99,7 @@ def judge_arguments(*, population: str, seed: int, answers: Path, picks: Path, o
 
 
 def read_ledger(path: Path) -> Ledger:
-    """The ledger in a file; raises OSError where the process wrote none."""
+    """The ledger in a file; raises OSError if the process wrote none."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return Ledger(
         sent=content["counts"]["requests"],

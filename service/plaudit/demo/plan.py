@@ -115,7 +115,7 @@ class Scale:
     judged_prompts: int = 0
     """Evaluation prompts that gold judges, half of them of kinds that the channel never saw; 0 takes all."""
     judged_samples: int = 4
-    """Answers a prompt of each release."""
+    """Answers per prompt of each release."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What each stage took on two cores, for estimates: "rate" and "learn" for each round, the others by name."""
     settings: Mapping[str, Any] = field(default_factory=dict)

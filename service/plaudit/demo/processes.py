@@ -1,6 +1,6 @@
 """The demo's child processes: each a command of `plaudit`, each with its own log file.
 
-Enters: command lines. Leaves: running processes, their exit codes, and the ends of their logs where one fails. Ends
+Enters: command lines. Leaves: running processes, their exit codes, and the ends of their logs if one fails. Ends
 only what it started.
 """
 
@@ -106,7 +106,7 @@ class Processes:
         return child
 
     def run(self, name: str, arguments: Sequence[str], tick: Callable[[], None]) -> Child:
-        """Start a child and wait for its end; raises DemoFailed where it ends badly."""
+        """Start a child and wait for its end; raises DemoFailed if it ends badly."""
         return self.wait(self.start(name, arguments, ends=True), tick)
 
     def wait(self, child: Child, tick: Callable[[], None]) -> Child:
@@ -120,7 +120,7 @@ class Processes:
         return child
 
     def check(self) -> None:
-        """Raise DemoFailed where a process that should run has ended, or any has ended badly."""
+        """Raise DemoFailed if a process that should run has ended, or any has ended badly."""
         for child in self._children:
             code = child.process.poll()
             if code is not None and not child.asked_to_end and (code != 0 or not child.may_end):

@@ -33,7 +33,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         return config, load_file(directory / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise BadArtifact(
-            f"the adapter in {directory.name!r} cannot be read ({error}); fetch the release again or train it anew"
+            f"the adapter in {directory.name!r} cannot be read ({error}); fetch the release again or train it again"
         ) from error
 
 

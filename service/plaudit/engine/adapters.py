@@ -133,7 +133,7 @@ def save(base: Base, name: str, directory: Path) -> None:
 
 
 def load(base: Base, name: str, directory: Path) -> None:
-    """Add a saved adapter under `name`, switched off; raises BadArtifact where it does not fit the base."""
+    """Add a saved adapter under `name`, switched off; raises BadArtifact if it does not fit the base."""
     config, state = adapter_files.read(directory)
     layers = config["layers_to_transform"]
     rank, alpha = config["r"], config["lora_alpha"]

@@ -1,4 +1,4 @@
-"""From waiting jobs to rows that decode: who is next, where there is memory, and whose prompt is computed.
+"""From waiting jobs to rows that decode: who is next, whether there is memory, and whose prompt is computed.
 
 In: groups of jobs on one prompt. Out: rows of lanes, filled. Memory is taken before anything is computed: for the
 prompt, and for the first job's row, as many tokens as it may come to. A job that does not fit yet waits, and none that
@@ -273,7 +273,7 @@ class Admission:
         return self._budget.fits(needed())
 
     def _withdraw(self, group: Group) -> None:
-        """Give back what a group holds; it begins anew."""
+        """Give back what a group holds; it begins again."""
         if group.row is not None and group.lane is not None:
             group.lane.release(group.row)
         self._budget.give(group.held)

@@ -107,7 +107,7 @@ class AdapterBank:
     # Slots -----------------------------------------------------------------------------------------
 
     def write(self, slot: int, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-        """Put an adapter into a slot; raises BadArtifact, and leaves the slot zero, where it does not fit."""
+        """Put an adapter into a slot; raises BadArtifact, and leaves the slot zero, if it does not fit."""
         rank, scale = int(config["r"]), float(config["lora_alpha"]) / float(config["r"])
         if rank > self.rank:
             raise BadArtifact(

@@ -225,7 +225,7 @@ class Base:
     ) -> torch.Tensor:
         """Run layers start..stop-1 over hidden (B, T, H).
 
-        positions (B or 1, T), from 0 where None; mask as `grouped_attention`; `past` has update(k, v, layer).
+        positions (B or 1, T), from 0 if None; mask as `grouped_attention`; `past` has update(k, v, layer).
         """
         decoder = self._decoder
         if positions is None:

@@ -1,7 +1,7 @@
 """Text to token ids: the chat template's own markers are control tokens, what people wrote never is.
 
 In: messages, or plain text. Out: token ids. A tokenizer finds its control tokens by their spelling, so a person who
-writes "<|im_end|>" would end the turn. Here every control token has a second, secret spelling, drawn anew in each
+writes "<|im_end|>" would end the turn. Here every control token has a second, secret spelling, drawn again in each
 process. The template's markers are respelt before the text is tokenised, what stands between them is not, and the
 tokenizer knows the secret spellings alone. Ordinary text gets the ids that it would get anyway, because template and
 contents are still tokenised as one string.

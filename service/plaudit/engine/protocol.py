@@ -65,7 +65,7 @@ class Generated:
     """A finished completion. Log-probs in nats, one per token, the ending token included.
 
     `hidden`: (P + C - 1, H) input of layer `capture_layer` at every token that was fed: the prompt and all generated
-    tokens but the last; where asked for.
+    tokens but the last; None unless asked for.
     """
 
     tokens: tuple[int, ...]

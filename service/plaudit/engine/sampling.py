@@ -60,7 +60,7 @@ def check(sampling: Sampling) -> None:
 
 
 class Memory:
-    """Memory that draws of one shape write anew: a block so large comes from the allocator as pages to be cleared."""
+    """Memory that draws of one shape use again: a block so large comes from the allocator as pages to be cleared."""
 
     def __init__(self) -> None:
         self._held = torch.zeros(0)

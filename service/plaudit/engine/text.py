@@ -53,7 +53,7 @@ class GrowingText:
         window = self._decode(self._tokens[self._start :])
         if not window.startswith(self._said):
             if window.endswith(REPLACEMENT) and len(self._tokens) - self._read <= WAITING_BYTES:
-                # A tokenizer that falls back to bytes decodes a whole run of them anew: with half a character at its
+                # A tokenizer that falls back to bytes decodes a whole run of them again: with half a character at its
                 # end none of it is text, and with the other half all of it is.
                 return
             window = self._begin_anew()

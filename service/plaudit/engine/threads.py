@@ -39,7 +39,7 @@ def settle_kernels() -> None:
 
 
 def release_team() -> None:
-    """Give back the calling thread's OpenMP team; where OpenMP is not GNU's nothing happens."""
+    """Give back the calling thread's OpenMP team; if OpenMP is not GNU's nothing happens."""
     pause = _pause()
     if pause is not None:
         pause(_PAUSE_SOFT)

@@ -111,7 +111,7 @@ class OutboxLog:
         return self.append_many(topic, [(key, value)])[0]
 
     def append_many(self, topic: Topic, items: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
-        """As `append`, for several records in order. Raises OutboxFull where neither takes them."""
+        """As `append`, for several records in order. Raises OutboxFull if neither takes them."""
         for _, value in items:
             check_size(topic, value)
         with self._lock:
@@ -301,7 +301,7 @@ class OutboxLog:
         return True
 
     def _say(self, event: str, **facts: object) -> None:
-        """At most one line a minute: an outage is one piece of news, however many records it meets."""
+        """At most one line per minute: an outage is one piece of news, however many records it meets."""
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_SECONDS
             _log.warning(event, **facts)

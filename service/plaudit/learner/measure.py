@@ -62,7 +62,7 @@ def logprobs_of(
 
 
 def kl_by_prompt(rollout: Rollout, other: torch.Tensor, samples: int) -> tuple[float, ...]:
-    """KL of the sampling policy to another, one number a prompt: the mean over its samples, nats a sequence."""
+    """KL of the sampling policy to another, one number per prompt: the mean over its samples, nats per sequence."""
     sequences = sequence_kl(rollout.logprobs, other, rollout.mask)
     return tuple(sequences.view(-1, samples).mean(dim=1).tolist())
 

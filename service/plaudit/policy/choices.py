@@ -64,7 +64,7 @@ def first_logprobs(scores: torch.Tensor, tiers: torch.Tensor) -> torch.Tensor:
 def draw_orders(
     scores: torch.Tensor, tiers: torch.Tensor, *, samples: int, places: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """The first `places` of orders (P, S, M) drawn by Plackett-Luce; NONE where no option is left.
+    """The first `places` of orders (P, S, M) drawn by Plackett-Luce; NONE if no option is left.
 
     Scores plus standard Gumbel noise, sorted, are such a draw: Yellott 1977, "The relationship between Luce's choice
     axiom, ..."; Kool et al. 2019, arXiv:1903.06059, eq. 6. The same generator and padding give the same noise, so that

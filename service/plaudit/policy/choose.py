@@ -158,7 +158,7 @@ class ChoiceTrainer:
         self._random = random.Random(task.seed)
 
     def keep(self, iteration: int) -> None:
-        """Write the newest weights where they can be chosen later."""
+        """Write the newest weights to the place from which they can be chosen later."""
         keep(self.task, iteration)
 
     def look(self, iteration: int) -> Iterate:

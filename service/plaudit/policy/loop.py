@@ -51,7 +51,7 @@ class Trainer(Protocol):
         """Keep the newest weights, and compare them on the held-out prompts."""
 
     def keep(self, iteration: int) -> None:
-        """Write the newest weights where they can be chosen later."""
+        """Write the newest weights to the place from which they can be chosen later."""
 
     def iterate(self, prompts: Sequence[TrainPrompt], iteration: int) -> Stats:
         """Run one iteration on `prompts`."""

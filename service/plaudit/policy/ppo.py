@@ -17,7 +17,7 @@ LEAST_SPREAD = 1e-5  # Advantages that differ by less, in rewards of about 1, ar
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the values that count, over the whole batch; 0 where none does."""
+    """Mean of the values that count, over the whole batch; 0 if none does."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
@@ -93,7 +93,7 @@ def policy_loss(
 ) -> PolicyLoss:
     """PPO's clipped surrogate, mean over the tokens that count: -min(rho A, clip(rho, 1 +- eps) A).
 
-    All (B, C) or (N,). Also k3 of new against old (nats a token) and the share of clipped tokens.
+    All (B, C) or (N,). Also k3 of new against old (nats per token) and the share of clipped tokens.
     Schulman et al. 2017, eq. 7.
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0)

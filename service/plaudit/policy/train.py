@@ -79,7 +79,7 @@ class PolicyTrainer:
         self._start = start_layer(self.base, task.model.adapter_layers)
         self._steps = Steps(self.base, settings)
         # Advantages are linear in rewards: score, KL to the base and KL to live each have their own, and the
-        # controller may weigh them anew at each update.
+        # controller may weigh them again at each update.
         self._values = [LinearValue() for _ in range(3)]
         self._kl_coef = settings.kl_coef
         self._random = random.Random(task.seed)
@@ -117,7 +117,7 @@ class PolicyTrainer:
         return collate(made, self.base, self._start)
 
     def keep(self, iteration: int) -> None:
-        """Write the newest weights where they can be chosen later."""
+        """Write the newest weights to the place from which they can be chosen later."""
         keep(self.task, iteration)
 
     def look(self, iteration: int) -> Iterate:

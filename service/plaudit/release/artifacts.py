@@ -75,7 +75,7 @@ class ArtifactStore:
     def write(self, manifest: Manifest, source: Path) -> None:
         """Writes a release's files and, last, its manifest; writing the same release again changes nothing.
 
-        Raises StoreUnavailable where the disk is full.
+        Raises StoreUnavailable if the disk is full.
         """
         folder = self._folder(manifest.channel, _version(manifest), manifest.digest)
         with full_is_unavailable(f"the registry {self._root}"):

@@ -20,7 +20,7 @@ _PROMOTABLE = (ReleaseState.GATED, ReleaseState.RETIRED)
 
 
 def make_move(connection: Connection, state: ChannelState, move: Move, actor: str, reason: str) -> Change | None:
-    """Makes the move in the open transaction; None where a rival changed the channel meanwhile."""
+    """Makes the move in the open transaction; None if a rival changed the channel meanwhile."""
     channel = state.channel
     entering, pinned = None, state.pinned
     match move:
@@ -69,7 +69,7 @@ def _rollback_target(connection: Connection, state: ChannelState, to_version: in
     if to_version is not None:
         row = read_release(connection, state.channel, to_version)
         if row.state is not ReleaseState.RETIRED:
-            raise wrong_state(row, "gone back to", (ReleaseState.RETIRED,))
+            raise wrong_state(row, "rolled back to", (ReleaseState.RETIRED,))
         return row
     for earlier in reversed(read_history(connection, state.channel)):
         if earlier.live != state.live:
@@ -85,7 +85,7 @@ def _rollback_target(connection: Connection, state: ChannelState, to_version: in
 
 
 def _swap(connection: Connection, state: ChannelState, entering: ReleaseRow, *, taken_back: bool) -> bool:
-    """Marks the releases that leave and enter service; false where either was moved meanwhile."""
+    """Marks the releases that leave and enter service; false if either was moved meanwhile."""
     leaving = read_release(connection, state.channel, state.live)
     # The base stays within reach: a channel can always go back to it.
     mark = ReleaseState.ROLLED_BACK if taken_back and leaving.version != 0 else ReleaseState.RETIRED
@@ -93,7 +93,7 @@ def _swap(connection: Connection, state: ChannelState, entering: ReleaseRow, *, 
 
 
 def _set_state(connection: Connection, row: ReleaseRow, state: ReleaseState) -> bool:
-    """Moves a release on from the state in which it was read; false where somebody moved it meanwhile."""
+    """Moves a release on from the state in which it was read; false if somebody moved it meanwhile."""
     values: dict[str, str] = {"state": str(state)}
     if row.state is ReleaseState.GATED:
         values["skipped"] = f"{ReleaseState.SHADOW},{ReleaseState.CANARY}"
@@ -106,7 +106,7 @@ def wrong_state(row: ReleaseRow, verb: str, wanted: tuple[ReleaseState, ...]) ->
     """The error for a release that a move or decision does not fit."""
     names = " or ".join(wanted)
     return WrongState(
-        f"{row.channel}@{row.version} is {row.state} and can be {verb} only where it is {names}",
+        f"{row.channel}@{row.version} is {row.state} and can be {verb} only if it is {names}",
         version=row.version,
         state=row.state,
         wanted=names,

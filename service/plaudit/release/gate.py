@@ -40,7 +40,7 @@ from plaudit.settings import GateSettings
 
 # Chance: a reward model must beat it before it may steer anything.
 _CHANCE = 0.5
-# A reward model is refused where it is surely more than this much less accurate than the live one.
+# A reward model is refused if it is surely more than this much less accurate than the live one.
 _WORSE_BY = -0.01
 # Share of empty, repeated or echoing completions that is always forgiven; the base's own share is too.
 _DEGENERATE_SHARE = 0.05
@@ -49,7 +49,7 @@ Comparisons = Sequence[tuple[str, float]]
 
 
 class Outcome(StrEnum):
-    """What a set of checks calls for; WAIT where there is too little evidence to judge by."""
+    """What a set of checks calls for; WAIT if there is too little evidence to judge by."""
 
     ACCEPT = "accept"
     REFUSE = "refuse"
@@ -124,10 +124,10 @@ class CompletionMeasurements:
     """What was measured of completions; an empty field is a measurement that is missing, and fails its check.
 
     If live is the base (`live_is_base`), the numbers against live are those against the base, given twice. Wins are
-    one number a gate prompt (`win_rates`), KL one number a gate prompt in nats a sequence at the policy's temperature.
-    Probes are None if they were not run, and empty if the domain declares none. `live_comparisons` is None if no
-    reward model is live yet. `rater_cap` is that of training. `terms`: for each of the domain's own reward terms the
-    difference between candidate and base, one number per gate prompt whose answers have the term.
+    one number per gate prompt (`win_rates`), KL one number per gate prompt in nats per sequence at the policy's
+    temperature. Probes are None if they were not run, and empty if the domain declares none. `live_comparisons` is
+    None if no reward model is live yet. `rater_cap` is that of training. `terms`: for each of the domain's own reward
+    terms the difference between candidate and base, one number per gate prompt whose answers have the term.
     """
 
     wins_base: tuple[float, ...] = ()
@@ -169,7 +169,7 @@ def decide(
 ) -> Decision:
     """The decision about a candidate: accepted where every check passed; `slices` are shown beside.
 
-    Equal measurements, settings and seed give equal checks. `decided_at` is the present where it is not given.
+    Equal measurements, settings and seed give equal checks. `decided_at` is the present if it is not given.
     """
     checks = (*measurements.checks(settings, seed), *slice_checks(slices))
     return Decision(all(check.passed for check in checks), checks, decided_at or dt.datetime.now(dt.UTC))
@@ -305,7 +305,7 @@ def _kl(name: str, values: Sequence[float], threshold: float, settings: GateSett
     if problem:
         return missing(name, threshold, problem)
     mean = resampled_mean(values, seed=seed)
-    return bounded(name, mean.value <= threshold, mean, threshold, "nats a sequence, mean at most")
+    return bounded(name, mean.value <= threshold, mean, threshold, "nats per sequence, mean at most")
 
 
 def _kl_live(m: CompletionMeasurements, settings: GateSettings, seed: int) -> Check:

@@ -29,7 +29,7 @@ class Refusal:
     next_step: str
 
     def __str__(self) -> str:
-        """Return, for example, "kl_base 17 [16, 18], bound 16 (nats a sequence): lower policy.kl_target"."""
+        """Return, for example, "kl_base 17 [16, 18], bound 16 (nats per sequence): lower policy.kl_target"."""
         value = "not measured" if self.value is None else f"{self.value:.3g}"
         note = f" ({self.note})" if self.note else ""
         return f"{self.check} {value}{_interval(self.low, self.high)}, bound {self.bound:.3g}{note}: {self.next_step}"

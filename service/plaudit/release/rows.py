@@ -12,7 +12,7 @@ from plaudit.types import Channel
 
 
 def read_state(connection: Connection, channel: Channel) -> ChannelState | None:
-    """What the channel serves; None where it has never served."""
+    """What the channel serves; None if it has never served."""
     query = sa.select(CHANNEL_STATE).where(CHANNEL_STATE.c.channel == str(channel))
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else channel_state(row)

@@ -104,7 +104,7 @@ def mean_words(texts: Sequence[str]) -> float:
 
 
 def degenerate(sample: Sample) -> str:
-    """Why a completion is no answer at all: "empty", "repeated" or "echo"; "" where it is one.
+    """Why a completion is no answer at all: "empty", "repeated" or "echo"; "" if it is one.
 
     Empty: no word. Repeated: at least six words, and one word, or one phrase of two or three words, covers half of
     them or more by coming again and again. Echo: at least six words, all of them the prompt's own, in its order.
@@ -132,7 +132,7 @@ def degenerate_share(samples: Sequence[Sample]) -> float:
 def longer_share(candidate: Sequence[Sample], other: Sequence[Sample]) -> float | None:
     """How often a judge of length alone would prefer the candidate: mean over prompts, ties count half.
 
-    None where no prompt has completions of both.
+    None if no prompt has completions of both.
     """
     ours, theirs = _lengths(candidate), _lengths(other)
     shares = [

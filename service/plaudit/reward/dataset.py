@@ -199,7 +199,7 @@ class Comparison:
 def shown_tokens(text: Text, candidate: Candidate) -> tuple[int, ...]:
     """The shortest prefix of the candidate's tokens whose decoding contains the displayed text.
 
-    Where none does (a rewrite, a redaction) the displayed text is tokenised anew. Never ends in EOS.
+    If none does (a rewrite, a redaction) the displayed text is tokenised again. Never ends in EOS.
     """
     if candidate.redacted:
         return text.encode_text(candidate.displayed_text)
@@ -323,7 +323,7 @@ class _Reader:
         return min(ids.index(candidate_id), MOST_PLACES - 1)
 
     def read(self, event: Event, row: EvidenceRow) -> Weighed | None:
-        """The unit of a row, or None where it is kept for later; raises _LeftOut."""
+        """The unit of a row, or None if it is kept for later; raises _LeftOut."""
         interaction = self._interactions[row.interaction_id]
         if interaction.options and interaction.order_logprob >= 0:
             self.served.add(event.event_id)

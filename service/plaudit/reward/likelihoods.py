@@ -96,7 +96,7 @@ def turned(false_up: Tensor, false_down: Tensor) -> Tensor:
 
     false_up: (...), e of the first; false_down: (...), f of the second. Turned round e f, as they are (1 - e)(1 - f):
     e f / (e f + (1 - e)(1 - f)). As forward correction of a contrast it is exact where the score decides it, and for
-    two of one source also where it says nothing: one half, as without noise.
+    two of one source also if it says nothing: one half, as without noise.
     """
     wrong = false_up * false_down
     return wrong / (wrong + (1 - false_up) * (1 - false_down))

@@ -135,7 +135,7 @@ class RewardModel:
     def features(self, completions: Sequence[Completion], cache: TrunkCache | None = None) -> Tensor:
         """Layernorm of the state at EOS beside that of the mean over the shown tokens: (N, 2H), fp32.
 
-        An empty response takes the state at EOS for both. With gradient to the adapter where autograd is on.
+        An empty response takes the state at EOS for both. With gradient to the adapter if autograd is on.
         """
         if not completions:
             return torch.zeros(0, self.feature_size, device=self.base.device)
@@ -312,7 +312,7 @@ class RewardModel:
 
     @classmethod
     def load(cls, base: Base, directory: Path, *, name: str = "reward", cache: TrunkCache | None = None) -> RewardModel:
-        """Read a saved model, frozen; raises BadArtifact where it is damaged or made for another base."""
+        """Read a saved model, frozen; raises BadArtifact if it is damaged or made for another base."""
         card, heads = _read(directory, base)
         settings = RewardSettings.model_validate(card["settings"])
         start, stop = card["layers"]

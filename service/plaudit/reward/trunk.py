@@ -224,7 +224,7 @@ class TrunkCache:
     def pooled(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
         """State at EOS, and the mean over the shown tokens: (N, H) each, under the adapter in force.
 
-        An empty response has its state at EOS for the mean. With gradient to the adapter where autograd is on.
+        An empty response has its state at EOS for the mean. With gradient to the adapter if autograd is on.
         """
         self.fill(completions)
         order: dict[Completion, int] = {}

@@ -22,7 +22,7 @@ class Call:
         self._ends_at = time.monotonic() + (default_seconds if remaining is None else min(remaining, default_seconds))
 
     def remaining(self) -> float:
-        """Seconds left; raises DeadlinePassed where none are."""
+        """Seconds left; raises DeadlinePassed if none are."""
         left = self._ends_at - time.monotonic()
         if left <= 0:
             raise DeadlinePassed()

@@ -52,7 +52,7 @@ def _check(setting: str, key: bytes) -> None:
 
 
 def _own_key(path: Path) -> bytes:
-    """The key in `path`, made where there is none. Processes that start together agree: the first link wins."""
+    """The key in `path`, made if there is none. Processes that start together agree: the first link wins."""
     if not path.exists():
         private_folder(path.parent)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600

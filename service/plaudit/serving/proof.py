@@ -35,7 +35,7 @@ class Proof:
 
 
 def prove(engine: Engine, key: ReleaseKey, base: ReleaseKey, manifest: Manifest, *, exact: bool) -> Proof:
-    """The measured differences; raises ProofFailed where they break a tolerance.
+    """The measured differences; raises ProofFailed if they break a tolerance.
 
     `exact`: whether this engine computes in float32. Only if the trainer did too must the log-probs be the same.
     `base` is the staged version 0. Version 0 itself needs no probes; every other version needs at least one.

@@ -84,7 +84,7 @@ def confusion(labels: Sequence[str], mistakes: float, *, ordered: bool = False) 
 
 
 def label(shown: Shown, truth: str, table: Confusion, rng: random.Random) -> LabelAct:
-    """The label that a rater with this table gives where `truth` is true (Dawid and Skene 1979, eq. 2.1)."""
+    """The label that a rater with this table gives if `truth` is true (Dawid and Skene 1979, eq. 2.1)."""
     given, shares = zip(*table[truth].items(), strict=True)
     return LabelAct(shown.candidate_id, str(rng.choices(given, shares)[0]))
 

@@ -21,7 +21,7 @@ from plaudit.types import Request
 
 
 def evaluate(settings: EvaluateSettings, *, progress: Callable[[str], None] | None = None) -> Evaluation:
-    """Asks and judges; `progress` hears what is asked next. Raises Refused where a request fails."""
+    """Asks and judges; `progress` hears what is asked next. Raises Refused if a request fails."""
     for name, value in (("samples", settings.samples), ("pool", settings.pool)):
         if not 1 <= value <= 8:
             raise Misconfigured(f"{name} is {value}; it must be from 1 to 8", field=name)

@@ -38,7 +38,7 @@ def visits(
     acts_per_interaction: float = 3.3,
     base_share: float = 0.0,
 ) -> Iterator[Visit]:
-    """Visits until their acts number `events`; without end where that is None.
+    """Visits until their acts number `events`; without end if that is None.
 
     `base_share` of the interactions with two completions or more get one of them from the base.
     """
@@ -63,6 +63,6 @@ def visits(
 
 
 def _about(mean: float, rng: random.Random) -> int:
-    """A whole number next to `mean`, drawn so that the mean is kept; at least 1 where `mean` is."""
+    """A whole number next to `mean`, drawn so that the mean is kept; at least 1 if `mean` is."""
     low = int(mean)
     return low + (rng.random() < mean - low)

@@ -21,7 +21,7 @@ ENTRY_POINT_GROUP = "plaudit.populations"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimPrompt:
-    """A request that simulated people make. `seen_kind` is False where channel prompts never make such a request.
+    """A request that simulated people make. `seen_kind` is False if channel prompts never make such a request.
 
     `history` was said before `text`, oldest first, and may begin with a system message. `options` stay empty if the
     domain makes completions, or makes its options itself.
@@ -111,7 +111,7 @@ class Population(abc.ABC):
     def act(
         self, rater: Rater, prompt: SimPrompt, shown: Sequence[Shown], kind: FeedbackKind, rng: random.Random
     ) -> SimAct | None:
-        """One act of `kind` about what was shown; None where the rater has nothing to say.
+        """One act of `kind` about what was shown; None if the rater has nothing to say.
 
         Then another kind of the mix is tried. Every draw comes from `rng`.
         """
@@ -186,7 +186,7 @@ def described(tell: Callable[[str], None]) -> list[dict[str, Any]]:
 
 
 def load_population(name: str) -> Population:
-    """The population `name`; raises Misconfigured where no plugin brings it."""
+    """The population `name`; raises Misconfigured if no plugin brings it."""
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         population = point.load()()
         if not isinstance(population, Population):

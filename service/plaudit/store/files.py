@@ -16,9 +16,9 @@ FULL_BELOW_BYTES = 1 << 20
 
 
 def private_folder(path: Path) -> None:
-    """Makes the folder where it is missing, for its owner alone; one that exists keeps its mode.
+    """Makes the folder if it is missing, for its owner alone; one that exists keeps its mode.
 
-    Raises StoreUnavailable where the disk is full, otherwise OSError.
+    Raises StoreUnavailable if the disk is full, otherwise OSError.
     """
     if not path.is_dir():
         with full_is_unavailable(f"the folder {path}"):

@@ -78,7 +78,7 @@ class Leases:
             return self._take(name)
 
     def holder(self, name: str) -> Holder | None:
-        """Who holds the lease now; None where nobody does."""
+        """Who holds the lease now; None if nobody does."""
         with self._database.reading() as connection:
             row = connection.execute(sa.select(LEASE).where(LEASE.c.name == name)).mappings().one_or_none()
             if row is None or not row["owner"] or row["expires_at"] <= self._database.now(connection):
@@ -147,7 +147,7 @@ class Lease:
                 raise LeaseLost(f"{self.name}: somebody else took it from {self.owner}")
 
     def release(self) -> None:
-        """Gives it back, so that the next may take it at once. Does nothing where it is lost."""
+        """Gives it back, so that the next may take it at once. Does nothing if it is lost."""
         with self._database.writing() as connection:
             self._update(connection, owner="", expires_at=self._database.now(connection))
 

@@ -31,5 +31,5 @@ def prepare(connection: sqlite3.Connection, busy_seconds: float) -> None:
 
 def passes(error: sqlite3.Error) -> bool:
     """Whether the same call may succeed later: the file is locked, the disk full or failing."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)  # None where Python itself raised
+    code: int | None = getattr(error, "sqlite_errorcode", None)  # None if Python itself raised
     return code is not None and code & 0xFF in _PASSING

