@@ -128,7 +128,7 @@ def replay_rejected(
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Send rejected records again, as they were, once what was wrong is mended; the join counts each act once."""
+    """Send rejected records again, as they were, once what was wrong is fixed; the join counts each act once."""
     if bool(record) == bool(reason):
         raise typer.BadParameter("name one record, or a reason with --reason")
     settings = load(config, assign, data_dir)
