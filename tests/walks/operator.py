@@ -176,6 +176,7 @@ def operator(tmp_path):
     return made
 
 
+@pytest.mark.timeout(3600)  # a minute by itself, many beside other work
 def test_an_operator_goes_from_up_through_a_refusal_to_a_roll_back(operator):
     clock = operator.clock
     clock("plaudit up")
