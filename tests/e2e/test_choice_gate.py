@@ -130,8 +130,8 @@ def spy(monkeypatch, module, asked):
     """Notes the reward models that a module judges by, and the prompts it asks about."""
 
     class Noted(OptionRewards):
-        def __init__(self, model, plugin):
-            super().__init__(model, plugin)
+        def __init__(self, model, *more, **named):
+            super().__init__(model, *more, **named)
             self.model = model
 
         def __call__(self, prompts):
@@ -145,7 +145,7 @@ def plant(monkeypatch, paid):
     """Pays the policy `paid(truth, verdict)` for a verdict, whatever people said."""
 
     class Planted:
-        def __init__(self, model, plugin):
+        def __init__(self, model, plugin, **more):
             pass
 
         def __call__(self, prompts):
