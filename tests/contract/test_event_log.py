@@ -408,7 +408,7 @@ class TestKafka(EventLogContract):
         one = settled(consume(Topic.INTERACTIONS, Topic.FEEDBACK, group="join", positions=stored))
         assert len(one.assigned()) == 6
         two = consume(Topic.INTERACTIONS, Topic.FEEDBACK, group="join", positions=stored)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not (two.assigned() and len(one.assigned()) < 6) and time.monotonic() < deadline:
             one.poll(0.1, 100)
             two.poll(0.1, 100)
@@ -419,7 +419,7 @@ class TestKafka(EventLogContract):
             assert partitions[Topic.INTERACTIONS] == partitions[Topic.FEEDBACK]
         log.append_many(Topic.FEEDBACK, [(f"k{index}", b"%d" % index) for index in range(30)])
         taken = set()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(taken) < 30 and time.monotonic() < deadline:
             taken |= {record.value for member in (one, two) for record in member.poll(0.1, 100)}
         assert taken == {b"%d" % index for index in range(30)}

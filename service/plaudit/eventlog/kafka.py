@@ -47,6 +47,8 @@ _log = structlog.get_logger(__name__)
 SESSION_SECONDS = 10
 METADATA_SECONDS = 10  # after so long a partition that was added is read
 HANGING_SECONDS = 1.0
+# kafka-python sometimes stops fetching when its partitions change while it waits at their end; then it is made anew.
+SILENT_SECONDS = 5.0
 RECONNECT_SECONDS = 1.0
 # Kafka's own framing of a record, its key included, on top of the largest value.
 MAX_REQUEST_BYTES = record_limit(Topic.REJECTED) + REJECTED_OVERHEAD_BYTES
@@ -212,11 +214,17 @@ class KafkaLogConsumer:
         self._assigned: frozenset[tuple[Topic, int]] = frozenset()
         self._admin: Any = None
         self._topic_ids: dict[Topic, str] = {}  # empty until somebody asks for them
+        self._group = settings.topic_prefix + group
+        self._heard = time.monotonic()
+        self._consumer = self._subscribed()
+
+    def _subscribed(self) -> Any:
+        settings = self._settings
         milliseconds = int(settings.timeout_seconds * 1000)
-        self._consumer = connected(
+        consumer = connected(
             KafkaConsumer,
             settings,
-            group_id=settings.topic_prefix + group,
+            group_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="none",  # from the middle of another life of the topic, nothing is ever read
             # By ranges: partition i of interactions and of feedback go to one member.
@@ -230,8 +238,9 @@ class KafkaLogConsumer:
         with unreachable(settings):
             # Known before the group forms: a leader that knows no partitions would share out none, and wait.
             for name in sorted(self._topic_of):
-                self._consumer.partitions_for_topic(name)
-            self._consumer.subscribe(sorted(self._topic_of), listener=self._assignments)
+                consumer.partitions_for_topic(name)
+            consumer.subscribe(sorted(self._topic_of), listener=self._assignments)
+        return consumer
 
     def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
         """Records in order per partition; joins the group, and finds its place, on the way."""
@@ -250,6 +259,10 @@ class KafkaLogConsumer:
                 self._topic_ids = {}
                 self._take_places()
                 return []
+            if batches:
+                self._heard = time.monotonic()
+            elif time.monotonic() - self._heard > SILENT_SECONDS:
+                self._listen_again()
         return [
             Record(
                 self._topic_of[partition.topic],
@@ -262,6 +275,21 @@ class KafkaLogConsumer:
             for partition, messages in batches.items()
             for message in messages
         ]
+
+    def _listen_again(self) -> None:
+        """A new client instead of one that fetches nothing although records wait for it."""
+        self._heard = time.monotonic()
+        partitions = [self._partition(*place) for place in self._assigned]
+        if not partitions:
+            return
+        ends = self._consumer.end_offsets(partitions)
+        waiting = sum(max(0, ends[each] - self._consumer.position(each)) for each in partitions)
+        if not waiting:
+            return
+        _log.warning("event_log_consumer_made_anew", waiting=waiting, silent_seconds=SILENT_SECONDS)
+        self._assigned = frozenset()
+        self._consumer.close(autocommit=False, timeout_ms=int(self._settings.timeout_seconds * 1000))
+        self._consumer = self._subscribed()
 
     def assigned(self) -> frozenset[tuple[Topic, int]]:
         """Partitions that the group gave to this member."""
