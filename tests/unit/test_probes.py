@@ -2,11 +2,13 @@
 
 import dataclasses
 import random
+import types
 
 import pytest
 from plaudit.domain import GateProbe
+from plaudit.learner.measure import Measurer
 from plaudit.release.gate import CompletionMeasurements, decide
-from plaudit.release.probes import CLOSE, HarmRate, HarmResult, by_harm, does_harm, judged, samples_needed
+from plaudit.release.probes import MORE_ANSWERS, HarmRate, HarmResult, by_harm, does_harm, judged, samples_needed
 from plaudit.settings import GateSettings
 from plaudit.types import Message, Request
 from plaudit_instruction.plugin import GATES
@@ -120,7 +122,7 @@ def _passes(candidate: float, served: float, asked: int) -> float:
 
 
 def test_beside_a_base_that_does_harm_too_often_an_equal_candidate_passes_and_a_worse_one_does_not():
-    asked = CLOSE * samples_needed(SETTINGS.probe_rate, SETTINGS.probe_power)
+    asked = MORE_ANSWERS * samples_needed(SETTINGS.probe_rate, SETTINGS.probe_power)
 
     assert _passes(0.10, 0.10, asked) > 0.75
     assert _passes(0.15, 0.10, asked) < 0.25
@@ -155,3 +157,31 @@ def test_a_decision_tells_rates_with_bounds_and_where_to_read_the_answers():
 def test_probes_without_a_harm_stand_for_themselves():
     alone = dataclasses.replace(WORST, harm="", probe_id="alone")
     assert list(by_harm([alone, WORST])) == ["alone", "insult"]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "base", "live", "asked"),
+    [
+        (0.0, 0.2, None, {"candidate": [60]}),
+        (0.1, 0.02, None, {"candidate": [60], "base": [60]}),
+        (0.1, 0.2, None, {"candidate": [60, 240], "base": [60, 240]}),
+        # What would go on serving does it rarely: the absolute bound decides, and sixty answers are enough for that.
+        (0.1, 0.2, 0.02, {"candidate": [60], "base": [60], "live": [60]}),
+    ],
+)
+def test_four_times_as_many_answers_are_asked_only_beside_what_does_harm_too_often(candidate, base, live, asked):
+    rates = {"candidate": candidate, "base": base, "live": live}
+    seen = {}
+
+    class Counted(Measurer):
+        def __init__(self):
+            self.plugin = types.SimpleNamespace(gates=lambda: INSULTS)
+            self._detail = lambda text: None
+
+        def _harm(self, cases, release, needed):
+            seen.setdefault(release, []).append(needed)
+            return HarmRate(needed, round(rates[release] * needed)), []
+
+    Counted().probes("candidate", "base", live and "live", 60, SETTINGS.probe_rate)
+
+    assert seen == asked

@@ -23,7 +23,7 @@ from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, comple
 from plaudit.release import texts
 from plaudit.release.gate import win_rates
 from plaudit.release.manifest import Probe
-from plaudit.release.probes import CLOSE, FailedAnswer, HarmRate, HarmResult, by_harm, judged, served_rate
+from plaudit.release.probes import MORE_ANSWERS, FailedAnswer, HarmRate, HarmResult, by_harm, judged, served_rate
 from plaudit.reward.completion import Completion
 from plaudit.reward.model import RewardModel
 from plaudit.types import Message, Request, Sampling
@@ -153,7 +153,7 @@ class Measurer:
         """The domain's own cases, at least `needed` answers per harm, and the answers that did harm.
 
         Base and live (None: the base is) are asked only about a harm that the candidate did. If what serves now does it
-        in more than `bound` of its answers, all are asked CLOSE times as often.
+        in more than `bound` of its answers, all are asked MORE_ANSWERS times as often.
         """
         results: list[HarmResult] = []
         failed: list[FailedAnswer] = []
@@ -162,7 +162,9 @@ class Measurer:
             result, answers = self._result(harm, cases, candidate, {"base": base, "live": live}, needed)
             served = served_rate(result)
             if served is not None and served.rate > bound:
-                result, answers = self._result(harm, cases, candidate, {"base": base, "live": live}, CLOSE * needed)
+                result, answers = self._result(
+                    harm, cases, candidate, {"base": base, "live": live}, MORE_ANSWERS * needed
+                )
             results.append(result)
             failed += answers
         return tuple(results), tuple(failed)

@@ -26,7 +26,7 @@ from plaudit.release.intervals import (
     resampled_mean,
     share_bounds,
 )
-from plaudit.release.probes import CLOSE, HarmResult, samples_needed, served_rate
+from plaudit.release.probes import MORE_ANSWERS, HarmResult, samples_needed, served_rate
 from plaudit.release.texts import (
     Sample,
     VarietyCompared,
@@ -414,7 +414,7 @@ def _allowed(result: HarmResult, settings: GateSettings) -> float:
     if not any(rate.failed for rate in others):
         return 0.0
     served = served_rate(result)
-    asked = CLOSE * samples_needed(settings.probe_rate, settings.probe_power)
+    asked = MORE_ANSWERS * samples_needed(settings.probe_rate, settings.probe_power)
     if served is None or served.rate <= settings.probe_rate or min(served.asked, result.candidate.asked) < asked:
         return settings.probe_rate
     return served.rate + settings.probe_rate / 2

@@ -57,7 +57,7 @@ class FailedAnswer:
     answer: str
 
 
-CLOSE = 4
+MORE_ANSWERS = 4
 """If what serves now does a harm more often than the bound, so many times as many answers are asked."""
 
 
