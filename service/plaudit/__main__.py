@@ -1,4 +1,4 @@
-"""The command `plaudit`, also as `python -m plaudit`: says what to install where only the client is."""
+"""The command `plaudit`, also as `python -m plaudit`: says what to install if only the client is."""
 
 from __future__ import annotations
 

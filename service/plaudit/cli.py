@@ -1,6 +1,6 @@
 """The command `plaudit`: every process and every operator's act, each one command.
 
-Enters: arguments, settings and the environment. Leaves: results on standard output (JSON where --json is given), logs
+Enters: arguments, settings and the environment. Leaves: results on standard output (JSON if --json is given), logs
 and errors on standard error; exit code 0, 1 for an error that Plaudit explains, 2 for wrong usage. Whatever is heavy
 is imported inside the command that needs it, so that `plaudit --help` is quick and loads no torch.
 """

@@ -1,4 +1,4 @@
-"""Checks that a process can run here, and how one that runs is (`doctor_running`); says how to mend what is wrong.
+"""Checks that a process can run here, and how one that runs is (`doctor_running`); says how to fix what is wrong.
 
 Enters: settings and the role that is to run. Leaves: findings, each in plain words with a remedy. Changes nothing that
 a start of the process would not make itself; never prints a secret.
@@ -45,7 +45,7 @@ def diagnose(
     """Findings of all checks that concern `role`. A check that cannot run is a finding too, never an exception."""
     roles = ("serve", "join", "learn") if role == "all" else (role,)
     if settings_error is not None:
-        return [_python(), Finding("settings", "bad", settings_error.message, "mend the lines named above")]
+        return [_python(), Finding("settings", "bad", settings_error.message, "fix the lines named above")]
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("packages", lambda: _packages(roles, settings)),
         ("data directory", lambda: _data_dir(settings)),
@@ -85,7 +85,7 @@ def _safely(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
     except PlauditError as error:
         yield Finding(name, "bad", error.message, "see the message")
     except Exception as error:
-        yield Finding(name, "bad", f"the check failed with {type(error).__name__}: {error}", "mend what it names")
+        yield Finding(name, "bad", f"the check failed with {type(error).__name__}: {error}", "fix what it names")
 
 
 def _python() -> Finding:

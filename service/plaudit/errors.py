@@ -1,7 +1,7 @@
 """Every error that Plaudit raises.
 
 PlauditError
-├── RequestRefused                the caller can mend it
+├── RequestRefused                the caller can fix it
 │   ├── EmptyPrompt · PromptTooLong · InvalidField · InvalidText · WrongAction
 │   ├── UnknownDomain · UnknownRelease · UnknownChannel · ReleaseNotServable
 │   ├── HandleForged · HandleExpired · HandleWrongRater
@@ -339,7 +339,7 @@ class Cancelled(CallEnded):
 
 
 class Broken(PlauditError):
-    """Something is broken that an operator must mend."""
+    """Something is broken that an operator must fix."""
 
 
 class PluginFailed(Broken):

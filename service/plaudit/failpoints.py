@@ -18,7 +18,7 @@ _lock = threading.Lock()
 
 
 def fail_point(name: str) -> None:
-    """Ends the process at once where PLAUDIT_FAIL_POINT asks for it; otherwise does nothing."""
+    """Ends the process at once if PLAUDIT_FAIL_POINT asks for it; otherwise does nothing."""
     wanted = os.environ.get(FAIL_POINT_VARIABLE)
     if not wanted:
         return

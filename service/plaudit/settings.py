@@ -270,7 +270,7 @@ class LogSettings(Section):
     kind: Literal["sqlite", "kafka"] = "sqlite"
     """Embedded (SQLite in the data directory) or Kafka."""
     kafka: KafkaSettings = KafkaSettings()
-    """Kafka, where kind is kafka."""
+    """Kafka, if kind is kafka."""
     outbox: OutboxSettings = OutboxSettings()
     """What stands in front of Kafka while it is away."""
 
@@ -473,7 +473,7 @@ class ChannelLearnSettings(Section):
     quarantine_acts_per_minute: int = Field(default=0, ge=0, le=1_000_000)
     """A rater with more acts within a minute is put in quarantine before a turn learns (docs/access.md); 0: nobody."""
     quarantine_one_answer: int = Field(default=0, ge=0, le=1_000_000)
-    """So too a rater with this many thumbs or comparisons, all one way, where others answer otherwise; 0: nobody."""
+    """So too a rater with this many thumbs or comparisons, all one way, if others answer otherwise; 0: nobody."""
 
 
 class LearnSettings(ChannelLearnSettings):

@@ -104,7 +104,7 @@ def get_logger(name: str) -> Any:
 
 
 def child_traceparent(received: str) -> str:
-    """A W3C traceparent of this process's span: same trace as `received` where that is valid, else a fresh trace."""
+    """A W3C traceparent of this process's span: same trace as `received` if that is valid, else a fresh trace."""
     span = secrets.token_hex(8)
     if _TRACEPARENT.fullmatch(received):
         _, trace, _, flags = received.split("-")

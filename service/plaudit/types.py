@@ -25,7 +25,7 @@ class Channel:
 
     @classmethod
     def parse(cls, text: str) -> Channel:
-        """Read "domain/tenant"; raises ValueError where it is anything else."""
+        """Read "domain/tenant"; raises ValueError if it is anything else."""
         domain, slash, tenant = text.partition("/")
         if not (domain and slash and tenant) or "/" in tenant:
             raise ValueError(f"channel {text!r} is not of the form domain/tenant")

@@ -63,7 +63,7 @@ def error_classes() -> dict[str, type[PlauditError]]:
 
 
 def from_call(call: Any) -> PlauditError:
-    """The error that a failed call carries; one by its status code where the library itself refused the call.
+    """The error that a failed call carries; one by its status code if the library itself refused the call.
 
     `call`: the RpcError that the library raised, which is the call, synchronous or asyncio.
     """

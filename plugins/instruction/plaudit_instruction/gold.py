@@ -225,7 +225,7 @@ def _no_echo(reading: Reading) -> float:
 
 
 def _no_repetition(reading: Reading) -> float:
-    """Falls as two-word runs repeat, and to nothing where a sentence does."""
+    """Falls as two-word runs repeat, and to nothing if a sentence does."""
     pairs = _grams(reading.words, 2)
     if len({sentence.lower() for sentence in reading.sentences}) < len(reading.sentences):
         return 0.0
@@ -279,7 +279,7 @@ def value(parts: Mapping[str, float], weights: Mapping[str, float] | None = None
     """
     liking = weights or {}
     style = sum(liking.get(name, 1.0) * weight * parts[name] for name, (weight, _) in STYLE.items()) / _STYLE_TOTAL
-    # A rater with weight w loses w times as much where topic or task is missed, all of it at most.
+    # A rater with weight w loses w times as much if topic or task is missed, all of it at most.
     topic = max(0.0, 1.0 - TOPIC_LOSS * liking.get("topic", 1.0) * (1.0 - parts["topic"]))
     task = max(0.0, 1.0 - TASK_LOSS * liking.get("task", 1.0) * (1.0 - parts["task"]))
     # The square spreads what the mean of a dozen parts has drawn together.

@@ -11,7 +11,7 @@ from typing import Any
 
 from plaudit.errors import Misconfigured
 
-# Context where engine.context_length is 0: keys and values of a longer one cost memory that must be wanted.
+# Context if engine.context_length is 0: keys and values of a longer one cost memory that must be wanted.
 DEFAULT_CONTEXT = 2048
 SETTING = "engine.context_length"
 

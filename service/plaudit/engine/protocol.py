@@ -48,7 +48,7 @@ class EncodedPrompt:
 class Job:
     """One completion to be made.
 
-    `sampling.temperature` is already resolved (the release's own where the caller named none). `width` pins the
+    `sampling.temperature` is already resolved (the release's own if the caller named none). `width` pins the
     batch width (a replay); None lets the engine choose. `capture` returns trunk activations with the result.
     """
 

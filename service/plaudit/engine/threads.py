@@ -1,11 +1,11 @@
 """What torch leaves to those who call it from several threads.
 
-**Teams.** Torch computes in teams of OpenMP threads, and each thread that ever computed keeps a team of its own. Where
+**Teams.** Torch computes in teams of OpenMP threads, and each thread that ever computed keeps a team of its own. If
 the teams together outnumber the cores, GNU's OpenMP puts every waiting thread to sleep at once, and each small
 operation then pays for waking it: a decode step of a small model takes a quarter longer. A thread that lets another
 compute therefore gives its team back first; the next operation makes a new one in a fraction of a millisecond.
 
-**First calls.** MKL chooses the kernel of exp, log, sqrt and the like at each function's first call. Where that call is
+**First calls.** MKL chooses the kernel of exp, log, sqrt and the like at each function's first call. If that call is
 already split among threads, one of them may compute its part with a kernel of low accuracy (relative error up to 1e-4),
 once in the life of a process (https://github.com/pytorch/pytorch/issues/188792). The first reply would then differ from
 its replay. A first call on one element has one thread.

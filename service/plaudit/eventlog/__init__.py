@@ -40,7 +40,7 @@ def open_serving_log(
 
 
 def open_log(settings: Settings) -> EventLog:
-    """The log that the settings name. Raises Misconfigured or, where no broker answers, LogUnavailable."""
+    """The log that the settings name. Raises Misconfigured or, if no broker answers, LogUnavailable."""
     if settings.log.kind == "kafka":
         from plaudit.eventlog.kafka import KafkaEventLog  # the client is an extra, and embedded logs do without it
 

@@ -1,7 +1,7 @@
 """Bodies of the records: each noun to its message and back, field by field.
 
 Enters and leaves: frozen types on one side, messages of events.proto on the other. Translating back raises Undecodable
-where a message lacks what its noun cannot be without, or holds a value that this release has no name for.
+if a message lacks what its noun cannot be without, or holds a value that this release has no name for.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATE_PREFIX = "RELEASE_STATE_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retraction:
-    """A withdrawal of an earlier act. `rater` is a pseudonym, empty where nobody was named."""
+    """A withdrawal of an earlier act. `rater` is a pseudonym, empty if nobody was named."""
 
     feedback_id: str
     interaction_id: str
@@ -117,7 +117,7 @@ def timestamp(moment: dt.datetime) -> Timestamp:
 
 
 def moment(message: ProtoMessage, field: str) -> dt.datetime:
-    """The aware time in a field; raises Undecodable where it is missing or outside the years 1 to 9999."""
+    """The aware time in a field; raises Undecodable if it is missing or outside the years 1 to 9999."""
     if not message.HasField(field):
         raise Undecodable(f"{message.DESCRIPTOR.name} has no {field}")
     stamp: Timestamp = getattr(message, field)
@@ -329,7 +329,7 @@ def act_to_proto(act: Act) -> feedback_pb2.Feedback:
 
 
 def act_from_proto(message: feedback_pb2.Feedback) -> Act:
-    """The act that a message carries; raises Undecodable where it carries none that this release knows."""
+    """The act that a message carries; raises Undecodable if it carries none that this release knows."""
     match message.WhichOneof("act"):
         case "thumbs":
             return types.Thumbs(message.thumbs.candidate_id, message.thumbs.up)

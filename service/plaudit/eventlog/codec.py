@@ -90,7 +90,7 @@ def encode_rejected(rejected: Rejected, *, producer: str, traceparent: str = "",
 
 
 def decode(value: bytes) -> Decoded:
-    """What a record says; raises Undecodable where it is not a complete Envelope of this schema."""
+    """What a record says; raises Undecodable if it is not a complete Envelope of this schema."""
     envelope = events_pb2.Envelope()
     try:
         envelope.ParseFromString(value)

@@ -78,7 +78,7 @@ class KafkaEventLog:
         return self.append_many(topic, [(key, value)])[0]
 
     def append_many(self, topic: Topic, items: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
-        """As `append`, for several records; where it raises, any of them may be in the log."""
+        """As `append`, for several records; if it raises, any of them may be in the log."""
         return self.append_within(topic, items, self._settings.timeout_seconds + HANGING_SECONDS)
 
     def append_within(self, topic: Topic, items: Sequence[tuple[str, bytes]], seconds: float) -> list[tuple[int, int]]:
@@ -130,7 +130,7 @@ class KafkaEventLog:
             _stop(producer)
 
     def _usable(self, topic: Topic) -> Any:
-        """The producer; connects anew where the last one failed."""
+        """The producer; connects anew if the last one failed."""
         with self._lock:
             if self._closed:
                 raise LogUnavailable(f"the event log at {self._settings.bootstrap} is closed", topic=topic)
@@ -330,7 +330,7 @@ class KafkaLogConsumer:
         """Goes to the store's place in every assigned partition.
 
         The note is torn up first: an assignment that comes meanwhile is written anew and seen at the next poll. It is
-        put back where this fails, so that no record is ever handed out from a place that the store did not name.
+        put back if this fails, so that no record is ever handed out from a place that the store did not name.
         """
         self._assignments.changed.clear()
         try:

@@ -60,7 +60,7 @@ def unreachable(settings: KafkaSettings) -> Iterator[None]:
 
 
 def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Options that every client of the brokers needs; raises Misconfigured where the bootstrap is no address."""
+    """Options that every client of the brokers needs; raises Misconfigured if the bootstrap is no address."""
     servers = [server.strip() for server in settings.bootstrap.split(",") if server.strip()]
     if not servers:
         raise Misconfigured(

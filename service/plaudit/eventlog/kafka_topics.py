@@ -138,7 +138,7 @@ def _check(admin: Any, names: dict[Topic, str], found: dict[str, list[Any]], set
 
 
 def _fits(config: str, actual: str, wanted: str) -> bool:
-    """Equal, or stricter where more is better."""
+    """Equal, or stricter if more is better."""
     if config == "min.insync.replicas":
         return int(actual) >= int(wanted)
     if config == "max.compaction.lag.ms":

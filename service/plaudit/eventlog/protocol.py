@@ -72,7 +72,7 @@ class Consumer(Protocol):
     """
 
     def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
-        """Records in order per partition; empty where none came in time. Raises LogUnavailable."""
+        """Records in order per partition; empty if none came in time. Raises LogUnavailable."""
 
     def assigned(self) -> frozenset[tuple[Topic, int]]:
         """Partitions that this consumer reads at the moment; they change only within `poll`."""
@@ -96,12 +96,12 @@ class EventLog(Protocol):
     def append(self, topic: Topic, key: str, value: bytes) -> tuple[int, int]:
         """Partition and offset of the record, once it is durable.
 
-        Raises LogUnavailable where durability is unknown or refused (the record may still appear: every record has
-        an id of its own, so sending it again is right), MessageTooLarge where no retry can help.
+        Raises LogUnavailable if durability is unknown or refused (the record may still appear: every record has
+        an id of its own, so sending it again is right), MessageTooLarge if no retry can help.
         """
 
     def append_many(self, topic: Topic, items: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
-        """As `append`, for several records in order; returns once all are durable, raises where any is not."""
+        """As `append`, for several records in order; returns once all are durable, raises if any is not."""
 
     def find(self, topic: Topic, key: str, most: int) -> list[bytes] | None:
         """The first `most` records under a key, oldest first; None if this log cannot look them up (Kafka)."""

@@ -62,7 +62,7 @@ class Pending:
 
 
 class SqliteEventLog:
-    """The embedded event log in one file; the folder is made where it is missing."""
+    """The embedded event log in one file; the folder is made if it is missing."""
 
     def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
         self._path = path
@@ -284,7 +284,7 @@ class SqliteConsumer:
             raise
 
     def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
-        """Records in order per topic; waits at most the time where there is none."""
+        """Records in order per topic; waits at most the time if there is none."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             records = self._read(max_records)
@@ -346,7 +346,7 @@ class SqliteConsumer:
 
 
 def _open(path: Path, busy_seconds: float) -> sqlite3.Connection:
-    """A connection in WAL mode to a file of this schema; makes the file where it is missing."""
+    """A connection in WAL mode to a file of this schema; makes the file if it is missing."""
     try:
         # Calls are serialised by the callers' own locks, so the connection may wander between threads.
         connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)

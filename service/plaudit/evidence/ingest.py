@@ -192,7 +192,7 @@ def expire(connection: Connection, seen_before: dt.datetime, now: dt.datetime) -
 
 
 def take_up_again(connection: Connection, domains: Iterable[str], reasons: Iterable[str]) -> None:
-    """Lets feedback of these domains wait again that was rejected for a reason that a restart may have mended."""
+    """Lets feedback of these domains wait again that was rejected for a reason that a restart may have fixed."""
     connection.execute(
         update(_FEEDBACK)
         .where(

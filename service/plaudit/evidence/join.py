@@ -228,7 +228,7 @@ class Join:
             fail_point("join.8")
 
     def _take_up_again(self) -> None:
-        """A restart is how a mended or added plugin comes in: what failed for want of it is tried again."""
+        """A restart is how a fixed or added plugin comes in: what failed without it is tried again."""
         with self._store.database.writing() as connection:
             ingest.take_up_again(connection, self._plugins, (PluginFailed.reason, UnknownDomain.reason))
 

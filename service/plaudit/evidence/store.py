@@ -319,7 +319,7 @@ class EvidenceStore:
             return int(connection.execute(query).scalar_one())
 
     def interaction(self, interaction_id: str) -> Interaction | None:
-        """An interaction for SERVE or EXPLORE; None where there is none of that id."""
+        """An interaction for SERVE or EXPLORE; None if there is none of that id."""
         query = select(InteractionRow.__table__).where(InteractionRow.interaction_id == interaction_id, _LEARNED_FROM)
         with self.database.reading() as connection:
             heads = connection.execute(query).mappings().all()

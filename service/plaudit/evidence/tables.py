@@ -122,7 +122,7 @@ class EvidenceTable(Base):
     accepted_at: Mapped[int] = mapped_column(BigInteger, server_default="0")
     policy_version: Mapped[str] = mapped_column(String, server_default="")  # the interaction's; empty if it has none
     # Places of rater and prompt group in the unit interval, by the channel's salt. The join does not know the salt;
-    # whoever counts does, and fills them in where they are missing.
+    # whoever counts does, and fills them in if they are missing.
     rater_unit: Mapped[float | None] = mapped_column(Float(53))
     group_unit: Mapped[float | None] = mapped_column(Float(53))
 

@@ -183,7 +183,7 @@ def _version(manifest: Manifest) -> int:
 
 
 def _digest(file: BinaryIO, copy_to: Any = None) -> str:
-    """SHA-256 of what is left of `file`, which is copied along where asked."""
+    """SHA-256 of what is left of `file`, which is copied along if asked."""
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         digest.update(chunk)

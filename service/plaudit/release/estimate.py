@@ -15,7 +15,7 @@ which holds if the reward of an option in its place does not depend on the other
   2011, arXiv:1103.4601, eq. 1; Dudik et al. 2014, arXiv:1503.02834). Unbiased whatever q is as long as q was not
   fitted to these rewards, and narrow if q is good.
 
-None of them sees an option that the log never shows: where logged is 0 and target is not, there is no answer.
+None of them sees an option that the log never shows: if logged is 0 and target is not, there is no answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether a candidate release may serve, from raw numbers that training did not see.
 
 Enters: what was measured on gate prompts, by a reward model fitted to gate raters, and calibration raters'
-comparisons. Leaves: one `Check` a condition, in a fixed order, and a `Decision` that accepts only where all passed.
+comparisons. Leaves: one `Check` per condition, in a fixed order, and a `Decision` that accepts only if all passed.
 Pure: reads no clock but the decision's own, samples nothing without a seed, and cannot promote.
 
 The conditions are those of docs/release.md; why they are these, docs/adr/0008-what-the-gate-requires.md. What was
@@ -167,7 +167,7 @@ def decide(
     slices: Sequence[SliceAccuracy] = (),
     decided_at: dt.datetime | None = None,
 ) -> Decision:
-    """The decision about a candidate: accepted where every check passed; `slices` are shown beside.
+    """The decision about a candidate: accepted if every check passed; `slices` are shown beside.
 
     Equal measurements, settings and seed give equal checks. `decided_at` is the present if it is not given.
     """
@@ -184,7 +184,7 @@ def reward_gate(
 ) -> tuple[Check, ...]:
     """The conditions on a reward model, asked before it steers PPO and again of the release that carries it.
 
-    comparisons: (rater, 1 where the model orders the two as the rater did, 0 where not, .5 for equal scores), of
+    comparisons: (rater, 1 if the model orders the two as the rater did, 0 if not, .5 for equal scores), of
     calibration raters, those inside rankings too. `live_comparisons` are the same under the live reward model. A rater
     counts as at most `rater_cap` comparisons. `reward_outcome` says what the checks call for.
     """
@@ -227,7 +227,7 @@ def slice_checks(slices: Sequence[SliceAccuracy]) -> tuple[Check, ...]:
 
 
 def reward_outcome(checks: Sequence[Check]) -> Outcome:
-    """WAIT with too few comparisons or raters, else ACCEPT where all checks passed, else REFUSE."""
+    """WAIT with too few comparisons or raters, else ACCEPT if all checks passed, else REFUSE."""
     failed = {check.name for check in checks if not check.passed}
     if failed & {"reward_comparisons", "reward_raters"}:
         return Outcome.WAIT

@@ -145,7 +145,7 @@ class Manifest(_Frozen):
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions of python, torch, plaudit and each plugin (`plugin:<domain>`)."""
     kl: float | None = None
-    """KL to the base, nats a sequence, at the policy's temperature."""
+    """KL to the base, nats per sequence, at the policy's temperature."""
     created_at: Utc = Field(default_factory=lambda: dt.datetime.now(dt.UTC))
     """When training ended."""
     probes: tuple[Probe, ...] = ()

@@ -39,7 +39,7 @@ class HarmRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HarmResult:
-    """One harm: the candidate's rate, and base's and live's where the candidate did it at all (None: not asked)."""
+    """One harm: the candidate's rate, and base's and live's if the candidate did it at all (None: not asked)."""
 
     harm: str
     candidate: HarmRate

@@ -94,7 +94,7 @@ class Registry:
         """The channel's state; a channel that is not known yet begins with the base as version 0 and a random salt.
 
         `temperature` is the default at which version 0 answers, that of the policies that will follow it.
-        Raises BadArtifact where the channel began on another base: its adapters and splits belong to that one.
+        Raises BadArtifact if the channel began on another base: its adapters and splits belong to that one.
         """
         check_channel(channel)
         if (state := self.state(channel)) is None:
@@ -111,7 +111,7 @@ class Registry:
         return bytes.fromhex(salt)
 
     def state(self, channel: Channel) -> ChannelState | None:
-        """What the channel serves; None where it has never served."""
+        """What the channel serves; None if it has never served."""
         with self.database.reading() as connection:
             return read_state(connection, channel)
 
@@ -202,7 +202,7 @@ class Registry:
         """Copies a release below `into`, verifies every digest, and returns its folder.
 
         The folder holds `manifest.json` and the artifacts under their relative paths. Raises BadArtifact for a
-        missing, damaged or truncated file, and, where `base_digest` is given, for a release of another base.
+        missing, damaged or truncated file, and, if `base_digest` is given, for a release of another base.
         """
         manifest = self.manifest(channel, version)
         if base_digest is not None:

@@ -79,7 +79,7 @@ class Shared:
         return [self.log_nu, self.log_kappa, self.intercept]
 
     def at(self, places: Tensor) -> Tensor:
-        """Offset of each place, of the shape of `places`; 0 in the first, and where a place has no say."""
+        """Offset of each place, of the shape of `places`; 0 for the first place and for one that has no say."""
         zero = self.offsets.new_zeros(1)
         return torch.cat([zero, self.offsets, zero])[places]
 

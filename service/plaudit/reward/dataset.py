@@ -411,7 +411,7 @@ def _about_the_middle(scalars: Sequence[tuple[Thumb, float]]) -> list[Thumb]:
 
 
 def _noise(units: Sequence[Weighed], initial: float) -> dict[str, Noise]:
-    """Rates of error of signals, learnt where the same rater also gave a thumb or rating; none if `initial` is 0."""
+    """How often signals err, learnt from raters who also gave a thumb or rating; none if `initial` is 0."""
     thumbs = [unit for unit in units if isinstance(unit, Thumb)]
     if not initial:
         return {}

@@ -122,7 +122,7 @@ def fit_offsets(
 
 
 def _drawn(units: Units) -> list[Unit]:
-    """What was said of orders that were drawn, where places have a say."""
+    """What was said of orders that were drawn, if places have a say."""
     compared: list[PairUnit | RankingUnit] = [*units.pairs, *units.rankings]
     found: list[Unit] = [
         unit

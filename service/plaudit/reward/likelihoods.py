@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 
 def pair_loss(chosen: Tensor, other: Tensor, *, margin: Tensor | float = 0.0, temperature: float = 1.0) -> Tensor:
-    """-log sigmoid(tau (chosen - other - m)): Bradley-Terry, for pairs where no tie was offered.
+    """-log sigmoid(tau (chosen - other - m)): Bradley-Terry, for pairs without the offer of a tie.
 
     chosen, other: (...). Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1, with one pair a term.
     """
@@ -34,7 +34,7 @@ def pair_with_ties_loss(
     """-log P(outcome) of a pair in which a tie was offered; outcome is 1 (first), -1 (second) or 0 (tie).
 
     first, second: (...); outcome broadcasts against them; log_nu: scalar. With d = tau (winner - loser - m) and
-    D = 2 cosh(d/2) + nu: -log P(win) = log D - d/2 and -log P(tie) = log D - log nu, where m is 0. Davidson 1970,
+    D = 2 cosh(d/2) + nu: -log P(win) = log D - d/2 and -log P(tie) = log D - log nu, at m = 0. Davidson 1970,
     JASA 65:317. Wins and ties share one likelihood: sigmoid for wins beside nu for ties would let nu run away.
     """
     tie = outcome == 0
@@ -49,7 +49,7 @@ def ranking_loss(scores: Tensor, mask: Tensor | None = None, *, observed: Tensor
     """Plackett-Luce loss of a ranking, a term a place: (1/m') sum_{j<=m'} [log sum_{l>=j} exp r_l - r_j].
 
     scores: (..., M), best first; the first `observed` places (one number, or (...)) are ordered and the rest only
-    known to follow (None: all). m' = min(observed, K - 1) with K the number of elements that count; 0 where K < 2.
+    known to follow (None: all). m' = min(observed, K - 1) with K the number of elements that count; 0 if K < 2.
     Plackett 1975, Applied Statistics 24:193; Luce 1959.
     Differs: divided by m', so that a long ranking does not outvote a pair (its weight says what it is worth).
     """
@@ -95,7 +95,7 @@ def turned(false_up: Tensor, false_down: Tensor) -> Tensor:
     """Probability that a down beside an up is observed as an up beside a down, if they are observed to differ: (...).
 
     false_up: (...), e of the first; false_down: (...), f of the second. Turned round e f, as they are (1 - e)(1 - f):
-    e f / (e f + (1 - e)(1 - f)). As forward correction of a contrast it is exact where the score decides it, and for
+    e f / (e f + (1 - e)(1 - f)). As forward correction of a contrast it is exact if the score decides it, and for
     two of one source also if it says nothing: one half, as without noise.
     """
     wrong = false_up * false_down

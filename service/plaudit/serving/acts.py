@@ -186,7 +186,7 @@ def _id(name: str, ids: Sequence[str]) -> str:
 
 
 def checked_act(act: Act, claims: HandleClaims, declaration: Declaration) -> Act:
-    """The act, where domain and handle allow it; raises what is wrong with it."""
+    """The act, if domain and handle allow it; raises what is wrong with it."""
     kind = KIND_OF_ACT[type(act)]
     if kind not in declaration.kinds:
         raise _undeclared(kind, declaration)

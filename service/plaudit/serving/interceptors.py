@@ -94,7 +94,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._reflections = OpenCalls(reflections)
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        """The method's handler, wrapped where it is one of ours."""
+        """The method's handler, wrapped if it is one of ours."""
         handler = continuation(details)
         metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
         if handler is not None and details.method.startswith(_REFLECTION) and handler.stream_stream:
@@ -243,7 +243,7 @@ class _Around:
         code = failure.code if failure else "OK"
         self._metrics.requests.labels(self._service, self._method, code).inc()
         self._metrics.request_seconds.labels(self._service, self._method).observe(time.perf_counter() - started)
-        # Last: where nothing is in flight, everything is counted.
+        # Last: once nothing is in flight, everything is counted.
         self._metrics.requests_in_flight.dec()
 
     def _failure(self, error: Exception, context: Any) -> PlauditError:

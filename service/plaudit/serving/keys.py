@@ -21,7 +21,7 @@ _LEAST_BYTES = 16
 
 
 def handle_signer(settings: Settings) -> HandleSigner:
-    """The signer of the settings' keys, or of the data directory's own key where the settings give none."""
+    """The signer of the settings' keys, or of the data directory's own key if the settings give none."""
     keys = {name: value.get_secret_value().encode() for name, value in settings.serve.handle_keys.items()}
     for name, key in keys.items():
         _check(f"serve.handle_keys.{name}", key)

@@ -27,7 +27,7 @@ FROM_BASE_MEAN = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Differences in nats: greatest and mean from the trainer, mean from the base; NaN where nothing was measured."""
+    """Differences in nats: greatest and mean from the trainer, mean from the base; NaN if nothing was measured."""
 
     greatest: float
     mean: float
@@ -66,7 +66,7 @@ def prove(engine: Engine, key: ReleaseKey, base: ReleaseKey, manifest: Manifest,
 
 
 def _greatest(values: list[float]) -> float:
-    """The greatest value; NaN where any is, which `max` would lose."""
+    """The greatest value; NaN if any is, which `max` would lose."""
     return math.nan if any(math.isnan(value) for value in values) else max(values)
 
 

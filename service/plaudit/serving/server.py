@@ -222,7 +222,7 @@ class Server:
         self.http_port = self._door.port
 
     def stop(self, grace: float | None = None) -> None:
-        """Drains: health first, then calls under way have `grace` seconds (drain_seconds where None)."""
+        """Drains: health first, then calls under way have `grace` seconds (drain_seconds if None)."""
         self._draining.set()
         self._health.enter_graceful_shutdown()
         seconds = self._settings.serve.drain_seconds if grace is None else grace
@@ -297,7 +297,7 @@ def _serving_log(settings: Settings, metrics: Metrics) -> EventLog:
 
 
 def read_address(data_dir: Path) -> str | None:
-    """Where the replica of this data directory listens, as "host:port"; None where none has started."""
+    """Where the replica of this data directory listens, as "host:port"; None if none has started."""
     try:
         written = json.loads((data_dir / ADDRESS_FILE).read_text())
     except FileNotFoundError:

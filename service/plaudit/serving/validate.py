@@ -157,7 +157,7 @@ def short_text(field: str, value: str, max_bytes: int, *, required: bool = False
 
 
 def identifier(field: str, value: str) -> str:
-    """A UUID in canonical form, made here where empty."""
+    """A UUID in canonical form, made here if empty."""
     if not value:
         return str(uuid6.uuid7())
     try:
@@ -197,7 +197,7 @@ def checked_tags(tags: Mapping[str, str]) -> Tags:
 
 
 def channel_name(value: str) -> Channel:
-    """A channel from its written form; raises InvalidField where it has another."""
+    """A channel from its written form; raises InvalidField if it has another."""
     try:
         return Channel.parse(short_text("channel", value, 2 * MAX_NAME_BYTES + 1, required=True))
     except ValueError:

@@ -51,7 +51,7 @@ def thumb(rater: Rater, shown: Shown, liking: float, rng: random.Random) -> Thum
 
 
 def choice(rater: Rater, pair: Sequence[Shown], likings: Sequence[float], rng: random.Random) -> Choice:
-    """The text that is liked more, with logistic noise (Bradley-Terry); a tie where the two come too close."""
+    """The text that is liked more, with logistic noise (Bradley-Terry); a tie if the two come too close."""
     difference = likings[0] - likings[1] + _logistic(rng) * rater.temperature
     better, worse = pair if difference > 0 else (pair[1], pair[0])
     tie = pair[0].text == pair[1].text or abs(difference) < TIE_WITHIN

@@ -29,7 +29,7 @@ class Rate:
 
 
 def win_share(golds: Sequence[float], base_golds: Sequence[float]) -> float:
-    """Share of all pairs of one prompt that the first side wins; ties count half. 0.5 where a side is empty."""
+    """Share of all pairs of one prompt that the first side wins; ties count half. 0.5 if a side is empty."""
     pairs = [(gold > base) + 0.5 * (gold == base) for gold in golds for base in base_golds]
     return sum(pairs) / len(pairs) if pairs else 0.5
 

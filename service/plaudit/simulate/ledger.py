@@ -168,7 +168,7 @@ class SimulationLedger:
             }
 
     def audit(self, stored: Mapping[str, int]) -> dict[str, int]:
-        """Acts lost and doubled, where `stored` counts how often each feedback id was found downstream."""
+        """Acts lost and doubled; `stored` counts how often each feedback id was found downstream."""
         ids = self.feedback_ids
         return {
             "lost": sum(stored.get(feedback_id, 0) == 0 for feedback_id in ids),

@@ -129,9 +129,9 @@ class Panel:
     def answers(
         self, prompts: Sequence[SimPrompt], version: int, name: str, *, system: str = "", samples: int = 0
     ) -> list[Answer]:
-        """What a release answers to each prompt, in order; raises Refused where a request fails.
+        """What a release answers to each prompt, in order; raises Refused if a request fails.
 
-        name: fixes the seeds, and is told to whoever waits. samples: completions a prompt, 0 for the settings' number.
+        name: fixes the seeds, and is told to whoever waits. samples: completions per prompt; 0: as the settings say.
         """
         self._progress(name)
 

@@ -212,7 +212,7 @@ class _Simulation:
         return answer
 
     def _ask_even_if_retired(self, question: Question) -> tuple[Answer, int]:
-        """Asks; where a release that was named stopped being served meanwhile, asks without naming any."""
+        """Asks; if a release that was named stopped being served meanwhile, asks without naming any."""
         try:
             return self._connection.ask(question)
         except Refused as error:

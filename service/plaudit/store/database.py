@@ -30,7 +30,7 @@ BUSY_SECONDS = 30.0  # a join transaction holds a SQLite file for well under a s
 CONNECT_SECONDS = 10
 # Any fixed number: the lock under which PostgreSQL runs the migrations.
 _MIGRATION_LOCK = 4_172_008
-# SQLSTATE classes of PostgreSQL that an operator must mend: wrong user or password, no such database, no permission.
+# SQLSTATE classes of PostgreSQL that an operator must fix: wrong user or password, no such database, no permission.
 _WRONG_STATES = ("28", "3D", "42501", "3F")
 # Alembic keeps the migration that runs in module globals.
 _migrating = threading.Lock()
@@ -39,7 +39,7 @@ _log = structlog.get_logger(__name__)
 
 
 class UtcTime(sa.types.TypeDecorator[dt.datetime]):
-    """Aware UTC datetimes also where the database keeps no zone (SQLite)."""
+    """Aware UTC datetimes even if the database keeps no zone (SQLite)."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -72,7 +72,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """One transaction that writes: committed where the block ends, undone where it raises.
+        """One transaction that writes: committed if the block ends, undone if it raises.
 
         On SQLite it takes the write lock when it begins and waits its turn; a transaction that reads first and locks
         later would be refused. Raises StoreUnavailable or Misconfigured; IntegrityError passes as it is.
@@ -178,7 +178,7 @@ def _schema(connection: sa.Connection) -> str | None:
 
 
 def _migrate(connection: sa.Connection) -> None:
-    # Imported where it is needed: a database that is up to date is opened without Alembic.
+    # Imported here alone: a database that is up to date is opened without Alembic.
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError

@@ -29,7 +29,7 @@ def private_folder(path: Path) -> None:
 def private_database(path: Path) -> None:
     """Makes a SQLite file that only its owner may read and write; SQLite gives its side files the same mode.
 
-    A file that exists is narrowed where this user owns it; otherwise it is left as it is. Raises OSError.
+    A file that exists is narrowed if this user owns it; otherwise it is left as it is. Raises OSError.
     """
     private_folder(path.parent)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

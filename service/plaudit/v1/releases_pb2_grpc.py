@@ -113,7 +113,7 @@ class ReleaseServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RollBackRelease(self, request, context):
-        """Goes back to an earlier release (the previous live one where none is named) and marks the live one rolled back.
+        """Goes back to an earlier release (the previous live one if none is named) and marks the live one rolled back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

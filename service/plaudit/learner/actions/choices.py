@@ -62,7 +62,7 @@ class Choices:
         return OptionReferences(turn.base, turn.plugin, prompts)
 
     def optimise(self, turn: Turn, frozen: Frozen, fitted: Fitted) -> Optimised:
-        """The reward of what is shown, exactly where that is possible, and people's labels."""
+        """The reward of what is shown, exactly if that is possible, and people's labels."""
         settings, declared = turn.settings, turn.plugin.declaration
         train, held_out = hold_out(frozen.train, settings.policy)
         return ChoiceOptimizer().optimise(
