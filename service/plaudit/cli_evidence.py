@@ -161,6 +161,9 @@ def _rejections(settings: Settings, record: str, reason: str) -> list[Rejected]:
 def _trace_lines(found: dict[str, Any]) -> str:
     if found["here"]:
         lines = [f"{found['interaction_id']}  {found['channel']}  {found['purpose']}  {found['completed_at']}"]
+        if not found["consent"]["train"]:
+            kept = "learnt from" if found["consent"]["store"] else "kept"
+            lines.append(f"  nobody agreed that its texts are {kept}")
         lines += [f"  {message['role']}: {message['content']}" for message in found.get("messages", ())]
         for each in found["candidates"]:
             valid = "" if each["valid"] else ", invalid"

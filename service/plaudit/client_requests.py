@@ -38,6 +38,10 @@ class AskOptions(TypedDict, total=False):
     """"serve" (the default), "explore" (candidates may be sampled to learn more) or "evaluate" (never learnt from)."""
     interaction_id: str
     """Idempotency key, a UUIDv7; made by the client if it is left out."""
+    store: bool
+    """The texts may be kept; if false no feedback is taken. As the service's operator set it if it is left out."""
+    train: bool
+    """Something may be learnt from it. As the service's operator set it if it is left out."""
     tags: Mapping[str, str]
     """Your own marks, recorded with the interaction: at most 16. About the product, never about people."""
 
@@ -225,6 +229,9 @@ def _common(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
     purpose = fields.pop("purpose", Purpose.SERVE)
     if not isinstance(purpose, str) or purpose not in _PURPOSES:
         raise InvalidField(f"purpose is {purpose!r}; use serve, explore or evaluate", field="purpose")
+    agreed = {name: fields.pop(name) for name in ("store", "train") if name in fields}
+    if agreed:
+        fields["consent"] = filled(assistant_pb2.Consent, **agreed)
     return {
         **fields,
         "messages": messages_of(prompt),

@@ -4,7 +4,7 @@ PlauditError
 ├── RequestRefused                the caller can fix it
 │   ├── EmptyPrompt · PromptTooLong · InvalidField · InvalidText · WrongAction
 │   ├── UnknownDomain · UnknownRelease · UnknownChannel · ReleaseNotServable
-│   ├── HandleForged · HandleExpired · HandleWrongRater
+│   ├── HandleForged · HandleExpired · HandleWrongRater · NotStored
 │   ├── UndeclaredKind · UndeclaredReason · UnknownCandidate · IncompleteRanking · OutOfScale
 │   ├── OptionsTooLong · RequestTooLarge
 │   ├── MessageTooLarge · NotOffered · GenerationChanged · WrongState
@@ -149,6 +149,13 @@ class HandleWrongRater(RequestRefused):
 
     code = "PERMISSION_DENIED"
     reason = "HANDLE_WRONG_RATER"
+
+
+class NotStored(RequestRefused):
+    """The texts of this interaction are not kept, because nobody agreed to it: there is nothing to give feedback on."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "NOT_STORED"
 
 
 class UndeclaredKind(RequestRefused):

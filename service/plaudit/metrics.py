@@ -69,6 +69,13 @@ class Metrics:
         self.feedback_accepted = self._counter(
             "serve", "feedback_accepted", "Acts of feedback made durable.", "domain", "kind"
         )
+        self.consent_withheld = self._counter(
+            "serve",
+            "consent_withheld",
+            "Interactions that nothing may be learnt from (training), or whose texts are not kept (storage).",
+            "channel",
+            "withheld",
+        )
         self.redactions = self._counter("serve", "redactions", "Pieces of personal data replaced.", "kind")
         self.feedback_refused = self._counter("serve", "feedback_refused", "Acts of feedback refused.", "reason")
         self.plugin_failures = self._counter(

@@ -509,6 +509,10 @@ class PrivacySettings(Section):
 
     redact: tuple[Literal["email", "phone", "iban", "card", "ip", "secret"], ...] = ()
     """Kinds of personal data that placeholders replace in requests and feedback, before anything else reads them."""
+    store: bool = True
+    """Keep the texts of requests that say nothing of consent."""
+    train: bool = True
+    """Learn from requests that say nothing of consent."""
 
 
 class ChannelSettings(Section):

@@ -96,6 +96,21 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Consent:
+    """What people agreed to: that their texts are kept, and that something is learnt from them.
+
+    Nothing is learnt from what is not kept.
+    """
+
+    store: bool = True
+    train: bool = True
+
+    def __post_init__(self) -> None:
+        if self.train and not self.store:
+            object.__setattr__(self, "train", False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a caller asks of a domain. `options` is empty for completions."""
 
@@ -175,7 +190,7 @@ class Interaction:
     `order_logprob`: exact log-probability (nats) of that order under what drew it, 0 if nothing did. `answers`: marks
     (hex) of what was shown, as its handles carry them; feedback under another mark is about another text. `decision`:
     id of the option that was decided (of a drawn order the first), empty for completions. `policy_version`: as the
-    domain declared it then.
+    domain declared it then. `consent`: what the people in it agreed to; one that is not stored has no texts.
     """
 
     interaction_id: str
@@ -199,6 +214,7 @@ class Interaction:
     policy_version: str = ""
     decision: str = ""
     tags: Tags = ()
+    consent: Consent = Consent()
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -206,6 +222,42 @@ class Interaction:
         if self.action is not Action.CHOICE:
             return ()
         return tuple(Option(each.option_id, each.text) for each in sorted(self.candidates, key=lambda c: c.place))
+
+
+def without_text(interaction: Interaction) -> Interaction:
+    """What tells that an interaction was, and by which releases; nothing that anybody wrote, and nobody's name."""
+    return Interaction(
+        interaction_id=interaction.interaction_id,
+        channel=interaction.channel,
+        purpose=interaction.purpose,
+        action=interaction.action,
+        messages=(),
+        prompt_group="",
+        candidates=tuple(
+            Candidate(
+                candidate_id=each.candidate_id,
+                release_version=each.release_version,
+                release_digest=each.release_digest,
+                tokens=(),
+                logprobs_raw=(),
+                logprobs_sampled=(),
+                text="",
+                displayed_text="",
+                finish_reason=each.finish_reason,
+                sampling=Sampling(),
+                seed=0,
+                width=0,
+                valid=each.valid,
+            )
+            for each in interaction.candidates
+        ),
+        completed_at=interaction.completed_at,
+        plugin_version=interaction.plugin_version,
+        base_digest=interaction.base_digest,
+        base_dtype=interaction.base_dtype,
+        policy_version=interaction.policy_version,
+        consent=interaction.consent,
+    )
 
 
 # Acts of feedback, one class per kind. -----------------------------------------------------------

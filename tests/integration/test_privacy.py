@@ -4,12 +4,14 @@ import contextlib
 import re
 import uuid
 
+import pytest
 from plaudit.client import Plaudit
+from plaudit.errors import NotStored
 from plaudit.eventlog import Topic
 from plaudit.plugins import load_plugins
 from plaudit.settings import ChannelSettings, PrivacySettings
 from plaudit.testing.serving import local_server, serve_settings
-from plaudit.types import Message
+from plaudit.types import Consent, Message
 
 MAIL, CARD = "ana.secret@example.org", "4111 1111 1111 1111"
 TEXT = f"Write to {MAIL} about card {CARD}."
@@ -65,3 +67,33 @@ def test_another_channel_keeps_what_it_is_not_told_to_redact(tmp_path, tiny_engi
         first, second = (record.messages[0].content for record in server.records(Topic.INTERACTIONS))
     assert first == f"Write to [EMAIL] about card {CARD}."
     assert second == TEXT
+
+
+def test_an_answer_that_may_not_be_kept_is_served_and_leaves_no_text(tmp_path, tiny_engine):
+    with redacting(tmp_path, tiny_engine) as (server, client):
+        ask = {"max_tokens": 4, "seed": 1, "end_user": "ana", "interaction_id": str(uuid.uuid4())}
+        reply = client.generate("echo", TEXT, store=False, **ask)
+        again = client.generate("echo", TEXT, store=False, **ask)
+        assert reply.completions[0].text
+        assert again.completions[0].token_ids == reply.completions[0].token_ids
+        with pytest.raises(NotStored):
+            reply.thumbs_up()
+        client.choose("echo-choice", TEXT, ["yes", "no"], store=False)
+        assert [*client.stream("echo", TEXT, max_tokens=2, store=False)]
+        records = server.records(Topic.INTERACTIONS)
+        assert {(each.consent.store, each.messages, each.end_user) for each in records} == {(False, (), "")}
+        assert records[0].candidates[0].release_digest
+        withheld = server.metrics.consent_withheld.labels("echo/default", "storage")._value.get()
+        assert withheld == 3
+    for secret in (MAIL, CARD):
+        assert secret.encode() not in on_disk(tmp_path)
+
+
+def test_a_channel_asks_for_consent_and_a_request_gives_it(tmp_path, tiny_engine):
+    channels = {"echo/acme": ChannelSettings(privacy=PrivacySettings(train=False))}
+    with redacting(tmp_path, tiny_engine, channels=channels) as (server, client):
+        for consent in ({}, {"train": True}, {"store": False, "train": True}):
+            client.generate("echo", "Hello", tenant="acme", max_tokens=1, **consent)
+        client.generate("echo", "Hello", tenant="other", max_tokens=1).thumbs_up()
+        found = [each.consent for each in server.records(Topic.INTERACTIONS)]
+    assert found == [Consent(train=False), Consent(), Consent(store=False), Consent()]

@@ -99,6 +99,7 @@ def feedback_counts(
         "waiting": counts.waiting,
         "superseded": counts.superseded,
         "retracted": counts.retracted,
+        "withheld": counts.withheld,
     }
 
 

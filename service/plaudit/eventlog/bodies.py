@@ -155,6 +155,8 @@ def interaction_to_proto(interaction: Interaction) -> events_pb2.InteractionReco
         policy_version=interaction.policy_version,
         decision=interaction.decision,
         tags=dict(interaction.tags),
+        not_stored=not interaction.consent.store,
+        not_trained=not interaction.consent.train,
     )
 
 
@@ -201,6 +203,7 @@ def interaction_from_proto(message: events_pb2.InteractionRecorded) -> Interacti
         decision=message.decision,
         tags=tuple(sorted(message.tags.items())),
         completed_at=moment(message, "completed_at"),
+        consent=types.Consent(store=not message.not_stored, train=not message.not_trained),
     )
 
 

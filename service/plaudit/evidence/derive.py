@@ -102,6 +102,11 @@ def derive(
     mine_retractions = [each for each in retractions if _belongs(interaction, each.channel, each.key, derived)]
     counting = _first_bodies(mine_acts, derived)
     retracted = _retracted(counting, mine_retractions, derived)
+    if not interaction.consent.train:
+        for act in counting.values():
+            gone = act.feedback.feedback_id in retracted
+            derived.statuses[act.key] = Status.RETRACTED if gone else Status.WITHHELD
+        return derived
     known = frozenset(candidate.candidate_id for candidate in interaction.candidates)
     usable = [
         act

@@ -34,7 +34,7 @@ from plaudit.evidence.tables import (
     to_micros,
     where_in,
 )
-from plaudit.types import Channel, Feedback, FeedbackKind, Interaction, Purpose
+from plaudit.types import Channel, Feedback, FeedbackKind, Interaction, Purpose, without_text
 
 SWEEP_LIMIT = 1000  # interactions that one sweep takes up, so that a transaction stays short
 
@@ -254,34 +254,24 @@ def _changed(stored: Iterable[Row], derived: Derived) -> Iterator[tuple[Row, Sta
 
 
 def _interaction_row(record: Record, interaction: Interaction) -> dict[str, Any]:
-    evaluated = interaction.purpose is Purpose.EVALUATE
+    learnt_from = interaction.purpose is not Purpose.EVALUATE and interaction.consent.train
     return {
         "interaction_id": interaction.interaction_id,
         "domain": interaction.channel.domain,
         "tenant": interaction.channel.tenant,
         "purpose": interaction.purpose.value,
-        "prompt_group": "" if evaluated else interaction.prompt_group,
+        "prompt_group": interaction.prompt_group if learnt_from else "",
         "completed_at": to_micros(interaction.completed_at),
         "digest": request_digest(interaction),
-        "record": _without_text(interaction) if evaluated else record.value,
+        "record": record.value if learnt_from else _without_text(interaction),
+        "may_train": interaction.consent.train,
     }
 
 
 def _without_text(interaction: Interaction) -> bytes:
     """An interaction that nothing may learn from: what tells that it was seen, and nothing that anybody wrote."""
-    bare = Interaction(
-        interaction_id=interaction.interaction_id,
-        channel=interaction.channel,
-        purpose=interaction.purpose,
-        action=interaction.action,
-        messages=(),
-        prompt_group="",
-        candidates=(),
-        completed_at=interaction.completed_at,
-        plugin_version=interaction.plugin_version,
-        base_digest=interaction.base_digest,
-    )
-    return encode_interaction(bare, producer=f"plaudit-join/{__version__}", event_id=interaction.interaction_id)
+    producer = f"plaudit-join/{__version__}"
+    return encode_interaction(without_text(interaction), producer=producer, event_id=interaction.interaction_id)
 
 
 def _feedback_row(record: Record, item: Feedback | Retraction, now: dt.datetime) -> dict[str, Any]:

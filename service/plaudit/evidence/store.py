@@ -101,8 +101,9 @@ class PromptRow:
 class JoinCounts:
     """What the join has read of a channel.
 
-    `acknowledged` counts acts, each body under an id once: it is the sum of joined, waiting, rejected, superseded and
-    retracted. Retractions are counted apart.
+    `acknowledged` counts acts, each body under an id once: it is the sum of joined, waiting, rejected, superseded,
+    retracted and withheld. Retractions are counted apart. `no_consent`: interactions that nothing may be learnt from,
+    which `interactions` does not count; acts on them are `withheld`.
     """
 
     interactions: int = 0
@@ -112,6 +113,8 @@ class JoinCounts:
     rejected: int = 0
     superseded: int = 0
     retracted: int = 0
+    withheld: int = 0
+    no_consent: int = 0
     retractions: int = 0
     retractions_rejected: int = 0
 
@@ -132,7 +135,7 @@ class EvidenceStore:
             return places.read(connection)
 
     def channels(self) -> list[Channel]:
-        """Channels with an interaction for SERVE or EXPLORE, in order."""
+        """Channels with an interaction for SERVE or EXPLORE that something may be learnt from, in order."""
         query = select(InteractionRow.domain, InteractionRow.tenant).where(_LEARNED_FROM).distinct()
         with self.database.reading() as connection:
             return sorted(Channel(domain, tenant) for domain, tenant in connection.execute(query))
@@ -234,25 +237,31 @@ class EvidenceStore:
 
     def counts(self, channel: Channel) -> JoinCounts:
         """What the join has read of a channel, and what became of it. EVALUATE interactions are not counted."""
-        interactions = select(func.count()).select_from(InteractionRow).where(_of_channel(channel), _LEARNED_FROM)
+        interactions = (
+            select(InteractionRow.may_train, func.count())
+            .where(_of_channel(channel), _NOT_EVALUATED)
+            .group_by(InteractionRow.may_train)
+        )
         feedback = (
             select(FeedbackRow.retraction, FeedbackRow.status, func.count())
             .where(FeedbackRow.domain == channel.domain, FeedbackRow.tenant == channel.tenant)
             .group_by(FeedbackRow.retraction, FeedbackRow.status)
         )
         with self.database.reading() as connection:
-            total = connection.execute(interactions).scalar_one()
+            consented = {bool(may_train): count for may_train, count in connection.execute(interactions)}
             found = connection.execute(feedback).all()
         acts = Counter({status: count for retraction, status, count in found if not retraction})
         retractions = Counter({status: count for retraction, status, count in found if retraction})
         return JoinCounts(
-            interactions=total,
+            interactions=consented.get(True, 0),
+            no_consent=consented.get(False, 0),
             acknowledged=acts.total(),
             joined=acts[Status.JOINED],
             waiting=acts[Status.WAITING],
             rejected=acts[Status.REJECTED],
             superseded=acts[Status.SUPERSEDED],
             retracted=acts[Status.RETRACTED],
+            withheld=acts[Status.WITHHELD],
             retractions=retractions.total(),
             retractions_rejected=retractions[Status.REJECTED],
         )
@@ -335,7 +344,8 @@ def digest_of(payloads: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-_LEARNED_FROM = InteractionRow.purpose != Purpose.EVALUATE.value
+_NOT_EVALUATED = InteractionRow.purpose != Purpose.EVALUATE.value
+_LEARNED_FROM = and_(_NOT_EVALUATED, InteractionRow.may_train)
 
 
 def _of_channel(channel: Channel) -> ColumnElement[bool]:

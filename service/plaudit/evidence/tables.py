@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     select,
+    true,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -46,6 +47,8 @@ class Status(StrEnum):
     """Its rater withdrew it."""
     REJECTED = "rejected"
     """It cannot be used; the reason stands beside it."""
+    WITHHELD = "withheld"
+    """Nobody agreed that anything is learnt from the interaction."""
     APPLIED = "applied"
     """A retraction that withdrew its act."""
     UNMATCHED = "unmatched"
@@ -59,7 +62,10 @@ class Base(DeclarativeBase):
 
 
 class InteractionRow(Base):
-    """An interaction as its log record, and what is asked about it. The record of an EVALUATE one has no text."""
+    """An interaction as its log record, and what is asked about it.
+
+    The record of one that nothing may be learnt from (EVALUATE, or without consent) has no text.
+    """
 
     __tablename__ = "interactions"
 
@@ -71,6 +77,7 @@ class InteractionRow(Base):
     completed_at: Mapped[int] = mapped_column(BigInteger)
     digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the request, to tell a repeat from a conflict
     record: Mapped[bytes] = mapped_column(LargeBinary)  # decoded whenever it is read
+    may_train: Mapped[bool] = mapped_column(Boolean, server_default=true())
 
     __table_args__ = (
         PrimaryKeyConstraint("interaction_id", name="interactions_by_id"),

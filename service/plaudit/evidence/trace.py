@@ -82,6 +82,7 @@ def _head(interaction: Interaction | None, texts: bool) -> dict[str, Any]:
         "purpose": interaction.purpose.value,
         "completed_at": interaction.completed_at.isoformat(timespec="seconds"),
         "policy_version": interaction.policy_version,
+        "consent": {"store": interaction.consent.store, "train": interaction.consent.train},
         "candidates": [
             {
                 "place": index,

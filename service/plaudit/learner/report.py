@@ -68,6 +68,7 @@ class ChannelReport:
     feedback: Mapping[str, int]
     waiting: int
     rejected: int
+    no_consent: int
     needs: tuple[Need, ...]
     advice: str
     turns: tuple[TurnReport, ...]
@@ -194,6 +195,7 @@ def _report(
         feedback=feedback,
         waiting=counts.waiting,
         rejected=counts.rejected,
+        no_consent=counts.no_consent,
         needs=needs,
         advice=advice,
         turns=tuple(_turn(each) for each in outcomes.recent(channel, TURNS)),
@@ -248,6 +250,8 @@ def _channel_lines(each: ChannelReport, now: str) -> str:
     others = ((each.waiting, "wait for their interaction"), (each.rejected, "rejected"))
     rest = [f"{count} {what}" for count, what in others if count]
     lines.append(f"  feedback  {'; '.join([acts, *rest])}")
+    if each.no_consent:
+        lines.append(f"  consent   {each.no_consent} requests teach nothing: nobody agreed to it")
     if each.step or each.learner:
         lines.append(f"  learning  a turn runs: {each.step or 'by ' + each.learner}")
     if each.problem:

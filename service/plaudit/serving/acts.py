@@ -3,8 +3,8 @@
 What enters: a Feedback message, or a withdrawal. What leaves: the act as the log keeps it, or a RequestRefused. Reads
 nothing, so that the answer costs one durable append and nothing else; a withdrawal is given what it is checked against.
 
-In order: 1 the handle, and whether the caller may use its channel; 2 who gives it, and how often; 3 its id, texts and
-session; 4 the kind; 5 the candidates; 6 values, reasons and tags.
+In order: 1 the handle, whether the caller may use its channel and whether the texts are kept; 2 who gives it, and how
+often; 3 its id, texts and session; 4 the kind; 5 the candidates; 6 values, reasons and tags.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from plaudit.domain import Declaration, DomainPlugin
 from plaudit.errors import (
     HandleWrongRater,
     IncompleteRanking,
+    NotStored,
     OutOfScale,
     RetractionByOther,
     UndeclaredKind,
@@ -146,6 +147,8 @@ class Acts:
         """The handle's claims and the pseudonym of who acts."""
         claims = self._signer.verify(handle, now)
         check_channel(Channel(claims.domain, claims.tenant))
+        if not claims.stored:
+            raise NotStored()
         self._limits.tenant(claims.tenant)
         person = short_text("rater", person, MAX_PERSON_BYTES)
         own = caller().person

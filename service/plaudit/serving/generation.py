@@ -41,7 +41,18 @@ from plaudit.serving.validate import (
     refused,
 )
 from plaudit.settings import PolicySettings
-from plaudit.types import Action, Candidate, Channel, FeedbackKind, Interaction, Outcome, Prompt, Purpose, Sampling
+from plaudit.types import (
+    Action,
+    Candidate,
+    Channel,
+    Consent,
+    FeedbackKind,
+    Interaction,
+    Outcome,
+    Prompt,
+    Purpose,
+    Sampling,
+)
 
 ANY_TENANT = "*"
 _MODES = {Purpose.SERVE: Mode.SERVE, Purpose.EXPLORE: Mode.EXPLORE, Purpose.EVALUATE: Mode.SERVE}
@@ -82,6 +93,7 @@ class Generation:
         policy: Callable[[Channel], PolicySettings],
         costs: Callable[[Channel], Sequence[Cost]],
         compare_share: Callable[[Channel], float] = lambda _: 0.0,
+        consent: Callable[[Channel], Consent] = lambda _: Consent(),
         max_tokens: int,
         tenants: Sequence[str] = (ANY_TENANT,),
     ) -> None:
@@ -93,6 +105,7 @@ class Generation:
         self._policy = policy
         self._costs = costs
         self._compare_share = compare_share
+        self._consent = consent
         self._max_tokens = max_tokens
         self._tenants = frozenset(tenants)
 
@@ -110,7 +123,8 @@ class Generation:
         n = wanted.n or (2 if compare and self._compares(wanted, plugin, spec) else spec.n)
         if len(wanted.versions) > 1 and len(wanted.versions) != n:
             raise refused("release_versions", f"{len(wanted.versions)} entries", f"empty, one entry, or {n} entries")
-        if (recorded := self._recorder.find(wanted.envelope, Action.COMPLETION, n=wanted.n)) is not None:
+        consent = wanted.envelope.consent(self._consent(wanted.envelope.channel))
+        if (recorded := self._recorder.find(wanted.envelope, Action.COMPLETION, consent, n=wanted.n)) is not None:
             return recorded
         encoded = self._engine.encode(prompt.messages)
         seed = wanted.seed if wanted.seed is not None else seed_of(wanted.envelope.interaction_id)
@@ -146,6 +160,8 @@ class Generation:
         """Whether people shall compare two answers to this request: so decided by its id, if it is sent again too."""
         share = self._compare_share(wanted.envelope.channel)
         if spec.n > 1 or wanted.versions or wanted.envelope.purpose is Purpose.EVALUATE:
+            return False
+        if not wanted.envelope.consent(self._consent(wanted.envelope.channel)).train:
             return False
         if not {FeedbackKind.CHOICE, FeedbackKind.RANKING} & plugin.declaration.kinds:
             return False
@@ -231,7 +247,8 @@ class Generation:
             outcomes.append(plugin.parse(prompt, option.text))
         valid = [outcome.valid for outcome in outcomes]
         option_ids = [option.option_id for option in options]
-        if (recorded := self._recorder.find(envelope, Action.CHOICE, option_ids=option_ids)) is not None:
+        consent = envelope.consent(self._consent(envelope.channel))
+        if (recorded := self._recorder.find(envelope, Action.CHOICE, consent, option_ids=option_ids)) is not None:
             return recorded
         encoded = self._engine.encode(prompt.messages)
         texts = [self._engine.encode_text(option.text) for option in options]
@@ -349,6 +366,7 @@ class Generation:
             base_digest=self._engine.base_digest,
             tags=envelope.tags,
             base_dtype=self._engine.base_dtype,
+            consent=envelope.consent(self._consent(envelope.channel)),
         )
 
 

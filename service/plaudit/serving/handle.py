@@ -3,7 +3,8 @@
 What enters: the claims of an interaction and secret keys. What leaves: a token that whoever holds it can give feedback
 with, and claims read back from one. Never stores anything: a handle proves itself.
 
-Token: base64url without padding of `payload || HMAC-SHA256(key, payload)`. Payload: format byte (2), key id, expiry
+Token: base64url without padding of `payload || HMAC-SHA256(key, payload)`. Payload: format byte (2; 3 if the
+interaction is not stored), key id, expiry
 (8 bytes, whole seconds since 1970, big endian), mark of the answer (16 bytes), tenant, domain, rater (a pseudonym, may
 be empty), interaction id, number of candidates (2 bytes) and their ids. A text is one length byte and its UTF-8; an id
 is 16 bytes if it is a UUID (length byte 0xFF), a text otherwise. A handle of four candidates has about 250 characters.
@@ -25,6 +26,7 @@ from plaudit.errors import HandleExpired, HandleForged, InternalError
 from plaudit.types import Candidate
 
 _FORMAT = 2
+_FORMAT_NOT_STORED = 3
 ANSWER_BYTES = 16
 _MAC_BYTES = 32
 _UUID_MARK = 0xFF
@@ -38,6 +40,7 @@ class HandleClaims:
     """What a handle says; `expires_at` in whole seconds. `rater` is a pseudonym, empty if anybody may rate.
 
     `answer`: mark (32 hex digits) of the answer that came with it, so that feedback never lands on another text.
+    `stored`: whether the interaction's texts are kept; otherwise no feedback is taken.
     """
 
     tenant: str
@@ -47,6 +50,7 @@ class HandleClaims:
     answer: str
     rater: str
     expires_at: dt.datetime
+    stored: bool = True
 
 
 class HandleSigner:
@@ -74,7 +78,8 @@ class HandleSigner:
         raw = _from_base64url(token)
         payload, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
         reader = _Reader(payload)
-        if reader.byte() != _FORMAT:
+        kind = reader.byte()
+        if kind not in (_FORMAT, _FORMAT_NOT_STORED):
             raise HandleForged()
         key_id = reader.text()
         key = self._keys.get(key_id)
@@ -82,7 +87,7 @@ class HandleSigner:
         expected = _mac(key if key is not None else b"\0", payload)
         if not hmac.compare_digest(expected, mac) or key is None:
             raise HandleForged()
-        claims = _decode(reader)
+        claims = _decode(reader, stored=kind == _FORMAT)
         if now >= claims.expires_at:
             raise HandleExpired(
                 f"the handle expired at {claims.expires_at.isoformat()}; feedback on this interaction is closed",
@@ -125,7 +130,8 @@ def _from_base64url(token: str) -> bytes:
 
 
 def _encode(key_id: str, claims: HandleClaims) -> bytes:
-    parts = [bytes([_FORMAT]), _text(key_id), struct.pack(">Q", int(claims.expires_at.timestamp()))]
+    kind = _FORMAT if claims.stored else _FORMAT_NOT_STORED
+    parts = [bytes([kind]), _text(key_id), struct.pack(">Q", int(claims.expires_at.timestamp()))]
     parts.append(_answer(claims.answer))
     parts += [_text(claims.tenant), _text(claims.domain), _text(claims.rater), _identifier(claims.interaction_id)]
     parts.append(struct.pack(">H", len(claims.candidate_ids)))
@@ -133,7 +139,7 @@ def _encode(key_id: str, claims: HandleClaims) -> bytes:
     return b"".join(parts)
 
 
-def _decode(reader: _Reader) -> HandleClaims:
+def _decode(reader: _Reader, *, stored: bool) -> HandleClaims:
     expires_at = dt.datetime.fromtimestamp(reader.unsigned(8), tz=dt.UTC)
     answer = reader.take(ANSWER_BYTES).hex()
     tenant, domain, rater = reader.text(), reader.text(), reader.text()
@@ -147,6 +153,7 @@ def _decode(reader: _Reader) -> HandleClaims:
         answer=answer,
         rater=rater,
         expires_at=expires_at,
+        stored=stored,
     )
 
 

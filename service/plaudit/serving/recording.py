@@ -25,7 +25,7 @@ from plaudit.metrics import Metrics
 from plaudit.serving.handle import HandleClaims, HandleSigner, answer_mark, pseudonym
 from plaudit.serving.validate import Envelope
 from plaudit.telemetry import traceparent
-from plaudit.types import Action, Interaction
+from plaudit.types import Action, Consent, Interaction, without_text
 
 PRODUCER = f"plaudit-serve/{__version__}"
 
@@ -79,11 +79,11 @@ class Recorder:
         return pseudonym(self._pseudonym_key, tenant, person)
 
     def find(
-        self, envelope: Envelope, action: Action, *, n: int = 0, option_ids: Collection[str] = ()
+        self, envelope: Envelope, action: Action, consent: Consent, *, n: int = 0, option_ids: Collection[str] = ()
     ) -> Recorded | None:
         """What was recorded under the request's id; raises IdConflict if that answered another request.
 
-        `n`: completions wanted, 0 for as many as there are.
+        `n`: completions wanted, 0 for as many as there are. None too if the answer was not kept.
         """
         record = self._memory.get(envelope.interaction_id)
         if record is None:
@@ -95,7 +95,9 @@ class Recorder:
         if record is None:
             return None
         found = decode(record)
-        if not isinstance(found, Interaction) or not self._answers(found, envelope, action, n, option_ids):
+        if isinstance(found, Interaction) and not (found.consent.store or consent.store):
+            return None  # it is answered anew: nothing of the first answer is known
+        if not isinstance(found, Interaction) or not self._answers(found, envelope, action, consent, n, option_ids):
             raise IdConflict(
                 f"the interaction id {envelope.interaction_id} was used for another request; "
                 "make a new id for each request, and repeat one only to send the very same request again"
@@ -110,13 +112,18 @@ class Recorder:
             if isinstance(found, Interaction) and request_digest(found) == request_digest(interaction):
                 return self.signed(found)
         started = time.perf_counter()
-        record = encode_interaction(interaction, producer=PRODUCER, traceparent=traceparent())
+        kept = interaction if interaction.consent.store else without_text(interaction)
+        record = encode_interaction(kept, producer=PRODUCER, traceparent=traceparent())
         self._log.append(Topic.INTERACTIONS, interaction.interaction_id, record)
-        self._memory.put(interaction.interaction_id, record)
+        if interaction.consent.store:
+            self._memory.put(interaction.interaction_id, record)
         self._metrics.append_seconds.labels(Topic.INTERACTIONS.value).observe(time.perf_counter() - started)
         for candidate in interaction.candidates:
             valid = "true" if candidate.valid else "false"
             self._metrics.completions.labels(str(interaction.channel), interaction.purpose.value, valid).inc()
+        if not interaction.consent.train:
+            withheld = "training" if interaction.consent.store else "storage"
+            self._metrics.consent_withheld.labels(str(interaction.channel), withheld).inc()
         return self.signed(interaction)
 
     def signed(self, interaction: Interaction) -> Recorded:
@@ -139,11 +146,18 @@ class Recorder:
             answer=mark,
             rater=about.rater,
             expires_at=expires_at,
+            stored=about.consent.store,
         )
         return self._signer.sign(claims), expires_at
 
     def _answers(
-        self, found: Interaction, envelope: Envelope, action: Action, n: int, option_ids: Collection[str]
+        self,
+        found: Interaction,
+        envelope: Envelope,
+        action: Action,
+        consent: Consent,
+        n: int,
+        option_ids: Collection[str],
     ) -> bool:
         """Whether a recorded interaction answers this request."""
         offered = {candidate.option_id for candidate in found.candidates if candidate.option_id}
@@ -161,5 +175,6 @@ class Recorder:
             end_user=self.pseudonym(tenant, envelope.end_user),
             rater=self.pseudonym(tenant, envelope.rater),
             tags=envelope.tags,
+            consent=consent,
         )
         return request_digest(asked) == request_digest(found)

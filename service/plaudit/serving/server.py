@@ -50,12 +50,12 @@ from plaudit.serving.redacting import Redactor
 from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
 from plaudit.serving.staging import Staging
-from plaudit.settings import ADDRESS_FILE, Settings
+from plaudit.settings import ADDRESS_FILE, PrivacySettings, Settings
 from plaudit.signals import stop_on_signals
 from plaudit.store.files import private_folder
 from plaudit.store.processes import Beat
 from plaudit.telemetry import configure, get_logger
-from plaudit.types import Action
+from plaudit.types import Action, Consent
 from plaudit.v1 import assistant_pb2_grpc, domains_pb2_grpc, feedback_pb2_grpc, privacy_pb2_grpc, releases_pb2_grpc
 from plaudit.waiting import opened_at_last
 
@@ -139,6 +139,7 @@ class Server:
             policy=lambda channel: settings.for_channel(channel).policy,
             costs=lambda channel: settings.for_channel(channel).decision.costs,
             compare_share=lambda channel: settings.for_channel(channel).serve.compare_share,
+            consent=lambda channel: _consent(settings.for_channel(channel).privacy),
             max_tokens=settings.serve.max_tokens,
             tenants=settings.serve.tenants,
         )
@@ -344,6 +345,10 @@ def _grpc_server(settings: Settings, metrics: Metrics, admission: Admission) -> 
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ],
     )
+
+
+def _consent(privacy: PrivacySettings) -> Consent:
+    return Consent(store=privacy.store, train=privacy.train)
 
 
 def _bell(event_log: EventLog) -> Callable[[], Consumer]:

@@ -28,7 +28,7 @@ from plaudit.returned import (
     MAX_TOP_K,
     MIN_OPTIONS,
 )
-from plaudit.types import Channel, Message, Option, Passage, Purpose, Request, Tags
+from plaudit.types import Channel, Consent, Message, Option, Passage, Purpose, Request, Tags
 from plaudit.v1 import assistant_pb2
 
 DEFAULT_TENANT = "default"
@@ -58,7 +58,10 @@ _PURPOSES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """What every request to the assistant says about itself. `end_user` and `rater` are as the caller named them."""
+    """What every request to the assistant says about itself. `end_user` and `rater` are as the caller named them.
+
+    `store`, `train`: what people agreed to; None if the request does not say.
+    """
 
     interaction_id: str
     channel: Channel
@@ -68,6 +71,15 @@ class Envelope:
     rater: str
     request: Request
     tags: Tags
+    store: bool | None = None
+    train: bool | None = None
+
+    def consent(self, default: Consent) -> Consent:
+        """What people agreed to; what the request does not say is as in `default`."""
+        return Consent(
+            store=default.store if self.store is None else self.store,
+            train=default.train if self.train is None else self.train,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +231,8 @@ def _envelope(
         rater=short_text("rater", asked.rater, MAX_PERSON_BYTES),
         request=Request(messages=_messages(asked.messages), passages=_passages(asked.passages), options=tuple(options)),
         tags=checked_tags(asked.tags),
+        store=asked.consent.store if asked.consent.HasField("store") else None,
+        train=asked.consent.train if asked.consent.HasField("train") else None,
     )
 
 

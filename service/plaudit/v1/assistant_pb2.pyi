@@ -66,8 +66,16 @@ class Sampling(_message.Message):
     stop: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Consent(_message.Message):
+    __slots__ = ("store", "train")
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_FIELD_NUMBER: _ClassVar[int]
+    store: bool
+    train: bool
+    def __init__(self, store: _Optional[bool] = ..., train: _Optional[bool] = ...) -> None: ...
+
 class GenerateRequest(_message.Message):
-    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "messages", "passages", "n", "sampling", "seed", "purpose", "release_versions", "tags", "logprobs", "token_ids")
+    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "messages", "passages", "n", "sampling", "seed", "purpose", "release_versions", "tags", "logprobs", "token_ids", "consent")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +99,7 @@ class GenerateRequest(_message.Message):
     TAGS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     domain: str
     tenant: str
@@ -107,7 +116,8 @@ class GenerateRequest(_message.Message):
     tags: _containers.ScalarMap[str, str]
     logprobs: bool
     token_ids: bool
-    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_versions: _Optional[_Iterable[int]] = ..., tags: _Optional[_Mapping[str, str]] = ..., logprobs: _Optional[bool] = ..., token_ids: _Optional[bool] = ...) -> None: ...
+    consent: Consent
+    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_versions: _Optional[_Iterable[int]] = ..., tags: _Optional[_Mapping[str, str]] = ..., logprobs: _Optional[bool] = ..., token_ids: _Optional[bool] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("text", "logprob")
@@ -200,7 +210,7 @@ class Option(_message.Message):
     def __init__(self, option_id: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class ChooseRequest(_message.Message):
-    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "messages", "passages", "options", "purpose", "release_version", "tags")
+    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "messages", "passages", "options", "purpose", "release_version", "tags", "consent")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +230,7 @@ class ChooseRequest(_message.Message):
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_VERSION_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     domain: str
     tenant: str
@@ -232,7 +243,8 @@ class ChooseRequest(_message.Message):
     purpose: Purpose
     release_version: int
     tags: _containers.ScalarMap[str, str]
-    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., options: _Optional[_Iterable[_Union[Option, _Mapping]]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_version: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    consent: Consent
+    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., options: _Optional[_Iterable[_Union[Option, _Mapping]]] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., release_version: _Optional[int] = ..., tags: _Optional[_Mapping[str, str]] = ..., consent: _Optional[_Union[Consent, _Mapping]] = ...) -> None: ...
 
 class RankedOption(_message.Message):
     __slots__ = ("option_id", "candidate_id", "probability", "logprob")

@@ -57,6 +57,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_RATE_LIMITED: _ClassVar[ErrorReason]
     ERROR_REASON_TOO_MANY_RATERS: _ClassVar[ErrorReason]
     ERROR_REASON_OUTBOX_FULL: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_STORED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_EMPTY_PROMPT: ErrorReason
 ERROR_REASON_PROMPT_TOO_LONG: ErrorReason
@@ -108,3 +109,4 @@ ERROR_REASON_NOT_YOUR_CHANNEL: ErrorReason
 ERROR_REASON_RATE_LIMITED: ErrorReason
 ERROR_REASON_TOO_MANY_RATERS: ErrorReason
 ERROR_REASON_OUTBOX_FULL: ErrorReason
+ERROR_REASON_NOT_STORED: ErrorReason

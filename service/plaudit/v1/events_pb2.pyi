@@ -90,7 +90,7 @@ class Candidate(_message.Message):
     def __init__(self, candidate_id: _Optional[str] = ..., release_version: _Optional[int] = ..., release_digest: _Optional[str] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs_raw: _Optional[_Iterable[float]] = ..., logprobs_sampled: _Optional[_Iterable[float]] = ..., text: _Optional[str] = ..., displayed_text: _Optional[str] = ..., finish_reason: _Optional[_Union[_assistant_pb2.FinishReason, str]] = ..., sampling: _Optional[_Union[_assistant_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., width: _Optional[int] = ..., propensity: _Optional[float] = ..., redacted: _Optional[bool] = ..., valid: _Optional[bool] = ..., option_id: _Optional[str] = ..., probability: _Optional[float] = ..., place: _Optional[int] = ...) -> None: ...
 
 class InteractionRecorded(_message.Message):
-    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "purpose", "action", "messages", "passages", "prompt_group", "candidates", "plugin_version", "base_digest", "completed_at", "schema", "prompt_tokens", "order_logprob", "answers", "policy_version", "decision", "tags", "base_dtype")
+    __slots__ = ("interaction_id", "domain", "tenant", "session_id", "end_user", "rater", "purpose", "action", "messages", "passages", "prompt_group", "candidates", "plugin_version", "base_digest", "completed_at", "schema", "prompt_tokens", "order_logprob", "answers", "policy_version", "decision", "tags", "base_dtype", "not_stored", "not_trained")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,8 @@ class InteractionRecorded(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     BASE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    NOT_STORED_FIELD_NUMBER: _ClassVar[int]
+    NOT_TRAINED_FIELD_NUMBER: _ClassVar[int]
     interaction_id: str
     domain: str
     tenant: str
@@ -144,7 +146,9 @@ class InteractionRecorded(_message.Message):
     decision: str
     tags: _containers.ScalarMap[str, str]
     base_dtype: str
-    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., purpose: _Optional[_Union[_assistant_pb2.Purpose, str]] = ..., action: _Optional[_Union[Action, str]] = ..., messages: _Optional[_Iterable[_Union[_assistant_pb2.Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[_assistant_pb2.Passage, _Mapping]]] = ..., prompt_group: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., plugin_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., schema: _Optional[int] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., order_logprob: _Optional[float] = ..., answers: _Optional[_Iterable[bytes]] = ..., policy_version: _Optional[str] = ..., decision: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., base_dtype: _Optional[str] = ...) -> None: ...
+    not_stored: bool
+    not_trained: bool
+    def __init__(self, interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., session_id: _Optional[str] = ..., end_user: _Optional[str] = ..., rater: _Optional[str] = ..., purpose: _Optional[_Union[_assistant_pb2.Purpose, str]] = ..., action: _Optional[_Union[Action, str]] = ..., messages: _Optional[_Iterable[_Union[_assistant_pb2.Message, _Mapping]]] = ..., passages: _Optional[_Iterable[_Union[_assistant_pb2.Passage, _Mapping]]] = ..., prompt_group: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., plugin_version: _Optional[str] = ..., base_digest: _Optional[str] = ..., completed_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., schema: _Optional[int] = ..., prompt_tokens: _Optional[_Iterable[int]] = ..., order_logprob: _Optional[float] = ..., answers: _Optional[_Iterable[bytes]] = ..., policy_version: _Optional[str] = ..., decision: _Optional[str] = ..., tags: _Optional[_Mapping[str, str]] = ..., base_dtype: _Optional[str] = ..., not_stored: _Optional[bool] = ..., not_trained: _Optional[bool] = ...) -> None: ...
 
 class FeedbackRecorded(_message.Message):
     __slots__ = ("feedback", "interaction_id", "domain", "tenant", "accepted_at", "body_digest", "schema", "answer")

@@ -38,7 +38,7 @@ _TAKEN = _NO_EFFECT | {
 }
 # Fields of our request by OpenAI's names.
 _OPENAI_FIELDS = {"domain": "model", "tags": "metadata", "end_user": "user"}
-_OUR_FIELDS = frozenset({"passages", "purpose", "interaction_id", "rater", "token_ids"})
+_OUR_FIELDS = frozenset({"passages", "purpose", "interaction_id", "rater", "token_ids", "store", "train"})
 # Values that ask for nothing: clients send them without being asked to.
 _NOTHING: tuple[Any, ...] = (None, False, 0, [], {}, "auto", "none", {"type": "text"})
 _HTTP_STATUS = {
@@ -106,6 +106,9 @@ def asked(body: Any, tenant: str, session_id: str) -> Asked:
         tags=_tags(body.get("metadata")),
         logprobs=_yes(body.get("logprobs"), "logprobs"),
         token_ids=_yes(ours.get("token_ids"), "plaudit.token_ids"),
+        consent=assistant_pb2.Consent(
+            **{name: _yes(ours[name], f"plaudit.{name}") for name in ("store", "train") if ours.get(name) is not None}
+        ),
     )
     if body.get("seed") is not None:
         request.seed = _whole(body["seed"], "seed", most=2**64 - 1)
