@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from plaudit import cli_demo, cli_estimate, cli_people
+from plaudit import cli_demo, cli_estimate, cli_lineage, cli_people
 from plaudit.cli_evidence import evidence_app, rejected_app
 from plaudit.cli_keys import keys_app
 from plaudit.cli_plugins import plugins_app
@@ -40,6 +40,7 @@ learn_app = typer.Typer(invoke_without_command=True, add_completion=False)
 settings_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
 model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=True)
 release_app.command()(cli_estimate.estimate)
+release_app.command()(cli_lineage.lineage)
 app.add_typer(join_app, name="join")
 app.add_typer(learn_app, name="learn")
 app.add_typer(release_app, name="release")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeAlias
@@ -24,8 +24,10 @@ from sqlalchemy.exc import IntegrityError
 
 from plaudit.errors import BadArtifact, GenerationChanged
 from plaudit.failpoints import fail_point
+from plaudit.release import lineage
 from plaudit.release.artifacts import ArtifactStore, check_channel, list_artifacts
 from plaudit.release.change import make_move, wrong_state
+from plaudit.release.lineage import ActKey
 from plaudit.release.manifest import ADAPTER_WEIGHTS, Manifest
 from plaudit.release.moves import (
     Change,
@@ -152,6 +154,7 @@ class Registry:
         *,
         guard: Guard | None = None,
         beside: Mapping[str, str] = MappingProxyType({}),
+        acts: Collection[ActKey] = (),
     ) -> ReleaseRow:
         """Writes a release's artifacts once, takes the next version, and records it as trained.
 
@@ -159,7 +162,8 @@ class Registry:
         Registering an equal manifest again changes nothing, so that a turn may repeat the call after a crash. `guard`
         is asked first in the transaction that takes the version: what it raises leaves everything as it was. `beside`
         are texts by name that are kept beside the release: outside its manifest and digest, never copied to replicas,
-        erasable. They are written before the release is recorded, so that none that is recorded lacks them.
+        erasable. They are written before the release is recorded, so that none that is recorded lacks them. `acts` are
+        those that it learnt from (`release.lineage`).
         """
         draft = self._checked_draft(manifest, artifacts_dir)
         for _ in range(_ATTEMPTS):
@@ -173,7 +177,9 @@ class Registry:
             try:
                 with self.database.writing() as connection:  # 2
                     _ask(guard, connection)
-                    connection.execute(sa.insert(RELEASE).values(**_new_row(numbered, draft.digest)))
+                    learnt = lineage.record(connection, draft.channel, _number(numbered), acts)
+                    taken = {**_new_row(numbered, draft.digest), "acts": learnt}
+                    connection.execute(sa.insert(RELEASE).values(**taken))
             except IntegrityError:
                 continue
             fail_point("release.2")

@@ -1,4 +1,4 @@
-"""The registry's three tables, in the database that it shares with the evidence store."""
+"""The registry's four tables, in the database that it shares with the evidence store."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ RELEASE = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("decision", sa.Text, nullable=False, default=""),
     sa.Column("skipped", sa.String(64), nullable=False, default=""),
+    # Acts of feedback that it learnt from; NULL of the base and of releases from before this was kept.
+    sa.Column("acts", sa.BigInteger),
     sa.UniqueConstraint("channel", "draft"),
 )
 
@@ -42,4 +44,17 @@ CHANNEL_CHANGE = sa.Table(
     sa.Column("at", UtcTime, nullable=False),
     sa.Column("actor", sa.String(200), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+)
+
+# An act and the versions that learnt from it: from `first` to `last`, both included; NULL: to the newest that learnt.
+RELEASE_ACT = sa.Table(
+    "release_act",
+    METADATA,
+    sa.Column("channel", sa.String(200), primary_key=True),
+    sa.Column("interaction_id", sa.String, primary_key=True),
+    sa.Column("feedback_id", sa.String, primary_key=True),
+    sa.Column("first", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("last", sa.Integer),
+    sa.Index("release_act_by_feedback", "feedback_id"),
+    sa.Index("release_act_by_interaction", "interaction_id"),
 )

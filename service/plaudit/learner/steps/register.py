@@ -74,7 +74,8 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
     if measured.failed:
         answers = [dataclasses.asdict(each) for each in measured.failed]
         beside[PROBE_ANSWERS] = json.dumps(answers, ensure_ascii=False, indent=2)
-    return turn.learner.registry.register(manifest, folder, guard=turn.lease.check, beside=beside)
+    acts = {(row.interaction_id, row.feedback_id) for row in data.rows}
+    return turn.learner.registry.register(manifest, folder, guard=turn.lease.check, beside=beside, acts=acts)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
