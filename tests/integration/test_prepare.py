@@ -1,25 +1,48 @@
-"""`plaudit model prepare` says how far it is, and leaves nothing behind where it is ended."""
+"""`plaudit model prepare`: the tiny model is there at once; what takes long leaves nothing behind if it is ended."""
 
+import importlib.util
 import signal
 import subprocess
 import sys
 import time
 
+import pytest
+import torch
+from plaudit.engine.base import Base
+from plaudit.testing.models import SMOLLM2_PACKAGE, pretrained_tiny
+from plaudit.testing.toy_language import corpus
 
-def test_it_tells_how_far_it_is_and_a_signal_leaves_no_folder_behind(tmp_path):
-    out = tmp_path / "models" / "tiny"
-    errors = tmp_path / "stderr"
-    command = [sys.executable, "-m", "plaudit.cli", "model", "prepare", "tiny", "--out", str(out)]
-    with errors.open("wb") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+
+def test_the_tiny_model_comes_with_the_package_and_knows_the_toy_language(tmp_path):
+    base = Base.load(pretrained_tiny(tmp_path / "tiny"), device="cpu", dtype="float32")
+    rows = [
+        base.tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}, {"role": "assistant", "content": answer}], tokenize=False
+        )
+        for user, answer in corpus(1, 32)
+    ]
+    batch = base.tokenizer(rows, return_tensors="pt", padding=True, add_special_tokens=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with torch.inference_mode():
+        loss = base.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+    # Nats per token; a model that knows nothing has log 512 = 6.2.
+    assert loss.item() < 1.5
+
+
+def test_a_signal_leaves_no_folder_behind(tmp_path):
+    if importlib.util.find_spec(SMOLLM2_PACKAGE) is None:
+        pytest.skip(f"needs the package {SMOLLM2_PACKAGE}")
+    out = tmp_path / "models" / "smollm2"
+    command = [sys.executable, "-m", "plaudit.cli", "model", "prepare", "smollm2", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 300
-        while "s left" not in errors.read_text() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.1)
-        assert "tiny: step 25 of 500" in errors.read_text()
-        assert [path.name.startswith(".tiny-") for path in out.parent.iterdir()] == [True]
+        while not (out.parent.exists() and list(out.parent.iterdir())) and time.monotonic() < end:
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert [path.name.startswith(".smollm2-") for path in out.parent.iterdir()] == [True]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.wait(120) == 128 + signal.SIGTERM
     finally:
         process.kill()
         process.wait()

@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_read_or_written_is_named(plaudit, tmp_path):
     [
         ("hypothesis", "testing", ("plugins", "check", "echo")),
         ("typer", "service", ("serve",)),
-        ("torch", "service", ("model", "prepare", "tiny", "--out", "model")),
+        ("torch", "service", ("model", "prepare", "smollm2", "--out", "model")),
     ],
 )
 def test_a_library_that_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, library, extra, arguments):

