@@ -20,6 +20,7 @@ from plaudit import cli_demo, cli_estimate, cli_lineage, cli_people
 from plaudit.cli_evidence import evidence_app, rejected_app
 from plaudit.cli_keys import keys_app
 from plaudit.cli_plugins import plugins_app
+from plaudit.cli_privacy import privacy_app
 from plaudit.cli_raters import raters_app
 from plaudit.cli_release import release_app
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
@@ -48,6 +49,7 @@ app.add_typer(evidence_app, name="evidence")
 app.add_typer(rejected_app, name="rejected")
 app.add_typer(keys_app, name="keys")
 app.add_typer(raters_app, name="raters")
+app.add_typer(privacy_app, name="privacy")
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(settings_app, name="settings")
 app.add_typer(model_app, name="model")

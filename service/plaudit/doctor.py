@@ -127,6 +127,7 @@ def _log(settings: Settings) -> Iterator[Finding]:
     if settings.log.kind == "sqlite":
         yield _sqlite("event log", settings.data_dir / LOG_FILE, "restore the file from a backup; the log is the truth")
         return
+    yield from _kafka_retention(settings)
     servers = settings.log.kafka.bootstrap
     remedy = "check log.kafka.bootstrap, the network and the broker's own log"
     if not servers:
@@ -140,6 +141,18 @@ def _log(settings: Settings) -> Iterator[Finding]:
 
     open_log(settings).close()
     yield Finding("event log", "good", f"Kafka at {servers}; topics are there")
+
+
+def _kafka_retention(settings: Settings) -> Iterator[Finding]:
+    promised, kept = settings.shortest_retention_days, settings.log.kafka.retention_days
+    if promised and (not kept or kept > promised):
+        yield Finding(
+            "retention",
+            "note",
+            f"privacy.retention_days promises {promised:g} days, and Kafka's topics keep records "
+            + (f"{kept:g} days" if kept else "for ever"),
+            "lower log.kafka.retention_days, which holds for every channel, and the retention of topics that exist",
+        )
 
 
 def _store(settings: Settings) -> Iterator[Finding]:

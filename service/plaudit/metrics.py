@@ -180,6 +180,12 @@ class Metrics:
         self.join_expired = self._counter(
             "join", "join_expired_records", "Records that retention deleted before the join read them: lost.", "topic"
         )
+        self.join_forgotten = self._counter(
+            "join", "join_forgotten", "Records left out because retention or an erasure has ended them.", "why"
+        )
+        self.privacy_deleted = self._counter(
+            "join", "privacy_deleted", "What retention and erasures deleted: rows, log records, files.", "what"
+        )
         self.join_waiting = self._gauge("join", "join_waiting", "Acts that wait for their interaction.", "channel")
         self.join_lag = self._gauge("join", "join_lag_records", "Records not yet read.", "topic", "partition")
         self.join_seconds = self._histogram(

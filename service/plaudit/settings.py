@@ -504,8 +504,8 @@ class DecisionSettings(Section):
         return self
 
 
-class PrivacySettings(Section):
-    """What of people's data is kept (docs/privacy.md)."""
+class ChannelPrivacySettings(Section):
+    """What of people's data a channel keeps (docs/privacy.md)."""
 
     redact: tuple[Literal["email", "phone", "iban", "card", "ip", "secret"], ...] = ()
     """Kinds of personal data that placeholders replace in requests and feedback, before anything else reads them."""
@@ -513,6 +513,15 @@ class PrivacySettings(Section):
     """Keep the texts of requests that say nothing of consent."""
     train: bool = True
     """Learn from requests that say nothing of consent."""
+    retention_days: float = Field(default=0.0, ge=0, le=36_500)
+    """Days after which interactions, feedback and evidence are deleted; 0 keeps them for ever."""
+
+
+class PrivacySettings(ChannelPrivacySettings):
+    """What of people's data is kept, and how it ends."""
+
+    sweep_seconds: float = Field(default=60.0, ge=0.01, le=86_400)
+    """How often the join looks for what is to be deleted."""
 
 
 class ChannelSettings(Section):
@@ -524,7 +533,7 @@ class ChannelSettings(Section):
     gate: GateSettings = GateSettings()
     learn: ChannelLearnSettings = ChannelLearnSettings()
     decision: DecisionSettings = DecisionSettings()
-    privacy: PrivacySettings = PrivacySettings()
+    privacy: ChannelPrivacySettings = ChannelPrivacySettings()
 
     @model_serializer
     def _only_what_is_set(self) -> dict[str, Any]:
@@ -619,6 +628,12 @@ class Settings(Section):
     def policies(self) -> list[PolicySettings]:
         """The process's policy settings and those of every pattern: what a shared engine must be made for."""
         return [self.policy, *(self._with([pattern]).policy for pattern in self.channels)]
+
+    @property
+    def shortest_retention_days(self) -> float:
+        """The fewest days after which something is deleted in any channel; 0 if all is kept for ever."""
+        every = [self.privacy, *(self._with([pattern]).privacy for pattern in self.channels)]
+        return min((each.retention_days for each in every if each.retention_days), default=0.0)
 
     def _with(self, patterns: Sequence[str]) -> Settings:
         changed: dict[str, dict[str, Any]] = {}

@@ -53,6 +53,7 @@ class Outcome:
     evidence: Counter[tuple[Channel, FeedbackKind]] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
     expired: Counter[str] = field(default_factory=Counter)
+    forgotten: Counter[str] = field(default_factory=Counter)
 
 
 def write_interactions(

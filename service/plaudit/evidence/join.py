@@ -9,7 +9,7 @@ The protocol (the same numbers stand in docs/join.md; `join.N` is the fail point
 1. Poll records from where the store's offsets stand.
 2. Decode each; what cannot be decoded or stored becomes a rejection.
 3. Begin a transaction and move the offsets, if they still stand where this worker believes them.
-4. Write interactions, acts, retractions and rejections that are not there yet.
+4. Write interactions, acts, retractions and rejections that are not there yet, but for what retention has ended.
 5. Derive the evidence of every touched interaction anew; reject what waited too long.
 6. Commit: records, evidence and offsets become durable together.
 7. Publish the rejections that are not marked as published.
@@ -26,6 +26,7 @@ import datetime as dt
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +55,7 @@ from plaudit.evidence.rejections import Rejection
 from plaudit.evidence.store import EvidenceStore
 from plaudit.evidence.tables import from_micros
 from plaudit.failpoints import fail_point
+from plaudit.privacy.forgotten import RETENTION, Forgotten
 from plaudit.settings import JoinSettings
 from plaudit.types import Feedback, Interaction
 from plaudit.waiting import pause
@@ -82,8 +84,8 @@ class Join:
     """Reads the log into the evidence store. For one thread; several workers may share a log and a store.
 
     `plugins` are guarded (`plaudit.plugins`): a failing one rejects an act, never a batch. `observe` is told what each
-    transaction read, changed and took (seconds), `look` is called after each batch of `run`: both for metrics. `now` is
-    the clock of the waiting limit.
+    transaction read, changed and took (seconds), `look` is called after each batch of `run`: both for metrics.
+    `forgotten` says which records have ended. `now` is the clock of the waiting limit.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Join:
         *,
         observe: Callable[[Sequence[Record], Outcome, float], None] | None = None,
         look: Callable[[Join], None] | None = None,
+        forgotten: Forgotten | None = None,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._log = log
@@ -103,6 +106,7 @@ class Join:
         self._settings = settings
         self._observe = observe
         self._look = look
+        self._forgotten = forgotten or Forgotten()
         self._now = now
         self._consumer: Consumer | None = None
         self._positions: dict[tuple[Topic, int], Place] = {}
@@ -188,6 +192,7 @@ class Join:
         with self._store.database.writing() as connection:
             moved = places.advance(connection, self._positions, batch.records, self._topic_ids)
             fail_point("join.3")
+            left_out = self._leave_out(batch, now)
             fresh, conflicts = ingest.write_interactions(connection, batch.interactions)
             changed = ingest.write_feedback(connection, batch.feedback, now)
             rejections.write_rejections(connection, [*batch.rejections, *conflicts], now)
@@ -206,9 +211,17 @@ class Join:
         self._positions.update(moved.places)  # step 6 is done
         fail_point("join.6")
         if self._observe is not None:
-            outcome.expired = moved.expired
+            outcome.expired, outcome.forgotten = moved.expired, left_out
             outcome.rejected.update(each.error.reason for each in (*batch.rejections, *conflicts))
             self._observe(batch.records, outcome, time.perf_counter() - began)
+
+    def _leave_out(self, batch: _Batch, now: dt.datetime) -> Counter[str]:
+        """Takes out of the batch what must not come back; counts by why."""
+        interactions = [each for each in batch.interactions if not self._forgotten.too_old(each[1], now)]
+        feedback = [each for each in batch.feedback if not self._forgotten.too_old(each[1], now)]
+        old = len(batch.interactions) - len(interactions) + len(batch.feedback) - len(feedback)
+        batch.interactions, batch.feedback = interactions, feedback
+        return +Counter({RETENTION: old})
 
     def _publish(self) -> None:
         """Steps 7 and 8. A log that takes nothing now gets the rejections later; the join goes on."""

@@ -20,6 +20,8 @@ from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
+from plaudit.privacy.forgotten import Forgotten
+from plaudit.privacy.sweep import Sweep
 from plaudit.settings import Settings
 from plaudit.store.processes import Beat
 from plaudit.waiting import opened
@@ -43,15 +45,24 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
             return
         beat = Beat(store.database, "join")
         progress = Progress(metrics, store, beat=beat)
+        sweep = Sweep(settings, metrics)
+        forgotten = Forgotten(lambda channel: settings.for_channel(channel).privacy.retention_days)
         try:
 
+            def look(join: Join) -> None:
+                progress.look(join)
+                sweep.look()
+
             def start() -> Join:
-                return Join(log, store, plugins, settings.join, observe=progress.observe, look=progress.look)
+                return Join(
+                    log, store, plugins, settings.join, observe=progress.observe, look=look, forgotten=forgotten
+                )
 
             if (join := opened("join", start, stop)) is not None:
                 _log.info("join.ready", plugins=sorted(plugins))
                 join.run(stop)
         finally:
+            sweep.close()
             beat.end()
             store.close()
     finally:
@@ -125,5 +136,7 @@ def count(metrics: Metrics, records: Sequence[Record], outcome: Outcome) -> None
         metrics.join_evidence.labels(str(channel), kind.value).inc(rows)
     for topic, expired in outcome.expired.items():
         metrics.join_expired.labels(topic).inc(expired)
+    for why, forgotten in outcome.forgotten.items():
+        metrics.join_forgotten.labels(why).inc(forgotten)
     for reason, rejected in outcome.rejected.items():
         metrics.join_rejected.labels(reason).inc(rejected)

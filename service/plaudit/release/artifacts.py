@@ -133,6 +133,14 @@ class ArtifactStore:
             return None
         return content.decode()
 
+    def remove_beside(self, channel: Channel, version: int, digest: str, name: str) -> bool:
+        """Deletes a text that stands beside a release; whether there was one."""
+        try:
+            self._fs.rm_file(f"{self._folder(channel, version, digest)}.{name}")
+        except FileNotFoundError:
+            return False
+        return True
+
     def _copy(self, manifest: Manifest, into: Path) -> None:
         name = f"{manifest.channel}@{manifest.version}"
         folder = self._folder(manifest.channel, _version(manifest), manifest.digest)

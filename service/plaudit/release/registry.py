@@ -204,6 +204,10 @@ class Registry:
         """The text of that name beside a release; None if there is none."""
         return self._artifacts.kept_beside(channel, version, self.release(channel, version).digest, name)
 
+    def remove_beside(self, channel: Channel, version: int, name: str) -> bool:
+        """Deletes the text of that name beside a release; whether there was one."""
+        return self._artifacts.remove_beside(channel, version, self.release(channel, version).digest, name)
+
     def fetch(self, channel: Channel, version: int, into: Path, *, base_digest: str | None = None) -> Path:
         """Copies a release below `into`, verifies every digest, and returns its folder.
 

@@ -50,7 +50,7 @@ from plaudit.serving.redacting import Redactor
 from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
 from plaudit.serving.staging import Staging
-from plaudit.settings import ADDRESS_FILE, PrivacySettings, Settings
+from plaudit.settings import ADDRESS_FILE, ChannelPrivacySettings, Settings
 from plaudit.signals import stop_on_signals
 from plaudit.store.files import private_folder
 from plaudit.store.processes import Beat
@@ -347,7 +347,7 @@ def _grpc_server(settings: Settings, metrics: Metrics, admission: Admission) -> 
     )
 
 
-def _consent(privacy: PrivacySettings) -> Consent:
+def _consent(privacy: ChannelPrivacySettings) -> Consent:
     return Consent(store=privacy.store, train=privacy.train)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from pathlib import Path
 
 RETRY_SECONDS = 0.02
+SCRUB_SECONDS = 1.0
+COMPACT_SECONDS = 30.0
 
 # Nothing is wrong with the file: asked again later, it answers.
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
@@ -27,9 +30,33 @@ def prepare(connection: sqlite3.Connection, busy_seconds: float) -> None:
             time.sleep(RETRY_SECONDS)
     # FULL: in WAL mode anything less acknowledges before the fsync.
     connection.execute("PRAGMA synchronous = FULL")
+    # What is deleted is overwritten: retention and erasure end people's data in the file's bytes too.
+    connection.execute("PRAGMA secure_delete = ON")
 
 
 def passes(error: sqlite3.Error) -> bool:
     """Whether the same call may succeed later: the file is locked, the disk full or failing."""
     code: int | None = getattr(error, "sqlite_errorcode", None)  # None if Python itself raised
     return code is not None and code & 0xFF in _PASSING
+
+
+def scrub(path: Path) -> bool:
+    """Moves all pages of the write-ahead log into the file and empties it, so that what was deleted since is gone.
+
+    False if a reader or writer was in the way. Raises sqlite3.Error.
+    """
+    connection = sqlite3.connect(path, timeout=SCRUB_SECONDS, isolation_level=None)
+    try:
+        blocked: int = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    finally:
+        connection.close()
+    return blocked == 0
+
+
+def compact(path: Path) -> None:
+    """Writes the file anew without its free pages; others wait meanwhile. Raises sqlite3.Error."""
+    connection = sqlite3.connect(path, timeout=COMPACT_SECONDS, isolation_level=None)
+    try:
+        connection.execute("VACUUM")
+    finally:
+        connection.close()
