@@ -11,6 +11,7 @@ import uuid
 import pytest
 from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured
 from plaudit.eventlog import Place, Topic, open_log
+from plaudit.eventlog import sqlite as sqlite_log
 from plaudit.eventlog.codec import record_mark
 from plaudit.eventlog.protocol import record_limit
 from plaudit.settings import KafkaSettings, LogSettings, Settings
@@ -272,6 +273,41 @@ class TestEmbedded(EventLogContract):
             thread.join()
         blocker.close()
         assert len(commits) == 2
+
+    def test_a_caller_who_is_interrupted_when_its_turn_comes_hands_it_on(self, settings, log, monkeypatch):
+        class Interrupted(sqlite_log._Batch):
+            def __init__(self, *given):
+                super().__init__(*given)
+                self.woken = self
+
+            def acquire(self):
+                while not self.leads:
+                    time.sleep(0.001)
+                raise KeyboardInterrupt
+
+            def release(self):
+                """Its turn comes, or its record is written."""
+
+        blocker = sqlite3.connect(settings.data_dir / "log.sqlite", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+
+        def append(kind):
+            with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+                patch.setattr(sqlite_log, "_Batch", kind)
+                log.append(Topic.FEEDBACK, "k", b"v")
+
+        threads = []
+        for waiting, kind in enumerate((sqlite_log._Batch, Interrupted, sqlite_log._Batch)):
+            threads.append(threading.Thread(target=append, args=(kind,)))
+            threads[-1].start()
+            eventually = time.monotonic() + 10
+            while (len(log._waiting) < waiting or not log._writing) and time.monotonic() < eventually:
+                time.sleep(0.005)
+        blocker.execute("ROLLBACK")
+        for thread in threads:
+            thread.join(10)
+        blocker.close()
+        assert log.append(Topic.FEEDBACK, "k", b"v") == (0, 2), "the interrupted record is not there, the others are"
 
     def test_a_log_of_0_1_0_gets_its_index_and_keeps_its_records(self, settings):
         settings.data_dir.mkdir(parents=True)

@@ -29,6 +29,8 @@ RETRACTION_SCHEMA = 1
 RELEASE_SCHEMA = 1
 REJECTED_SCHEMA = 1
 STATE_PREFIX = "RELEASE_STATE_"
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +113,8 @@ def timestamp(moment: dt.datetime) -> Timestamp:
     """The moment, which must know its zone, to the microsecond."""
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone; times in the log are aware")
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
+    seconds, rest = divmod((moment - _EPOCH) // _MICROSECOND, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=1000 * rest)
 
 
 def moment(message: ProtoMessage, field: str) -> dt.datetime:

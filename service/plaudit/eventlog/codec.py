@@ -19,7 +19,7 @@ from plaudit.errors import Undecodable
 from plaudit.eventlog import bodies
 from plaudit.eventlog.bodies import Rejected, ReleaseChange, Retraction, act_from_proto, act_to_proto
 from plaudit.types import Feedback, Interaction, Purpose
-from plaudit.v1 import events_pb2
+from plaudit.v1 import events_pb2, feedback_pb2
 
 __all__ = [
     "SCHEMA",
@@ -59,8 +59,10 @@ def encode_interaction(
 def encode_feedback(feedback: Feedback, *, producer: str, traceparent: str = "", event_id: str | None = None) -> bytes:
     """Bytes of the record for `plaudit.feedback`, with the digest of its body."""
     envelope = _envelope(feedback.accepted_at, producer, traceparent, event_id)
-    envelope.feedback.CopyFrom(bodies.feedback_to_proto(feedback))
-    envelope.feedback.body_digest = body_digest(feedback)
+    message = bodies.feedback_to_proto(feedback)
+    message.body_digest = _digest_of_body(message.feedback)
+    message.feedback.feedback_id = feedback.feedback_id
+    envelope.feedback.CopyFrom(message)
     return envelope.SerializeToString(deterministic=True)
 
 
@@ -131,7 +133,11 @@ def body_digest(feedback: Feedback) -> bytes:
 
     Two records under one feedback id with equal digests are one act sent twice; otherwise they conflict.
     """
-    body = bodies.feedback_to_proto(feedback).feedback
+    return _digest_of_body(bodies.feedback_to_proto(feedback).feedback)
+
+
+def _digest_of_body(body: feedback_pb2.Feedback) -> bytes:
+    """Its digest; the id, which is no part of it, is taken out of the message."""
     body.feedback_id = ""
     return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
 

@@ -50,6 +50,7 @@ HANGING_SECONDS = 1.0
 # kafka-python sometimes stops fetching when its partitions change while it waits at their end; then it is made anew.
 SILENT_SECONDS = 5.0
 RECONNECT_SECONDS = 1.0
+BATCH_BYTES = 256 * 1024  # of one partition in one request
 # Kafka's own framing of a record, its key included, on top of the largest value.
 MAX_REQUEST_BYTES = record_limit(Topic.REJECTED) + REJECTED_OVERHEAD_BYTES
 # No place, or one that the partition does not hold: the store is asked again, and what it says is checked again.
@@ -163,6 +164,10 @@ class KafkaEventLog:
             request_timeout_ms=max(milliseconds // 2, 1),
             max_block_ms=milliseconds,
             max_request_size=MAX_REQUEST_BYTES,
+            # One request under way: what comes meanwhile gathers and goes in the next one, so that callers share it.
+            # With several, each act of a burst would be a request of its own, which costs client and broker more.
+            max_in_flight_requests_per_connection=1,
+            batch_size=BATCH_BYTES,
             allow_auto_create_topics=False,
         )
 

@@ -36,20 +36,31 @@ SCHEMA = (
 )
 BUSY_SECONDS = 10.0  # other processes hold the file for one fsync at a time; far longer means that one hangs
 POLL_SECONDS = 0.02  # two index look-ups each time: 0.1% of a core
+MOST_GATHER_SECONDS = 0.005  # and never longer than half of the last commit took
 PARTITION = 0
+COLUMNS = 5
+INSERT, ROW = "INSERT INTO records (topic, offset, key, value, ts) VALUES ", "(?, ?, ?, ?, ?)"
+MOVE_END = "INSERT INTO ends (topic, next) VALUES (?, ?) ON CONFLICT (topic) DO UPDATE SET next = excluded.next"
+ROWS_AT_ONCE = 64  # of one INSERT: below the number of parameters that any SQLite takes, and of statements kept ready
 MICROSECOND = dt.timedelta(microseconds=1)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-@dataclass(slots=True, eq=False)
 class _Batch:
-    """What one caller appends, and what became of it."""
+    """What one caller appends, or deletes below an offset, and what became of it."""
 
-    topic: Topic
-    items: Sequence[tuple[bytes, bytes]]
-    first: int = -1
-    done: bool = False
-    error: BaseException | None = None
+    __slots__ = ("before", "done", "error", "first", "items", "leads", "topic", "woken")
+
+    def __init__(self, topic: Topic, items: Sequence[tuple[bytes, bytes]], before: int = 0) -> None:
+        self.topic = topic
+        self.items = items
+        self.before = before
+        self.first = -1
+        self.done = self.leads = False
+        self.error: BaseException | None = None
+        # A lock of its own: its caller is woken when there is something for it to do, and nobody else is.
+        self.woken = threading.Lock()
+        self.woken.acquire()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,11 @@ class SqliteEventLog:
     def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
         self._path = path
         self._busy_seconds = busy_seconds
-        self._turn = threading.Condition()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._gathered = threading.Condition(self._lock)
+        self._wanted = 1  # callers at once, as far as the last commit tells
+        self._gather_seconds = 0.0
         self._waiting: list[_Batch] = []
         self._writing = False
         self._closed = False
@@ -95,19 +110,7 @@ class SqliteEventLog:
         if not items:
             return []
         batch = _Batch(topic, [(key.encode(), value) for key, value in items])
-        with self._turn:
-            if self._closed:
-                raise LogUnavailable(f"the event log {self._path} is closed", topic=topic)
-            self._waiting.append(batch)
-            # While one caller writes, the others gather; the first to wake writes for all that have gathered.
-            while self._writing and not batch.done:
-                self._turn.wait()
-            group: list[_Batch] = []
-            if not batch.done:
-                self._writing = True
-                group, self._waiting = self._waiting, []
-        if group:
-            self._write_group(group)
+        self._through(batch)
         if batch.error is not None:
             full = "its disk is full" if is_full(self._path.parent) else "check free space and permissions"
             raise LogUnavailable(
@@ -166,19 +169,12 @@ class SqliteEventLog:
 
     def trim(self, topic: Topic, before: int) -> None:
         """Deletes the records of a topic below an offset. Raises LogUnavailable."""
-        with self._turn:
-            self._turn.wait_for(lambda: not self._writing)
-            if self._closed:
-                raise LogUnavailable(f"the event log {self._path} is closed", topic=topic)
-            self._writing = True
-        try:
-            self._connection.execute("DELETE FROM records WHERE topic = ? AND offset < ?", (topic.value, before))
-        except sqlite3.Error as error:
-            raise LogUnavailable(f"the event log {self._path} cannot be written ({error}); retry") from error
-        finally:
-            with self._turn:
-                self._writing = False
-                self._turn.notify_all()
+        batch = _Batch(topic, (), before)
+        self._through(batch)
+        if batch.error is not None:
+            raise LogUnavailable(
+                f"the event log {self._path} cannot be written ({batch.error}); retry", topic=topic
+            ) from batch.error
 
     def consumer(self, topics: Sequence[Topic], group: str, positions: Callable[[], Positions]) -> SqliteConsumer:
         """A reader of all records of these topics, whatever its group."""
@@ -186,9 +182,9 @@ class SqliteEventLog:
 
     def close(self) -> None:
         """Waits for the write under way, refuses later ones and closes the file."""
-        with self._turn:
+        with self._lock:
             self._closed = True
-            self._turn.wait_for(lambda: not (self._writing or self._waiting), timeout=self._busy_seconds)
+            self._idle.wait_for(lambda: not self._writing, timeout=self._busy_seconds)
             self._connection.close()
         with self._lookup:
             self._reader.close()
@@ -204,8 +200,53 @@ class SqliteEventLog:
             except sqlite3.Error as error:
                 raise LogUnavailable(f"the event log {self._path} cannot be read ({error}); retry") from error
 
-    def _write_group(self, group: list[_Batch]) -> None:
-        """Writes what has gathered and wakes its callers, whatever happens."""
+    def _through(self, batch: _Batch) -> None:
+        """Returns once the batch is on disk or has its error.
+
+        While one caller writes, the others gather; then the first of them writes for all that have gathered.
+        """
+        with self._lock:
+            if self._closed:
+                raise LogUnavailable(f"the event log {self._path} is closed", topic=batch.topic)
+            self._waiting.append(batch)
+            batch.leads = not self._writing
+            self._writing = True
+            if len(self._waiting) >= self._wanted:
+                self._gathered.notify()
+        if not batch.leads:
+            try:
+                batch.woken.acquire()
+            except BaseException:  # an interrupted caller must not keep the others waiting for it
+                self._leave(batch)
+                raise
+        if batch.leads:
+            with self._lock:
+                # Those of the last commit are on their way back: a moment for them costs less than an fsync more.
+                self._gathered.wait_for(lambda: len(self._waiting) >= self._wanted, self._gather_seconds)
+                group, self._waiting = self._waiting, []
+            self._write_group(group, batch)
+
+    def _leave(self, batch: _Batch) -> None:
+        with self._lock:
+            if batch in self._waiting:
+                self._waiting.remove(batch)
+            heir = self._next() if batch.leads and not batch.done else None
+        if heir is not None:
+            heir.woken.release()
+
+    def _next(self) -> _Batch | None:
+        """Who writes next, told so; None if nobody waits. The caller holds the lock and wakes it."""
+        heir = self._waiting[0] if self._waiting else None
+        if heir is None:
+            self._writing = False
+            self._idle.notify_all()
+        else:
+            heir.leads = True
+        return heir
+
+    def _write_group(self, group: Sequence[_Batch], own: _Batch) -> None:
+        """Writes what has gathered and wakes its callers, whatever happens; the next writer first."""
+        began = time.monotonic()
         try:
             self._commit(group)
         except BaseException as error:  # an interrupt here must not look like success to the others
@@ -214,37 +255,47 @@ class SqliteEventLog:
             if not isinstance(error, sqlite3.Error):
                 raise
         finally:
-            with self._turn:
+            with self._lock:
                 for batch in group:
                     batch.done = True
-                self._writing = False
-                self._turn.notify_all()
+                self._wanted = len(group) + len(self._waiting)
+                self._gather_seconds = min((time.monotonic() - began) / 2, MOST_GATHER_SECONDS)
+                heir = self._next()
+            if heir is not None:
+                heir.woken.release()
+            for batch in group:
+                if batch is not own:
+                    batch.woken.release()
 
-    def _commit(self, group: list[_Batch]) -> None:
-        """One transaction, one fsync, for every batch of the group."""
+    def _commit(self, group: Sequence[_Batch]) -> None:
+        """One transaction, one fsync, for every batch of the group.
+
+        Few statements: each lets go of the interpreter's lock, and waits for it among all threads that compute.
+        """
         connection = self._connection
         now = (dt.datetime.now(dt.UTC) - EPOCH) // MICROSECOND
         # IMMEDIATE takes the write lock at once: a read that later wants to write would be refused, not queued.
         connection.execute("BEGIN IMMEDIATE")
         try:
             ends: dict[Topic, int] = {}
+            values: list[object] = []
             for batch in group:
-                if batch.topic not in ends:
-                    row = connection.execute("SELECT next FROM ends WHERE topic = ?", (batch.topic.value,)).fetchone()
-                    ends[batch.topic] = row[0] if row else 0
-                batch.first = ends[batch.topic]
-                connection.executemany(
-                    "INSERT INTO records (topic, offset, key, value, ts) VALUES (?, ?, ?, ?, ?)",
-                    [
-                        (batch.topic.value, batch.first + index, key, value, now)
-                        for index, (key, value) in enumerate(batch.items)
-                    ],
-                )
-                ends[batch.topic] += len(batch.items)
-            connection.executemany(
-                "INSERT INTO ends (topic, next) VALUES (?, ?) ON CONFLICT (topic) DO UPDATE SET next = excluded.next",
-                [(topic.value, end) for topic, end in ends.items()],
-            )
+                topic = batch.topic
+                if topic not in ends:
+                    row = connection.execute("SELECT next FROM ends WHERE topic = ?", (topic.value,)).fetchone()
+                    ends[topic] = row[0] if row else 0
+                batch.first = ends[topic]
+                for index, (key, value) in enumerate(batch.items):
+                    values += (topic.value, batch.first + index, key, value, now)
+                ends[topic] += len(batch.items)
+                if batch.before:
+                    delete = "DELETE FROM records WHERE topic = ? AND offset < ?"
+                    connection.execute(delete, (topic.value, batch.before))
+            for start in range(0, len(values), ROWS_AT_ONCE * COLUMNS):
+                some = values[start : start + ROWS_AT_ONCE * COLUMNS]
+                connection.execute(INSERT + ", ".join([ROW] * (len(some) // COLUMNS)), some)
+            for topic, end in ends.items():
+                connection.execute(MOVE_END, (topic.value, end))
             connection.execute("COMMIT")
         except BaseException:
             # SQLite has already rolled back by itself after some errors (a full disk among them).

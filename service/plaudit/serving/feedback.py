@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from plaudit.access.limits import Limits
 from plaudit.access.rights import caller
 from plaudit.errors import DeadlinePassed, PlauditError
 from plaudit.eventlog import EventLog, Topic
+from plaudit.eventlog.bodies import timestamp
 from plaudit.eventlog.codec import encode_feedback, encode_retraction
 from plaudit.metrics import Metrics
 from plaudit.serving.acts import MOST_LOOKED_AT, Acts
@@ -54,7 +53,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         return feedback_pb2.SubmitFeedbackResponse(
             feedback_id=feedback.feedback_id,
             interaction_id=feedback.interaction_id,
-            accepted_at=_timestamp(feedback.accepted_at),
+            accepted_at=timestamp(feedback.accepted_at),
         )
 
     def StreamFeedback(self, request_iterator: Iterator[Any], context: Any) -> Iterator[Any]:
@@ -75,7 +74,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         self._acts.check_retraction(retraction, records)
         record = encode_retraction(retraction, producer=PRODUCER, traceparent=traceparent())
         self._log.append(Topic.FEEDBACK, retraction.interaction_id, record)
-        return feedback_pb2.RetractFeedbackResponse(accepted_at=_timestamp(retraction.accepted_at))
+        return feedback_pb2.RetractFeedbackResponse(accepted_at=timestamp(retraction.accepted_at))
 
     def _answers(self, batch: Sequence[Any]) -> list[feedback_pb2.StreamFeedbackResponse]:
         """One answer per item, in order; the accepted ones are durable together."""
@@ -185,9 +184,3 @@ def _refusal(error: PlauditError, feedback_id: str) -> feedback_pb2.StreamFeedba
         reason=f"ERROR_REASON_{error.reason}",
         message=error.message,
     )
-
-
-def _timestamp(moment: dt.datetime) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp

@@ -109,11 +109,11 @@ def pseudonym(key: bytes, tenant: str, person: str) -> str:
     """A person's pseudonym within a tenant, 32 hex digits; empty for nobody."""
     if not person:
         return ""
-    return hmac.new(key, f"{tenant}\0{person}".encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(key, f"{tenant}\0{person}".encode(), "sha256").hex()[:32]
 
 
 def _mac(key: bytes, payload: bytes) -> bytes:
-    return hmac.new(key, payload, hashlib.sha256).digest()
+    return hmac.digest(key, payload, "sha256")
 
 
 def _from_base64url(token: str) -> bytes:
@@ -204,7 +204,10 @@ class _Reader:
 
     def identifier(self) -> str:
         length = self.byte()
-        return str(uuid.UUID(bytes=self.take(16))) if length == _UUID_MARK else self._utf8(length)
+        if length != _UUID_MARK:
+            return self._utf8(length)
+        digits = self.take(16).hex()
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
     def _utf8(self, length: int) -> str:
         try:
