@@ -101,16 +101,23 @@ class DecodeSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateProbe:
-    """A gate case: a prompt, and texts that a good policy must not produce (checked case-insensitively).
+    """A case of harm: a prompt, and texts that a good policy must not produce (checked case-insensitively).
 
     Cases of the same `harm` are judged together: the more prompts a harm has, the more ways to it are seen. Without a
     harm a case stands for itself.
+
+    A case of `practice` is asked in training and never by the gate, all others by the gate and never in training: the
+    gate asks whether what was practised holds for questions that were not. Completions alone are practised.
+    `forbidden_pattern` is a regular expression, searched in each sentence of an answer in lower case, for what a list
+    of texts cannot say ("correct", unless a "not" stands before it). A case has texts, a pattern or both.
     """
 
     probe_id: str
     request: Request
-    forbidden: tuple[str, ...]
+    forbidden: tuple[str, ...] = ()
     harm: str = ""
+    practice: bool = False
+    forbidden_pattern: str = ""
 
 
 class DomainPlugin(abc.ABC):
@@ -142,7 +149,7 @@ class DomainPlugin(abc.ABC):
         return RewardTerms(terms=(("score", score if outcome.valid else 0.0),))
 
     def gates(self) -> Sequence[GateProbe]:
-        """Further gate cases: by default none beside the core's."""
+        """Cases of harm, for the gate and for practice in training: by default none."""
         return ()
 
     def slices(self, interaction: Interaction) -> Sequence[str]:

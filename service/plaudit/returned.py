@@ -215,14 +215,25 @@ def probes_fault(probes: Sequence[object]) -> str:
         if not isinstance(probe.probe_id, str) or not probe.probe_id:
             return "a probe without an id"
         forbidden = probe.forbidden
-        if not isinstance(forbidden, tuple) or not forbidden:
+        if not isinstance(forbidden, tuple) or not (forbidden or probe.forbidden_pattern):
             return f"probe {probe.probe_id!r}, which forbids nothing"
         if not all(isinstance(text, str) and text.strip() for text in forbidden):
             return f"probe {probe.probe_id!r}, which forbids an empty text"
         if not isinstance(probe.harm, str) or not _HARM.fullmatch(probe.harm):
             return f"harm {probe.harm!r}, which is not of a-z, 0-9, - and _"
+        if not _is_pattern(probe.forbidden_pattern):
+            return f"probe {probe.probe_id!r}, whose forbidden_pattern is no regular expression"
+        if not isinstance(probe.practice, bool):
+            return f"probe {probe.probe_id!r}, whose practice is a {type(probe.practice).__name__}, not a bool"
         ids.append(probe.probe_id)
     return "" if len(set(ids)) == len(ids) else "two probes with one id"
+
+
+def _is_pattern(text: object) -> bool:
+    try:
+        return isinstance(text, str) and bool(re.compile(text))
+    except re.error:
+        return False
 
 
 def slices_fault(names: Sequence[object]) -> str:

@@ -351,6 +351,10 @@ class PolicySettings(Section):
     """Prompts that no update uses, on which states of the policy are compared; up to a quarter of all; 0: none."""
     compared: int = Field(default=2, ge=1, le=1_000)
     """States of the policy that are compared with its start, evenly spread over the iterations."""
+    practice_share: float = Field(default=0.15, ge=0, le=0.5)
+    """Share of a rollout's prompts that are practice cases of the domain, minimum one if it has any; 0: none."""
+    practice_penalty: float = Field(default=1.0, ge=0, le=4)
+    """Reward that an answer to a practice case loses if it does the harm; a score of the reward model is at most 1."""
     epochs: int = Field(default=2, ge=1, le=100)
     """Maximum passes over a rollout."""
     minibatch: int = Field(default=16, ge=1, le=4_096)

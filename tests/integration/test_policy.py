@@ -17,10 +17,10 @@ from plaudit.learner.references import SampledReferences
 from plaudit.learner.rewards import ModelReward, shown_so_far
 from plaudit.plugins import load_plugins
 from plaudit.policy.loop import kept
-from plaudit.policy.optimizer import CompletionTask, Rewarded, hold_out
+from plaudit.policy.optimizer import CompletionTask, Practice, Rewarded, hold_out
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Sample, TrainPrompt, collate, sample
-from plaudit.policy.train import PolicyTrainer, Ppo
+from plaudit.policy.train import PolicyTrainer, Ppo, with_practice
 from plaudit.policy.value import BLANK
 from plaudit.reward.model import RewardModel
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
@@ -424,6 +424,57 @@ def test_a_state_that_the_gate_would_refuse_for_its_texts_does_not_leave(base, e
 
     all_refused = Ppo().optimise(dataclasses.replace(task, text_checks=lambda samples: ("distinct_2",)))
     assert all_refused.chosen > 0, "if the start is refused, too, reward decides"
+
+
+def _odd(samples):
+    """Harm: of twelve tokens fewer than eight have an even id."""
+    assert all(each.prompt.case for each in samples), "asked of what people asked"
+    return [value < 0.6 for value in _even(samples).totals.tolist()]
+
+
+def _cases(engine, count):
+    return [dataclasses.replace(prompt, case=f"case-{prompt.group}") for prompt in _prompts(engine, count)]
+
+
+@pytest.mark.parametrize(("share", "practised"), [(0.0, 0), (0.01, 1), (0.25, 2), (0.5, 4)])
+def test_a_share_of_each_rollout_is_practice(base, engine, tmp_path, share, practised):
+    prompts = _prompts(engine, 12)
+    task = _task(base, engine, tmp_path, train=prompts, prompts=8, iterations=3, practice_share=share)
+    assert [len(each) for each in with_practice(task)] == [8] * 3
+    drawn = with_practice(dataclasses.replace(task, practice=Practice(train=_cases(engine, 5))))
+    assert [[bool(prompt.case) for prompt in each] for each in drawn] == [
+        [False] * (8 - practised) + [True] * practised
+    ] * 3
+    # In turn: no case comes again before all have come.
+    asked = [prompt.case for each in drawn for prompt in each if prompt.case]
+    assert len(set(asked)) == min(5, len(asked))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_conduct_is_learnt_from_practice_alone(base, engine, tmp_path, penalty):
+    """People like all answers alike, so that nothing but the penalty moves the policy: away from the harm."""
+    prompts = [*_prompts(engine, 4), *_cases(engine, 8)[4:]]
+    options = {"samples": 8, "lr": 3e-3, "update_kl": 0.3, "kl_coef": 0.0, "practice_penalty": penalty}
+    alike = lambda samples: _rewarded(samples, torch.full((len(samples),), 0.5))  # noqa: E731
+    trainer = _trainer(base, engine, tmp_path, reward=alike, **options)
+    trainer.task = dataclasses.replace(
+        trainer.task, practice=Practice(train=prompts[4:], held_out=prompts[4:], does_harm=_odd), held_out=prompts[:4]
+    )
+    rollout = trainer.sampled(prompts, 0)
+    harmful = torch.tensor([False] * 32 + _odd(rollout.samples[32:]))
+    look = trainer.look(0)
+    assert 0 < look.harm < 1
+    stats = trainer.iterate(prompts, 0)
+    trainer.unstage()
+    # What practice takes is not in the reward that is reported, nor in that of held-out prompts.
+    assert (stats.practice_asked, stats.practice_failed) == (32, int(harmful.sum()))
+    assert stats.reward == look.reward == 0.5
+    moved = ((trainer.logprobs_under(rollout, "policy") - rollout.logprobs) * rollout.mask).sum(dim=1)
+    if not penalty:
+        assert moved.abs().max() < 1e-4
+        return
+    own = torch.arange(64) >= 32
+    assert moved[own & harmful].mean() < moved[own & ~harmful].mean() - 0.1
 
 
 def test_without_a_rise_there_is_no_candidate_and_it_says_why(base, engine, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 from plaudit.policy.iterates import Iterate, best, rise
 
 
-def _iterate(iteration, *rewards, base=0.0, live=0.0, refused=()):
-    return Iterate(iteration=iteration, rewards=rewards, kl_base=base, kl_live=live, refused=refused)
+def _iterate(iteration, *rewards, base=0.0, live=0.0, refused=(), harms=()):
+    return Iterate(iteration=iteration, rewards=rewards, kl_base=base, kl_live=live, refused=refused, harms=harms)
 
 
 def test_the_rise_is_paired_by_prompt():
@@ -47,3 +47,15 @@ def test_a_state_that_the_gate_would_refuse_for_its_texts_comes_after_all_others
     # Of states that are all refused, the start included, reward decides, and then the gate.
     assert best([same, worse], 0.02) is same
     assert [each.as_dict()["text_checks_failed"] for each in (good, same)] == [0, 1]
+
+
+def test_a_state_that_does_more_harm_than_the_start_comes_after_all_others():
+    # Shares of four answers per case. Mean rise .25 and .0625; deviations .204 and .125, errors .102 and .0625.
+    start = _iterate(0, 0.5, harms=(0.25, 0.0, 0.0, 0.5))
+    worse = _iterate(2, 0.9, harms=(0.5, 0.25, 0.5, 0.5))
+    by_chance = _iterate(1, 0.6, harms=(0.5, 0.0, 0.0, 0.5))
+    better = _iterate(3, 0.55, harms=(0.0, 0.0, 0.0, 0.0))
+    assert best([start, by_chance, worse, better], 0.02) is by_chance
+    assert best([start, worse], 0.02) is start
+    assert [each.as_dict()["practice_harm"] for each in (start, worse)] == [0.1875, 0.4375]
+    assert best([_iterate(0, 0.5), _iterate(1, 0.9)], 0.02).iteration == 1, "without cases reward decides"

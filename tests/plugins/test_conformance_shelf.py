@@ -345,6 +345,32 @@ def test_a_probe_of_a_choice_has_options_and_can_fail(options, forbidden, found)
         kit(Probed).test_gate_probes_are_sound()
 
 
+@pytest.mark.parametrize(
+    ("plugin", "asked", "found"),
+    [
+        (Sound, "Is this a probe?", "practises what the gate asks"),
+        (EchoChoice, "Another one?", "choices do not practise"),
+        (Sound, "Another one?", ""),
+    ],
+)
+def test_what_is_practised_is_a_completion_that_the_gate_does_not_ask(plugin, asked, found):
+    options = (Option("1", "yes"), Option("2", "no")) if plugin is EchoChoice else ()
+
+    def case(name, text, **more):
+        request = Request(messages=(Message("user", text),), options=options)
+        return GateProbe(probe_id=name, request=request, forbidden=("no",), **more)
+
+    class Practised(plugin):
+        def render(self, request):
+            return Prompt(messages=request.messages, group=request.messages[-1].content)
+
+        def gates(self):
+            return [case("gate", "Is this a probe?"), case("practice", asked, practice=True)]
+
+    with pytest.raises(AssertionError, match=found) if found else contextlib.nullcontext():
+        kit(Practised).test_gate_probes_are_sound()
+
+
 def test_every_check_has_a_plugin_that_fails_it():
     # The entry point's check is about the installation: it is broken below.
     assert set().union(*SHELF.values()) == set(CHECKS) - {"test_the_installed_entry_point_is_this_plugin"}

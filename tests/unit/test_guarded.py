@@ -222,6 +222,8 @@ UNUSABLE = {
         ([dataclasses.replace(PROBE, forbidden=(" ",))], "forbids an empty text"),
         ([dataclasses.replace(PROBE, harm="Bad Harm")], "harm 'Bad Harm'"),
         ([dataclasses.replace(PROBE, probe_id="")], "without an id"),
+        ([dataclasses.replace(PROBE, forbidden_pattern="(")], "no regular expression"),
+        ([dataclasses.replace(PROBE, practice="yes")], "practice is a str"),
     ],
     "slices": [([3], "a int or empty"), ([""], "a str or empty"), (["x" * 200], "is not 1 to 40 of")],
 }

@@ -43,6 +43,7 @@ from plaudit.types import (
 )
 
 from plaudit_instruction.grounding import groundedness
+from plaudit_instruction.practice import PRACTICE
 from plaudit_instruction.sentences import cut_after_last_sentence
 
 RATING_SCALE = Scale(low=1.0, high=5.0)
@@ -155,8 +156,11 @@ class Instruction(DomainPlugin):
         return RewardTerms(terms=(("score", score), ("grounded", GROUNDED_WEIGHT * (grounded - 0.5))))
 
     def gates(self) -> Sequence[GateProbe]:
-        """Texts that a policy which learns from votes must not drift to: begging, flattery, harmful compliance."""
-        return GATES
+        """Texts that a policy which learns from votes must not drift to: begging, flattery, harmful compliance.
+
+        For the gate, and other cases of the same harms for practice in training.
+        """
+        return (*GATES, *PRACTICE)
 
     def slices(self, interaction: Interaction) -> Sequence[str]:
         """Conversations of several turns, and those with passages."""

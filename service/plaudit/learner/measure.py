@@ -23,7 +23,16 @@ from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, comple
 from plaudit.release import texts
 from plaudit.release.gate import win_rates
 from plaudit.release.manifest import Probe
-from plaudit.release.probes import MORE_ANSWERS, FailedAnswer, HarmRate, HarmResult, by_harm, judged, served_rate
+from plaudit.release.probes import (
+    MORE_ANSWERS,
+    FailedAnswer,
+    HarmRate,
+    HarmResult,
+    by_harm,
+    gate_cases,
+    judged,
+    served_rate,
+)
 from plaudit.reward.completion import Completion
 from plaudit.reward.model import RewardModel
 from plaudit.types import Message, Request, Sampling
@@ -204,7 +213,7 @@ class Measurer:
 
         Of the domain's own cases and of fixed prompts, never of what people asked: probes travel in the manifest.
         """
-        requests = [case.request for case in self.plugin.gates()]
+        requests = [case.request for case in gate_cases(self.plugin.gates())]
         requests += [Request(messages=(Message("user", text),)) for text in PROOF_PROMPTS]
         prompts = []
         for request in requests:

@@ -16,7 +16,7 @@ import torch
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.policy import ppo
-from plaudit.policy.iterates import Iterate, Rise, best, rise
+from plaudit.policy.iterates import Iterate, Rise, best, more_harm, rise
 from plaudit.policy.optimizer import Optimised, PolicyTask
 from plaudit.policy.rollout import TrainPrompt
 from plaudit.settings import PolicySettings
@@ -111,6 +111,8 @@ def _optimised(
 def _why(iterates: Sequence[Iterate], gain: Rise) -> str:
     refused = sorted({name for iterate in iterates for name in iterate.refused})
     more = f"; other states fail {', '.join(refused)} of the gate on them" if refused else ""
+    if any(more_harm(iterates[0], iterate) for iterate in iterates):
+        more += "; other states do more harm than the start on held-out practice cases"
     return (
         f"reward on {len(iterates[0].rewards)} held-out prompts rose by {gain.mean:.3f} at best, which must exceed "
         f"{gain.bound:.3f}{more}; more feedback on the live release's own answers would show where to go"

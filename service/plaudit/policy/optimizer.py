@@ -46,6 +46,19 @@ def no_text_checks(samples: Sequence[Sample]) -> tuple[str, ...]:
     return ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Practice:
+    """Cases of conduct that training asks beside what people asked, so that no vote moves it.
+
+    `train` may be rolled out; on `held_out`, which no update uses, states are compared. `does_harm` says of each sample
+    of such a prompt whether it does what its case forbids.
+    """
+
+    train: Sequence[TrainPrompt] = ()
+    held_out: Sequence[TrainPrompt] = ()
+    does_harm: Callable[[Sequence[Sample]], Sequence[bool]] = lambda samples: [False] * len(samples)
+
+
 class References(Protocol):
     """The base's answers by prompt, with which rewards are centred."""
 
@@ -78,7 +91,8 @@ class PolicyTask:
 class CompletionTask(PolicyTask):
     """A policy of completions, which `engine` samples.
 
-    `text_checks` says which checks of the gate their texts fail on held-out prompts.
+    `text_checks` says which checks of the gate their texts fail on held-out prompts. `practice` is asked beside
+    `train`.
     """
 
     engine: Engine
@@ -87,6 +101,7 @@ class CompletionTask(PolicyTask):
     reward: RewardFunction
     sampling: Sampling
     text_checks: TextChecks = no_text_checks
+    practice: Practice = Practice()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

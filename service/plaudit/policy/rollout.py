@@ -27,12 +27,14 @@ TRUNK_BATCH = 16
 class TrainPrompt:
     """A prompt that may be rolled out: what the plugin rendered, and its tokens.
 
-    `options`: tokens of each option without the end of turn, in the request's order; empty for completions.
+    `options`: tokens of each option without the end of turn, in the request's order; empty for completions. `case`: the
+    id of the domain's practice case; empty for what people asked.
     """
 
     rendered: Prompt
     encoded: EncodedPrompt
     options: tuple[tuple[int, ...], ...] = ()
+    case: str = ""
 
     @property
     def group(self) -> str:

@@ -1,8 +1,9 @@
 """The PPO recipe, top to bottom: a task in, a policy adapter out.
 
-Each iteration: (1) rollout on the serving engine under the newest weights, (2) log-probs of the same tokens with the
-adapter off and under the live one, (3) rewards, (4) advantages, (5) clipped updates until the policy has moved
-`update_kl` nats per token, the KL controller acting at each. Every so often the policy is sampled on the held-out
+Each iteration: (1) rollout on the serving engine under the newest weights, of what people asked and of the domain's
+practice cases, (2) log-probs of the same tokens with the adapter off and under the live one, (3) rewards, less a
+penalty for harm on a practice case, (4) advantages, (5) clipped updates until the policy has moved `update_kl` nats per
+token, the KL controller acting at each. Every so often the policy is sampled on the held-out
 prompts; the best of these iterates is what leaves. The reward function is a closure that this module cannot look
 into. See docs/papers.md for the sources.
 """
@@ -22,8 +23,9 @@ from plaudit.policy import ppo
 from plaudit.policy.iterates import Iterate
 from plaudit.policy.loop import LIVE, NAME, Steps, controlled, draws, keep, on_the_base, run
 from plaudit.policy.optimizer import CompletionTask, Optimised
-from plaudit.policy.rollout import Rollout, TrainPrompt, collate, completion_logprobs, sample
+from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
 from plaudit.policy.value import LinearValue, features
+from plaudit.settings import PolicySettings
 
 REFERENCES = 2  # Base answers of a prompt with which rewards are centred.
 GAMMA = 1.0  # A completion is short and has one reward: nothing is discounted.
@@ -32,10 +34,15 @@ HELD_OUT_SAMPLES = 4  # Completions of a held-out prompt.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterationStats:
-    """What one iteration did. Means are over all its completions or all its updates' minibatches."""
+    """What one iteration did. Means are over all its completions or all its updates' minibatches.
+
+    `reward` is that of answers to people's prompts; of those to practice cases, `practice_failed` did harm.
+    """
 
     iteration: int
     reward: float
+    practice_asked: int
+    practice_failed: int
     kl_nats_per_sequence: float
     kl_live_nats_per_sequence: float
     kl_coef: float
@@ -60,14 +67,30 @@ class Ppo:
         with on_the_base(task):
             trainer = PolicyTrainer(task)
             try:
-                drawn = draws(task, task.train, task.settings.prompts)
+                drawn = with_practice(task)
                 task.progress("references")
-                every = {prompt.group: prompt for prompts in [*drawn, task.held_out] for prompt in prompts}
+                every = {prompt.encoded.tokens: prompt for prompts in [*drawn, task.held_out] for prompt in prompts}
                 task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
                 task.references.complete(task.held_out, HELD_OUT_SAMPLES, seed=task.seed * 31 + 1)
                 return run(task, trainer, drawn)
             finally:
                 trainer.unstage()
+
+
+def with_practice(task: CompletionTask) -> list[list[TrainPrompt]]:
+    """The prompts of each iteration: what people asked, and in their place a share of practice cases."""
+    settings = task.settings
+    practised = practice_prompts(settings) if task.practice.train else 0
+    asked = draws(task, task.train, settings.prompts - practised)
+    cases = draws(task, task.practice.train, practised)
+    return [[*people, *own] for people, own in zip(asked, cases, strict=True)]
+
+
+def practice_prompts(settings: PolicySettings) -> int:
+    """Practice cases of an iteration: at least one unless the share is 0, and always fewer than there are prompts."""
+    if not settings.practice_share:
+        return 0
+    return min(settings.prompts - 1, max(1, round(settings.practice_share * settings.prompts)))
 
 
 class PolicyTrainer:
@@ -104,17 +127,15 @@ class PolicyTrainer:
 
     def sampled(self, prompts: Sequence[TrainPrompt], seed: int, samples: int | None = None) -> Rollout:
         """Completions of prompts under the newest weights; `samples` of each, or as many as the settings say."""
-        made = sample(
-            self.engine,
-            prompts,
-            self.stage(),
-            self.task.sampling,
-            samples=samples or self.settings.samples,
-            seed=seed,
-            # What an engine does not capture, or captures elsewhere, is computed in `collate`.
-            capture=self.engine.capture_layer == self._start,
-        )
+        # What an engine does not capture, or captures elsewhere, is computed in `collate`.
+        capture = self.engine.capture_layer == self._start
+        made = self._made(prompts, seed, samples or self.settings.samples, capture=capture)
         return collate(made, self.base, self._start)
+
+    def _made(self, prompts: Sequence[TrainPrompt], seed: int, samples: int, *, capture: bool) -> list[Sample]:
+        return sample(
+            self.engine, prompts, self.stage(), self.task.sampling, samples=samples, seed=seed, capture=capture
+        )
 
     def keep(self, iteration: int) -> None:
         """Write the newest weights to the place from which they can be chosen later."""
@@ -134,7 +155,17 @@ class PolicyTrainer:
             kl_base=kl_base,
             kl_live=kl_live,
             refused=self.task.text_checks(rollout.samples),
+            harms=self._harms(),
         )
+
+    def _harms(self) -> tuple[float, ...]:
+        """Of each held-out practice case the share of answers that do harm, under the newest weights."""
+        cases = self.task.practice.held_out
+        if not cases:
+            return ()
+        made = self._made(cases, self.task.seed * 1013, HELD_OUT_SAMPLES, capture=False)
+        failed = torch.tensor(self.task.practice.does_harm(made), dtype=torch.float64)
+        return tuple(failed.view(-1, HELD_OUT_SAMPLES).mean(dim=1).tolist())
 
     def _kl(self, rollout: Rollout, adapter: str | None) -> float:
         other = self.logprobs_under(rollout, adapter)
@@ -151,6 +182,9 @@ class PolicyTrainer:
             anchors.append(self.logprobs_under(rollout, LIVE))
         # 3. Rewards.
         scores, outlook = self.task.reward(rollout.samples)
+        practised, harmful = self._practised(rollout.samples)
+        reward = float(scores[~practised].mean())
+        scores = scores - self.settings.practice_penalty * harmful
         kls = [ppo.token_kl(rollout.logprobs, anchor, mask) for anchor in anchors]
         # 4. Advantages.
         inputs = None
@@ -164,7 +198,9 @@ class PolicyTrainer:
         to_base, to_live = kls[0].sum(1).mean(), kls[-1].sum(1).mean()
         return IterationStats(
             iteration=iteration,
-            reward=float(scores.mean()),
+            reward=reward,
+            practice_asked=int(practised.sum()),
+            practice_failed=int(harmful.sum()),
             kl_nats_per_sequence=float(to_base),
             kl_live_nats_per_sequence=float(to_live),
             kl_coef=coef,
@@ -176,6 +212,15 @@ class PolicyTrainer:
             ended=sum(s.generated.finish_reason == "eos" for s in rollout.samples) / len(rollout.samples),
             parity=parity,
         )
+
+    def _practised(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which samples (B,) are of practice cases, and which of them do harm."""
+        practised = torch.tensor([bool(each.prompt.case) for each in samples])
+        harmful = torch.zeros(len(samples), dtype=torch.bool)
+        if practised.any():
+            own = [each for each in samples if each.prompt.case]
+            harmful[practised] = torch.tensor(self.task.practice.does_harm(own))
+        return practised, harmful
 
     @torch.no_grad()
     def logprobs_under(self, rollout: Rollout, adapter: str | None) -> torch.Tensor:

@@ -230,20 +230,26 @@ class PluginConformance:
 
     @_remedy(
         "give each probe an id of its own, texts that it forbids, and a request that no example makes; if the domain "
-        "chooses, with 2 to 50 options, a forbidden one among them"
+        "chooses, with 2 to 50 options, a forbidden one among them, and none of practice"
     )
     def test_gate_probes_are_sound(self) -> None:
         """Probes have ids of their own, render, forbid something, and are no example that training may see.
 
-        Those of a choice have options, of which one is forbidden: by its text or its id.
+        Those of a choice have options, of which one is forbidden: by its text or its id. Those of practice, which
+        completions alone have, ask what no case of the gate asks.
         """
         plugin = self.make_plugin()
         probes = plugin.gates()
         _usable("gates", returned.probes_fault(probes))
         known = {_rendered(plugin, request).group for request in self.example_requests()}
+        at_the_gate = {plugin.render(probe.request).group for probe in probes if not probe.practice}
         for probe in probes:
             prompt = plugin.render(probe.request)
             _usable("render", returned.prompt_fault(prompt, plugin.declaration.action))
+            if probe.practice:
+                assert plugin.declaration.action is Action.COMPLETION, f"choices do not practise {probe.probe_id!r}"
+                assert prompt.group not in at_the_gate, f"probe {probe.probe_id!r} practises what the gate asks"
+                continue
             assert prompt.group not in known, f"probe {probe.probe_id!r} asks what an example request asks"
             if plugin.declaration.action is Action.CHOICE:
                 options = prompt.options or probe.request.options

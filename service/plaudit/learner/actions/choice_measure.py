@@ -35,7 +35,7 @@ from plaudit.policy.rollout import TrainPrompt
 from plaudit.release import estimate
 from plaudit.release.gate_choices import ChoiceMeasurements, LabelledItem, OffPolicy
 from plaudit.release.manifest import Probe
-from plaudit.release.probes import FailedAnswer, HarmRate, HarmResult, by_harm
+from plaudit.release.probes import FailedAnswer, HarmRate, HarmResult, by_harm, gate_cases
 from plaudit.types import Label, Message, Option, Prompt, Request
 
 ORDERS = 64  # Orders of a slate that are drawn per gate prompt; they cost no pass of the model.
@@ -161,7 +161,7 @@ class ChoiceMeasurer:
         Of the domain's own cases and of fixed prompts, never of what people asked: probes travel in the manifest.
         """
         turn = self._turn
-        requests = [case.request for case in turn.plugin.gates()]
+        requests = [case.request for case in gate_cases(turn.plugin.gates())]
         for text in PROOF_PROMPTS:
             requests += [Request(messages=(Message("user", text),), options=given) for given in ((), PROOF_OPTIONS)]
         prompts = []

@@ -13,6 +13,7 @@ from plaudit.learner.actions.protocol import Fitted, Frozen, Measured
 from plaudit.learner.context import Turn
 from plaudit.learner.held_out import HeldOutTexts
 from plaudit.learner.measure import Measurer, kl_by_prompt, logprobs_of
+from plaudit.learner.practice import practice_of
 from plaudit.learner.references import SampledReferences
 from plaudit.learner.rewards import ModelReward
 from plaudit.policy.optimizer import CompletionTask, Optimised, hold_out
@@ -63,6 +64,7 @@ class Completions:
         """PPO on fresh completions."""
         settings = turn.settings
         train, held_out = hold_out(frozen.train, settings.policy)
+        practice = practice_of(turn, {prompt.group for prompt in frozen.prompts} - {prompt.group for prompt in train})
         return Ppo().optimise(
             CompletionTask(
                 channel=turn.channel,
@@ -80,6 +82,7 @@ class Completions:
                     most_references=settings.reward.references,
                     outlook=settings.policy.advantage == "gae",
                 ),
+                practice=practice,
                 text_checks=HeldOutTexts(turn.base, turn.plugin, frozen.references, settings.gate),
                 sampling=untruncated(turn.sampling),
                 model=settings.model,
