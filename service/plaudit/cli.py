@@ -173,16 +173,19 @@ def learn_plan(
         str, typer.Argument(help="Channel whose settings and domain count; those of the process if it is left out.")
     ] = "",
     raters: Annotated[int, typer.Option("--raters", help="People who give feedback.", min=1, max=100_000)] = 40,
-    thumbs: Annotated[str, typer.Option("--thumbs", help="Share of acts that are thumbs, such as 70%.")] = "70%",
-    choices: Annotated[str, typer.Option("--choices", help="Share that choose between two answers.")] = "20%",
-    rankings: Annotated[str, typer.Option("--rankings", help="Share that rank four answers.")] = "10%",
+    thumbs: Annotated[str, typer.Option("--thumbs", help="Share of acts that are thumbs, such as 70%.")] = "",
+    choices: Annotated[str, typer.Option("--choices", help="Share that choose between two answers.")] = "",
+    rankings: Annotated[str, typer.Option("--rankings", help="Share that rank four answers.")] = "",
     per_prompt: Annotated[float, typer.Option("--per-prompt", help="Acts that each prompt gets.", min=1)] = 1.0,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Say how much feedback a first release takes, and why, before any was given."""
+    """Say how much feedback a first release takes, and why, before any was given.
+
+    Shares that are left out are 0; if all are, 70% thumbs, 20% choices and 10% rankings are meant.
+    """
     settings = load(config, assign, data_dir)
     import dataclasses
 
@@ -196,7 +199,8 @@ def learn_plan(
         found = load_plugins(settings.plugins.allow).get(parsed.domain)
         few = found is not None and found.declaration.few_raters
     try:
-        shares = {"thumbs": _share(thumbs), "choices": _share(choices), "rankings": _share(rankings)}
+        given = (thumbs, choices, rankings) if thumbs or choices or rankings else ("70%", "20%", "10%")
+        shares = dict(zip(("thumbs", "choices", "rankings"), map(_share, given), strict=True))
         made = plan(Mix(raters=raters, per_prompt=per_prompt, **shares), settings, few_raters=few)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -207,7 +211,8 @@ def learn_plan(
 
 
 def _share(text: str) -> float:
-    """A share as "70%" or "0.7"; raises ValueError."""
+    """A share as "70%" or "0.7", 0 if it is left out; raises ValueError."""
+    text = text or "0"
     return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
 
 

@@ -82,5 +82,7 @@ def test_the_command_takes_shares_in_per_cent(monkeypatch, capsys, tmp_path):
 
     code, out, _ = run("--raters", "100", "--thumbs", "0%", "--choices", "0", "--rankings", "100%", "--json")
     assert (code, json.loads(out)["mix"]["rankings"]) == (0, 1.0)
+    code, out, _ = run("--rankings", "100%", "--json")  # what is left out is 0
+    assert (code, json.loads(out)["mix"]["thumbs"]) == (0, 0.0)
     assert run("--thumbs", "most")[0] == run("--thumbs", "10%")[0] == 2
     structlog.reset_defaults()
