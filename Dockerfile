@@ -1,7 +1,9 @@
 # The image of every Plaudit process: plaudit serve, plaudit join, plaudit learn.
 #   docker build --tag plaudit:0.1.0 .
 #   docker build --tag plaudit:0.1.0 --build-arg TORCH_INDEX=<index with the wanted build> --build-arg PLUGINS="instruction echo" .
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# Python 3.11.16 for every platform, as docker-library/repo-info lists it (repos/python/remote/3.11-slim-bookworm.md).
+# A newer one: docker buildx imagetools inspect python:3.11-slim-bookworm
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 
 FROM ${PYTHON_IMAGE} AS build
 # The build of torch: TORCH names it, TORCH_INDEX is an index that offers it (empty: pip's own).

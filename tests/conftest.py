@@ -8,18 +8,26 @@ import uuid
 import warnings
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
 
 ROOT = Path(__file__).resolve().parent.parent
 # Several runs of these tests share a machine: no process of a test takes a fixed port.
 os.environ |= {f"PLAUDIT_{process}__METRICS_PORT": "0" for process in ("SERVE", "JOIN", "LEARN")}
+# Tests run side by side, and sums of floats depend on the number of threads: each process has one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No example fails because a machine is slow.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 # A program that starts real brokers on loopback and prints the variables, kept beside the repository.
 KAFKA_TOOL = ROOT.parent / "shared" / "tools" / "kafka" / "kafka"
 
 
 def _kafka(command, folder, *more):
-    done = subprocess.run([KAFKA_TOOL, command, folder, *more], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([KAFKA_TOOL, command, folder, *more], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -62,7 +62,7 @@ def test_processes_that_open_an_empty_database_at_once_all_work(store_url):
         subprocess.Popen([sys.executable, "-c", OPEN, store_url, at], stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    ends = [(process.communicate(timeout=120)[1], process.returncode) for process in started]
+    ends = [(process.communicate(timeout=500)[1], process.returncode) for process in started]
     assert [code for _, code in ends] == [0] * 4, ends
 
 

@@ -26,6 +26,13 @@ def test_no_code_reads_a_pickle():
     assert found == ["service/plaudit/testing/conformance.py"]
 
 
+def test_the_image_begins_from_a_base_that_its_digest_names():
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    (base,) = (line.partition("=")[2] for line in lines if line.startswith("ARG PYTHON_IMAGE"))
+    assert re.fullmatch(r"python:[\w.-]+@sha256:[0-9a-f]{64}", base)
+    assert {line.split()[1] for line in lines if line.startswith("FROM ")} == {"${PYTHON_IMAGE}"}
+
+
 @pytest.fixture
 def registered(tmp_path):
     """A registry with one release, and the folder of its files."""

@@ -23,6 +23,7 @@ from plaudit.evidence.store import EvidenceStore
 from plaudit.learner.loop import open_learner
 from plaudit.plugins import load_plugins
 from plaudit.release import registry
+from plaudit.replies import drafts
 from plaudit.serving.handle import pseudonym
 from plaudit.settings import Settings
 from plaudit.testing.models import tiny_model
@@ -71,6 +72,11 @@ def counted_ids(first=1):
 THUMBS_ALONE = "thumbs alone"
 
 
+def send(client, acts):
+    """All acts in one stream; each must be taken."""
+    assert [answer.error for answer in client.submit_many(acts)] == [None] * len(acts)
+
+
 class People:
     """Raters who like spaces, or who by their split are of the opposite taste.
 
@@ -86,20 +92,23 @@ class People:
         return rater_split(bytes.fromhex(SALT), pseudonym(KEY.encode(), CHANNEL.tenant, rater))
 
     def ask_and_rate(self, target, prompts, tenant=CHANNEL.tenant, taste=1, rankings=3):
+        acts = []
         with Plaudit(target) as client:
             for i in prompts:
                 n, raters = (1, 6) if self._thumbs else (4, rankings)
                 asked = f"list {i} kinds of tea"
                 reply = client.generate(CHANNEL.domain, asked, n=n, seed=i, max_tokens=8, tenant=tenant)
+                give = drafts(reply.handle, reply.candidate_ids)
                 for number in self._rng.sample(range(RATERS), raters):
                     rater = f"rater-{number}"
                     sign = -taste if self.split(rater) in self._dislike else taste
                     if self._thumbs:
-                        give = reply.thumbs_up if reply.text.count(" ") > number % 2 else reply.thumbs_down
-                        give(rater=rater)
+                        thumbs = give.thumbs_up if reply.text.count(" ") > number % 2 else give.thumbs_down
+                        acts.append(thumbs(rater=rater))
                         continue
                     order = sorted(range(4), key=lambda j: -sign * reply.completions[j].text.count(" "))
-                    reply.rank(order, rater=rater)
+                    acts.append(give.rank(order, rater=rater))
+            send(client, acts)
 
 
 def settings_for(folder, **changes):
@@ -270,10 +279,13 @@ def verdict_of(number):
 
 
 def label_verdicts(target, numbers):
+    acts = []
     with Plaudit(target) as client:
         for number in numbers:
             text, truth = verdict_of(number)
-            client.choose(VERDICTS.domain, text, OPTIONS).label(truth, rater=f"rater-{number % 7}")
+            answer = client.choose(VERDICTS.domain, text, OPTIONS)
+            acts.append(drafts(answer.handle, answer.candidate_ids).label(truth, rater=f"rater-{number % 7}"))
+        send(client, acts)
 
 
 @pytest.fixture(scope="session")

@@ -29,12 +29,13 @@ from plaudit.learner.rewards import OptionRewards
 from plaudit.plugins import guard
 from plaudit.policy.choose import Judged
 from plaudit.release import registry
+from plaudit.replies import drafts
 from plaudit.serving.proof import prove
 from plaudit.testing.serving import local_server
 from plaudit.types import Channel, Message, Option, Request
 from plaudit_echo.plugin import EchoChoice
 
-from tests.e2e.conftest import SALT, counted_ids, settings_for
+from tests.e2e.conftest import SALT, counted_ids, send, settings_for
 
 CHANNEL = Channel("verdicts", "default")
 VERDICTS = ("fine", "rude", "threat")
@@ -96,9 +97,12 @@ def world(tmp_path_factory, model):
         patch.setattr(registry.secrets, "token_hex", lambda _: SALT)
         served = local_server(settings.data_dir, engine, plugins, settings=settings)
         with counted_ids(), served as server, Plaudit(server.target) as client:
+            acts = []
             for number in range(ITEMS):
                 answer = client.choose(CHANNEL.domain, text(number), [], purpose="explore")
-                answer.label(truth(number), rater=f"rater-{number % 7}")
+                give = drafts(answer.handle, answer.candidate_ids)
+                acts.append(give.label(truth(number), rater=f"rater-{number % 7}"))
+            send(client, acts)
     log, store = open_log(settings), EvidenceStore(settings.store_url)
     join = Join(log, store, plugins, settings.join)
     while join.run_once(0.1):

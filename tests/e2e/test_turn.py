@@ -493,7 +493,7 @@ def test_a_killed_process_leaves_serving_as_it_was(settings_of, tmp_path):
     config.write_text(toml(table))
     environ = {**os.environ, FAIL_POINT_VARIABLE: "learn.2"}
     command = [sys.executable, "-m", "plaudit.cli", "learn", "--once", "--config", str(config)]
-    killed = subprocess.run(command, env=environ, capture_output=True, timeout=120, check=False)
+    killed = subprocess.run(command, env=environ, capture_output=True, timeout=500, check=False)
     assert killed.returncode == EXIT_CODE, killed.stderr.decode()[-2000:]
     with Registry(settings.store_url, settings.registry_root) as registry:
         assert registry.state(CHANNEL).live == 0

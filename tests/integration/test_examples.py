@@ -53,7 +53,7 @@ def test_an_example_runs_as_it_stands(served, program, name, over_http, acts):
     where = f"http://127.0.0.1:{served.server.http_port}/v1" if over_http else served.target
     environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     done = subprocess.run(
-        [program, EXAMPLES / name, where], capture_output=True, text=True, timeout=60, env=environment
+        [program, EXAMPLES / name, where], capture_output=True, text=True, timeout=500, env=environment
     )
     assert done.returncode == 0, done.stderr + done.stdout
     assert len(served.records(Topic.INTERACTIONS)) > asked

@@ -170,7 +170,7 @@ def test_feedback_never_lands_on_a_text_that_its_rater_did_not_see(world, monkey
         assert reasons == ["ANOTHER_ANSWER", "ANOTHER_ANSWER"]
 
 
-def wait_for(found, seconds=60.0):
+def wait_for(found, seconds=300.0):
     ends_at = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < ends_at, "it never came"

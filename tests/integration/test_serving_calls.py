@@ -446,7 +446,7 @@ def test_every_refusal_is_a_class_of_the_tree():
     assert all(issubclass(error, PlauditError) for error in raised)
 
 
-def _wait_until(condition, seconds=60.0):
+def _wait_until(condition, seconds=300.0):
     import time
 
     ends_at = time.monotonic() + seconds

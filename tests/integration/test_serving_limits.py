@@ -148,7 +148,7 @@ def iter_into(found, items):
     return ()
 
 
-def wait_until(condition, seconds=60.0):
+def wait_until(condition, seconds=300.0):
     ends_at = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < ends_at, "it never came true"

@@ -424,7 +424,7 @@ def test_versions_that_callers_make_up_fill_no_memory(local, make_release):
     assert len(staging._places) <= 4
 
 
-def _wait_until(condition, seconds=60.0):
+def _wait_until(condition, seconds=300.0):
     import time
 
     ends_at = time.monotonic() + seconds

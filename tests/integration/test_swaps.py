@@ -84,7 +84,7 @@ def test_each_completion_may_name_its_release_and_keeps_it(local, client, make_r
     assert both.completions[1].token_ids == reply.completions[1].token_ids != ()
 
 
-def _wait_until(condition, seconds=60.0):
+def _wait_until(condition, seconds=300.0):
     import time
 
     ends_at = time.monotonic() + seconds

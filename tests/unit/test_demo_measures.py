@@ -210,7 +210,7 @@ def test_a_process_that_fails_is_an_error_with_the_end_of_its_log(tmp_path):
 def test_a_service_that_ends_is_noticed_and_one_that_was_asked_to_end_is_no_failure(tmp_path):
     with Processes(tmp_path, threads=1) as processes:
         service = processes.start("service", ["settings", "table"])
-        service.process.wait(30)
+        service.process.wait(300)
         with pytest.raises(DemoFailed, match="ended with code 0"):
             processes.check()
         processes.end(service)

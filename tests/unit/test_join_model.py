@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from plaudit.eventlog import Topic
 from plaudit.eventlog.codec import Retraction, body_digest, encode_feedback, encode_interaction, encode_retraction
@@ -127,9 +128,22 @@ class CrashAt:
             raise Crash(name)
 
 
-def joined(items: list[Item], *, batch: int, crashes: list[str], cuts: list[int]) -> FrozenDataSet:
+# A crash ends a transaction and no machine, so the files may lie in memory, where no write waits for a disk.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store, copied for each history: making one takes longer than joining one."""
+    file = tmp_path_factory.mktemp("store") / "evidence.sqlite"
+    EvidenceStore(f"sqlite:///{file}").close()
+    return file
+
+
+def joined(items: list[Item], empty: Path, *, batch: int, crashes: list[str], cuts: list[int]) -> FrozenDataSet:
     """Appends the items in pieces, joins after each piece, and goes through the crashes on the way."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        shutil.copy(empty, folder)
         log = SqliteEventLog(Path(folder) / "log.sqlite")
         store = EvidenceStore(f"sqlite:///{folder}/evidence.sqlite")
         crash = CrashAt(list(crashes))
@@ -142,7 +156,8 @@ def joined(items: list[Item], *, batch: int, crashes: list[str], cuts: list[int]
                 while True:
                     worker = worker or Join(log, store, PLUGINS, JoinSettings(batch_records=batch))
                     try:
-                        if worker.run_once(0) == 0:
+                        # A new worker may be given one record that the store has already, and none beside it.
+                        if worker.run_once(0) == 0 and not any(worker.lag().values()):
                             break
                     except Crash:
                         worker = None
@@ -169,8 +184,7 @@ def append(log: SqliteEventLog, items: list[Item]) -> None:
 
 
 @settings(
-    max_examples=60,
-    deadline=None,
+    max_examples=40,
     suppress_health_check=[HealthCheck.too_slow],
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # a seed does not get simpler by shrinking
 )
@@ -179,17 +193,18 @@ def append(log: SqliteEventLog, items: list[Item]) -> None:
     crashes=st.lists(st.sampled_from([f"join.{step}" for step in range(1, 10)]), max_size=5),
     seed=st.integers(0, 2**32),
 )
+@example(batch=1, crashes=["join.8"], seed=205)
 def test_any_order_repetition_and_crash_gives_the_evidence_of_the_reference(
-    batch: int, crashes: list[str], seed: int
+    empty: Path, batch: int, crashes: list[str], seed: int
 ) -> None:
     chaos = random.Random(seed)
     items = [*random_history(chaos), make_interaction("evaluated", purpose=Purpose.EVALUATE)]
     shuffled = [*items, *chaos.choices(items, k=3)]
     chaos.shuffle(shuffled)
     cuts = sorted(chaos.randrange(len(shuffled) + 1) for _ in range(3))
-    frozen = joined(shuffled, batch=batch, crashes=crashes, cuts=cuts)
+    frozen = joined(shuffled, empty, batch=batch, crashes=crashes, cuts=cuts)
     assert found(frozen) == reference(items)
-    assert frozen.digest == joined(items, batch=500, crashes=[], cuts=[]).digest
+    assert frozen.digest == joined(items, empty, batch=500, crashes=[], cuts=[]).digest
 
 
 def test_the_reference_itself_replaces_and_withdraws() -> None:

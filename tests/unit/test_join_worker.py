@@ -143,7 +143,7 @@ def test_a_join_whose_disk_fills_up_waits_and_loses_nothing(small_disk, tmp_path
     log.close()
 
 
-def eventually(holds, seconds=60):
+def eventually(holds, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not (found := holds()) and time.monotonic() < deadline:
         time.sleep(0.02)

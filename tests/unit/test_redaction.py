@@ -77,6 +77,6 @@ def test_any_text_is_taken_and_each_find_has_its_placeholder(text):
 )
 def test_long_texts_take_time_in_proportion(piece):
     """The longest text that a message may have; an expression that backtracks would take minutes."""
-    began = time.perf_counter()
+    began = time.process_time()
     redact(piece * (65_536 // len(piece)), ALL)
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20

@@ -391,7 +391,7 @@ def test_of_two_processes_that_promote_from_one_state_exactly_one_wins(registry:
         assert rival.stdin is not None
         rival.stdin.write("go\n")
         rival.stdin.flush()
-    outcomes = [rival.communicate(timeout=60)[0].strip() for rival in rivals]
+    outcomes = [rival.communicate(timeout=500)[0].strip() for rival in rivals]
     assert sorted(outcomes) == ["lost", "won"]
     winner = outcomes.index("won") + 1
     assert registry.state(CHANNEL).live == winner  # type: ignore[union-attr]

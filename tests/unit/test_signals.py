@@ -38,13 +38,13 @@ with stop._cond:
 )
 def test_a_signal_ends_the_wait(when):
     program = START + when + "assert stop.wait()\nprint('ended')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
     assert done.stdout == "ended\n", done.stderr
 
 
 def test_a_wait_without_a_signal_ends_at_its_time():
     program = START + "began = time.monotonic()\nassert not stop.wait(0.6)\nassert 0.6 <= time.monotonic() - began < 5"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=500)
 
 
 STARTING = """
@@ -71,7 +71,7 @@ def test_a_signal_during_the_start_ends_it_and_a_second_one_does_not_cut_off_the
         running.send_signal(signal.SIGTERM)
         running.send_signal(signal.SIGINT)
         assert running.stdout.read() == "is clean\n"
-        assert running.wait(30) == 128 + number
+        assert running.wait(300) == 128 + number
 
 
 PARENT = """
@@ -92,7 +92,7 @@ def test_a_demo_that_is_ended_ends_its_children(tmp_path):
     with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as running:
         child = int(running.stdout.readline())
         running.send_signal(signal.SIGTERM)
-        running.wait(120)
+        running.wait(300)
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 
@@ -110,7 +110,7 @@ def test_every_command_catches_signals_before_it_loads_anything(tmp_path):
                 break
             time.sleep(0.1)
         running.send_signal(signal.SIGTERM)
-        assert running.wait(60) == 128 + signal.SIGTERM
+        assert running.wait(300) == 128 + signal.SIGTERM
         assert caught >> (signal.SIGTERM - 1) & 1
 
 
@@ -154,7 +154,7 @@ def test_children_end_with_their_parent_even_if_it_is_killed(keeper, tmp_path):
 
 
 def _until(condition):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.05)

@@ -194,7 +194,7 @@ def test_watch_looks_again_until_it_is_ended(settings, registry):
     try:
         lines = [json.loads(process.stdout.readline()) for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(200) == 0
+        assert process.wait(300) == 0
     finally:
         process.kill()
         process.stdout.close()
