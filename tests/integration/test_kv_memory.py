@@ -122,7 +122,7 @@ def test_jobs_that_do_not_fit_now_wait_and_the_budget_holds(start, monkeypatch):
     drawn = random.Random(5)
     jobs = [
         _job(_prompt(drawn.randrange(5, 200), n), (BASE, ONE)[n % 2], n, drawn.randrange(1, 60), width=None)
-        for n in range(40)
+        for n in range(20)
     ]
     # Several of one prompt in a group, too.
     groups = [jobs[:1], *([job, job, job] for job in jobs[1:])]
@@ -185,7 +185,7 @@ def test_a_computed_prompt_that_waits_for_a_row_makes_room(start):
 def test_memory_comes_back_whatever_ends_a_job(start):
     engine = start(kv_memory_mb=1)
     drawn = random.Random(3)
-    for turn in range(30):
+    for turn in range(20):
         prompt = _prompt(drawn.randrange(5, 250), turn, shared=4)
         tickets = engine.submit([_job(prompt, seed=n, max_tokens=drawn.randrange(1, 80)) for n in range(3)])
         for ticket in tickets[: drawn.randrange(4)]:
