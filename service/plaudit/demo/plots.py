@@ -67,7 +67,7 @@ def _by_release(data: Data) -> Any:
     rows += [(spoken(name), rate, PLAIN) for name, rate in cheap]
     if not rows:
         return None
-    figure, (axes,) = _figure(height=1.5 + 0.38 * len(rows))
+    figure, (axes,) = _figure(height=1.7 + 0.38 * len(rows))
     places = range(len(rows))
     axes.barh(places, [rate["estimate"] for _, rate, _ in rows], color=[colour for _, _, colour in rows], height=0.62)
     span = max(rate["high"] for _, rate, _ in rows) - min(0.0, *(rate["low"] for _, rate, _ in rows))
@@ -93,7 +93,7 @@ def _by_release(data: Data) -> Any:
     last = judged[-1] if judged and judged[-1]["version"] else None
     title = wording.claim(last, base) if last else "What costs no training; no release went live"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    below = f"{wording.axis}, on held-out prompts. Black lines: 95% intervals. Grey: needs no training."
+    below = f"{wording.axis}, on held-out prompts.\nBlack lines: 95% intervals. Grey: needs no training."
     figure.supxlabel(below, x=0.01, ha="left", fontsize=9, color=MUTED)
     return figure
 
@@ -134,8 +134,9 @@ def _rewards(axes: Any, turns: Sequence[Data]) -> None:
             )
         chosen = next((state for state in states if state[2] == row.get("chosen")), states[-1])
         axes.plot([chosen[0]], [chosen[1]], "o", color=colour, markersize=9)
-        name = f"  turn {row['version']}" + ("" if row.get("live_from") else " (refused)")
-        axes.annotate(name, chosen[:2], (4, -12), textcoords="offset points", fontsize=9, color=colour)
+        name = f"turn {row['version']}" + ("" if row.get("live_from") else " (refused)")
+        # To the left, because the next turn begins where this one ended, and goes right.
+        axes.annotate(name, chosen[:2], (-8, 8), textcoords="offset points", fontsize=9, color=colour, ha="right")
     axes.set_ylabel("reward", fontsize=9, color=MUTED)
     axes.margins(y=0.2)
     _titled(
