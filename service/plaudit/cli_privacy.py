@@ -1,14 +1,26 @@
-"""`plaudit privacy`: the end of people's data, by age."""
+"""`plaudit privacy`: the end of people's data, by age and by a person's wish.
+
+Names are given as callers send them, and kept nowhere: records have pseudonyms.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
 import sqlite3
-from typing import Annotated
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+
+if TYPE_CHECKING:
+    from plaudit.privacy.erasure import Erasure
+    from plaudit.release.registry import Registry
+    from plaudit.settings import Settings
 
 privacy_app = typer.Typer(help="The end of people's data.", no_args_is_help=True)
 
@@ -37,8 +49,9 @@ def expire(
 ) -> None:
     """Delete now what is older than privacy.retention_days, as the join does by itself."""
     settings = load(config, assign, data_dir)
+    from plaudit.privacy.files import scrub
     from plaudit.privacy.retention import Retention
-    from plaudit.privacy.sweep import LEASE, scrub
+    from plaudit.privacy.sweep import LEASE
     from plaudit.release.registry import Registry
     from plaudit.store.leases import LeaseHeld, Leases
 
@@ -64,3 +77,114 @@ def expire(
         typer.echo(
             "a reader was in the way: the files' bytes still hold what was deleted; the join tries again", err=True
         )
+
+
+_LOOK_SECONDS = 0.5
+
+
+@privacy_app.command("erase")
+def erase(
+    person: Annotated[str, typer.Argument(help="The end user or rater, as callers name them.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose person it is.")] = "default",
+    erasure_id: Annotated[str, typer.Option("--id", help="Id of the erasure, a UUID; the same again goes on.")] = "",
+    wait: Annotated[
+        float, typer.Option("--wait", help="Seconds to wait for what needs the join or other processes.", min=0)
+    ] = 30.0,
+    out: Annotated[Path | None, typer.Option("--out", help="File for the receipt, instead of standard output.")] = None,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Erase a person from log, store and models, and print the receipt. Exit code 1 while data are not gone."""
+    settings = load(config, assign, data_dir)
+    from plaudit.privacy import erasure
+    from plaudit.privacy.receipts import state_of
+    from plaudit.release.registry import Registry
+    from plaudit.serving.handle import pseudonym
+    from plaudit.serving.keys import pseudonym_key
+    from plaudit.serving.validate import MAX_PERSON_BYTES, identifier, short_text, tenant_name
+
+    checked = tenant_name(tenant)
+    name = short_text("person", person, MAX_PERSON_BYTES, required=True)
+    with Registry(settings.store_url, settings.registry_root) as registry:
+        who = pseudonym(pseudonym_key(settings), checked, name)
+        by = f"operator:{getpass.getuser()}"
+        found = erasure.request(registry.database, identifier("erasure_id", erasure_id), checked, who, by)
+        found = _finished(settings, registry, found, wait)
+        _give(settings, registry, found, out)
+    if state_of(found) == "requested":
+        typer.echo(
+            f"erasure {found.erasure_id} waits behind step {found.step}; a running join brings it to its end: "
+            f"`plaudit privacy receipt {found.erasure_id}` says how far it is",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+@privacy_app.command("receipt")
+def receipt(
+    erasure_id: Annotated[str, typer.Argument(help="Id of the erasure.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File for the receipt, instead of standard output.")] = None,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Print the signed receipt of an erasure as it stands."""
+    settings = load(config, assign, data_dir)
+    from plaudit.privacy import erasure
+    from plaudit.release.registry import Registry
+
+    with Registry(settings.store_url, settings.registry_root) as registry:
+        _give(settings, registry, erasure.read(registry.database, erasure_id), out)
+
+
+@privacy_app.command("verify")
+def verify(
+    receipt: Annotated[Path, typer.Argument(help="File of a receipt.")],
+    public_key: Annotated[str, typer.Option("--public-key", help="Key in hex that must have signed it.")] = "",
+    config: ConfigOption = None,
+    assign: SetOption = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Check that a receipt was signed here, or with --public-key, and was not changed. Exit code 1 if not."""
+    settings = load(config, assign, data_dir)
+    from plaudit.privacy.receipts import signing_key, verified
+
+    try:
+        key = bytes.fromhex(public_key) if public_key else signing_key(settings).public_key().public_bytes_raw()
+    except ValueError:
+        raise typer.BadParameter("the key is not hex", param_hint="--public-key") from None
+    facts = verified(receipt.read_text(encoding="utf-8"), key)
+    deleted = ", ".join(f"{count} {what}" for what, count in facts["deleted"].items()) or "nothing was there"
+    typer.echo(f"the receipt of erasure {facts['erasure_id']} is good: {facts['state']}; {deleted}")
+
+
+def _finished(settings: Settings, registry: Registry, found: Erasure, seconds: float) -> Erasure:
+    """The erasure, brought as far as it comes within so many seconds, by this process or by a join."""
+    from plaudit.eventlog import open_log
+    from plaudit.privacy import erasure
+    from plaudit.privacy.sweep import finish
+    from plaudit.store.leases import LeaseHeld
+
+    log = open_log(settings)
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            with contextlib.suppress(LeaseHeld, sqlite3.OperationalError):  # a join is at it, or has the file
+                finish(settings, registry, log)
+            found = erasure.read(registry.database, found.erasure_id)
+            if found.erased_at is not None or time.monotonic() > deadline:
+                return found
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        log.close()
+
+
+def _give(settings: Settings, registry: Registry, found: Erasure, out: Path | None) -> None:
+    from plaudit.privacy.receipts import receipt
+
+    text = receipt(settings, registry.database, found).to_json()
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text + "\n", encoding="utf-8")

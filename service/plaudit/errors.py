@@ -3,7 +3,7 @@
 PlauditError
 ├── RequestRefused                the caller can fix it
 │   ├── EmptyPrompt · PromptTooLong · InvalidField · InvalidText · WrongAction
-│   ├── UnknownDomain · UnknownRelease · UnknownChannel · ReleaseNotServable
+│   ├── UnknownDomain · UnknownRelease · UnknownChannel · UnknownErasure · ReleaseNotServable
 │   ├── HandleForged · HandleExpired · HandleWrongRater · NotStored
 │   ├── UndeclaredKind · UndeclaredReason · UnknownCandidate · IncompleteRanking · OutOfScale
 │   ├── OptionsTooLong · RequestTooLarge
@@ -107,6 +107,13 @@ class UnknownFeedback(RequestRefused):
 
     code = "NOT_FOUND"
     reason = "UNKNOWN_FEEDBACK"
+
+
+class UnknownErasure(RequestRefused):
+    """There is no erasure of this id."""
+
+    code = "NOT_FOUND"
+    reason = "UNKNOWN_ERASURE"
 
 
 class UnknownTenant(RequestRefused):

@@ -186,6 +186,9 @@ class Metrics:
         self.privacy_deleted = self._counter(
             "join", "privacy_deleted", "What retention and erasures deleted: rows, log records, files.", "what"
         )
+        self.erasures_waiting = self._gauge(
+            "join", "erasures_waiting", "Erasures that are not done, or whose releases are not all out of service."
+        )
         self.join_waiting = self._gauge("join", "join_waiting", "Acts that wait for their interaction.", "channel")
         self.join_lag = self._gauge("join", "join_lag_records", "Records not yet read.", "topic", "partition")
         self.join_seconds = self._histogram(

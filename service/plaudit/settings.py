@@ -526,6 +526,10 @@ class PrivacySettings(ChannelPrivacySettings):
 
     sweep_seconds: float = Field(default=60.0, ge=0.01, le=86_400)
     """How often the join looks for what is to be deleted."""
+    retrain_days: float = Field(default=7.0, ge=0, le=3_650)
+    """Days in which a release that learnt from somebody who was erased is replaced; then it is rolled back."""
+    receipt_key: SecretStr = SecretStr("")
+    """Key that signs receipts of erasures; empty makes one in the data directory."""
 
 
 class ChannelSettings(Section):

@@ -24,9 +24,10 @@ from plaudit.evidence.store import EvidenceStore, JoinCounts
 from plaudit.evidence.tables import to_micros
 from plaudit.evidence.trace import trace
 from plaudit.metrics import Metrics
+from plaudit.privacy.files import scrub
 from plaudit.privacy.forgotten import Forgotten
 from plaudit.privacy.retention import Retention
-from plaudit.privacy.sweep import LEASE, Sweep, scrub
+from plaudit.privacy.sweep import LEASE, Sweep
 from plaudit.release.registry import PROBE_ANSWERS, Registry
 from plaudit.settings import (
     ChannelPrivacySettings,

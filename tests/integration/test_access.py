@@ -34,6 +34,7 @@ from plaudit.errors import (
     TooManyRaters,
 )
 from plaudit.plugins import load_plugins
+from plaudit.privacy import erasure
 from plaudit.serving.server import SERVICES
 from plaudit.settings import AccessSettings, EngineSettings, ModelSettings
 from plaudit.testing.certificates import Authority
@@ -50,6 +51,7 @@ from plaudit.wire import from_call
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = "Say hello."
 OWN, OTHER = Channel("echo", "acme"), Channel("echo", "rival")
+ERASURES = {channel: f"0195521a-7c3b-7a10-8000-00000000000{index}" for index, channel in enumerate((OWN, OTHER))}
 STUBS = {
     "AssistantService": assistant_pb2_grpc.AssistantServiceStub,
     "FeedbackService": feedback_pb2_grpc.FeedbackServiceStub,
@@ -134,7 +136,7 @@ def request(method, channel, handles):
         "RollBackRelease": r.RollBackReleaseRequest(channel=name, to_version=7),
         "PinRelease": r.PinReleaseRequest(channel=name, pinned=False),
         "ErasePerson": p.ErasePersonRequest(tenant=channel.tenant, person="eva"),
-        "GetErasureReceipt": p.GetErasureReceiptRequest(erasure_id="x"),
+        "GetErasureReceipt": p.GetErasureReceiptRequest(erasure_id=ERASURES[channel]),
     }[method]
 
 
@@ -180,15 +182,17 @@ def test_lists_have_the_callers_own_alone(guarded, handles):
 @pytest.mark.parametrize("role", Role)
 def test_every_role_may_make_its_calls_for_its_own_tenant_alone(guarded, texts, handles, role):
     refusals = {"ROLE_NEEDED", "NOT_YOUR_CHANNEL"}
+    for channel, erasure_id in ERASURES.items():
+        erasure.request(guarded.registry.database, erasure_id, channel.tenant, "0" * 32, "test")
     for method, may in RIGHTS.items():
         name = method.split("/")[1]
         own = outcome(guarded, texts[role], method, request(name, OWN, handles))
         other = outcome(guarded, texts[role], method, request(name, OTHER, handles))
         if role in may:
             assert own not in refusals, (method, own)
-            # Version 7 is nowhere, and this version erases nobody: what is refused there is said to those who may ask.
-            # A list of all names no channel, and has the caller's own alone.
-            expected = {"GetErasureReceipt": "NOT_OFFERED", "ListDomains": "", "ListChannels": ""}
+            # Version 7 is nowhere: that is said to those who may ask. A list of all names no channel, and has the
+            # caller's own alone.
+            expected = {"ListDomains": "", "ListChannels": ""}
             assert other == expected.get(name, "NOT_YOUR_CHANNEL"), (method, other)
         else:
             assert (own, other) == ("ROLE_NEEDED", "ROLE_NEEDED"), method

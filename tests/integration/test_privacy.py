@@ -1,17 +1,28 @@
 """What of people's data reaches the log, over a real server."""
 
 import contextlib
+import json
 import re
+import time
 import uuid
 
+import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from plaudit.client import Plaudit
-from plaudit.errors import NotStored
+from plaudit.errors import NotStored, UnknownErasure
 from plaudit.eventlog import Topic
+from plaudit.evidence.join import Join
+from plaudit.evidence.store import EvidenceStore
+from plaudit.metrics import Metrics
 from plaudit.plugins import load_plugins
-from plaudit.settings import ChannelSettings, PrivacySettings
+from plaudit.privacy.sweep import Sweep
+from plaudit.settings import ChannelSettings, JoinSettings, PrivacySettings
 from plaudit.testing.serving import local_server, serve_settings
-from plaudit.types import Consent, Message
+from plaudit.types import Channel, Consent, Message
+from plaudit.v1 import privacy_pb2, privacy_pb2_grpc
+from plaudit.wire import from_call
+from prometheus_client import CollectorRegistry
 
 MAIL, CARD = "ana.secret@example.org", "4111 1111 1111 1111"
 TEXT = f"Write to {MAIL} about card {CARD}."
@@ -97,3 +108,39 @@ def test_a_channel_asks_for_consent_and_a_request_gives_it(tmp_path, tiny_engine
         client.generate("echo", "Hello", tenant="other", max_tokens=1).thumbs_up()
         found = [each.consent for each in server.records(Topic.INTERACTIONS)]
     assert found == [Consent(train=False), Consent(), Consent(store=False), Consent()]
+
+
+def test_an_operator_erases_a_person_while_the_service_runs(tmp_path, tiny_engine):
+    with redacting(tmp_path, tiny_engine) as (server, client), grpc.insecure_channel(server.target) as channel:
+        stub = privacy_pb2_grpc.PrivacyServiceStub(channel)
+        ask = {"max_tokens": 4, "interaction_id": str(uuid.uuid4()), "end_user": "ana"}
+        first = client.generate("echo", TEXT, seed=1, **ask)
+        first.thumbs_up(rater="bob")
+        client.generate("echo", "Hello from bob", max_tokens=1, end_user="bob")
+        plugins = load_plugins(("echo",))
+        store = EvidenceStore(server.settings.store_url)
+        join = Join(server.log, store, plugins, JoinSettings())
+        sweep = Sweep(server.settings, Metrics(CollectorRegistry()), server.log)
+        asked = privacy_pb2.ErasePersonRequest(tenant="default", person="ana")
+        erasure_id = stub.ErasePerson(asked, timeout=10).erasure_id
+        while join.run_once(0):
+            pass
+        sweep.look()
+        named = privacy_pb2.GetErasureReceiptRequest(erasure_id=erasure_id)
+        receipt = stub.GetErasureReceipt(named, timeout=10)
+        assert receipt.state == privacy_pb2.ERASURE_STATE_DONE
+        assert json.loads(receipt.receipt_json)["deleted"] == {"log_records": 2}  # the join had read nothing
+        key = Ed25519PublicKey.from_public_bytes(receipt.public_key)
+        key.verify(receipt.signature, receipt.receipt_json.encode())
+        # No replica remembers the answer either: sent again, the request is answered anew.
+        deadline = time.monotonic() + 20
+        while client.generate("echo", TEXT, seed=1, **ask).handle == first.handle and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert client.generate("echo", TEXT, seed=1, **ask).handle != first.handle
+        assert server.records(Topic.FEEDBACK) == []
+        assert store.counts(Channel("echo", "default")).interactions == 1
+        for each in (join, sweep, store):
+            each.close()
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.GetErasureReceipt(privacy_pb2.GetErasureReceiptRequest(erasure_id=str(uuid.uuid4())), timeout=10)
+        assert isinstance(from_call(caught.value), UnknownErasure)

@@ -18,7 +18,6 @@ from plaudit.errors import (
     IncompleteRanking,
     InvalidField,
     InvalidText,
-    NotOffered,
     OutOfScale,
     PlauditError,
     PromptTooLong,
@@ -39,7 +38,7 @@ from plaudit.serving.handle import answer_mark
 from plaudit.testing.evidence import make_candidate
 from plaudit.testing.serving import local_server
 from plaudit.types import Choice, FeedbackKind, Message, Option, Purpose, Ranking, Rating, Scale, Thumbs
-from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2, privacy_pb2, privacy_pb2_grpc
+from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2
 from plaudit_echo.plugin import Echo
 
 HELLO = "Say hello."
@@ -408,20 +407,6 @@ def test_an_evaluation_is_recorded_as_one(local, client):
     client.generate("echo", HELLO, max_tokens=2, purpose=Purpose.EVALUATE)
     (interaction,) = local.records(Topic.INTERACTIONS)
     assert interaction.purpose is Purpose.EVALUATE
-
-
-def test_privacy_is_not_offered_and_says_so(local):
-    from plaudit.wire import from_call
-
-    with grpc.insecure_channel(local.target) as channel:
-        stub = privacy_pb2_grpc.PrivacyServiceStub(channel)
-        for call, message in (
-            (stub.ErasePerson, privacy_pb2.ErasePersonRequest()),
-            (stub.GetErasureReceipt, privacy_pb2.GetErasureReceiptRequest()),
-        ):
-            with pytest.raises(grpc.RpcError) as caught:
-                call(message)
-            assert isinstance(from_call(caught.value), NotOffered)
 
 
 def test_a_trace_goes_from_the_call_into_the_record(local):

@@ -266,6 +266,8 @@ def _interaction_row(record: Record, interaction: Interaction) -> dict[str, Any]
         "digest": request_digest(interaction),
         "record": record.value if learnt_from else _without_text(interaction),
         "may_train": interaction.consent.train,
+        "end_user": interaction.end_user,
+        "rater": interaction.rater,
     }
 
 

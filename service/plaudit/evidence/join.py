@@ -9,7 +9,8 @@ The protocol (the same numbers stand in docs/join.md; `join.N` is the fail point
 1. Poll records from where the store's offsets stand.
 2. Decode each; what cannot be decoded or stored becomes a rejection.
 3. Begin a transaction and move the offsets, if they still stand where this worker believes them.
-4. Write interactions, acts, retractions and rejections that are not there yet, but for what retention has ended.
+4. Write interactions, acts, retractions and rejections that are not there yet, but for what
+   retention or an erasure has ended.
 5. Derive the evidence of every touched interaction anew; reject what waited too long.
 6. Commit: records, evidence and offsets become durable together.
 7. Publish the rejections that are not marked as published.
@@ -23,6 +24,7 @@ in the store. Between 7 and 8 a rejection may be published twice: the same bytes
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import threading
 import time
 import uuid
@@ -31,7 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 from sqlalchemy.exc import IntegrityError
 
 from plaudit import __version__
@@ -55,7 +57,7 @@ from plaudit.evidence.rejections import Rejection
 from plaudit.evidence.store import EvidenceStore
 from plaudit.evidence.tables import from_micros
 from plaudit.failpoints import fail_point
-from plaudit.privacy.forgotten import RETENTION, Forgotten
+from plaudit.privacy.forgotten import Forgotten
 from plaudit.settings import JoinSettings
 from plaudit.types import Feedback, Interaction
 from plaudit.waiting import pause
@@ -190,9 +192,10 @@ class Join:
         """Steps 3 to 6."""
         now, began = self._now(), time.perf_counter()
         with self._store.database.writing() as connection:
+            self._store.database.fence(connection, alone=False)  # from who begins an erasure
             moved = places.advance(connection, self._positions, batch.records, self._topic_ids)
             fail_point("join.3")
-            left_out = self._leave_out(batch, now)
+            left_out = self._leave_out(connection, batch, now)
             fresh, conflicts = ingest.write_interactions(connection, batch.interactions)
             changed = ingest.write_feedback(connection, batch.feedback, now)
             rejections.write_rejections(connection, [*batch.rejections, *conflicts], now)
@@ -215,13 +218,15 @@ class Join:
             outcome.rejected.update(each.error.reason for each in (*batch.rejections, *conflicts))
             self._observe(batch.records, outcome, time.perf_counter() - began)
 
-    def _leave_out(self, batch: _Batch, now: dt.datetime) -> Counter[str]:
-        """Takes out of the batch what must not come back; counts by why."""
-        interactions = [each for each in batch.interactions if not self._forgotten.too_old(each[1], now)]
-        feedback = [each for each in batch.feedback if not self._forgotten.too_old(each[1], now)]
-        old = len(batch.interactions) - len(interactions) + len(batch.feedback) - len(feedback)
-        batch.interactions, batch.feedback = interactions, feedback
-        return +Counter({RETENTION: old})
+    def _leave_out(self, connection: Connection, batch: _Batch, now: dt.datetime) -> Counter[str]:
+        """Takes out of the batch what has ended and must not come back; counts by why."""
+        said = [item for _, item in (*batch.interactions, *batch.feedback)]
+        ended = self._forgotten.ended(connection, said, now)
+        split = len(batch.interactions)
+        kept = [not why for why in ended]
+        batch.interactions = list(itertools.compress(batch.interactions, kept[:split]))
+        batch.feedback = list(itertools.compress(batch.feedback, kept[split:]))
+        return Counter(filter(None, ended))
 
     def _publish(self) -> None:
         """Steps 7 and 8. A log that takes nothing now gets the rejections later; the join goes on."""

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Table, delete, exists, func, select, union
+from sqlalchemy import Connection, Table, bindparam, delete, exists, func, select, union, update
 from sqlalchemy.sql.elements import ColumnElement
 
-from plaudit.evidence.tables import EvidenceTable, FeedbackRow, InteractionRow, RejectionRow, chunks
-from plaudit.types import Channel
+from plaudit.evidence import ingest
+from plaudit.evidence.tables import EvidenceTable, FeedbackRow, InteractionRow, RejectionRow, Status, chunks
+from plaudit.types import Channel, Purpose
 
 _INTERACTIONS: Table = InteractionRow.metadata.tables["interactions"]
 _FEEDBACK: Table = FeedbackRow.metadata.tables["feedback"]
@@ -63,6 +64,61 @@ def remove_interactions(connection: Connection, ids: Sequence[str]) -> Counter[s
     return removed
 
 
+def fill_names(connection: Connection, most: int) -> int:
+    """Fills in whom older interactions name, at most so many; returns how many it did."""
+    table = _INTERACTIONS.c
+    rows = connection.execute(select(table.interaction_id, table.record).where(table.end_user.is_(None)).limit(most))
+    names = []
+    for interaction_id, record in rows.all():
+        said = ingest.interaction_of(record)
+        names.append({"at": interaction_id, "user": said.end_user, "rated_by": said.rater})
+    if names:
+        statement = update(_INTERACTIONS).where(table.interaction_id == bindparam("at"))
+        connection.execute(statement.values(end_user=bindparam("user"), rater=bindparam("rated_by")), names)
+    return len(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An interaction or an act of somebody; `at` in microseconds since 1970. `taught`: releases may know it."""
+
+    interaction_id: str
+    channel: Channel
+    at: int
+    taught: bool
+
+
+def interactions_of(connection: Connection, tenant: str, person: str, most: int) -> list[Item]:
+    """Interactions that name a person, as the end user or as the one rater, at most so many."""
+    table = _INTERACTIONS.c
+    taught = table.may_train & (table.purpose != Purpose.EVALUATE.value)
+    columns = (table.interaction_id, table.domain, table.completed_at, taught)
+    mine = (table.tenant == tenant) & ((table.end_user == person) | (table.rater == person))
+    rows = connection.execute(select(*columns).where(mine).order_by(table.interaction_id).limit(most))
+    return [Item(name, Channel(domain, tenant), at, bool(may)) for name, domain, at, may in rows]
+
+
+def acts_of(connection: Connection, tenant: str, person: str) -> list[Item]:
+    """Acts and retractions that a person gave, of interactions that are here and of those that are not."""
+    table = _FEEDBACK.c
+    taught = table.status.not_in([Status.WITHHELD.value, Status.WAITING.value])
+    columns = (table.interaction_id, table.domain, table.accepted_at, taught)
+    rows = connection.execute(select(*columns).where(table.tenant == tenant, table.who == person))
+    return [Item(name, Channel(domain, tenant), at, bool(may)) for name, domain, at, may in rows]
+
+
+def remove_acts(connection: Connection, tenant: str, person: str) -> Counter[str]:
+    """Deletes a person's acts and retractions with their evidence; counts by table."""
+    return Counter(
+        {
+            table.name: connection.execute(
+                delete(table).where(table.c.tenant == tenant, table.c.who == person)
+            ).rowcount
+            for table in (_EVIDENCE, _FEEDBACK)
+        }
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class KeptRejection:
     """A rejection that was published; `rejected_at` in microseconds since 1970."""
@@ -72,10 +128,13 @@ class KeptRejection:
     value: bytes
 
 
-def rejections_behind(connection: Connection, identity: str, most: int) -> list[KeptRejection]:
-    """Published rejections in order of their names, those behind one, at most so many."""
+def rejections_behind(
+    connection: Connection, identity: str, most: int, *, published: bool = True
+) -> list[KeptRejection]:
+    """Rejections in order of their names, those behind one, at most so many; `published`: only those that were."""
     columns = (_REJECTIONS.c.identity, _REJECTIONS.c.rejected_at, _REJECTIONS.c.value)
-    query = select(*columns).where(_REJECTIONS.c.identity > identity, _REJECTIONS.c.published)
+    query = select(*columns).where(_REJECTIONS.c.identity > identity)
+    query = query.where(_REJECTIONS.c.published) if published else query
     rows = connection.execute(query.order_by(_REJECTIONS.c.identity).limit(most))
     return [KeptRejection(*row) for row in rows]
 

@@ -78,10 +78,16 @@ class InteractionRow(Base):
     digest: Mapped[bytes] = mapped_column(LargeBinary)  # of the request, to tell a repeat from a conflict
     record: Mapped[bytes] = mapped_column(LargeBinary)  # decoded whenever it is read
     may_train: Mapped[bool] = mapped_column(Boolean, server_default=true())
+    # Pseudonyms that the record names; None in rows of v0.1.0 until somebody looks (`removal.fill_names`).
+    end_user: Mapped[str | None] = mapped_column(String)
+    rater: Mapped[str | None] = mapped_column(String)
 
     __table_args__ = (
         PrimaryKeyConstraint("interaction_id", name="interactions_by_id"),
         Index("interactions_by_channel", "domain", "tenant", "purpose"),
+        Index("interactions_by_time", "domain", "tenant", "completed_at"),
+        Index("interactions_by_end_user", "tenant", "end_user"),
+        Index("interactions_by_rater", "tenant", "rater"),
     )
 
 
@@ -110,6 +116,7 @@ class FeedbackRow(Base):
     __table_args__ = (
         Index("feedback_by_channel", "domain", "tenant", "status"),
         Index("feedback_by_status", "status", "seen_at"),
+        Index("feedback_by_who", "tenant", "who"),
     )
 
 

@@ -45,7 +45,7 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
             return
         beat = Beat(store.database, "join")
         progress = Progress(metrics, store, beat=beat)
-        sweep = Sweep(settings, metrics)
+        sweep = Sweep(settings, metrics, log)
         forgotten = Forgotten(lambda channel: settings.for_channel(channel).privacy.retention_days)
         try:
 

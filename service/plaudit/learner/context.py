@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from plaudit.decoding import channel_sampling
 from plaudit.domain import DomainPlugin
 from plaudit.engine.base import Base
@@ -17,6 +19,7 @@ from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import fail_point
 from plaudit.learner.status import Status
 from plaudit.metrics import Metrics
+from plaudit.privacy.models import check_nobody_erased
 from plaudit.release.moves import ChannelState
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings
@@ -56,7 +59,7 @@ class Turn:
     alone it may promote. `digest` is of all that decides what the turn comes to beside the evidence. `lease` says
     whether this process may still work on the channel. `seed` fixes everything that is drawn, and `as_of` the age of
     evidence: with both from a manifest, the same log, machine and versions, a turn comes to the same adapter.
-    `folder` is gone after the turn.
+    `folder` is gone after the turn. `erasures` have reached the channel when it began, and no more may meanwhile.
     """
 
     learner: Learner
@@ -69,6 +72,12 @@ class Turn:
     seed: int
     as_of: dt.datetime
     folder: Path
+    erasures: int
+
+    def guard(self, connection: Connection) -> None:
+        """Asked within each transaction that writes what the turn learnt; raises LeaseLost or ErasedMeanwhile."""
+        self.lease.check(connection)
+        check_nobody_erased(self.learner.store.database, connection, self.channel, self.erasures)
 
     def begin(self, number: int, name: str) -> None:
         """Begin a numbered step; raises LeaseLost if another learner took the channel over."""

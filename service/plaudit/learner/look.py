@@ -23,6 +23,7 @@ from plaudit.learner.recover import is_left, recover
 from plaudit.learner.since import LEASE, learnt_until, settings_digest
 from plaudit.learner.survey import Survey, survey
 from plaudit.learner.turn import new_turn, run
+from plaudit.privacy.models import ErasedMeanwhile
 from plaudit.release.moves import ChannelState
 from plaudit.settings import Settings
 from plaudit.store.leases import Lease, LeaseHeld, LeaseLost
@@ -60,7 +61,7 @@ def look(learner: Learner, channel: Channel, watch: Watch, *, force: bool = Fals
         return None
     began = time.monotonic()
     try:
-        state = learner.registry.state(channel)
+        state = learner.registry.learning_state(channel)
         if state is None:
             return None
         result = _looked(learner, state, force=force)
@@ -99,11 +100,11 @@ def _looked(learner: Learner, state: ChannelState, *, force: bool) -> Result:
         if is_left(learner, channel, may_promote=settings.learn.promote):
             with learner.leases.take(LEASE.format(channel=channel)) as lease:
                 recover(learner, channel, lease, may_promote=settings.learn.promote)
-            state = learner.registry.state(channel) or state
+            state = learner.registry.learning_state(channel) or state
         _require_new_events(learner, settings, state, force=force)
         with learner.leases.take(LEASE.format(channel=channel)) as lease:
             # Another learner may have ended a turn between the first look and the lease.
-            _require_new_events(learner, settings, learner.registry.state(channel) or state, force=force)
+            _require_new_events(learner, settings, learner.registry.learning_state(channel) or state, force=force)
             return _turn(learner, channel, settings, lease)
     except TurnEnded as end:
         return Result(outcome=end.outcome, reason=end.reason, needs=end.needs)
@@ -111,6 +112,9 @@ def _looked(learner: Learner, state: ChannelState, *, force: bool) -> Result:
         return Result(outcome=TurnOutcome.WAITED, reason=f"another learner works on it: {held.owner}")
     except LeaseLost:
         reason = "another learner took the channel over; nothing of this turn was written"
+        return Result(outcome=TurnOutcome.OVERTAKEN, reason=reason)
+    except ErasedMeanwhile:
+        reason = "somebody was erased while the turn ran; nothing of it was written, and the next leaves them out"
         return Result(outcome=TurnOutcome.OVERTAKEN, reason=reason)
 
 

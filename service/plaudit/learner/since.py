@@ -45,11 +45,14 @@ def learnt_until(registry: Registry, outcomes: TurnOutcomes, state: ChannelState
     """Evidence acknowledged after this time is new; all of it if None.
 
     Releases used theirs up, and so did turns under the same settings (`digest`) that ended in a refusal. What a
-    turn that died had used, or one that was refused under other settings, is new again.
+    turn that died had used, or one that was refused under other settings, or a release that learnt from somebody who
+    was erased, is new again.
     """
     times = []
+    erased = registry.erased(state.channel)
     for row in reversed(registry.releases(state.channel)):
-        if row.version and row.state not in (ReleaseState.REJECTED, ReleaseState.TRAINED):
+        passed_over = row.version in erased or row.state in (ReleaseState.REJECTED, ReleaseState.TRAINED)
+        if row.version and not passed_over:
             times.append(registry.manifest(state.channel, row.version).as_of)
             break
     refused = outcomes.last(state.channel, settings_digest=digest, outcomes=REFUSALS)

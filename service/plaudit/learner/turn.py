@@ -34,6 +34,7 @@ from plaudit.learner.steps.measure import measure
 from plaudit.learner.steps.optimise import optimise
 from plaudit.learner.steps.promote import promote
 from plaudit.learner.steps.register import register
+from plaudit.privacy.models import erasures_of
 from plaudit.release.reading import failed_checks, refusals
 from plaudit.store.leases import Lease
 from plaudit.types import Channel
@@ -48,10 +49,12 @@ def new_turn(
     Whatever the turn leaves on the base, in the engine or on disk is taken away at the end, so that a turn that broke
     anywhere is no burden to the next one, of any channel.
     """
-    state = learner.registry.state(channel)
+    state = learner.registry.learning_state(channel)
     if state is None:
         raise ValueError(f"{channel} has no state: a channel begins with its first request")
     plugin, settings = learner.plugins[channel.domain], learner.settings.for_channel(channel)
+    with learner.store.database.reading() as connection:
+        erasures = erasures_of(connection, channel)
     staged = set(learner.engine.staged())
     folder = Path(tempfile.mkdtemp(prefix="plaudit-turn-"))
     try:
@@ -66,6 +69,7 @@ def new_turn(
             seed=seed,
             as_of=as_of or dt.datetime.now(dt.UTC),
             folder=folder,
+            erasures=erasures,
         )
     finally:
         learner.status.end_step()

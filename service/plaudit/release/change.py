@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from plaudit.errors import WrongState
 from plaudit.release.moves import Change, ChannelState, Move, Pin, Promote, ReleaseRow, ReleaseState, RollBack
-from plaudit.release.rows import read_history, read_release, read_state
+from plaudit.release.rows import erased_versions, read_history, read_release, read_state
 from plaudit.release.tables import CHANNEL_CHANGE, CHANNEL_STATE, RELEASE
 
 _PROMOTABLE = (ReleaseState.GATED, ReleaseState.RETIRED)
@@ -89,6 +89,8 @@ def _swap(connection: Connection, state: ChannelState, entering: ReleaseRow, *, 
     leaving = read_release(connection, state.channel, state.live)
     # The base stays within reach: a channel can always go back to it.
     mark = ReleaseState.ROLLED_BACK if taken_back and leaving.version != 0 else ReleaseState.RETIRED
+    if leaving.version in erased_versions(connection, state.channel):
+        mark = ReleaseState.REJECTED  # it learnt from somebody who was erased: nobody takes it into service again
     return _set_state(connection, leaving, mark) and _set_state(connection, entering, ReleaseState.LIVE)
 
 

@@ -12,12 +12,13 @@ Registering has three steps, with the same numbers in docs/release.md and as fai
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -40,8 +41,16 @@ from plaudit.release.moves import (
     ReleaseState,
     RollBack,
 )
-from plaudit.release.rows import channel_state, read_history, read_release, read_state, release_row, unknown_channel
-from plaudit.release.tables import CHANNEL_CHANGE, CHANNEL_STATE, RELEASE
+from plaudit.release.rows import (
+    channel_state,
+    erased_versions,
+    read_history,
+    read_release,
+    read_state,
+    release_row,
+    unknown_channel,
+)
+from plaudit.release.tables import CHANNEL_CHANGE, CHANNEL_STATE, ERASED_RELEASE, RELEASE
 from plaudit.store.database import Database
 from plaudit.types import Channel
 
@@ -67,6 +76,13 @@ Guard: TypeAlias = Callable[[sa.Connection], None]
 # Each lost attempt means that somebody else won one, so that many losses in a row are a fault, not bad luck.
 _ATTEMPTS = 64
 _DECIDABLE = (ReleaseState.TRAINED, ReleaseState.GATED)
+
+
+class Erased(NamedTuple):
+    """Which erasure a release has to go for, and by when (microseconds since 1970)."""
+
+    erasure_id: str
+    retire_by: int
 
 
 # Answers to the domain's probes that did harm.
@@ -218,6 +234,34 @@ class Registry:
         if base_digest is not None:
             _check_base(manifest, base_digest)
         return self._artifacts.fetch(manifest, into)
+
+    # Erasure.
+
+    def mark_erased(self, connection: sa.Connection, channel: Channel, versions: Iterable[int], values: Erased) -> None:
+        """Notes, in the caller's transaction, that releases learnt from somebody who was erased.
+
+        Those that are not live are rejected; the live one is rejected when it leaves service.
+        """
+        marked = erased_versions(connection, channel)
+        for version in sorted(set(versions) - marked):
+            row = {"channel": str(channel), "version": version, **values._asdict()}
+            connection.execute(sa.insert(ERASED_RELEASE).values(row))
+        mine = (RELEASE.c.channel == str(channel)) & RELEASE.c.version.in_(sorted(versions))
+        gone = sa.update(RELEASE).where(mine, RELEASE.c.state != str(ReleaseState.LIVE))
+        connection.execute(gone.values(state=str(ReleaseState.REJECTED)))
+
+    def erased(self, channel: Channel) -> frozenset[int]:
+        """Releases that learnt from somebody who has been erased."""
+        with self.database.reading() as connection:
+            return erased_versions(connection, channel)
+
+    def learning_state(self, channel: Channel) -> ChannelState | None:
+        """The state that a turn begins from: as if the base were live, if the live release has to go (`erased`)."""
+        with self.database.reading() as connection:
+            state = read_state(connection, channel)
+            if state is None or state.live not in erased_versions(connection, channel):
+                return state
+        return dataclasses.replace(state, live=0)
 
     # The one way to change a channel.
 

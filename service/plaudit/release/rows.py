@@ -7,7 +7,7 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from plaudit.errors import UnknownChannel, UnknownRelease
 from plaudit.release.moves import ChangeRow, ChannelState, ReleaseRow, ReleaseState
-from plaudit.release.tables import CHANNEL_CHANGE, CHANNEL_STATE, RELEASE
+from plaudit.release.tables import CHANNEL_CHANGE, CHANNEL_STATE, ERASED_RELEASE, RELEASE
 from plaudit.types import Channel
 
 
@@ -51,6 +51,12 @@ def read_history(connection: Connection, channel: Channel) -> list[ChangeRow]:
     )
     rows = connection.execute(query.where(table.c.channel == str(channel)).order_by(table.c.generation))
     return [ChangeRow(*row) for row in rows]
+
+
+def erased_versions(connection: Connection, channel: Channel) -> frozenset[int]:
+    """Releases that learnt from somebody who has been erased."""
+    query = sa.select(ERASED_RELEASE.c.version).where(ERASED_RELEASE.c.channel == str(channel))
+    return frozenset(connection.execute(query).scalars())
 
 
 def unknown_channel(channel: Channel) -> UnknownChannel:

@@ -58,3 +58,14 @@ RELEASE_ACT = sa.Table(
     sa.Index("release_act_by_feedback", "feedback_id"),
     sa.Index("release_act_by_interaction", "interaction_id"),
 )
+
+# Releases that learnt from somebody who has been erased: none of them goes live again, and the live one has to be
+# replaced, or taken back, by a time (microseconds since 1970).
+ERASED_RELEASE = sa.Table(
+    "erased_release",
+    METADATA,
+    sa.Column("channel", sa.String(200), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("erasure_id", sa.String(64), nullable=False),
+    sa.Column("retire_by", sa.BigInteger, nullable=False),
+)

@@ -28,7 +28,7 @@ def handle_signer(settings: Settings) -> HandleSigner:
     current = settings.serve.handle_key_id or next(reversed(keys), "")
     if not keys:
         current = settings.serve.handle_key_id or "local"
-        keys = {current: _own_key(settings.data_dir / "handle.key")}
+        keys = {current: own_key(settings.data_dir / "handle.key")}
     if current not in keys:
         raise Misconfigured(
             f"serve.handle_key_id is {current!r}, which is not among serve.handle_keys ({', '.join(keys)})",
@@ -43,7 +43,7 @@ def pseudonym_key(settings: Settings) -> bytes:
     if given:
         _check("serve.pseudonym_key", given)
         return given
-    return _own_key(settings.data_dir / "pseudonym.key")
+    return own_key(settings.data_dir / "pseudonym.key")
 
 
 def _check(setting: str, key: bytes) -> None:
@@ -51,7 +51,7 @@ def _check(setting: str, key: bytes) -> None:
         raise Misconfigured(f"{setting} has {len(key)} bytes; give at least {_LEAST_BYTES}", setting=setting)
 
 
-def _own_key(path: Path) -> bytes:
+def own_key(path: Path) -> bytes:
     """The key in `path`, made if there is none. Processes that start together agree: the first link wins."""
     if not path.exists():
         private_folder(path.parent)

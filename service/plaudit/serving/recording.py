@@ -14,7 +14,7 @@ import datetime as dt
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from plaudit import __version__
@@ -60,6 +60,16 @@ class Memory:
             self._records[interaction_id] = record
             while self._bytes > self._most_bytes:
                 self._bytes -= len(self._records.popitem(last=False)[1])
+
+    def forget(self, gone: Callable[[bytes], bool]) -> int:
+        """Forgets records, and says how many."""
+        with self._lock:
+            known = list(self._records.items())
+        ended = [interaction_id for interaction_id, record in known if gone(record)]
+        with self._lock:
+            for interaction_id in ended:
+                self._bytes -= len(self._records.pop(interaction_id, b""))
+        return len(ended)
 
 
 class Recorder:
@@ -125,6 +135,16 @@ class Recorder:
             withheld = "training" if interaction.consent.store else "storage"
             self._metrics.consent_withheld.labels(str(interaction.channel), withheld).inc()
         return self.signed(interaction)
+
+    def forget(self, tenant: str, person: str) -> int:
+        """Forgets the answers that name a person's pseudonym, and says how many."""
+
+        def names(record: bytes) -> bool:
+            said = decode(record)
+            assert isinstance(said, Interaction), "nothing else is remembered"
+            return said.channel.tenant == tenant and person in (said.end_user, said.rater)
+
+        return self._memory.forget(names)
 
     def signed(self, interaction: Interaction) -> Recorded:
         """The interaction with its handle, which expires by the time of the answer, however often it is asked for."""

@@ -70,6 +70,7 @@ class Router:
         temperature: Callable[[Channel], float] = lambda _: 1.0,
         bell: Callable[[], Consumer] | None = None,
         beat: Beat | None = None,
+        look_also: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
         self._staging = staging
@@ -81,6 +82,7 @@ class Router:
         self._temperature = temperature
         self._bell = bell
         self._beat = beat
+        self._look_also = look_also
         self._serving: dict[Channel, _Serving] = {}
         self._told: dict[Channel, tuple[int, str]] = {}  # what the log was told last of a channel that is behind
         self._unanswered: dict[ReleaseKey, dt.datetime] = {}  # live since a swap, and no reply yet
@@ -171,6 +173,7 @@ class Router:
                 break
             try:
                 self.look()
+                self._look_also()
             except Exception as error:
                 self._metrics.follower_errors.inc()
                 log.error("the channel states cannot be read; serving goes on", error=type(error).__name__)

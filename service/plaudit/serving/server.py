@@ -39,6 +39,7 @@ from plaudit.release.registry import Registry
 from plaudit.serving.acts import Acts
 from plaudit.serving.assistant import AssistantServicer
 from plaudit.serving.domains import DomainServicer
+from plaudit.serving.erased import ErasedWatch
 from plaudit.serving.feedback import FeedbackServicer
 from plaudit.serving.generation import Generation
 from plaudit.serving.http.door import Door
@@ -104,6 +105,10 @@ class Server:
         self._certificates = Certificates(settings.access.tls) if settings.access.tls.certificate else None
         self.port = 0
         self.http_port: int | None = None
+        signer, person_key = handle_signer(settings), pseudonym_key(settings)
+        recorder = Recorder(
+            event_log, signer, person_key, metrics, remembered_bytes=settings.serve.remembered_mb * 1024 * 1024
+        )
         self.router = Router(
             registry,
             Staging(
@@ -122,18 +127,12 @@ class Server:
             temperature=lambda channel: settings.for_channel(channel).policy.temperature,
             bell=_bell(event_log),
             beat=Beat(registry.database, "serve"),
+            look_also=ErasedWatch(registry.database, recorder).look,
         )
-        signer, person_key = handle_signer(settings), pseudonym_key(settings)
         generation = Generation(
             engine,
             self.router,
-            Recorder(
-                event_log,
-                signer,
-                person_key,
-                metrics,
-                remembered_bytes=settings.serve.remembered_mb * 1024 * 1024,
-            ),
+            recorder,
             plugins,
             metrics,
             policy=lambda channel: settings.for_channel(channel).policy,
@@ -172,7 +171,9 @@ class Server:
             server,
         )
         domains_pb2_grpc.add_DomainServiceServicer_to_server(DomainServicer(plugins), server)
-        privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(PrivacyServicer(), server)
+        privacy_pb2_grpc.add_PrivacyServiceServicer_to_server(
+            PrivacyServicer(settings, registry.database, person_key), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         observe(engine, metrics)

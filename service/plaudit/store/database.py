@@ -30,6 +30,7 @@ BUSY_SECONDS = 30.0  # a join transaction holds a SQLite file for well under a s
 CONNECT_SECONDS = 10
 # Any fixed number: the lock under which PostgreSQL runs the migrations.
 _MIGRATION_LOCK = 4_172_008
+_FENCE = 4_172_009  # between the join's transactions and what ends a person's data
 # SQLSTATE classes of PostgreSQL that an operator must fix: wrong user or password, no such database, no permission.
 _WRONG_STATES = ("28", "3D", "42501", "3F")
 # Alembic keeps the migration that runs in module globals.
@@ -95,6 +96,15 @@ class Database:
         if self.engine.dialect.name == "postgresql":
             return connection.execute(sa.select(sa.func.clock_timestamp(type_=UtcTime))).scalar_one()
         return dt.datetime.now(dt.UTC)
+
+    def fence(self, connection: sa.Connection, *, alone: bool) -> None:
+        """Keeps writers apart until their transactions end: one that is `alone` waits for all others, and they for it.
+
+        Whoever passes afterwards sees what the other wrote. On SQLite the one writer is the fence.
+        """
+        if self.engine.dialect.name == "postgresql":
+            lock = sa.func.pg_advisory_xact_lock if alone else sa.func.pg_advisory_xact_lock_shared
+            connection.execute(sa.select(lock(_FENCE)))
 
     def close(self) -> None:
         """Closes every connection."""

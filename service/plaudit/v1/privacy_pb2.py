@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plaudit/v1/privacy.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x12\x45rasePersonRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06person\x18\x03 \x01(\t\")\n\x13\x45rasePersonResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\".\n\x18GetErasureReceiptRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\"\x95\x01\n\x19GetErasureReceiptResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12-\n\terased_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11models_retired_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc2\x01\n\x0ePrivacyService\x12N\n\x0b\x45rasePerson\x12\x1e.plaudit.v1.ErasePersonRequest\x1a\x1f.plaudit.v1.ErasePersonResponse\x12`\n\x11GetErasureReceipt\x12$.plaudit.v1.GetErasureReceiptRequest\x1a%.plaudit.v1.GetErasureReceiptResponseB5\n\x0e\x63om.plaudit.v1P\x01Z\x14plaudit/v1;plauditv1\xaa\x02\nPlaudit.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18plaudit/v1/privacy.proto\x12\nplaudit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x12\x45rasePersonRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06person\x18\x03 \x01(\t\"[\n\x13\x45rasePersonResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12\x30\n\x0crequested_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\".\n\x18GetErasureReceiptRequest\x12\x12\n\nerasure_id\x18\x01 \x01(\t\"\xfb\x01\n\x19GetErasureReceiptResponse\x12\x12\n\nerasure_id\x18\x01 \x01(\t\x12-\n\terased_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11models_retired_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.plaudit.v1.ErasureState\x12\x14\n\x0creceipt_json\x18\x05 \x01(\t\x12\x11\n\tsignature\x18\x06 \x01(\x0c\x12\x12\n\npublic_key\x18\x07 \x01(\x0c*|\n\x0c\x45rasureState\x12\x1d\n\x19\x45RASURE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45RASURE_STATE_REQUESTED\x10\x01\x12\x18\n\x14\x45RASURE_STATE_ERASED\x10\x02\x12\x16\n\x12\x45RASURE_STATE_DONE\x10\x03\x32\xc2\x01\n\x0ePrivacyService\x12N\n\x0b\x45rasePerson\x12\x1e.plaudit.v1.ErasePersonRequest\x1a\x1f.plaudit.v1.ErasePersonResponse\x12`\n\x11GetErasureReceipt\x12$.plaudit.v1.GetErasureReceiptRequest\x1a%.plaudit.v1.GetErasureReceiptResponseB5\n\x0e\x63om.plaudit.v1P\x01Z\x14plaudit/v1;plauditv1\xaa\x02\nPlaudit.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'plaudit.v1.privacy_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016com.plaudit.v1P\001Z\024plaudit/v1;plauditv1\252\002\nPlaudit.V1'
+  _globals['_ERASURESTATE']._serialized_start=542
+  _globals['_ERASURESTATE']._serialized_end=666
   _globals['_ERASEPERSONREQUEST']._serialized_start=73
   _globals['_ERASEPERSONREQUEST']._serialized_end=145
   _globals['_ERASEPERSONRESPONSE']._serialized_start=147
-  _globals['_ERASEPERSONRESPONSE']._serialized_end=188
-  _globals['_GETERASURERECEIPTREQUEST']._serialized_start=190
-  _globals['_GETERASURERECEIPTREQUEST']._serialized_end=236
-  _globals['_GETERASURERECEIPTRESPONSE']._serialized_start=239
-  _globals['_GETERASURERECEIPTRESPONSE']._serialized_end=388
-  _globals['_PRIVACYSERVICE']._serialized_start=391
-  _globals['_PRIVACYSERVICE']._serialized_end=585
+  _globals['_ERASEPERSONRESPONSE']._serialized_end=238
+  _globals['_GETERASURERECEIPTREQUEST']._serialized_start=240
+  _globals['_GETERASURERECEIPTREQUEST']._serialized_end=286
+  _globals['_GETERASURERECEIPTRESPONSE']._serialized_start=289
+  _globals['_GETERASURERECEIPTRESPONSE']._serialized_end=540
+  _globals['_PRIVACYSERVICE']._serialized_start=669
+  _globals['_PRIVACYSERVICE']._serialized_end=863
 # @@protoc_insertion_point(module_scope)

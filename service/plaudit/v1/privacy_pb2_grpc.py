@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PrivacyServiceStub:
-    """Erasure of a person's data. This version answers UNIMPLEMENTED.
+    """Erasure of a person's data, for operators.
     """
 
     def __init__(self, channel):
@@ -48,18 +48,19 @@ class PrivacyServiceStub:
 
 
 class PrivacyServiceServicer:
-    """Erasure of a person's data. This version answers UNIMPLEMENTED.
+    """Erasure of a person's data, for operators.
     """
 
     def ErasePerson(self, request, context):
-        """Erases a person from log, evidence and, with the next refit, models.
+        """Asks for a person to be erased from log, store and models; returns once the request is durable. From then on nothing
+        from before it is read anew; the join brings the erasure to its end. The same request again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetErasureReceipt(self, request, context):
-        """How far an erasure has come.
+        """How far an erasure has come, as a signed receipt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +88,7 @@ def add_PrivacyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PrivacyService:
-    """Erasure of a person's data. This version answers UNIMPLEMENTED.
+    """Erasure of a person's data, for operators.
     """
 
     @staticmethod

@@ -21,7 +21,7 @@ def decide(turn: Turn, fitted: Fitted, measured: Measured, row: ReleaseRow) -> D
     turn.begin(6, "decide")
     metrics, channel = turn.learner.metrics, str(turn.channel)
     decision = gate.decide(measured.measurements, turn.settings.gate, seed=turn.seed, slices=fitted.slices)
-    turn.learner.registry.decide(turn.channel, row.version, decision, guard=turn.lease.check)
+    turn.learner.registry.decide(turn.channel, row.version, decision, guard=turn.guard)
     for check in decision.checks:
         if math.isfinite(check.value):
             metrics.gate_check.labels(channel, check.name).set(check.value)

@@ -75,7 +75,7 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         answers = [dataclasses.asdict(each) for each in measured.failed]
         beside[PROBE_ANSWERS] = json.dumps(answers, ensure_ascii=False, indent=2)
     acts = {(row.interaction_id, row.feedback_id) for row in data.rows}
-    return turn.learner.registry.register(manifest, folder, guard=turn.lease.check, beside=beside, acts=acts)
+    return turn.learner.registry.register(manifest, folder, guard=turn.guard, beside=beside, acts=acts)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,35 @@
+"""Takes what was deleted out of the bytes of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from plaudit.eventlog import LOG_FILE
+from plaudit.evidence.removal import TABLES
+from plaudit.settings import Settings
+from plaudit.store import sqlite
+from plaudit.store.database import Database
+
+
+def scrub(settings: Settings, database: Database, *, compact: bool = False) -> bool:
+    """Takes what was deleted out of the files' bytes; False if a reader was in the way: try again later.
+
+    PostgreSQL: the space of deleted rows is freed for use; its server overwrites it as it uses it. compact: writes
+    SQLite files anew, without pages that an earlier version left behind. Raises sqlite3.OperationalError.
+    """
+    files = [] if settings.log.kind == "kafka" else [settings.data_dir / LOG_FILE]
+    if database.engine.dialect.name == "sqlite":
+        files.append(Path(str(database.engine.url.database)))
+    else:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for table in TABLES:
+                connection.execute(sa.text(f"VACUUM {table}"))
+    done = True
+    for file in files:
+        if file.exists():
+            if compact:
+                sqlite.compact(file)
+            done = sqlite.scrub(file) and done
+    return done
