@@ -19,6 +19,7 @@ PROGRAMS = [
     (sys.executable, "python_sync.py", False, 3),
     (sys.executable, "python_async.py", False, 1),
     (sys.executable, "openai_client.py", True, 1),
+    (sys.executable, "openai_users.py", True, 12),
     ("node", "node.mjs", True, 1),
     ("bash", "curl.sh", True, 1),
 ]
@@ -50,10 +51,11 @@ def test_an_example_runs_as_it_stands(served, program, name, over_http, acts):
     if shutil.which(program) is None or (name == "curl.sh" and shutil.which("curl") is None):
         pytest.skip(f"NO {program.upper()}: examples/{name} was not run")
     asked, given = len(served.records(Topic.INTERACTIONS)), len(served.records(Topic.FEEDBACK))
+    number = ["12"] if name == "openai_users.py" else []
     where = f"http://127.0.0.1:{served.server.http_port}/v1" if over_http else served.target
     environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     done = subprocess.run(
-        [program, EXAMPLES / name, where], capture_output=True, text=True, timeout=500, env=environment
+        [program, EXAMPLES / name, where, *number], capture_output=True, text=True, timeout=500, env=environment
     )
     assert done.returncode == 0, done.stderr + done.stdout
     assert len(served.records(Topic.INTERACTIONS)) > asked
