@@ -3,7 +3,8 @@
 A turn is run on a copy of the directory, so that the original stays as it is and may be in use. Times are exclusive:
 what a part calls that is a part itself counts there alone. Per step of the turn, the seconds of its parts; and the
 tokens that the engine sampled. Settings are given as for `plaudit`; the same turn is run once per `--set-each`, one
-after another, so that two settings are compared in one run. Prints JSON.
+after another, so that two settings are compared in one run. Prints JSON, with what the gate measured of a candidate;
+`--keep` keeps its folder, whose `policy` is the adapter.
 
     plaudit demo --out /tmp/demo --keep-data
     python benchmarks/turn.py --config /tmp/demo/plaudit.toml --set-each model.threads=1 --set-each model.threads=2
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="section.name=value")
     parser.add_argument("--set-each", action="append", default=[], metavar="section.name=value[,...]")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the candidates of runs are kept, by number")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="time that passes, or that the process computes"
     )
@@ -125,7 +127,7 @@ def main() -> None:
     runs = []
     for _ in range(arguments.rounds):
         for own in arguments.set_each or [""]:
-            runs.append(one(arguments, own))
+            runs.append(one(arguments, own, arguments.keep and arguments.keep / str(len(runs))))
             print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     facts = {
         "plaudit": plaudit.__version__,
@@ -138,9 +140,10 @@ def main() -> None:
     print(json.dumps({"runs": runs, **facts}, indent=1))
 
 
-def one(arguments: argparse.Namespace, own: str) -> dict[str, Any]:
+def one(arguments: argparse.Namespace, own: str, keep: Path | None) -> dict[str, Any]:
     overrides = [*arguments.overrides, *(each for each in own.split(",") if each)]
     clock = Clock(CLOCKS[arguments.clock])
+    gate: list[dict[str, Any]] = []
     with copied(arguments) as folder, watched(clock):
         settings = load_settings(arguments.config, [f"data_dir={folder}", *overrides])
         learner = loop.open_learner(settings)
@@ -152,6 +155,11 @@ def one(arguments: argparse.Namespace, own: str) -> dict[str, Any]:
                 new_turn(learner, channel, arguments.seed, lease) as turn,
             ):
                 result = run(turn)
+            if result.version is not None:
+                decided = learner.registry.release(channel, result.version).decision_json
+                gate = json.loads(decided)["checks"] if decided else []
+                if keep is not None:
+                    learner.registry.fetch(channel, result.version, keep)
         finally:
             learner.close()
     clock.charge()
@@ -163,6 +171,7 @@ def one(arguments: argparse.Namespace, own: str) -> dict[str, Any]:
         "settings": overrides,
         "outcome": str(result.outcome),
         "reason": result.reason[:300],
+        "gate": {check["name"]: [check["value"], check["threshold"], check["note"]] for check in gate},
         "seconds": {step: round(sum(parts.values()), 1) for step, parts in clock.spent.items()},
         "all": round(sum(sum(parts.values()) for parts in clock.spent.values()), 1),
         "parts": steps,
