@@ -1,7 +1,7 @@
 """PPO on a tiny real model: the checks that an implementation must pass before its curves mean anything."""
 
 import dataclasses
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -539,9 +539,10 @@ def test_ppo_solves_a_toy_task(folder, tmp_path, advantage, seed):
     assert reached is not None
 
 
-def test_the_benchmark_of_whole_loops_starts():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "turns.py", "--help"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--seeds" in done.stdout
+def test_the_benchmark_of_whole_loops_starts(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["turns.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "benchmarks" / "turns.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert "--seeds" in capsys.readouterr().out

@@ -46,6 +46,8 @@ from plaudit.types import FinishReason
 from prometheus_client import CollectorRegistry
 
 CODE = "import sys; from plaudit.cli import main; sys.argv = ['plaudit', *sys.argv[1:]]; main()"
+# Serving takes no peft: of the processes, only the learner finds it.
+WITHOUT_PEFT = "import sys; sys.modules['peft'] = None; "
 
 
 @contextmanager
@@ -60,9 +62,10 @@ def started(command, tmp_path, data):
         "log_format": "json",
     }
     arguments = [part for key, value in flags.items() for part in ("--set", f"{key}={value}")]
+    code = CODE if command == "learn" else WITHOUT_PEFT + CODE
     with (tmp_path / "log").open("w") as log:
         running = subprocess.Popen(
-            [sys.executable, "-c", CODE, command, "--data-dir", str(data), *arguments], stderr=log
+            [sys.executable, "-c", code, command, "--data-dir", str(data), *arguments], stderr=log
         )
     try:
         yield running, tmp_path / "log"
