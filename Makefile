@@ -54,6 +54,9 @@ demo-quick: $(READY) ## The same loop with a tiny model, in a few minutes
 test: $(READY) ## Run the tests; what needs a server that is not there is skipped, and says so
 	$(PYTEST) $(ARGS)
 
+test-fast: $(READY) ## The tests of single parts: no server, no training, under a minute
+	$(PYTEST) -m 'not slow and not needs_kafka and not needs_postgres' tests/unit tests/numerics tests/contract $(ARGS)
+
 check: lint types contracts proto-check test ## All that a commit on main must pass
 
 check-weekly: export PLAUDIT_TEST_LONG = 1

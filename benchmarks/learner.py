@@ -82,15 +82,16 @@ def case(acts: int, share: float) -> dict[str, Any]:
         learner.registry.ensure_channel(CHANNEL, learner.base.digest)
         fill(learner, acts, share)
         look_seconds = time_of_look(learner, settings)
-        before, began = peak_mb(), time.perf_counter()
+        before, began, cpu = peak_mb(), time.perf_counter(), time.process_time()
         result = look(learner, CHANNEL, Watch(), force=True)
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         learner.close()
     return {
         "acts": acts,
         "heaviest_share": share,
         "outcome": str(result.outcome) if result else "none",
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
         "steps": learner.status.seconds,
         "idle_look_milliseconds": round(1000 * look_seconds, 1),
         "peak_mb": round(peak_mb()),

@@ -26,6 +26,12 @@ hypothesis.settings.load_profile("any machine")
 KAFKA_TOOL = ROOT.parent / "shared" / "tools" / "kafka" / "kafka"
 
 
+def pytest_collection_finish():
+    """What all imports left is there to the end: no collection of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 def _kafka(command, folder, *more):
     done = subprocess.run([KAFKA_TOOL, command, folder, *more], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
