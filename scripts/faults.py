@@ -1,10 +1,11 @@
 """Kills parts of a deployment under load and counts what was lost or counted twice: `make faults`.
 
-Starts three Kafka brokers, PostgreSQL, two replicas of `plaudit serve` and two workers of `plaudit join`; lets people
-ask and rate over gRPC; and meanwhile kills, stops and starts one part after another. The ledger of what was
-acknowledged is this program's own: it knows the protos and nothing of the service's stores. In the end the feedback
-topic is read by a plain Kafka client and the tables by plain SQL: every acknowledged act must be in both, and counted
-once.
+Starts three Kafka brokers, PostgreSQL, two replicas of `plaudit serve`, three workers of `plaudit join` and two
+learners; lets people ask and rate over gRPC; and meanwhile kills, stops and starts one part after another, fills a
+disk, and takes brokers or database away. The ledger of what was acknowledged is this program's own: it knows the protos
+and nothing of the service's stores. In the end the feedback topic is read by a plain Kafka client and the tables by
+plain SQL: every acknowledged act must be in both, and counted once; every release must be whole, and no version and no
+change of the channel missing or there twice.
 
     python scripts/faults.py [--seconds 300] [--kills 0] [--seed 0] [--out FOLDER] [--tools FOLDER]
 
@@ -15,230 +16,50 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import random
-import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 import sqlalchemy as sa
-import uuid6
+from faults_load import Ledger, Load
+from faults_parts import Kafka, Postgres, Process, SmallDisk, free_port, say
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "faults."
-CLIENTS = 4
 REPLICAS = 2
-WORKERS = 2
+WORKERS = 3
+LEARNERS = 2
+CHANNEL = "echo/default"
 START_SECONDS = 180.0
 SETTLE_SECONDS = 240.0
 # A member of the join's group that is silent for longer loses its partitions.
 BEYOND_SESSION_SECONDS = 14.0
+# A learner that is silent for longer loses its lease.
+BEYOND_LEASE_SECONDS = 18.0
+FULL_SECONDS = 6.0
 JOIN_STEPS = tuple(f"join.{step}" for step in range(1, 10))
 OUTBOX_STEPS = tuple(f"outbox.{step}" for step in range(1, 5))
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def say(text: str) -> None:
-    """A line with the time since the start."""
-    print(f"{time.monotonic() - BEGAN:7.1f}  {text}", flush=True)
-
-
-BEGAN = time.monotonic()
-
-
-class Kafka:
-    """Three brokers, by the tool that starts them."""
-
-    def __init__(self, tools: Path, folder: Path) -> None:
-        self._tool, self._folder = tools / "kafka" / "kafka", folder
-        self.bootstrap = ""
-
-    def _run(self, *command: str) -> str:
-        done = subprocess.run([self._tool, *command], capture_output=True, text=True, check=False, timeout=180)
-        if done.returncode:
-            raise RuntimeError(f"kafka {' '.join(command)}: {done.stderr}")
-        return done.stdout
-
-    def start(self) -> None:
-        """Starts whatever is down."""
-        printed = self._run("start", str(self._folder), "--nodes", "3")
-        found = dict(line.removeprefix("export ").split("=", 1) for line in printed.splitlines() if "=" in line)
-        self.bootstrap = found["PLAUDIT_TEST_KAFKA"].strip("'\"")
-
-    def node(self, command: str, node: int) -> None:
-        """kill, pause or resume one broker."""
-        self._run(command, str(self._folder), str(node))
-
-    def stop(self) -> None:
-        """Ends all."""
-        with contextlib.suppress(RuntimeError):
-            self._run("stop", str(self._folder))
-
-
-class Postgres:
-    """A cluster of its own, on a free port of loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        programs = [shutil.which("initdb"), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
-        found = [each for each in programs if each]
-        if not found:
-            raise SystemExit("faults: no initdb; install PostgreSQL")
-        self._programs = Path(found[-1]).resolve().parent
-        self._folder = folder
-        self.port = free_port()
-        self.url = f"postgresql+psycopg://plaudit@127.0.0.1:{self.port}/postgres"
-        folder.mkdir()
-        if os.getuid() == 0:  # it refuses to run as root
-            shutil.chown(folder, "postgres")
-        self._run("initdb", "-D", "data", "-U", "plaudit", "-A", "trust", "--no-sync")
-
-    def _run(self, program: str, *arguments: str) -> None:
-        user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-        command = [*user, str(self._programs / program), *arguments]
-        with (self._folder.parent / "postgres.log").open("ab") as log:
-            subprocess.run(command, cwd=self._folder, stdout=log, stderr=log, check=True, timeout=120)
-
-    def start(self) -> None:
-        """Starts it; its data are synced to disk as in production."""
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
-        self._run("pg_ctl", "-D", "data", "-w", "-l", "log", "start", "-o", options)
-
-    def stop(self) -> None:
-        """Ends it as a crash does."""
-        with contextlib.suppress(subprocess.CalledProcessError):
-            self._run("pg_ctl", "-D", "data", "-m", "immediate", "stop")
-
-
-@dataclass
-class Process:
-    """One process of the deployment, through all its starts."""
-
-    name: str
-    arguments: list[str]
-    folder: Path
-    log: Path
-    child: subprocess.Popen[bytes] | None = None
-
-    def start(self, fail_point: str = "") -> None:
-        """Starts it, told to die at a fail point if one is named."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PLAUDIT_FAIL_POINT": fail_point}
-        with self.log.open("ab") as log:
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "plaudit.cli", *self.arguments], stdout=log, stderr=log, env=environment
-            )
-
-    @property
-    def runs(self) -> bool:
-        """Whether it is alive."""
-        return self.child is not None and self.child.poll() is None
-
-    def signal(self, number: int) -> None:
-        """Sends a signal, if it is alive."""
-        if self.runs:
-            assert self.child is not None, "it runs"
-            self.child.send_signal(number)
-
-    def end(self) -> None:
-        """SIGKILL, and waits."""
-        if self.child is not None:
-            self.child.kill()
-            self.child.wait()
-
-
-@dataclass
-class Ledger:
-    """What the load generator was told, and nothing else."""
-
-    acknowledged: dict[tuple[str, str], float] = field(default_factory=dict)
-    sent: set[tuple[str, str]] = field(default_factory=set)
-    failures: Counter[str] = field(default_factory=Counter)
-    slowest: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-class Load:
-    """People who ask and rate, each act by somebody else, until told to stop."""
-
-    def __init__(self, targets: list[str], ledger: Ledger, seed: int) -> None:
-        self._targets, self._ledger = targets, ledger
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._people, args=(random.Random(f"{seed}:{n}"),)) for n in range(CLIENTS)
-        ]
-
-    def start(self) -> None:
-        """Begins."""
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Ends, once each has its answer."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _people(self, chance: random.Random) -> None:
-        from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2, feedback_pb2_grpc
-
-        channels = [grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) for target in self._targets]
-        asks = [assistant_pb2_grpc.AssistantServiceStub(channel) for channel in channels]
-        gives = [feedback_pb2_grpc.FeedbackServiceStub(channel) for channel in channels]
-        while not self._stop.is_set():
-            request = assistant_pb2.GenerateRequest(domain="echo", tenant="default")
-            request.messages.add(role="user", content=f"say {chance.randrange(1000)}")
-            request.sampling.max_tokens = 2
-            reply = self._try(chance, asks, lambda stub, request=request: stub.Generate(request, timeout=10.0), 1)
-            for _ in range(chance.randrange(1, 6) if reply is not None else 0):
-                ids = {"feedback_id": str(uuid6.uuid7()), "rater": str(uuid.uuid4())}
-                act = feedback_pb2.Feedback(handle=reply.handle, **ids)
-                act.thumbs.candidate_id, act.thumbs.up = reply.completions[0].candidate_id, chance.random() < 0.5
-                key = (reply.interaction_id, act.feedback_id)
-                with self._ledger.lock:
-                    self._ledger.sent.add(key)
-                submit = feedback_pb2.SubmitFeedbackRequest(feedback=act)
-                said = self._try(chance, gives, lambda stub, it=submit: stub.SubmitFeedback(it, timeout=15.0), 4)
-                if said is not None:
-                    with self._ledger.lock:
-                        self._ledger.acknowledged[key] = time.monotonic()
-            if reply is None:
-                time.sleep(0.2)
-        for channel in channels:
-            channel.close()
-
-    def _try(self, chance: random.Random, stubs: list[Any], call: Callable[[Any], Any], times: int) -> Any:
-        """The answer, after so many tries at most, each at a replica by chance; None if none was given."""
-        for _ in range(times):
-            began = time.monotonic()
-            try:
-                answer = call(chance.choice(stubs))
-            except grpc.RpcError as error:
-                with self._ledger.lock:
-                    self._ledger.failures[error.code().name] += 1
-                time.sleep(0.1)
-                continue
-            with self._ledger.lock:
-                self._ledger.slowest = max(self._ledger.slowest, time.monotonic() - began)
-            return answer
-        return None
+LEARN_STEPS = (*(f"learn.{step}" for step in range(1, 8)), "release.1", "release.2")
+# A turn of a tiny model in seconds; the gate decides by what people like, however far the model moves.
+LEARNING = {
+    "model.adapter_layers": "2", "reward.adapter": "false", "reward.heads": "4", "reward.layer": "1",
+    "policy.iterations": "3", "policy.prompts": "12", "policy.samples": "4", "policy.minibatch": "16",
+    "policy.max_tokens": "6", "policy.temperature": "1.0", "policy.lr": "0.03", "policy.update_kl": "0.3",
+    "policy.kl_coef": "0", "policy.held_out": "0", "gate.prompts": "24", "gate.min_prompts": "8", "gate.samples": "2",
+    "gate.kl_base": "100", "gate.kl_live": "100", "gate.distinct_ratio": "0", "gate.reward_comparisons": "60",
+    "gate.reward_raters": "3", "learn.min_events": "100", "learn.poll_seconds": "0.5", "learn.backoff_seconds": "1",
+    "learn.metrics_port": "0", "learn.nice": "0",
+}  # fmt: skip
 
 
 class Deployment:
@@ -252,6 +73,8 @@ class Deployment:
         self.happened: Counter[str] = Counter()
         self.serve: list[Process] = []
         self.join: list[Process] = []
+        self.learn: list[Process] = []
+        self.disk = SmallDisk(folder / "serve-0")
         self.targets: list[str] = []
 
     def start(self) -> None:
@@ -269,14 +92,21 @@ class Deployment:
             "serve.handle_keys": json.dumps({"k": "handle-key-of-the-fault-campaign"}),
             "serve.pseudonym_key": "pseudonym-key-of-the-fault-campaign", "plugins.allow": json.dumps(["echo"]),
         }  # fmt: skip
+        common |= LEARNING
+        self.disk.mount()
         for number in range(REPLICAS):
             port = free_port()
             self.targets.append(f"127.0.0.1:{port}")
             self.serve.append(self._process("serve", number, common | {"serve.port": str(port)}))
         self.join = [self._process("join", number, common) for number in range(WORKERS)]
-        for process in (*self.serve, *self.join):
+        self.learn = [self._process("learn", number, common) for number in range(LEARNERS)]
+        for process in self.all():
             process.start()
         self.wait_until_serving()
+
+    def all(self) -> tuple[Process, ...]:
+        """Every process of ours."""
+        return (*self.serve, *self.join, *self.learn)
 
     def _process(self, command: str, number: int, settings: dict[str, str]) -> Process:
         name = f"{command}-{number}"
@@ -302,10 +132,11 @@ class Deployment:
 
     def restart(self, *, points: bool, chance: random.Random) -> None:
         """Starts again what is down; now and then told to die at a numbered step."""
-        for process in (*self.serve, *self.join):
+        for process in self.all():
             if not process.runs:
-                steps = JOIN_STEPS if process in self.join else OUTBOX_STEPS
-                point = f"{chance.choice(steps)}:{chance.randrange(1, 6)}" if points and chance.random() < 0.5 else ""
+                steps = {"serve": OUTBOX_STEPS, "join": JOIN_STEPS, "learn": LEARN_STEPS}[process.arguments[0]]
+                passage = 1 if process in self.learn else chance.randrange(1, 6)
+                point = f"{chance.choice(steps)}:{passage}" if points and chance.random() < 0.5 else ""
                 if process.child is not None and process.child.returncode == 137:
                     self.kills += 1
                     self.happened["died at a step"] += 1
@@ -313,14 +144,19 @@ class Deployment:
 
     def faults(self) -> dict[str, Callable[[random.Random], None]]:
         """What may happen, by name."""
-        return {
+        found: dict[str, Callable[[random.Random], None]] = {
             "kill serve": lambda chance: self._kill(chance.choice(self.serve)),
             "kill join": lambda chance: self._kill(chance.choice(self.join)),
+            "kill learn": lambda chance: self._kill(chance.choice(self.learn)),
             "kill broker": self._kill_broker,
-            "stop join beyond its session": self._pause_join,
+            "stop join beyond its session": lambda chance: pause(chance.choice(self.join), BEYOND_SESSION_SECONDS),
+            "stop learn beyond its lease": lambda chance: pause(chance.choice(self.learn), BEYOND_LEASE_SECONDS),
             "all brokers gone": self._brokers_gone,
             "database gone": self._database_gone,
         }
+        if self.disk.there:
+            found["disk full while all brokers are gone"] = self._disk_full
+        return found
 
     def _kill(self, process: Process) -> None:
         if process.runs:
@@ -333,11 +169,14 @@ class Deployment:
         time.sleep(3.0)
         self.kafka.start()
 
-    def _pause_join(self, chance: random.Random) -> None:
-        process = chance.choice(self.join)
-        process.signal(signal.SIGSTOP)
-        time.sleep(BEYOND_SESSION_SECONDS)
-        process.signal(signal.SIGCONT)
+    def _disk_full(self, chance: random.Random) -> None:
+        for node in (1, 2, 3):
+            self.kafka.node("kill", node)
+        self.kills += 3
+        self.disk.fill()
+        time.sleep(FULL_SECONDS)
+        self.disk.free()
+        self.kafka.start()
 
     def _brokers_gone(self, chance: random.Random) -> None:
         for node in (1, 2, 3):
@@ -354,10 +193,18 @@ class Deployment:
 
     def stop(self) -> None:
         """Ends everything."""
-        for process in (*self.serve, *self.join):
+        for process in self.all():
             process.end()
         self.postgres.stop()
         self.kafka.stop()
+        self.disk.unmount()
+
+
+def pause(process: Process, seconds: float) -> None:
+    """Stops a process for a while; it does not notice."""
+    process.signal(signal.SIGSTOP)
+    time.sleep(seconds)
+    process.signal(signal.SIGCONT)
 
 
 def in_topic(bootstrap: str) -> Counter[tuple[str, str]]:
@@ -392,6 +239,51 @@ def in_store(url: str) -> tuple[dict[tuple[str, str], str], Counter[tuple[str, s
     return statuses, evidence
 
 
+def in_registry(url: str) -> dict[str, int]:
+    """Releases of the channel by state."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT state, count(*) FROM release GROUP BY state")
+        found = {str(state): int(count) for state, count in rows}
+    engine.dispose()
+    return found
+
+
+def broken_releases(url: str, registry: Path) -> list[str]:
+    """What is wrong with the channel's releases: one that is not whole, a version or a change that is missing."""
+    engine, wrong = sa.create_engine(url), []
+    with engine.connect() as connection:
+
+        def ask(query: str) -> list[Any]:
+            return list(connection.execute(sa.text(query), {"channel": CHANNEL}))
+
+        releases = ask("SELECT version, digest, state FROM release WHERE channel = :channel ORDER BY version")
+        changes = ask("SELECT generation, live FROM channel_change WHERE channel = :channel ORDER BY generation")
+        states = ask("SELECT generation, live FROM channel_state WHERE channel = :channel")
+    engine.dispose()
+    versions = [version for version, _, _ in releases]
+    if versions != list(range(len(versions))):
+        wrong.append(f"versions {versions}")
+    for version, digest, state in releases:
+        folder = registry / CHANNEL / f"{version}-{digest[:12]}"
+        manifest = folder / "manifest.json"
+        if not manifest.exists() or hashlib.sha256(manifest.read_bytes()).hexdigest() != digest:
+            wrong.append(f"release {version}: no manifest of digest {digest}")
+            continue
+        for name, wanted in json.loads(manifest.read_text())["artifacts"].items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != wanted:
+                wrong.append(f"release {version}: {name} is damaged")
+        if state in ("trained", "gated") and version:
+            wrong.append(f"release {version} was left {state}")
+    generations = [generation for generation, _ in changes]
+    if generations and generations != list(range(generations[0], generations[0] + len(generations))):
+        wrong.append(f"changes {generations}")
+    live = [version for version, _, state in releases if state == "live"]
+    if states and (live != [states[0][1]] or (changes and tuple(changes[-1]) != tuple(states[0]))):
+        wrong.append(f"the channel is at {states[0]}, live are {live}, the last change is {changes[-1:]}")
+    return wrong
+
+
 def settle(deployment: Deployment, ledger: Ledger, chance: random.Random) -> None:
     """All parts are brought up, and everything acknowledged has time to arrive."""
     deployment.kafka.start()
@@ -401,7 +293,8 @@ def settle(deployment: Deployment, ledger: Ledger, chance: random.Random) -> Non
     while time.monotonic() < deadline:
         deployment.restart(points=False, chance=chance)  # who still had a step to die at has died by now
         statuses, _ = in_store(deployment.postgres.url)
-        if all(statuses.get(key) == "joined" for key in wanted):
+        left = broken_releases(deployment.postgres.url, deployment.folder / "registry")
+        if all(statuses.get(key) == "joined" for key in wanted) and not left:
             return
         time.sleep(1.0)
 
@@ -412,7 +305,7 @@ def campaign(deployment: Deployment, ledger: Ledger, arguments: argparse.Namespa
     faults = deployment.faults()
     # Each happens once at least, then by chance; the long ones are rare.
     order = sorted(faults, key=lambda _: chance.random())
-    weights = [8, 8, 3, 1, 1, 1]
+    weights = [4 if name == "kill broker" else 8 if name.startswith("kill") else 1 for name in faults]
     load = Load(deployment.targets, ledger, arguments.seed)
     load.start()
     try:
@@ -434,6 +327,7 @@ def campaign(deployment: Deployment, ledger: Ledger, arguments: argparse.Namespa
 def verdict(deployment: Deployment, ledger: Ledger) -> dict[str, Any]:
     """What became of what was acknowledged."""
     topic, (statuses, evidence) = in_topic(deployment.kafka.bootstrap), in_store(deployment.postgres.url)
+    releases = in_registry(deployment.postgres.url)
     told = set(ledger.acknowledged)
     lost = {key for key in told if key not in topic or statuses.get(key) != "joined"}
     # Nobody sent it, or one act counts more than once. Records may lie in the topic twice; evidence may not.
@@ -445,6 +339,8 @@ def verdict(deployment: Deployment, ledger: Ledger) -> dict[str, Any]:
         "lost": len(lost),
         "doubled": len(doubled),
         "records_sent_again": sum(times - 1 for times in topic.values()),
+        "releases": releases,
+        "broken_releases": broken_releases(deployment.postgres.url, deployment.folder / "registry"),
         "slowest_answer_seconds": round(ledger.slowest, 2),
         "refused": dict(ledger.failures),
         "happened": dict(deployment.happened),
@@ -490,7 +386,8 @@ def main() -> int:
     print(json.dumps(found, indent=2))
     words = ("kills", "acknowledged", "joined", "lost", "doubled")
     print(", ".join(f"{word} {found[word]}" for word in words))
-    return 0 if found["acknowledged"] and not found["lost"] and not found["doubled"] else 1
+    wrong = found["lost"] or found["doubled"] or found["broken_releases"]
+    return 0 if found["acknowledged"] and not wrong else 1
 
 
 if __name__ == "__main__":
