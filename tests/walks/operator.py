@@ -68,17 +68,6 @@ allow = ["instruction"]
 """
 
 
-class Clock:
-    """Says each step with the minutes and seconds since the walk began."""
-
-    def __init__(self):
-        self._began = time.monotonic()
-
-    def __call__(self, what):
-        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-        print(f"{minutes:3d}:{seconds:02d}  {what}", flush=True)
-
-
 class Operator:
     """Who types commands into one folder."""
 
@@ -167,10 +156,10 @@ def serves(version):
 
 
 @pytest.fixture
-def operator(tmp_path):
+def operator(tmp_path, clock):
     os.environ |= {"OMP_NUM_THREADS": "1"}
     tiny_model(tmp_path / "model", layers=3, hidden=32)
-    made = Operator(Path(tmp_path), Clock())
+    made = Operator(Path(tmp_path), clock)
     # So strict that what these people teach is refused: the policy moves further than that.
     made.config.write_text(SETTINGS.format(folder=tmp_path, kl_base=0.5))
     return made
