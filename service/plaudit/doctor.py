@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from plaudit import doctor_running
+from plaudit import doctor_running, doctor_vllm
 from plaudit.deciding import costs_of
 from plaudit.domain import DomainPlugin
 from plaudit.errors import Misconfigured, PlauditError
@@ -56,6 +56,8 @@ def diagnose(
     ]
     if "serve" in roles or "learn" in roles:
         checks += [("model", lambda: _model(settings)), ("threads", lambda: _threads(settings))]
+    if "serve" in roles and settings.engine.kind == "vllm":
+        checks += [(doctor_vllm.CHECK, lambda: doctor_vllm.servers(settings))]
     if "serve" in roles:
         checks += [("keys", lambda: _keys(settings, production)), ("access", lambda: _access(settings, production))]
     checks += [("ports", lambda: _ports(settings, roles)), ("running", lambda: _running(settings))]
@@ -99,8 +101,10 @@ def _packages(roles: tuple[str, ...], settings: Settings) -> Iterator[Finding]:
     wanted = {package: role for role in roles for package in _PACKAGES[role]}
     if settings.log.kind == "kafka":
         wanted["kafka"] = "log.kind = kafka"
+    if settings.engine.kind == "vllm" and "serve" in roles:
+        wanted["httpx"] = "engine.kind = vllm"
     missing = [package for package in wanted if importlib.util.find_spec(package) is None]
-    extra = "kafka" if missing == ["kafka"] else "service"
+    extra = {"kafka": "kafka", "httpx": "vllm"}.get(" ".join(missing), "service")
     if missing:
         yield Finding("packages", "bad", f"missing: {', '.join(missing)}", f"run: pip install 'plaudit[{extra}]'")
     else:

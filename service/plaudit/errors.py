@@ -11,6 +11,7 @@ PlauditError
 │   ├── NoCredentials · BadCredentials · RoleNeeded · NotYourChannel · TooManyRaters
 ├── Busy                          retry later
 │   ├── QueueFull · RateLimited · SlotsInUse · NotServing · LogUnavailable · OutboxFull · StoreUnavailable
+│   ├── EngineUnavailable
 ├── CallEnded                     the caller's clock or hand ended the call
 │   ├── DeadlinePassed · Cancelled
 ├── Broken                        an operator must look
@@ -329,6 +330,12 @@ class StoreUnavailable(Busy):
     """The database of evidence and releases is away, locked or full; retry."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class EngineUnavailable(Busy):
+    """No server that runs the model answers; retry."""
+
+    reason = "ENGINE_UNAVAILABLE"
 
 
 class CallEnded(PlauditError):

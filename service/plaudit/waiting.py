@@ -1,6 +1,6 @@
-"""Waits for a log or a store that is away or full, and says so: a process starts and goes on when it is back.
+"""Waits for a log, a store or an engine that is away or full, and says so: a process goes on when it is back.
 
-Enters: what needs the log or the store. Leaves: its result, and a line `<process>.waits` per attempt that failed.
+Enters: what needs one of them. Leaves: its result, and a line `<process>.waits` per attempt that failed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import structlog
 
-from plaudit.errors import LogUnavailable, StoreUnavailable
+from plaudit.errors import EngineUnavailable, LogUnavailable, StoreUnavailable
 from plaudit.signals import StopEvent
 
 FIRST_SECONDS = 1.0  # after the first loss; twice as long each time
@@ -31,18 +31,22 @@ def pause(process: str, stop: threading.Event, error: Exception, losses: int) ->
     """Says what is away or full, and waits a second after the first loss, up to fifteen after many in a row."""
     seconds = doubled(FIRST_SECONDS, losses - 1, LONGEST_SECONDS)
     # The messages of our own errors name files, hosts and what the disk or server said: nothing that people wrote.
-    why = error.message if isinstance(error, LogUnavailable | StoreUnavailable) else type(error).__name__
+    why = (
+        error.message
+        if isinstance(error, LogUnavailable | StoreUnavailable | EngineUnavailable)
+        else type(error).__name__
+    )
     _log.warning(f"{process}.waits", why=why, seconds=seconds)
     stop.wait(seconds)
 
 
 def opened(process: str, make: Callable[[], _T], stop: threading.Event) -> _T | None:
-    """What `make` gives, once the log or store that it needs answers; None if told to end before that."""
+    """What `make` gives, once what it needs answers; None if told to end before that."""
     losses = 0
     while not stop.is_set():
         try:
             return make()
-        except (LogUnavailable, StoreUnavailable) as error:
+        except (LogUnavailable, StoreUnavailable, EngineUnavailable) as error:
             losses += 1
             pause(process, stop, error, losses)
     return None

@@ -30,7 +30,7 @@ from plaudit.plugins import guard
 from plaudit.policy.choose import Judged
 from plaudit.release import registry
 from plaudit.replies import drafts
-from plaudit.serving.proof import prove
+from plaudit.serving.proof import EXACT, prove
 from plaudit.testing.serving import local_server
 from plaudit.types import Channel, Message, Option, Request
 from plaudit_echo.plugin import EchoChoice
@@ -193,7 +193,7 @@ def test_a_candidate_that_learnt_the_labels_goes_live_by_prompts_and_a_judge_tha
     base, key = (ReleaseKey(str(CHANNEL), n, learner.registry.release(CHANNEL, n).digest) for n in (0, 1))
     learner.engine.stage(key, folder / "policy", temperature=manifest.temperature)
     learner.engine.stage(base, None)
-    proof = prove(learner.engine, key, base, manifest, exact=True)
+    proof = prove(learner.engine, key, base, manifest, tolerance=EXACT)
     assert len(manifest.probes) == 8
     assert {each.completion_tokens[-1] for each in manifest.probes} == {learner.engine.end_of_turn}
     assert proof.greatest < 1e-3 < proof.from_base

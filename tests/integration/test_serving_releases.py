@@ -23,6 +23,7 @@ from plaudit.errors import (
 from plaudit.eventlog import Topic
 from plaudit.release.manifest import Probe
 from plaudit.release.moves import Promote, RollBack
+from plaudit.serving.proof import EXACT
 from plaudit.serving.router import Router
 from plaudit.serving.staging import Staging
 from plaudit.types import Channel
@@ -360,7 +361,7 @@ def test_a_router_refuses_a_release_of_another_base(local, make_release):
     cache = local.settings.data_dir / "other"
     router = Router(
         local.registry,
-        Staging(local.registry, OtherBase(), local.metrics, cache=cache, most=4, exact=True),
+        Staging(local.registry, OtherBase(), local.metrics, cache=cache, most=4, tolerance=EXACT),
         local.metrics,
         base_digest=OtherBase.base_digest,
         domains=("echo",),
@@ -378,7 +379,7 @@ def test_files_of_releases_are_a_bounded_cache_and_come_again_when_they_are_aske
     cache = local.settings.data_dir / "other"
 
     def opened(most):
-        return Staging(local.registry, local.engine, local.metrics, cache=cache, most=most, exact=True)
+        return Staging(local.registry, local.engine, local.metrics, cache=cache, most=most, tolerance=EXACT)
 
     def kept():
         return {int(path.name.split("-")[0]) for path in cache.glob("*/*/*")}
@@ -416,7 +417,7 @@ def test_files_of_releases_are_a_bounded_cache_and_come_again_when_they_are_aske
 def test_versions_that_callers_make_up_fill_no_memory(local, make_release):
     make_release(local.registry, CHANNEL, 1)
     staging = Staging(
-        local.registry, local.engine, local.metrics, cache=local.settings.data_dir / "other", most=4, exact=True
+        local.registry, local.engine, local.metrics, cache=local.settings.data_dir / "other", most=4, tolerance=EXACT
     )
     for version in range(2, 50):
         with pytest.raises(UnknownRelease), staging.hold(CHANNEL, version):

@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
@@ -97,8 +103,8 @@ class Base:
         self.vocab_size: int = model.config.vocab_size
         # Tokens of prompt and completion up to which the base was checked.
         self.context_length = 0
-        self.eos_ids = _eos_ids(model, tokenizer)
-        self.end_of_turn = _end_of_turn(tokenizer, self.eos_ids)
+        self.eos_ids = eos_ids(model.generation_config, tokenizer)
+        self.end_of_turn = end_of_turn(tokenizer, self.eos_ids)
         # Of the linears' weights in passes over layers; `frozen` may make it another than the model's.
         self.format = self.dtype
         # PEFT's wrapper once an adapter was injected; owned by `adapters`.
@@ -266,19 +272,19 @@ class Base:
         return logits.float()
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def eos_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that end a turn: the tokenizer's EOS and those of the generation config."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    configured = getattr(generation, "eos_token_id", None)
     more = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in [tokenizer.eos_token_id, *more] if i is not None)
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> int:
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, ids: frozenset[int]) -> int:
     """The id with which the template ends an assistant's text; the tokenizer's EOS if the template writes none."""
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     text = tokenizer.apply_chat_template(said, tokenize=False) if tokenizer.chat_template else ""
-    written = [i for i in tokenizer(str(text), add_special_tokens=False)["input_ids"] if i in eos_ids]
-    if not (written or eos_ids):
+    written = [i for i in tokenizer(str(text), add_special_tokens=False)["input_ids"] if i in ids]
+    if not (written or ids):
         raise Misconfigured("the model has no token that ends a turn; use an instruct model", setting="model.path")
-    fallback = tokenizer.eos_token_id if tokenizer.eos_token_id in eos_ids else min(eos_ids, default=0)
+    fallback = tokenizer.eos_token_id if tokenizer.eos_token_id in ids else min(ids, default=0)
     return int(written[-1] if written else fallback)

@@ -1,6 +1,6 @@
-"""Which release lies in which slot of the adapter bank: a cache that is filled on demand.
+"""Which release lies in which slot of an engine: a cache that is filled on demand.
 
-In: releases to stage, to hold for a while, to forget. Out: the slot of each. An adapter is read and written without the
+In: releases to stage, to hold for a while, to forget. Out: the slot of each. An adapter is loaded without the
 engine's lock, into a slot that no row uses, so that decoding never waits for it. When a slot is needed and none is
 free, the adapter that was least recently used makes room; one that is pinned, held or decoded on stays.
 """
@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from plaudit.engine.bank import AdapterBank
 from plaudit.engine.protocol import ReleaseKey
-from plaudit.engine.threads import release_team
 from plaudit.errors import ReleaseNotServable, SlotsInUse
 
-Weights = tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]
+Load = Callable[[int], None]
+"""Puts an adapter into the slot of this number."""
 
 
 @dataclass(slots=True)
@@ -44,22 +40,22 @@ class Staged:
 
 
 class Slots:
-    """The staged releases. `lock` is the engine's; methods say if the caller holds it."""
+    """The staged releases in slots 1..`slots`. `lock` is the engine's; methods say if the caller holds it."""
 
-    def __init__(self, bank: AdapterBank, lock: threading.Condition) -> None:
-        self._bank = bank
+    def __init__(self, slots: int, lock: threading.Condition) -> None:
+        self._slots = slots
         self._lock = lock
         self._staged: dict[ReleaseKey, Staged] = {}
         self._clock = itertools.count(1)
 
-    def stage(self, key: ReleaseKey, read: Callable[[], Weights] | None, temperature: float) -> None:
-        """Load `key` and pin it until it is forgotten; `read` None is the base. Raises BadArtifact or SlotsInUse."""
-        self.hold(key, read, temperature)
+    def stage(self, key: ReleaseKey, load: Load | None, temperature: float) -> None:
+        """Load `key` and pin it until it is forgotten; `load` None is the base. Raises BadArtifact or SlotsInUse."""
+        self.hold(key, load, temperature)
         with self._lock:
             self._staged[key].pinned = True
             self._staged[key].holds -= 1
 
-    def hold(self, key: ReleaseKey, read: Callable[[], Weights] | None, temperature: float) -> bool:
+    def hold(self, key: ReleaseKey, load: Load | None, temperature: float) -> bool:
         """Load `key` unless it is there, and keep it until `let_go`; returns whether it was loaded."""
         with self._lock:
             while (found := self._staged.get(key)) is not None and not found.ready:
@@ -69,14 +65,13 @@ class Slots:
                 found.holds += 1
                 found.used = next(self._clock)
                 return False
-            slot = self._take() if read else 0
+            slot = self._take() if load else 0
             serial = next(self._clock)
             staged = Staged(slot, serial if slot else 0, temperature, used=serial, holds=1)
             self._staged[key] = staged
         try:
-            if read is not None:
-                self._bank.write(slot, *read())
-                release_team()
+            if load is not None:
+                load(slot)
         except BaseException:
             with self._lock:
                 del self._staged[key]
@@ -109,7 +104,12 @@ class Slots:
     def used(self) -> tuple[int, int]:
         """Slots with an adapter, and slots in all."""
         with self._lock:
-            return sum(bool(staged.slot) for staged in self._staged.values()), self._bank.slots
+            return sum(bool(staged.slot) for staged in self._staged.values()), self._slots
+
+    def taken(self) -> frozenset[int]:
+        """Slots that a release has, or is being loaded into."""
+        with self._lock:
+            return frozenset(staged.slot for staged in self._staged.values())
 
     def require(self, key: ReleaseKey) -> Staged:
         """A release that jobs may use (with the lock); raises ReleaseNotServable."""
@@ -134,14 +134,14 @@ class Slots:
 
     def _take(self) -> int:
         used = {staged.slot for staged in self._staged.values()}
-        free = next((slot for slot in range(1, self._bank.slots + 1) if slot not in used), None)
+        free = next((slot for slot in range(1, self._slots + 1) if slot not in used), None)
         if free is not None:
             return free
         idle = [key for key, staged in self._staged.items() if staged.slot and staged.idle]
         if not idle:
             raise SlotsInUse(
-                f"all {self._bank.slots} adapter slots are in use; retry with backoff, or raise engine.adapter_slots",
-                slots=self._bank.slots,
+                f"all {self._slots} adapter slots are in use; retry with backoff, or raise engine.adapter_slots",
+                slots=self._slots,
             )
         return self._staged.pop(min(idle, key=lambda key: self._staged[key].used)).slot
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from plaudit.engine.prefixes import Prefix
 from plaudit.engine.protocol import EncodedPrompt, Job, Observer, ReleaseKey, Usage
 from plaudit.engine.runners import choose
 from plaudit.engine.sampling import check, draw
-from plaudit.engine.slots import Slots, Weights
+from plaudit.engine.slots import Load, Slots
 from plaudit.engine.targets import start_layer
 from plaudit.engine.threads import release_team
 from plaudit.engine.ticket import TorchScoreTicket, TorchTicket
@@ -58,8 +57,13 @@ from plaudit.types import FinishReason, Message
 log = structlog.get_logger(__name__)
 
 
-def _reader(adapter: Path | None) -> Callable[[], Weights] | None:
-    return None if adapter is None else functools.partial(adapter_files.read, adapter)
+def _loader(bank: AdapterBank, adapter: Path | None) -> Load | None:
+    def load(slot: int) -> None:
+        assert adapter is not None
+        bank.write(slot, *adapter_files.read(adapter))
+        release_team()
+
+    return None if adapter is None else load
 
 
 @dataclass(slots=True)
@@ -101,7 +105,8 @@ class TorchEngine:
         self._rows: dict[tuple[int, int], TorchTicket] = {}
         self._scores: collections.deque[_Score] = collections.deque()
         self._lock = threading.Condition()
-        self._slots = Slots(bank, self._lock)
+        self._bank = bank
+        self._slots = Slots(bank.slots, self._lock)
         self._admission = Admission(
             self._runner,
             self._slots,
@@ -235,12 +240,12 @@ class TorchEngine:
 
     def stage(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> None:
         """Load an adapter while decoding goes on, and keep it; staging a key again changes nothing."""
-        self._slots.stage(key, _reader(adapter), temperature)
+        self._slots.stage(key, _loader(self._bank, adapter), temperature)
 
     @contextlib.contextmanager
     def hold(self, key: ReleaseKey, adapter: Path | None, *, temperature: float = 1.0) -> Iterator[bool]:
         """Load an adapter unless it is there, and keep it for the block; gives whether it was loaded."""
-        loaded = self._slots.hold(key, _reader(adapter), temperature)
+        loaded = self._slots.hold(key, _loader(self._bank, adapter), temperature)
         try:
             yield loaded
         finally:

@@ -23,6 +23,7 @@ from plaudit.engine.protocol import ReleaseKey
 from plaudit.errors import (
     BadArtifact,
     DeadlinePassed,
+    EngineUnavailable,
     NotServing,
     PlauditError,
     ProofFailed,
@@ -136,7 +137,7 @@ class Router:
             # One channel's trouble is its own, whatever a disk or a database raises: the others are followed.
             try:
                 self._follow_state(state)
-            except SlotsInUse:
+            except (SlotsInUse, EngineUnavailable):
                 self._metrics.replica_behind.labels(str(state.channel)).set(1)
             except Exception as error:
                 self._metrics.follower_errors.inc()
@@ -195,7 +196,7 @@ class Router:
             try:
                 with self._staging.hold(state.channel, state.live, seconds) as routed:
                     self._activate(state, serving, routed, started)
-            except (DeadlinePassed, SlotsInUse):
+            except (DeadlinePassed, SlotsInUse, EngineUnavailable):
                 raise  # no fault of the release
             except PlauditError as error:
                 self._fall_behind(state, serving, error)
@@ -246,7 +247,7 @@ class Router:
         """Release of each of `n` completions: the live one, or those that an operator names; ready for the block.
 
         A channel begins with its first request, which waits at most `seconds` until its release is ready. Raises
-        UnknownDomain, UnknownRelease, ReleaseNotServable, SlotsInUse, DeadlinePassed, or NotServing.
+        UnknownDomain, UnknownRelease, ReleaseNotServable, SlotsInUse, EngineUnavailable, DeadlinePassed, or NotServing.
         """
         ends_at = time.monotonic() + seconds
         with ExitStack() as stack:

@@ -46,6 +46,7 @@ from plaudit.serving.http.door import Door
 from plaudit.serving.interceptors import CallInterceptor
 from plaudit.serving.keys import handle_signer, pseudonym_key
 from plaudit.serving.privacy import PrivacyServicer
+from plaudit.serving.proof import EXACT, Tolerance
 from plaudit.serving.recording import Recorder
 from plaudit.serving.redacting import Redactor
 from plaudit.serving.releases import ReleaseServicer
@@ -91,7 +92,7 @@ class Server:
         plugins: Mapping[str, DomainPlugin],
         metrics: Metrics,
         *,
-        exact: bool = True,
+        tolerance: Tolerance = EXACT,
     ) -> None:
         count_failures(plugins, metrics)
         self._settings = settings
@@ -117,7 +118,7 @@ class Server:
                 metrics,
                 cache=settings.data_dir / "serve-cache",
                 most=settings.serve.cached_releases,
-                exact=exact,
+                tolerance=tolerance,
             ),
             metrics,
             base_digest=engine.base_digest,
@@ -258,18 +259,16 @@ def serve(settings: Settings) -> None:
         # The model's library reads it once, when it is imported.
         os.environ["OMP_NUM_THREADS"] = str(settings.model.threads)
     # torch takes seconds to import and only the processes that run the model have it.
-    from plaudit.engine.base import Base
-    from plaudit.engine.torch_engine import TorchEngine
+    from plaudit.engine.opening import open_engine
 
     plugins = load_plugins(settings.plugins.allow, budget_seconds=settings.plugins.budget_seconds)
     private_folder(settings.data_dir)
     metrics = Metrics(CollectorRegistry())
-    base = Base.of(settings)
+    engine = opened_at_last("serve", lambda: open_engine(settings))
     registry = opened_at_last("serve", lambda: Registry(settings.store_url, settings.registry_root))
     event_log = opened_at_last("serve", lambda: _serving_log(settings, metrics))
-    engine = TorchEngine(base, settings.engine, settings.model)
-    exact = engine.base_dtype == "float32"
-    server = Server(settings, engine, event_log, registry, plugins, metrics, exact=exact)
+    tolerance = Tolerance.of(settings.engine.kind, engine.base_dtype)
+    server = Server(settings, engine, event_log, registry, plugins, metrics, tolerance=tolerance)
     try:
         expose(metrics, settings.serve.metrics_port, settings.serve.host)
         server.start()

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.engine.protocol import Engine, ReleaseKey
-from plaudit.errors import BadArtifact, DeadlinePassed, PlauditError, SlotsInUse
+from plaudit.errors import BadArtifact, DeadlinePassed, EngineUnavailable, PlauditError, SlotsInUse
 from plaudit.metrics import Metrics
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Registry
-from plaudit.serving.proof import prove
+from plaudit.serving.proof import Tolerance, prove
 from plaudit.telemetry import get_logger
 from plaudit.types import Channel
 
@@ -81,14 +81,14 @@ class Staging:
     """Holds releases; may be called from any thread. `most`: releases whose files are kept in `cache`."""
 
     def __init__(
-        self, registry: Registry, engine: Engine, metrics: Metrics, *, cache: Path, most: int, exact: bool
+        self, registry: Registry, engine: Engine, metrics: Metrics, *, cache: Path, most: int, tolerance: Tolerance
     ) -> None:
         self._registry = registry
         self._engine = engine
         self._metrics = metrics
         self._cache = cache
         self._most = most
-        self._exact = exact
+        self._tolerance = tolerance
         self._places: OrderedDict[tuple[Channel, int], _Place] = OrderedDict()
         self._known = threading.Lock()
         _delete(self._set_aside(_oldest(cache, most)))
@@ -155,8 +155,8 @@ class Staging:
             if place.fetched is None or not place.fetched.is_here:
                 place.fetched = self._fetch(channel, version)
             held = self._stage(channel, place.fetched)
-        except SlotsInUse:
-            raise  # no fault of the release: the next moment may have a slot
+        except (SlotsInUse, EngineUnavailable):
+            raise  # no fault of the release: the next moment may have a slot, or a server
         except PlauditError as error:
             place.wait = min(2 * place.wait, _LONGEST_RETRY_SECONDS) or _FIRST_RETRY_SECONDS
             place.error, place.retry_at, place.fetched = error, time.monotonic() + place.wait, None
@@ -203,10 +203,10 @@ class Staging:
     def _prove(self, channel: Channel, fetched: _Fetched) -> None:
         key, manifest = fetched.routed.key, fetched.manifest
         if key.version == 0:
-            prove(self._engine, key, key, manifest, exact=self._exact)
+            prove(self._engine, key, key, manifest, tolerance=self._tolerance)
             return
         with self.hold(channel, 0) as base:
-            proof = prove(self._engine, key, base.key, manifest, exact=self._exact)
+            proof = prove(self._engine, key, base.key, manifest, tolerance=self._tolerance)
         log.info("proved", release=str(key), greatest=proof.greatest, from_base=proof.from_base)
 
 

@@ -59,6 +59,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_OUTBOX_FULL: _ClassVar[ErrorReason]
     ERROR_REASON_NOT_STORED: _ClassVar[ErrorReason]
     ERROR_REASON_UNKNOWN_ERASURE: _ClassVar[ErrorReason]
+    ERROR_REASON_ENGINE_UNAVAILABLE: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_EMPTY_PROMPT: ErrorReason
 ERROR_REASON_PROMPT_TOO_LONG: ErrorReason
@@ -112,3 +113,4 @@ ERROR_REASON_TOO_MANY_RATERS: ErrorReason
 ERROR_REASON_OUTBOX_FULL: ErrorReason
 ERROR_REASON_NOT_STORED: ErrorReason
 ERROR_REASON_UNKNOWN_ERASURE: ErrorReason
+ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason

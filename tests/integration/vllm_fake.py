@@ -1,0 +1,162 @@
+"""A server that speaks as vLLM does, for faults that a real one cannot be made to show; its model is a hash."""
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+VOCABULARY = 40  # tokens 0 to 39 of whatever tokenizer
+BASE = "base-model"
+
+
+class Fake:
+    """State of the server, and knobs that break it."""
+
+    def __init__(self):
+        self.adapters = {}
+        self.loads = []
+        self.unloads = []
+        self.open = 0
+        self.requests = []
+        self.status = 200
+        self.break_after = None  # tokens, of the next stream
+        self.unknown_is_base = False  # as a router that knows only bases
+        self.says_asked_name = False
+        self.raw = False
+        self.garbage = False
+        self.other_weights = ""
+        self.hold = threading.Event()  # streams wait for it behind their second token
+        self.hold.set()
+        self.address = ""
+
+    def restart(self):
+        self.adapters = {}
+
+    def weights(self, name):
+        if name == BASE or (name not in self.adapters and self.unknown_is_base):
+            return self.other_weights
+        return hashlib.sha256((Path(self.adapters[name]) / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+    def logits(self, name, last):
+        drawn = random.Random(f"{self.weights(name)}/{last}")
+        return [3 * drawn.random() for _ in range(VOCABULARY)]
+
+    def logprobs(self, name, last, temperature=1.0):
+        scaled = [each / temperature for each in self.logits(name, last)]
+        total = math.log(math.fsum(map(math.exp, scaled)))
+        return [each - total for each in scaled]
+
+
+def _handler(fake):  # noqa: C901 - every call of a server
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_):
+            pass
+
+        def _answer(self, status, body):
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self):
+            if fake.status != 200:
+                return self._answer(fake.status, {})
+            cards = [{"id": BASE, "parent": None, "max_model_len": 4096}]
+            cards += [{"id": name, "parent": BASE} for name in fake.adapters]
+            return self._answer(200, {"data": cards})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if fake.status != 200:
+                return self._answer(fake.status, {"error": {"message": "broken"}})
+            if self.path == "/v1/load_lora_adapter":
+                fake.loads.append(body["lora_name"])
+                fake.adapters[body["lora_name"]] = body["lora_path"]
+                return self._answer(200, {})
+            if self.path == "/v1/unload_lora_adapter":
+                fake.unloads.append(body["lora_name"])
+                fake.adapters.pop(body["lora_name"], None)
+                return self._answer(200, {})
+            fake.requests.append(body)
+            name = body["model"]
+            known = name == BASE or name in fake.adapters
+            if not known and not fake.unknown_is_base:
+                return self._answer(404, {"error": {"message": "unknown"}})
+            says = name if known or fake.says_asked_name else BASE
+            return self._stream(body, says) if body.get("stream") else self._whole(body, says)
+
+        def _whole(self, body, says):
+            name = body["model"]
+            if "prompt_logprobs" in body:
+                tokens = body["prompt"]
+                found = [None]
+                for last, token in itertools.pairwise(tokens):
+                    row = fake.logprobs(name, last)
+                    found.append({str(token): {"logprob": row[token] if token < VOCABULARY else -9.0}})
+                return self._answer(200, {"model": says, "choices": [{"index": 0, "prompt_logprobs": found}]})
+            temperature = 1.0 if fake.raw else body["temperature"]
+            choices = []
+            for index, prefix in enumerate(body["prompt"]):
+                row = fake.logprobs(name, prefix[-1], temperature)
+                top = {f"token_id:{t}": row[t] if t < VOCABULARY else -9.0 for t in body["logprob_token_ids"]}
+                choices.append({"index": index, "logprobs": {"top_logprobs": [top]}})
+            return self._answer(200, {"model": says, "choices": choices})
+
+        def _stream(self, body, says):
+            self.send_response(200)
+            self.send_header("connection", "close")
+            self.end_headers()
+            self.close_connection = True
+            if fake.garbage:
+                self.wfile.write(b'data: {"object": "something else"}\n\n')
+                return
+            fake.open += 1
+            breaks, fake.break_after = fake.break_after, None
+            drawn, last = random.Random(body["seed"]), body["prompt"][-1]
+            greedy = body["temperature"] == 0
+            try:
+                for at in range(body["max_tokens"]):
+                    if at == 2:
+                        fake.hold.wait(10)
+                    if at == breaks:
+                        return
+                    row = fake.logprobs(body["model"], last, 1.0 if greedy else body["temperature"])
+                    weights = [math.exp(each) for each in row]
+                    last = row.index(max(row)) if greedy else drawn.choices(range(VOCABULARY), weights)[0]
+                    finish = "length" if at == body["max_tokens"] - 1 else None
+                    choice = {"index": 0, "token_ids": [last], "logprobs": {"token_logprobs": [row[last]]}}
+                    piece = {"model": says, "choices": [{**choice, "finish_reason": finish}]}
+                    self.wfile.write(f"data: {json.dumps(piece)}\n\n".encode())
+                    self.wfile.flush()
+                self.wfile.write(b"data: [DONE]\n\n")
+            except OSError:  # the engine has gone
+                pass
+            finally:
+                fake.open -= 1
+
+    return Handler
+
+
+@contextmanager
+def fake_server(port=0):
+    """A running Fake; its `address` is where it listens."""
+    fake = Fake()
+    server = ThreadingHTTPServer(("127.0.0.1", port), _handler(fake))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    fake.address = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield fake
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
