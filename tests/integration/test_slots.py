@@ -91,15 +91,15 @@ def test_serving_goes_on_while_an_adapter_is_read(engine, folders):
     engine.stage(a, folders[a])
     reading, go_on, found = threading.Event(), threading.Event(), []
 
-    def read():
+    def load(slot):
         reading.set()
         assert go_on.wait(60)
-        return adapter_files.read(folders[b])
+        engine._bank.write(slot, *adapter_files.read(folders[b]))
 
-    first = threading.Thread(target=lambda: found.append(engine._slots.hold(b, read, 1.0)))
+    first = threading.Thread(target=lambda: found.append(engine._slots.hold(b, load, 1.0)))
     first.start()
     assert reading.wait(60)
-    second = threading.Thread(target=lambda: found.append(engine._slots.hold(b, read, 1.0)))
+    second = threading.Thread(target=lambda: found.append(engine._slots.hold(b, load, 1.0)))
     second.start()
     assert len(engine.submit([_job(engine, a)])[0].result(30).tokens) == 8
     assert set(engine.staged()) == {a}
