@@ -188,9 +188,16 @@ def test_health_knows_every_service_and_reflection_lists_them(local):
             answer = health.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        (listed,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
-        names = {service.name for service in listed.list_services_response.service}
-        assert {"plaudit.v1.AssistantService", "plaudit.v1.FeedbackService", "grpc.health.v1.Health"} <= names
+        older = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        v1 = channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        for ask in (older, v1):
+            (listed,) = ask(iter([request]))
+            names = {service.name for service in listed.list_services_response.service}
+            assert {"plaudit.v1.AssistantService", "plaudit.v1.FeedbackService", "grpc.health.v1.Health"} <= names
 
 
 def test_a_port_that_is_taken_is_misconfigured(local, tmp_path, tiny_engine):

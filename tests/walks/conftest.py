@@ -55,8 +55,7 @@ class Walker:
     """
 
     def __init__(self, folder):
-        self.folder, self.clock = folder, Clock()
-        self.started = []
+        self.folder, self.started = folder, []
         self.ports = {"50051": _free_port(), "8000": _free_port()}
         venv.create(folder / "venv", with_pip=True)
         (site,) = (folder / "venv").glob("lib/python*/site-packages")
@@ -77,6 +76,7 @@ class Walker:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         path = f"{folder / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
         self.environment = kept | offline | ports | {"PATH": path}
+        self.clock = Clock()
 
     def with_ports(self, text):
         """A command or program of a page with this walk's ports."""

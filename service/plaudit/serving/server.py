@@ -20,7 +20,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from plaudit.access.admission import Admission, check_exposure, say_exposure
@@ -49,6 +48,7 @@ from plaudit.serving.privacy import PrivacyServicer
 from plaudit.serving.proof import EXACT, Tolerance
 from plaudit.serving.recording import Recorder
 from plaudit.serving.redacting import Redactor
+from plaudit.serving.reflecting import reflect
 from plaudit.serving.releases import ReleaseServicer
 from plaudit.serving.router import Router
 from plaudit.serving.staging import Staging
@@ -176,7 +176,7 @@ class Server:
             PrivacyServicer(settings, registry.database, person_key), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflect((*SERVICES, health.SERVICE_NAME), server)
         observe(engine, metrics)
 
     def start(self) -> int:
