@@ -17,7 +17,7 @@ PAGES = [
 ]
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^```(sh|console|toml)\n(.*?)^```", re.S | re.M)
 # Programs whose lines stand for themselves: tests elsewhere run them, or nothing of ours is in them.
-OTHERS = {"source", "grpcurl", "docker", "kubectl", "helm", "git"}
+OTHERS = {"source", "grpcurl", "docker", "kubectl", "helm", "git", "vllm"}
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
