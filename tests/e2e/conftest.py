@@ -43,7 +43,7 @@ TABLES = {
     "reward": {"adapter": False, "heads": 4, "layer": 1, "half_life_days": 100_000.0},
     "policy": {
         **{"iterations": 10, "prompts": 24, "samples": 4, "minibatch": 32, "max_tokens": 8, "temperature": 1.0},
-        **{"lr": 0.03, "update_kl": 0.3, "kl_coef": 0.0, "held_out": 0},
+        **{"lr": 0.03, "update_kl": 0.3, "kl_coef": 0.0, "held_out": 0, "practice_share": 0.0},
     },
     # A random model moves far; what people like decides here.
     "gate": {

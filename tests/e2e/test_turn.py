@@ -180,8 +180,8 @@ def test_the_same_evidence_and_seed_give_the_same_adapter(settings_of, learner_o
 
 
 def test_a_turn_asks_its_gate_prompts_that_no_update_has_seen(settings_of, learner_of):
-    """Recorded at the engine: what was asked under weights of the turn, step by step."""
-    learner = learner_of(settings_of())
+    """Recorded at the engine: what was asked under weights of the turn, step by step; of practice cases likewise."""
+    learner = learner_of(settings_of(policy={"practice_share": 0.25}))
     asked = {"policy": set(), "measure": set()}
 
     def submit(jobs):
@@ -197,7 +197,16 @@ def test_a_turn_asks_its_gate_prompts_that_no_update_has_seen(settings_of, learn
     for row in learner.store.prompts(CHANNEL):
         prompt = learner.plugins[CHANNEL.domain].render(Request(messages=row.messages, passages=row.passages))
         groups[learner.engine.encode(prompt.messages).tokens] = group_split(salt, row.group)
-    assert {groups[tokens] for tokens in asked["policy"]} == {Split.TRAIN}
+    cases = {True: set(), False: set()}
+    for case in learner.plugins[CHANNEL.domain].gates():
+        prompt = learner.plugins[CHANNEL.domain].render(case.request)
+        cases[case.practice].add(learner.engine.encode(prompt.messages).tokens)
+    practised = asked["policy"] - set(groups)
+    assert practised
+    assert practised <= cases[True]
+    assert cases[False] <= asked["measure"]
+    assert not cases[True] & asked["measure"]
+    assert {groups[tokens] for tokens in asked["policy"] & set(groups)} == {Split.TRAIN}
     ours = {tokens for tokens in asked["measure"] if tokens in groups}
     assert {groups[tokens] for tokens in ours} == {Split.GATE}
     assert len(ours) == min(24, sum(split is Split.GATE for split in groups.values()))

@@ -149,6 +149,8 @@ QUICK = Scale(
         # each state on the way is compared: the gate would often refuse the last one.
         "policy": {
             **{"iterations": 6, "compared": 6, "kl_coef": 0.05, "kl_target": 2.5},
+            # The toy language makes no claims: to practise there would only take rollouts away from what people ask.
+            "practice_share": 0.0,
             # Choices need no decoding: with few iterations each sees many prompts, and may move far.
             **{"choice_prompts": 128, "choice_update_kl": 1.0, "label_coef": 1.0},
         },
