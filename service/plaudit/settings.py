@@ -559,6 +559,8 @@ class PrivacySettings(ChannelPrivacySettings):
     """How often the join looks for what is to be deleted."""
     retrain_days: float = Field(default=7.0, ge=0, le=3_650)
     """Days in which a release that learnt from somebody who was erased is replaced; then it is rolled back."""
+    person_keys: bool = False
+    """Seal what the log keeps of a person with a key of their own, kept in the store and destroyed by an erasure."""
     receipt_key: SecretStr = SecretStr("")
     """Key that signs receipts of erasures; empty makes one in the data directory."""
 

@@ -7,11 +7,12 @@ edited. `python tests/contract/test_golden.py` writes those that are missing.
 import dataclasses
 import datetime as dt
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from plaudit import types
 from plaudit.errors import Undecodable
-from plaudit.eventlog import codec
+from plaudit.eventlog import codec, sealing
 
 OLD = Path(__file__).parent / "golden"
 FOLDER = OLD / "2"
@@ -147,6 +148,30 @@ REJECTED = codec.Rejected(
     value=b"\x00\xff as they were",
     rejected_at=NOW,
 )
+AGREED = types.Consent(store=True, train=False)
+
+
+class Keys:
+    """One key, for everybody."""
+
+    def to_seal(self, tenant, person):
+        return "key-1", bytes(range(32))
+
+    def to_open(self, key_ids):
+        return dict.fromkeys(key_ids, bytes(range(32)))
+
+
+SEALED = codec.SealedRecord(
+    key_id="key-1", interaction_id="0195521a-7c3b-7a10-8000-00000000000a", channel=types.Channel("instruction", "acme")
+)
+
+
+def encode_sealed(noun, **header):
+    """A thumb under the key, with a nonce that is always the same."""
+    with mock.patch.object(sealing.os, "urandom", lambda count: b"n" * count):
+        return sealing.seal(codec.encode_feedback(feedback(types.Thumbs("a", True)), **header), Keys())
+
+
 TAGS = (("experiment.arm", "b"), ("page", "/größe?x=1"))
 
 GOLDEN = {
@@ -163,6 +188,8 @@ GOLDEN = {
     "feedback_comment": (feedback(types.Comment("", "Danke!")), codec.encode_feedback),
     "feedback_tagged": (dataclasses.replace(feedback(types.Thumbs("a", True)), tags=TAGS), codec.encode_feedback),
     "interaction_tagged": (dataclasses.replace(interaction(), tags=TAGS), codec.encode_interaction),
+    "interaction_not_trained": (dataclasses.replace(interaction(), consent=AGREED), codec.encode_interaction),
+    "sealed": (SEALED, encode_sealed),
     "retraction": (RETRACTION, codec.encode_retraction),
     "release_changed": (CHANGE, codec.encode_release_changed),
     "rejected": (REJECTED, codec.encode_rejected),
@@ -183,7 +210,8 @@ def as_0_1_0_said(name):
     return noun
 
 
-NEWER = {"interaction_decided", "interaction_tagged", "feedback_tagged"}  # 0.1.0 wrote no such records
+# 0.1.0 wrote no such records.
+NEWER = {"interaction_decided", "interaction_tagged", "feedback_tagged", "interaction_not_trained", "sealed"}
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN.keys() - NEWER))
@@ -200,6 +228,11 @@ def test_bytes_of_today_say_what_they_said(name):
 def test_the_same_words_are_still_the_same_bytes(name):
     noun, encode = GOLDEN[name]
     assert encode(noun, **HEADER) == (FOLDER / f"{name}.bin").read_bytes()
+
+
+def test_a_sealed_record_opens_to_the_bytes_that_were_sealed():
+    found = sealing.opened([(FOLDER / "sealed.bin").read_bytes()], Keys())
+    assert found == [(FOLDER / "feedback_thumbs.bin").read_bytes()]
 
 
 def test_every_golden_file_is_read():

@@ -44,7 +44,18 @@ def open_log(settings: Settings) -> EventLog:
     if settings.log.kind == "kafka":
         from plaudit.eventlog.kafka import KafkaEventLog  # the client is an extra, and embedded logs do without it
 
-        return KafkaEventLog(settings.log.kafka)
+        return with_person_keys(settings, KafkaEventLog(settings.log.kafka))
     from plaudit.eventlog.sqlite import SqliteEventLog
 
-    return SqliteEventLog(settings.data_dir / LOG_FILE)
+    return with_person_keys(settings, SqliteEventLog(settings.data_dir / LOG_FILE))
+
+
+def with_person_keys(settings: Settings, log: EventLog) -> EventLog:
+    """The log with records that only keys of people open, if the settings want it. Raises StoreUnavailable."""
+    if not settings.privacy.person_keys:
+        return log
+    from plaudit.eventlog.sealing import SealingLog
+    from plaudit.privacy.keys import PersonKeys
+    from plaudit.store.database import Database
+
+    return log if isinstance(log, SealingLog) else SealingLog(log, PersonKeys(Database(settings.store_url)))

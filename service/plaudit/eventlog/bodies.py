@@ -28,6 +28,7 @@ FEEDBACK_SCHEMA = 1
 RETRACTION_SCHEMA = 1
 RELEASE_SCHEMA = 1
 REJECTED_SCHEMA = 1
+SEALED_SCHEMA = 1
 STATE_PREFIX = "RELEASE_STATE_"
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -84,6 +85,15 @@ class Rejected:
     key: bytes
     value: bytes
     rejected_at: dt.datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedRecord:
+    """A record that nobody opened: its person's key is gone, or was not asked for."""
+
+    key_id: str
+    interaction_id: str
+    channel: Channel
 
 
 PURPOSES = {
@@ -463,6 +473,16 @@ def rejected_from_proto(message: events_pb2.RecordRejected, rejected_at: dt.date
         key=message.key,
         value=message.value,
         rejected_at=rejected_at,
+    )
+
+
+def sealed_from_proto(message: events_pb2.Sealed) -> SealedRecord:
+    """What a sealed record says in the clear."""
+    _schema(message, SEALED_SCHEMA)
+    return SealedRecord(
+        key_id=_required(message, "key_id"),
+        interaction_id=_required(message, "interaction_id"),
+        channel=_channel(message),
     )
 
 

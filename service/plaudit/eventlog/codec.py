@@ -17,7 +17,14 @@ from google.protobuf.message import DecodeError
 
 from plaudit.errors import Undecodable
 from plaudit.eventlog import bodies
-from plaudit.eventlog.bodies import Rejected, ReleaseChange, Retraction, act_from_proto, act_to_proto
+from plaudit.eventlog.bodies import (
+    Rejected,
+    ReleaseChange,
+    Retraction,
+    SealedRecord,
+    act_from_proto,
+    act_to_proto,
+)
 from plaudit.types import Feedback, Interaction, Purpose
 from plaudit.v1 import events_pb2, feedback_pb2
 
@@ -27,6 +34,7 @@ __all__ = [
     "Rejected",
     "ReleaseChange",
     "Retraction",
+    "SealedRecord",
     "act_from_proto",
     "act_to_proto",
     "body_digest",
@@ -44,7 +52,7 @@ SCHEMA = 1
 _MOST_MARK_CHARS = 80
 _NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
-Decoded: TypeAlias = Interaction | Feedback | Retraction | ReleaseChange | Rejected
+Decoded: TypeAlias = Interaction | Feedback | Retraction | ReleaseChange | Rejected | SealedRecord
 
 
 def encode_interaction(
@@ -111,6 +119,8 @@ def decode(value: bytes) -> Decoded:
             return bodies.release_change_from_proto(envelope.release, bodies.moment(envelope, "occurred_at"))
         case "rejected":
             return bodies.rejected_from_proto(envelope.rejected, bodies.moment(envelope, "occurred_at"))
+        case "sealed":
+            return bodies.sealed_from_proto(envelope.sealed)
         case _:
             raise Undecodable(f"the record {envelope.event_id!r} has no payload that this release knows")
 

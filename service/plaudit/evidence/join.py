@@ -49,7 +49,7 @@ from plaudit.errors import (
     UnknownDomain,
 )
 from plaudit.eventlog import Consumer, EventLog, Place, Positions, Record, Topic
-from plaudit.eventlog.codec import Rejected, Retraction, decode, encode_rejected
+from plaudit.eventlog.codec import Rejected, Retraction, SealedRecord, decode, encode_rejected
 from plaudit.evidence import ingest, places, rejections
 from plaudit.evidence.ingest import Outcome
 from plaudit.evidence.places import Overtaken
@@ -79,6 +79,7 @@ class _Batch:
     records: Sequence[Record]
     interactions: list[tuple[Record, Interaction]] = field(default_factory=list)
     feedback: list[tuple[Record, Feedback | Retraction]] = field(default_factory=list)
+    sealed: list[tuple[Record, SealedRecord]] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
 
 
@@ -220,13 +221,20 @@ class Join:
 
     def _leave_out(self, connection: Connection, batch: _Batch, now: dt.datetime) -> Counter[str]:
         """Takes out of the batch what has ended and must not come back; counts by why."""
-        said = [item for _, item in (*batch.interactions, *batch.feedback)]
+        said: list[Interaction | Feedback | Retraction] = [item for _, item in (*batch.interactions, *batch.feedback)]
         ended = self._forgotten.ended(connection, said, now)
         split = len(batch.interactions)
         kept = [not why for why in ended]
         batch.interactions = list(itertools.compress(batch.interactions, kept[:split]))
         batch.feedback = list(itertools.compress(batch.feedback, kept[split:]))
-        return Counter(filter(None, ended))
+        destroyed = self._forgotten.destroyed(connection, [(record.topic, item) for record, item in batch.sealed])
+        for (record, item), why in zip(batch.sealed, destroyed, strict=True):
+            if not why:
+                unknown = Undecodable(
+                    f"the record is sealed, and the key {item.key_id} does not open it or is not there"
+                )
+                batch.rejections.append(Rejection.of(record, unknown))
+        return Counter(filter(None, [*ended, *destroyed]))
 
     def _publish(self) -> None:
         """Steps 7 and 8. A log that takes nothing now gets the rejections later; the join goes on."""
@@ -264,6 +272,8 @@ def _decode_all(records: Sequence[Record]) -> _Batch:
                 case Topic.FEEDBACK, Feedback() | Retraction():
                     _check_ids(item.interaction_id, item.feedback_id, str(item.channel), item.who)
                     batch.feedback.append((record, item))
+                case _, SealedRecord():
+                    batch.sealed.append((record, item))
                 case _:
                     raise Undecodable(f"a {type(item).__name__} does not belong in {record.topic}")
         except PlauditError as error:

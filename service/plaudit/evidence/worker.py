@@ -46,7 +46,9 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
         beat = Beat(store.database, "join")
         progress = Progress(metrics, store, beat=beat)
         sweep = Sweep(settings, metrics, log)
-        forgotten = Forgotten(lambda channel: settings.for_channel(channel).privacy.retention_days)
+        forgotten = Forgotten(
+            lambda channel: settings.for_channel(channel).privacy.retention_days, opens=settings.privacy.person_keys
+        )
         try:
 
             def look(join: Join) -> None:

@@ -7,7 +7,8 @@ behind each step):
 1. Request: the row is there. From here on the join leaves out whatever a log brings of the person from before it.
 2. Store: interactions, acts, evidence, waiting feedback, rejections and quarantine, with ids noted as erased.
 3. Models: releases that learnt from the person are marked; none of them goes live again.
-4. Log: the embedded log's records are deleted, once the join has read what was there (Kafka: the join leaves them out).
+4. Log: the embedded log's records are deleted, once the join has read what was there (Kafka: the join leaves them out),
+   and the keys that sealed the person's records are destroyed, if there are any.
 5. Files: what was deleted goes from the files' bytes too, and answers to probes from beside the marked releases.
 6. Done: `erased_at`. With the last marked release out of service comes `models_retired_at`.
 
@@ -31,14 +32,14 @@ import structlog
 
 from plaudit.errors import IdConflict, Undecodable, UnknownErasure
 from plaudit.eventlog import LOG_FILE
-from plaudit.eventlog.codec import Rejected, Retraction, decode
+from plaudit.eventlog.codec import Rejected, Retraction, SealedRecord, decode
 from plaudit.eventlog.deleting import EmbeddedRecords
-from plaudit.eventlog.protocol import Topic
+from plaudit.eventlog.protocol import Positions, Topic
 from plaudit.evidence import places, removal
 from plaudit.evidence.quarantine import RATER_QUARANTINE
 from plaudit.evidence.tables import from_micros, to_micros
 from plaudit.failpoints import fail_point
-from plaudit.privacy import models
+from plaudit.privacy import keys, models
 from plaudit.privacy.files import scrub
 from plaudit.privacy.forgotten import moment_of, names_in
 from plaudit.privacy.tables import ERASED_CHANNEL, ERASED_INTERACTION, ERASURE
@@ -115,6 +116,7 @@ def request(database: Database, erasure_id: str, tenant: str, person: str, by: s
             "found": Found().to_json(),
         }
         connection.execute(sa.insert(ERASURE).values(values))
+        keys.close_keys(database, connection, tenant, person, erasure_id)
     fail_point("erase.1")
     _log.info("erasure.requested", erasure=erasure_id, by=by)
     return read(database, erasure_id)
@@ -221,13 +223,27 @@ class Eraser:
         return True
 
     def _records(self, erasure: Erasure) -> bool:
-        """Step 4; False while the join has not read what the log held when the erasure was asked for."""
-        if self._embedded is None:
-            self._save(erasure, erasure.found, step=LOG)
-            return True
+        """Step 4; False while the join has not read what the log held when the erasure was asked for.
+
+        Keys are destroyed once no process remembers them as good.
+        """
         with self._database.reading() as connection:
             read_up_to = places.read(connection)
-            erased = self._erased_ids(connection, erasure)
+            erased = self._erased_ids(connection, erasure) | keys.keys_of(connection, erasure.erasure_id)
+        if self._embedded is not None and not self._delete_records(erasure, read_up_to, erased):
+            return False
+        closed = erasure.requested_at + dt.timedelta(seconds=2 * keys.REMEMBERED_SECONDS)
+        with self._database.writing() as connection:
+            if keys.keys_of(connection, erasure.erasure_id) and self._now() < closed:
+                return False
+            destroyed = Counter(keys=keys.destroy_keys(connection, erasure.erasure_id))
+            erasure.found.looked, erasure.found.deleting = {}, {}
+            self._count(connection, erasure, destroyed, step=LOG)
+        return True
+
+    def _delete_records(self, erasure: Erasure, read_up_to: Positions, erased: frozenset[str]) -> bool:
+        """Deletes the person's records from the embedded log; False if the join has not read all that is asked for."""
+        assert self._embedded is not None
         found, all_read = erasure.found, True
         for topic in TOPICS:
             place = read_up_to.get((topic, 0))
@@ -246,11 +262,7 @@ class Eraser:
                     # What came after the request is not asked for.
                     all_read = all_read and records[len(known)].timestamp > erasure.requested_at
                     break
-        if not all_read:
-            return False
-        found.looked, found.deleting = {}, {}
-        self._save(erasure, found, step=LOG)
-        return True
+        return all_read
 
     def _files(self, erasure: Erasure) -> bool:
         """Step 5; False while a reader keeps old pages of a file."""
@@ -288,11 +300,16 @@ class Eraser:
 
 
 def _is_of(erasure: Erasure, erased: Collection[str], value: bytes) -> bool:
-    """Whether a record of the log, or one that was rejected, is the person's, from before the request."""
+    """Whether a record of the log, or one that was rejected, is the person's, from before the request.
+
+    erased: ids of interactions, and of the person's keys.
+    """
     with contextlib.suppress(Undecodable):
         said = decode(value)
         if isinstance(said, Rejected):
             return _is_of(erasure, erased, said.value)
+        if isinstance(said, SealedRecord):
+            return said.key_id in erased or said.interaction_id in erased
         if not isinstance(said, Interaction | Feedback | Retraction):
             return False
         if said.interaction_id in erased:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from plaudit.eventlog import LOG_FILE
 from plaudit.evidence.removal import TABLES
+from plaudit.privacy.tables import PERSON_KEY
 from plaudit.settings import Settings
 from plaudit.store import sqlite
 from plaudit.store.database import Database
@@ -24,7 +25,7 @@ def scrub(settings: Settings, database: Database, *, compact: bool = False) -> b
         files.append(Path(str(database.engine.url.database)))
     else:
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for table in TABLES:
+            for table in (*TABLES, PERSON_KEY.name):
                 connection.execute(sa.text(f"VACUUM {table}"))
     done = True
     for file in files:

@@ -110,8 +110,9 @@ def _log(settings: Settings, found: Erasure) -> str:
     if settings.log.kind != "kafka":
         return "the embedded log's records are deleted"
     days = settings.log.kafka.retention_days
-    until = _written(found.requested_at + dt.timedelta(days=days)) if days else "for ever"
-    return f"Kafka's topics keep the records until {until}; nothing reads them into the store again"
+    until = f"until {_written(found.requested_at + dt.timedelta(days=days))}" if days else "for ever"
+    keys = "sealed ones cannot be read any more" if found.found.counts["keys"] else "none of them was sealed"
+    return f"Kafka's topics keep records {until}: {keys}, and nothing reads them into the store again"
 
 
 def _written(moment: dt.datetime | None) -> str | None:

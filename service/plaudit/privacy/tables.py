@@ -40,3 +40,17 @@ ERASED_CHANNEL = sa.Table(
     sa.Column("channel", sa.String(200), primary_key=True),
     sa.Column("since", sa.BigInteger, nullable=False),
 )
+
+# Keys that seal what the log keeps of a person. `key` is None once it is destroyed.
+PERSON_KEY = sa.Table(
+    "person_key",
+    METADATA,
+    sa.Column("key_id", sa.String(64), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("person", sa.String(64), nullable=False),
+    sa.Column("key", sa.LargeBinary(32)),
+    sa.Column("closed_at", sa.BigInteger),
+    sa.Column("erasure_id", sa.String(64)),
+    sa.Index("person_key_by_person", "tenant", "person"),
+    sa.Index("person_key_by_erasure", "erasure_id"),
+)

@@ -30,7 +30,7 @@ from plaudit.domain import DomainPlugin
 from plaudit.engine.observing import observe
 from plaudit.engine.protocol import Engine
 from plaudit.errors import Misconfigured
-from plaudit.eventlog import Consumer, EventLog, Topic, open_serving_log
+from plaudit.eventlog import Consumer, EventLog, Topic, open_serving_log, with_person_keys
 from plaudit.eventlog.outbox import OutboxLog
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
@@ -294,7 +294,7 @@ def _serving_log(settings: Settings, metrics: Metrics) -> EventLog:
         metrics.outbox_records.set_function(lambda: event_log.state().records)
         metrics.outbox_bytes.set_function(lambda: event_log.state().size)
         metrics.outbox_oldest_seconds.set_function(lambda: event_log.state().oldest_seconds)
-    return event_log
+    return with_person_keys(settings, event_log)
 
 
 def read_address(data_dir: Path) -> str | None:

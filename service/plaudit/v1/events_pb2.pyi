@@ -24,7 +24,7 @@ ACTION_COMPLETION: Action
 ACTION_CHOICE: Action
 
 class Envelope(_message.Message):
-    __slots__ = ("event_id", "occurred_at", "producer", "schema", "traceparent", "interaction", "feedback", "retraction", "release", "rejected")
+    __slots__ = ("event_id", "occurred_at", "producer", "schema", "traceparent", "interaction", "feedback", "retraction", "release", "rejected", "sealed")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     OCCURRED_AT_FIELD_NUMBER: _ClassVar[int]
     PRODUCER_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class Envelope(_message.Message):
     RETRACTION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     REJECTED_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     occurred_at: _timestamp_pb2.Timestamp
     producer: str
@@ -45,7 +46,26 @@ class Envelope(_message.Message):
     retraction: FeedbackRetracted
     release: ReleaseChanged
     rejected: RecordRejected
-    def __init__(self, event_id: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., producer: _Optional[str] = ..., schema: _Optional[int] = ..., traceparent: _Optional[str] = ..., interaction: _Optional[_Union[InteractionRecorded, _Mapping]] = ..., feedback: _Optional[_Union[FeedbackRecorded, _Mapping]] = ..., retraction: _Optional[_Union[FeedbackRetracted, _Mapping]] = ..., release: _Optional[_Union[ReleaseChanged, _Mapping]] = ..., rejected: _Optional[_Union[RecordRejected, _Mapping]] = ...) -> None: ...
+    sealed: Sealed
+    def __init__(self, event_id: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., producer: _Optional[str] = ..., schema: _Optional[int] = ..., traceparent: _Optional[str] = ..., interaction: _Optional[_Union[InteractionRecorded, _Mapping]] = ..., feedback: _Optional[_Union[FeedbackRecorded, _Mapping]] = ..., retraction: _Optional[_Union[FeedbackRetracted, _Mapping]] = ..., release: _Optional[_Union[ReleaseChanged, _Mapping]] = ..., rejected: _Optional[_Union[RecordRejected, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ...) -> None: ...
+
+class Sealed(_message.Message):
+    __slots__ = ("key_id", "interaction_id", "domain", "tenant", "nonce", "ciphertext", "schema")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    INTERACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    CIPHERTEXT_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    key_id: str
+    interaction_id: str
+    domain: str
+    tenant: str
+    nonce: bytes
+    ciphertext: bytes
+    schema: int
+    def __init__(self, key_id: _Optional[str] = ..., interaction_id: _Optional[str] = ..., domain: _Optional[str] = ..., tenant: _Optional[str] = ..., nonce: _Optional[bytes] = ..., ciphertext: _Optional[bytes] = ..., schema: _Optional[int] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("candidate_id", "release_version", "release_digest", "prompt_tokens", "tokens", "logprobs_raw", "logprobs_sampled", "text", "displayed_text", "finish_reason", "sampling", "seed", "width", "propensity", "redacted", "valid", "option_id", "probability", "place")

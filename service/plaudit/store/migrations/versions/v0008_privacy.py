@@ -36,6 +36,17 @@ def upgrade() -> None:
     )
     op.create_index("erasure_by_person", "erasure", ["tenant", "person"])
     op.create_table(
+        "person_key",
+        sa.Column("key_id", sa.String(64), primary_key=True),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("person", sa.String(64), nullable=False),
+        sa.Column("key", sa.LargeBinary(32)),
+        sa.Column("closed_at", sa.BigInteger),
+        sa.Column("erasure_id", sa.String(64)),
+    )
+    op.create_index("person_key_by_person", "person_key", ["tenant", "person"])
+    op.create_index("person_key_by_erasure", "person_key", ["erasure_id"])
+    op.create_table(
         "erased_interaction",
         sa.Column("interaction_id", sa.String, primary_key=True),
         sa.Column("erasure_id", sa.String(64), nullable=False),
