@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from plaudit import cli_demo, cli_estimate, cli_lineage, cli_people
+from plaudit import cli_backup, cli_demo, cli_estimate, cli_lineage, cli_people, cli_replay
 from plaudit.cli_evidence import evidence_app, rejected_app
 from plaudit.cli_keys import keys_app
 from plaudit.cli_plugins import plugins_app
@@ -42,6 +42,8 @@ settings_app = typer.Typer(help="Settings in force.", no_args_is_help=True)
 model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=True)
 release_app.command()(cli_estimate.estimate)
 release_app.command()(cli_lineage.lineage)
+release_app.command()(cli_replay.replay)
+evidence_app.command()(cli_replay.rebuild)
 app.add_typer(join_app, name="join")
 app.add_typer(learn_app, name="learn")
 app.add_typer(release_app, name="release")
@@ -328,6 +330,8 @@ def model_prepare(
     typer.echo(str(models.smollm2(out, progress=tell)))
 
 
+app.command()(cli_backup.backup)
+app.command()(cli_backup.restore)
 # Registered last, so that `plaudit --help` begins with what an operator runs.
 app.command()(cli_demo.demo)
 app.command()(cli_people.simulate)

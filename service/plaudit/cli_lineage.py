@@ -84,6 +84,7 @@ def _release(registry: Registry, channel: Channel, version: int, most: int) -> d
         **{name: plain.get(name) for name in ("evidence_digest", "evidence_counts", "as_of", "newest_feedback_at")},
         "offsets": plain["offsets"],
         "acts": gone.acts,
+        "erased": version in registry.erased(channel),
         "withdrawn": gone.counts,
         "withdrawn_acts": [
             {"interaction_id": each, "feedback_id": act, "became": fate} for each, act, fate in gone.first
@@ -118,6 +119,8 @@ def _release_lines(found: dict[str, Any]) -> str:
         counts = ", ".join(f"{count} {kind}" for kind, count in found["evidence_counts"].items())
         lines.append(f"  evidence    {found['evidence_digest']} as of {found['as_of']}")
         lines.append(f"              {counts or 'none'}")
+    if found["erased"]:
+        lines.append("  erasure     it may have learnt from somebody who was erased: it goes out of service")
     if found["acts"] is None:
         lines.append("  acts        not kept of this release")
     elif found["acts"]:

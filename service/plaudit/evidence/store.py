@@ -67,6 +67,7 @@ class FrozenDataSet:
     `as_of` is the time that decay counts ages from; it leaves no row out. The digest covers the rows without their
     splits, which follow from the salt. `left_out`: rows that are not here because people judged by another version of
     the domain's rules. `quarantined`: rows that are not here because their raters were in quarantine at `as_of`.
+    `prompts`: those of that moment, if they were asked for.
     """
 
     channel: Channel
@@ -77,6 +78,7 @@ class FrozenDataSet:
     interactions: Mapping[str, Interaction]
     left_out: int = 0
     quarantined: int = 0
+    prompts: tuple[PromptRow, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -149,12 +151,14 @@ class EvidenceStore:
         few_raters: bool = False,
         policy_version: str | None = None,
         only: Split | None = None,
+        with_prompts: bool = False,
     ) -> FrozenDataSet:
         """All evidence of a channel, with the offsets it was made of; `as_of` defaults to the present.
 
         few_raters (a domain's declaration): prompt groups alone are split, and a row's rater split is its group's.
         policy_version (a domain's declaration): only evidence on interactions of this version; None: on all.
         only: rows of one split of raters, and the digest is of these; None: all.
+        with_prompts: also the prompts of the same moment, as `prompts` gives them.
         """
         which = and_(EvidenceTable.domain == channel.domain, EvidenceTable.tenant == channel.tenant)
         if only is not None:
@@ -162,7 +166,7 @@ class EvidenceStore:
             which = and_(which, counts.in_split(only, few_raters))
         as_of = as_of or dt.datetime.now(dt.UTC)
         with self.database.reading() as connection:
-            offsets = tuple(sorted(_offsets(connection)))
+            offsets = tuple(sorted(read_offsets(connection)))
             query = select(EvidenceTable.payload).where(which, out_of_quarantine(channel, as_of))
             payloads = connection.execute(query).scalars().all()
             every = connection.execute(select(func.count()).select_from(EvidenceTable).where(which)).scalar_one()
@@ -171,6 +175,7 @@ class EvidenceStore:
                 for each in _interactions_with_evidence(connection, channel, which).values()
                 if policy_version in (None, each.policy_version)
             }
+            prompts = _prompts(connection, channel) if with_prompts else []
         # Sorted here: databases collate text in orders of their own.
         rows = [(evidence_from_bytes(payload), payload) for payload in payloads]
         stored = sorted(
@@ -202,38 +207,13 @@ class EvidenceStore:
             interactions=MappingProxyType(interactions),
             left_out=len(rows) - len(stored),
             quarantined=every - len(rows),
+            prompts=tuple(prompts),
         )
 
     def prompts(self, channel: Channel) -> list[PromptRow]:
         """The newest interaction of every prompt group that was asked for SERVE or EXPLORE, in order of the group."""
-        age = func.row_number().over(
-            partition_by=InteractionRow.prompt_group,
-            order_by=(InteractionRow.completed_at.desc(), InteractionRow.interaction_id.desc()),
-        )
-        ranked = (
-            select(
-                InteractionRow.record,
-                age.label("age"),
-            )
-            .where(_of_channel(channel), _LEARNED_FROM)
-            .subquery()
-        )
-        query = select(ranked.c.record).where(ranked.c.age == 1)
         with self.database.reading() as connection:
-            found = connection.execute(query).scalars().all()
-        prompts = [
-            PromptRow(
-                group=each.prompt_group,
-                interaction_id=each.interaction_id,
-                messages=each.messages,
-                passages=each.passages,
-                prompt_tokens=each.prompt_tokens,
-                policy_version=each.policy_version,
-                options=each.options,
-            )
-            for each in map(ingest.interaction_of, found)
-        ]
-        return sorted(prompts, key=lambda prompt: prompt.group)
+            return _prompts(connection, channel)
 
     def counts(self, channel: Channel) -> JoinCounts:
         """What the join has read of a channel, and what became of it. EVALUATE interactions are not counted."""
@@ -352,12 +332,43 @@ def _of_channel(channel: Channel) -> ColumnElement[bool]:
     return and_(InteractionRow.domain == channel.domain, InteractionRow.tenant == channel.tenant)
 
 
-def _offsets(connection: Connection) -> list[OffsetRange]:
+def read_offsets(connection: Connection) -> list[OffsetRange]:
+    """How far every partition was read."""
     columns = (OffsetRow.topic, OffsetRow.partition, OffsetRow.first, OffsetRow.next, OffsetRow.topic_id)
     return [
         OffsetRange(Topic(topic), partition, first, following, topic_id)
         for topic, partition, first, following, topic_id in connection.execute(select(*columns))
     ]
+
+
+def _prompts(connection: Connection, channel: Channel) -> list[PromptRow]:
+    age = func.row_number().over(
+        partition_by=InteractionRow.prompt_group,
+        order_by=(InteractionRow.completed_at.desc(), InteractionRow.interaction_id.desc()),
+    )
+    ranked = (
+        select(
+            InteractionRow.record,
+            age.label("age"),
+        )
+        .where(_of_channel(channel), _LEARNED_FROM)
+        .subquery()
+    )
+    query = select(ranked.c.record).where(ranked.c.age == 1)
+    found = connection.execute(query).scalars().all()
+    prompts = [
+        PromptRow(
+            group=each.prompt_group,
+            interaction_id=each.interaction_id,
+            messages=each.messages,
+            passages=each.passages,
+            prompt_tokens=each.prompt_tokens,
+            policy_version=each.policy_version,
+            options=each.options,
+        )
+        for each in map(ingest.interaction_of, found)
+    ]
+    return sorted(prompts, key=lambda prompt: prompt.group)
 
 
 def _interactions_with_evidence(

@@ -22,7 +22,7 @@ from plaudit.metrics import Metrics
 from plaudit.privacy.models import check_nobody_erased
 from plaudit.release.moves import ChannelState
 from plaudit.release.registry import Registry
-from plaudit.settings import Settings
+from plaudit.settings import EngineSettings, Settings
 from plaudit.store.leases import Lease, LeaseLost, Leases
 from plaudit.store.outcomes import TurnOutcomes
 from plaudit.types import Channel, Sampling
@@ -30,9 +30,10 @@ from plaudit.types import Channel, Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """What every turn of a process shares."""
+    """What every turn of a process shares. `rollouts`: settings of the engine."""
 
     settings: Settings
+    rollouts: EngineSettings
     base: Base
     engine: Engine
     log: EventLog
@@ -49,6 +50,14 @@ class Learner:
         self.status.close()
         for each in (self.engine, self.registry, self.store, self.log):
             each.close()
+
+
+def rollout_engine(settings: Settings) -> EngineSettings:
+    """The engine of a learner. Its widths are part of what a turn comes to: the last bits of a sum depend on them."""
+    # Rollouts come in bursts: rows are filled before they decode, and nobody waits for the first token.
+    rows = max(each.prompts * each.samples for each in settings.policies)
+    changes = {"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
+    return settings.engine.model_copy(update=changes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,14 +24,14 @@ from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import open_log
 from plaudit.evidence.store import EvidenceStore
-from plaudit.learner.context import Learner
+from plaudit.learner.context import Learner, rollout_engine
 from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import Result, TurnOutcome
 from plaudit.learner.status import Status
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
 from plaudit.release.registry import Registry
-from plaudit.settings import Settings
+from plaudit.settings import EngineSettings, Settings
 from plaudit.signals import StopEvent
 from plaudit.store.files import private_folder
 from plaudit.store.leases import Leases
@@ -95,9 +95,10 @@ def _channels(learner: Learner) -> list[Channel]:
         return []
 
 
-def open_learner(settings: Settings, *, wait: bool = False) -> Learner:
+def open_learner(settings: Settings, *, wait: bool = False, rollouts: EngineSettings | None = None) -> Learner:
     """Everything that turns share: base, engine, log, store, registry, plugins.
 
+    `rollouts`: settings of the engine; by default those that suit the settings (`rollout_engine`).
     With `wait` it comes when log and store do; without it raises LogUnavailable or StoreUnavailable.
     """
 
@@ -118,11 +119,7 @@ def open_learner(settings: Settings, *, wait: bool = False) -> Learner:
         base = Base.of(settings)
         unless_whole.pop_all()
     metrics = Metrics(CollectorRegistry())
-    # Rollouts come in bursts: rows are filled before they decode, and nobody waits for the first token.
-    rows = max(each.prompts * each.samples for each in settings.policies)
-    engine = settings.engine.model_copy(
-        update={"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
-    )
+    engine = rollouts or rollout_engine(settings)
     count_failures(plugins, metrics)
     torch_engine = TorchEngine(base, engine, settings.model)
     # Behind the engine, which compares its own way with the model's plain one.
@@ -130,6 +127,7 @@ def open_learner(settings: Settings, *, wait: bool = False) -> Learner:
     observe(torch_engine, metrics)
     return Learner(
         settings=settings,
+        rollouts=engine,
         base=base,
         engine=torch_engine,
         log=event_log,

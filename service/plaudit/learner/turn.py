@@ -35,6 +35,7 @@ from plaudit.learner.steps.optimise import optimise
 from plaudit.learner.steps.promote import promote
 from plaudit.learner.steps.register import register
 from plaudit.privacy.models import erasures_of
+from plaudit.release.moves import ChannelState
 from plaudit.release.reading import failed_checks, refusals
 from plaudit.store.leases import Lease
 from plaudit.types import Channel
@@ -42,14 +43,19 @@ from plaudit.types import Channel
 
 @contextlib.contextmanager
 def new_turn(
-    learner: Learner, channel: Channel, seed: int, lease: Lease, as_of: dt.datetime | None = None
+    learner: Learner,
+    channel: Channel,
+    seed: int,
+    lease: Lease,
+    as_of: dt.datetime | None = None,
+    state: ChannelState | None = None,
 ) -> Iterator[Turn]:
-    """A turn from what the channel serves now; `as_of` is the present if it is not given.
+    """A turn from what the channel serves now, or from another `state`; `as_of` is the present if it is not given.
 
     Whatever the turn leaves on the base, in the engine or on disk is taken away at the end, so that a turn that broke
     anywhere is no burden to the next one, of any channel.
     """
-    state = learner.registry.learning_state(channel)
+    state = state or learner.registry.learning_state(channel)
     if state is None:
         raise ValueError(f"{channel} has no state: a channel begins with its first request")
     plugin, settings = learner.plugins[channel.domain], learner.settings.for_channel(channel)

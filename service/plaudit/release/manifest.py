@@ -143,7 +143,8 @@ class Manifest(_Frozen):
     seeds: dict[str, int] = Field(default_factory=dict)
     """Seeds by purpose."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Versions of python, torch, plaudit and each plugin (`plugin:<domain>`)."""
+    """Versions of python, the libraries that train, plaudit and each plugin (`plugin:<domain>`), and the processor's
+    instructions."""
     kl: float | None = None
     """KL to the base, nats per sequence, at the policy's temperature."""
     created_at: Utc = Field(default_factory=lambda: dt.datetime.now(dt.UTC))

@@ -27,7 +27,7 @@ def freeze(turn: Turn) -> Frozen:
         data = _data(turn, salt)
     turn.tell(f"{len(data.rows)} pieces of evidence" + _of_other_rules(data.left_out) + _quarantined(data.quarantined))
     action = actions.of(declared.action)
-    rows = learner.store.prompts(turn.channel)
+    rows = data.prompts
     current = [row for row in rows if row.policy_version == declared.policy_version]
     usable, left_out = action.prompts(turn, current)
     left_out["are of another policy version"] = len(rows) - len(current)
@@ -67,7 +67,12 @@ def put_in_quarantine(turn: Turn, data: FrozenDataSet) -> int:
 def _data(turn: Turn, salt: bytes) -> FrozenDataSet:
     declared = turn.plugin.declaration
     return turn.learner.store.freeze(
-        turn.channel, salt, turn.as_of, few_raters=declared.few_raters, policy_version=declared.policy_version
+        turn.channel,
+        salt,
+        turn.as_of,
+        few_raters=declared.few_raters,
+        policy_version=declared.policy_version,
+        with_prompts=True,
     )
 
 

@@ -9,9 +9,12 @@ import platform
 import shutil
 from collections.abc import Mapping
 
+import peft
 import torch
+import transformers
 
 import plaudit
+from plaudit.domain import Declaration
 from plaudit.learner.actions.protocol import Fitted, Frozen, Measured
 from plaudit.learner.context import Turn
 from plaudit.learner.since import in_force
@@ -55,18 +58,13 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         evidence_counts=data.counts,
         settings=in_force(settings)
         | {
+            "engine": turn.learner.rollouts.model_dump(mode="json"),
             "iterations": [_finite(each) for each in optimised.statistics],
             "iterates": [_finite(each) for each in optimised.iterates],
             "chosen": optimised.chosen,
         },
         seeds={"turn": turn.seed},
-        versions={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "plaudit": plaudit.__version__,
-            f"plugin:{declaration.name}": declaration.version,
-            f"policy:{declaration.name}": declaration.policy_version,
-        },
+        versions=versions(declaration),
         probes=measured.proof,
         kl=measured.kl,
     )
@@ -76,6 +74,20 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         beside[PROBE_ANSWERS] = json.dumps(answers, ensure_ascii=False, indent=2)
     acts = {(row.interaction_id, row.feedback_id) for row in data.rows}
     return turn.learner.registry.register(manifest, folder, guard=turn.guard, beside=beside, acts=acts)
+
+
+def versions(declaration: Declaration) -> dict[str, str]:
+    """Versions of all that decides an adapter's bits, and the instructions that this processor computes with."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "plaudit": plaudit.__version__,
+        f"plugin:{declaration.name}": declaration.version,
+        f"policy:{declaration.name}": declaration.policy_version,
+    }
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
