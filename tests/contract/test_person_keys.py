@@ -14,7 +14,7 @@ import pytest
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Topic, open_log
 from plaudit.eventlog.codec import encode_feedback, encode_interaction
-from plaudit.eventlog.sealing import SealingLog
+from plaudit.eventlog.sealing import SealingLog, opened
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence import places
 from plaudit.evidence.join import Join
@@ -126,6 +126,11 @@ def test_a_destroyed_key_leaves_nothing_to_read_wherever_the_records_lie(world: 
     later = asked.requested_at + dt.timedelta(seconds=2 * REMEMBERED_SECONDS + 1)
     done = Eraser(world.settings, world.registry, now=lambda: later).work(erasure.read(world.store.database, ID))
     assert (done.step, done.found.counts["keys"]) == (DONE, 1)
+    keys = PersonKeys(Database(world.settings.store_url))
+    readable = b"".join(opened([value for _, _, value in copies], keys))
+    keys.close()
+    assert b"what ann says" in readable
+    assert not [each for each in (b"a question of eve", b"words of eve") if each in readable]
     for topic, key, value in copies:
         world.bare.append(topic, key, value)
     world.join()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -22,16 +23,18 @@ from plaudit.eventlog.codec import ReleaseChange, decode
 from plaudit.evidence.splits import Split, group_split
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
-from plaudit.learner import actions, context, loop
+from plaudit.learner import actions, context, loop, staging
 from plaudit.learner.actions import completions
 from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import TurnOutcome
 from plaudit.learner.recover import recover
 from plaudit.learner.report import as_text, deployment
-from plaudit.learner.since import LEASE
+from plaudit.learner.since import LEASE, learnt_until
 from plaudit.learner.steps import promote
 from plaudit.learner.turn import new_turn, run
 from plaudit.plugins import count_failures, guard
+from plaudit.privacy import erasure
+from plaudit.privacy.sweep import finish
 from plaudit.release.gate import Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.moves import Pin, Promote, ReleaseState, RollBack
@@ -119,6 +122,19 @@ def test_a_turn_takes_evidence_to_a_live_release_with_its_lineage(learner):
     assert learner.registry.manifest(CHANNEL, 1).settings["policy"]["iterations"] == 10
     assert adapters.names(learner.base) == []
     assert not learner.engine.staged()
+
+    # Who is erased takes the release along: the next turn begins from the base, and finds all evidence new.
+    gone = frozen.rows[0].who
+    erasure.request(learner.store.database, str(uuid.uuid4()), CHANNEL.tenant, gone, "test")
+    (erased,) = finish(learner.settings, learner.registry, learner.log)
+    assert erased.found.releases == [f"{CHANNEL}@1"]
+    with learner.leases.take("test") as lease, new_turn(learner, CHANNEL, 2, lease) as turn:
+        assert (turn.state.live, staging.live_adapter(turn)) == (0, None)
+        assert learnt_until(learner.registry, learner.outcomes, turn.state, turn.digest) is None
+    left = learner.store.freeze(CHANNEL, learner.registry.salt(CHANNEL)).rows
+    assert 0 < len(left) < len(frozen.rows)
+    assert gone not in {row.who for row in left}
+    assert learner.registry.state(CHANNEL).live == 1
 
 
 def test_accuracy_on_the_domain_s_slices_stands_in_both_reports(learner):
