@@ -40,7 +40,7 @@ REPLICAS = 2
 WORKERS = 3
 LEARNERS = 2
 CHANNEL = "echo/default"
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 SETTLE_SECONDS = 240.0
 # A member of the join's group that is silent for longer loses its partitions.
 BEYOND_SESSION_SECONDS = 14.0

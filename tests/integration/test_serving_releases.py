@@ -2,6 +2,7 @@
 
 import datetime as dt
 import shutil
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -146,6 +147,36 @@ def test_a_replica_that_starts_late_serves_the_live_release_from_its_first_call(
         first.registry.change(CHANNEL, Promote(row.version), expected_generation=None, actor="test", reason="")
     with local_server(tmp_path / "data", tiny_engine, plugins) as second, Plaudit(second.target) as client:
         assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version
+
+
+@pytest.mark.usefixtures("kafka_leftovers")
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_releases_move_forth_and_back_while_kafka_is_away(tmp_path, tiny_engine, make_release):
+    from plaudit.eventlog import open_serving_log
+    from plaudit.plugins import load_plugins
+    from plaudit.settings import KafkaSettings, LogSettings
+    from plaudit.testing.serving import local_server, serve_settings
+
+    with socket.socket() as taken:  # nobody listens there
+        taken.bind(("127.0.0.1", 0))
+        away = KafkaSettings(bootstrap=f"127.0.0.1:{taken.getsockname()[1]}", timeout_seconds=0.3)
+        settings = serve_settings(tmp_path / "data").model_copy(update={"log": LogSettings(kind="kafka", kafka=away)})
+        settings.data_dir.mkdir()
+        log = open_serving_log(settings)
+        local = local_server(settings.data_dir, tiny_engine, load_plugins(("echo",)), settings=settings, event_log=log)
+        with local as server, Plaudit(server.target, timeout=60.0) as client:
+
+            def served():
+                return client.generate("echo", "Hello", max_tokens=2).completions[0].release_version
+
+            assert served() == 0
+            row = make_release(server.registry, CHANNEL, 5)
+            client.promote(NAME, row.version)
+            _wait_until(lambda: served() == row.version)
+            client.roll_back(NAME)
+            _wait_until(lambda: served() == 0)
+            assert len(log._box.oldest(Topic.RELEASES, 10, 1 << 20)) == 2, "both changes wait for the brokers"
+        log.close()
 
 
 def test_one_channels_damage_is_its_own_and_the_replica_stays_in_rotation(tmp_path, tiny_engine, make_release):
