@@ -53,7 +53,7 @@ from plaudit.v1 import (
 from plaudit.wire import from_call
 
 THREADS = 4
-CALL_SECONDS = 20.0
+CALL_SECONDS = 120.0  # of 255 tokens on a machine that does much else
 DOMAINS = ("echo", "echo-choice", "instruction", "moderation", "recommendation")
 TEXTS = (
     "", "\0", "a\0b", " ", "\n" * 50, "x" * 300, "y" * 5000, "z" * 70_000, "\u202e\u0000", "𝒳" * 40, "\ud7ff\ue000",
@@ -343,8 +343,8 @@ def main() -> int:
         for line in sorted(set(each.wrong))[:20]:
             print(f"WRONG {line}")
     wrong = sum(len(each.wrong) for each in found.values())
-    print(f"cases {sum(sum(each.answers.values()) for each in found.values())}, wrong {wrong}, "
-          f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    cases = sum(count for each in found.values() for what, count in each.answers.items() if "rejected" not in what)
+    print(f"cases {cases:,}, wrong {wrong}, {time.monotonic() - began:.0f} s")
     return 1 if wrong else 0
 
 
