@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from plaudit import cli_backup, cli_demo, cli_estimate, cli_lineage, cli_people, cli_replay
+from plaudit import cli_adopt, cli_backup, cli_demo, cli_estimate, cli_exchange, cli_lineage, cli_people, cli_replay
 from plaudit.cli_evidence import evidence_app, rejected_app
 from plaudit.cli_keys import keys_app
 from plaudit.cli_plugins import plugins_app
@@ -43,7 +43,10 @@ model_app = typer.Typer(help="Base models that need no hub.", no_args_is_help=Tr
 release_app.command()(cli_estimate.estimate)
 release_app.command()(cli_lineage.lineage)
 release_app.command()(cli_replay.replay)
+release_app.command("import")(cli_adopt.import_)
 evidence_app.command()(cli_replay.rebuild)
+evidence_app.command()(cli_exchange.export)
+evidence_app.command("import")(cli_exchange.import_)
 app.add_typer(join_app, name="join")
 app.add_typer(learn_app, name="learn")
 app.add_typer(release_app, name="release")

@@ -47,7 +47,10 @@ def rebuild(
                 plugins,
                 settings.join,
                 fix=not check,
-                forgotten=Forgotten(lambda channel: settings.for_channel(channel).privacy.retention_days),
+                forgotten=Forgotten(
+                    lambda channel: settings.for_channel(channel).privacy.retention_days,
+                    opens=settings.privacy.person_keys,
+                ),
                 progress=lambda count: tell(f"{count} records read"),
             )
         finally:

@@ -33,11 +33,15 @@ class Channel:
 
 
 class Purpose(enum.StrEnum):
-    """What an interaction is for; EVALUATE is logged, never joined or replayed."""
+    """What an interaction is for; EVALUATE is logged, never joined or replayed.
+
+    IMPORTED was made and judged elsewhere: it is learnt from, and no release of ours answered it. No request has it.
+    """
 
     SERVE = "serve"
     EXPLORE = "explore"
     EVALUATE = "evaluate"
+    IMPORTED = "imported"
 
 
 class Action(enum.StrEnum):

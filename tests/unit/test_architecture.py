@@ -143,6 +143,8 @@ MAY_ASK = {
     "serving/server.py": "which domains the HTTP door offers as models",
     "learner/plan.py": "the interactions that a plan makes up",
     "learner/valuing.py": "the door of `plaudit release estimate`",
+    "learner/adopt.py": "the door of `plaudit release import`",
+    "exchange/importing.py": "the door of `plaudit evidence import`",
     "types.py": "what an interaction is",
     "domain.py": "what a domain may declare",
     "returned.py": "what its members may return",

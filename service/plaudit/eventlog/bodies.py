@@ -100,6 +100,7 @@ PURPOSES = {
     types.Purpose.SERVE: assistant_pb2.PURPOSE_SERVE,
     types.Purpose.EXPLORE: assistant_pb2.PURPOSE_EXPLORE,
     types.Purpose.EVALUATE: assistant_pb2.PURPOSE_EVALUATE,
+    types.Purpose.IMPORTED: assistant_pb2.PURPOSE_IMPORTED,
 }
 ACTIONS = {
     types.Action.COMPLETION: events_pb2.ACTION_COMPLETION,

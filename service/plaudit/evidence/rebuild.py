@@ -26,7 +26,7 @@ from plaudit.evidence.quarantine import RATER_QUARANTINE
 from plaudit.evidence.store import EvidenceStore, OffsetRange, digest_of, read_offsets
 from plaudit.evidence.tables import EvidenceTable, FeedbackRow, InteractionRow, Status, chunks, where_in
 from plaudit.privacy.forgotten import Forgotten
-from plaudit.privacy.tables import ERASED_INTERACTION, ERASURE
+from plaudit.privacy.tables import ERASED_INTERACTION, ERASURE, PERSON_KEY
 from plaudit.settings import JoinSettings
 from plaudit.store.database import Database
 from plaudit.types import Channel
@@ -105,12 +105,12 @@ class Rebuilt:
 def scratch_store(beside: Database) -> Iterator[EvidenceStore]:
     """A store without evidence that is gone after the block.
 
-    It knows what is in no log: who was erased, and who was in quarantine when.
+    It knows what is in no log: who was erased, keys of people, and who was in quarantine when.
     """
     with TemporaryDirectory(prefix="plaudit-rebuild-") as folder:
         store = EvidenceStore(f"sqlite:///{Path(folder) / 'evidence.sqlite'}")
         try:
-            for table in (ERASURE, ERASED_INTERACTION, RATER_QUARANTINE):
+            for table in (ERASURE, ERASED_INTERACTION, PERSON_KEY, RATER_QUARANTINE):
                 _copy(beside, store.database, table)
             yield store
         finally:

@@ -303,6 +303,7 @@ class EvidenceStore:
             select(func.count())
             .select_from(InteractionRow)
             .where(_of_channel(channel), _LEARNED_FROM, InteractionRow.completed_at >= to_micros(since))
+            .where(InteractionRow.purpose != Purpose.IMPORTED.value)
         )
         with self.database.reading() as connection:
             return int(connection.execute(query).scalar_one())

@@ -13,6 +13,9 @@ from plaudit.release.moves import ReleaseRow, ReleaseState
 from plaudit.store.leases import Lease
 from plaudit.types import Channel
 
+# Check of a release that an operator brought: promoting it is the operator's, too.
+IMPORTED = "imported"
+
 log = structlog.get_logger(__name__)
 
 
@@ -21,7 +24,7 @@ def is_left(learner: Learner, channel: Channel, *, may_promote: bool) -> bool:
     releases, state = learner.registry.releases(channel), learner.registry.state(channel)
     if any(row.state is ReleaseState.TRAINED and row.version for row in releases):
         return True
-    waits = releases[-1].state is ReleaseState.GATED and not _overtaken(releases[-1])
+    waits = releases[-1].state is ReleaseState.GATED and not _is_an_operators(releases[-1])
     return waits and may_promote and state is not None and not state.pinned
 
 
@@ -35,7 +38,7 @@ def recover(learner: Learner, channel: Channel, lease: Lease, *, may_promote: bo
             learner.registry.decide(channel, row.version, decision, guard=lease.check)
             log.warning("rejected what an interrupted turn left", channel=str(channel), version=row.version)
     newest = releases[-1]
-    if newest.state is ReleaseState.GATED and may_promote and not _overtaken(newest):
+    if newest.state is ReleaseState.GATED and may_promote and not _is_an_operators(newest):
         _promote(learner, channel, newest, lease)
 
 
@@ -51,5 +54,5 @@ def _promote(learner: Learner, channel: Channel, row: ReleaseRow, lease: Lease) 
     promote(learner, channel, row.version, manifest.generation, lease)
 
 
-def _overtaken(row: ReleaseRow) -> bool:
-    return any(check.name == OVERTAKEN for check in Decision.from_json(row.decision_json).checks)
+def _is_an_operators(row: ReleaseRow) -> bool:
+    return any(check.name in (OVERTAKEN, IMPORTED) for check in Decision.from_json(row.decision_json).checks)

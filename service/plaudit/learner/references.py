@@ -19,7 +19,7 @@ from plaudit.release import texts
 from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Text, shown_part, shown_tokens
 from plaudit.reward.fit import FIT_REFERENCES
-from plaudit.types import Outcome, Sampling
+from plaudit.types import Outcome, Purpose, Sampling
 
 # A request has no more; all of them centre its scores.
 MOST_OPTIONS = 50
@@ -74,6 +74,8 @@ class SampledReferences:
         Interactions are read in the order of their ids, so that the same evidence gives the same references.
         """
         for _, interaction in sorted(data.interactions.items()):
+            if interaction.purpose is Purpose.IMPORTED:
+                continue  # no answers of ours
             for candidate in interaction.candidates:
                 if candidate.release_version == 0 and interaction.prompt_tokens and self._is_ours(candidate.sampling):
                     completion = Completion(interaction.prompt_tokens, shown_tokens(self._text, candidate))

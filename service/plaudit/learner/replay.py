@@ -107,7 +107,9 @@ def replay(
             tuple(
                 OffsetRange(Topic(o.topic), o.partition, o.first, o.next, o.topic_id or "") for o in manifest.offsets
             ),
-            forgotten=Forgotten(lambda each: settings.for_channel(each).privacy.retention_days),
+            forgotten=Forgotten(
+                lambda each: settings.for_channel(each).privacy.retention_days, opens=settings.privacy.person_keys
+            ),
             idle_seconds=idle_seconds,
             progress=lambda records: progress(f"{records} records read"),
         )

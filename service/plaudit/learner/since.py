@@ -48,12 +48,13 @@ def learnt_until(registry: Registry, outcomes: TurnOutcomes, state: ChannelState
     turn that died had used, or one that was refused under other settings, or a release that learnt from somebody who
     was erased, is new again.
     """
-    times = []
+    times: list[dt.datetime | None] = []
     erased = registry.erased(state.channel)
     for row in reversed(registry.releases(state.channel)):
         passed_over = row.version in erased or row.state in (ReleaseState.REJECTED, ReleaseState.TRAINED)
-        if row.version and not passed_over:
-            times.append(registry.manifest(state.channel, row.version).as_of)
+        as_of = registry.manifest(state.channel, row.version).as_of if row.version and not passed_over else None
+        if as_of is not None:  # an imported adapter has none: it used no evidence up
+            times.append(as_of)
             break
     refused = outcomes.last(state.channel, settings_digest=digest, outcomes=REFUSALS)
     times.append(refused.at if refused else None)

@@ -16,6 +16,7 @@ class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PURPOSE_SERVE: _ClassVar[Purpose]
     PURPOSE_EXPLORE: _ClassVar[Purpose]
     PURPOSE_EVALUATE: _ClassVar[Purpose]
+    PURPOSE_IMPORTED: _ClassVar[Purpose]
 
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,6 +29,7 @@ PURPOSE_UNSPECIFIED: Purpose
 PURPOSE_SERVE: Purpose
 PURPOSE_EXPLORE: Purpose
 PURPOSE_EVALUATE: Purpose
+PURPOSE_IMPORTED: Purpose
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_EOS: FinishReason
 FINISH_REASON_STOP: FinishReason

@@ -130,8 +130,8 @@ def _slices(
 
 
 def _live_outcomes(turn: Turn, held_out: list[Comparison]) -> tuple[tuple[str, float], ...] | None:
-    """The live release's reward model on the comparisons; None if the base is live."""
-    if turn.state.live == 0:
+    """The live release's reward model on the comparisons; None if it has none (the base, an imported adapter)."""
+    if turn.state.live == 0 or turn.learner.registry.manifest(turn.channel, turn.state.live).reward_model is None:
         return None
     with tempfile.TemporaryDirectory(dir=turn.folder) as folder:
         release = turn.learner.registry.fetch(turn.channel, turn.state.live, Path(folder) / "release")

@@ -8,6 +8,7 @@ import math
 import platform
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 import peft
 import torch
@@ -15,6 +16,7 @@ import transformers
 
 import plaudit
 from plaudit.domain import Declaration
+from plaudit.engine.adapter_files import CONFIG
 from plaudit.learner.actions.protocol import Fitted, Frozen, Measured
 from plaudit.learner.context import Turn
 from plaudit.learner.since import in_force
@@ -41,12 +43,7 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         base_digest=turn.base.digest,
         base_dtype=str(turn.base.format).removeprefix("torch."),
         temperature=turn.sampling.temperature,
-        adapter=Adapter(
-            digest=file_digest(folder / ADAPTER_WEIGHTS),
-            rank=settings.model.adapter_rank,
-            alpha=settings.model.adapter_alpha,
-            layers=settings.model.adapter_layers,
-        ),
+        adapter=adapter_of(folder),
         reward_model=folder_digest(list_artifacts(folder), "reward"),
         as_of=data.as_of,
         newest_feedback_at=max((row.accepted_at for row in data.rows), default=None),
@@ -74,6 +71,17 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         beside[PROBE_ANSWERS] = json.dumps(answers, ensure_ascii=False, indent=2)
     acts = {(row.interaction_id, row.feedback_id) for row in data.rows}
     return turn.learner.registry.register(manifest, folder, guard=turn.guard, beside=beside, acts=acts)
+
+
+def adapter_of(folder: Path) -> Adapter:
+    """The adapter below a release's folder as it is: one that goes on from another keeps that one's shape."""
+    config = json.loads((folder / "policy" / CONFIG).read_text(encoding="utf-8"))
+    return Adapter(
+        digest=file_digest(folder / ADAPTER_WEIGHTS),
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        layers=len(config["layers_to_transform"]),
+    )
 
 
 def versions(declaration: Declaration) -> dict[str, str]:
