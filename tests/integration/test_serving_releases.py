@@ -14,6 +14,7 @@ from plaudit.errors import (
     DeadlinePassed,
     GenerationChanged,
     InvalidField,
+    LogUnavailable,
     NotServing,
     ProofFailed,
     ReleaseNotServable,
@@ -147,6 +148,31 @@ def test_a_replica_that_starts_late_serves_the_live_release_from_its_first_call(
         first.registry.change(CHANNEL, Promote(row.version), expected_generation=None, actor="test", reason="")
     with local_server(tmp_path / "data", tiny_engine, plugins) as second, Plaudit(second.target) as client:
         assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version
+
+
+def test_a_turn_whose_promotion_the_log_does_not_take_has_promoted_and_is_served(local, client, make_release):
+    from types import SimpleNamespace
+
+    from plaudit.learner.outcome import TurnOutcome
+    from plaudit.learner.steps.promote import promote
+    from plaudit.store.leases import Leases
+
+    client.generate("echo", "Hello", max_tokens=2)
+    row = make_release(local.registry, CHANNEL, 6)
+
+    def away(*_):
+        raise LogUnavailable("no broker answers")
+
+    learner = SimpleNamespace(
+        registry=local.registry,
+        metrics=local.metrics,
+        log=SimpleNamespace(append=away),
+        status=SimpleNamespace(step=lambda number, name: None),
+    )
+    generation = local.registry.state(CHANNEL).generation
+    with Leases(local.registry.database).take("learn") as lease:
+        assert promote(learner, CHANNEL, row.version, generation, lease)[0] is TurnOutcome.PROMOTED
+    _wait_until(lambda: client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version)
 
 
 @pytest.mark.usefixtures("kafka_leftovers")
