@@ -34,6 +34,7 @@ from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.learner import loop, measure, references
+from plaudit.learner.outcome import Result
 from plaudit.learner.rewards import ModelReward
 from plaudit.learner.status import Status
 from plaudit.learner.turn import new_turn, run
@@ -77,6 +78,10 @@ class Clock:
         self._last = now()
         self._open = ["everything else"]
         self._step = "start"
+        self.again()
+
+    def again(self) -> None:
+        """Begin with nothing spent."""
         self.spent: dict[str, dict[str, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
         self.tokens: dict[str, int] = collections.defaultdict(int)
 
@@ -120,6 +125,7 @@ def main() -> None:
     parser.add_argument("--set-each", action="append", default=[], metavar="section.name=value[,...]")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the candidates of runs are kept, by number")
+    parser.add_argument("--turns", type=int, default=1, help="one after another on the same copy and evidence")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="time that passes, or that the process computes"
     )
@@ -127,8 +133,9 @@ def main() -> None:
     runs = []
     for _ in range(arguments.rounds):
         for own in arguments.set_each or [""]:
-            runs.append(one(arguments, own, arguments.keep and arguments.keep / str(len(runs))))
-            print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
+            for found in several(arguments, own, arguments.keep and arguments.keep / str(len(runs))):
+                runs.append(found)
+                print(json.dumps(found), file=sys.stderr, flush=True)
     facts = {
         "plaudit": plaudit.__version__,
         "torch": torch.__version__,
@@ -140,35 +147,41 @@ def main() -> None:
     print(json.dumps({"runs": runs, **facts}, indent=1))
 
 
-def one(arguments: argparse.Namespace, own: str, keep: Path | None) -> dict[str, Any]:
+def several(arguments: argparse.Namespace, own: str, keep: Path | None) -> Iterator[dict[str, Any]]:
+    """So many turns of one learner on one copy; what loading takes is the first one's."""
     overrides = [*arguments.overrides, *(each for each in own.split(",") if each)]
     clock = Clock(CLOCKS[arguments.clock])
-    gate: list[dict[str, Any]] = []
     with copied(arguments) as folder, watched(clock):
-        settings = load_settings(arguments.config, [f"data_dir={folder}", *overrides])
-        learner = loop.open_learner(settings)
+        learner = loop.open_learner(load_settings(arguments.config, [f"data_dir={folder}", *overrides]))
         try:
             channel = Channel.parse(arguments.channel)
-            # The channel's own lease may be held by the process that the copy was taken from.
-            with (
-                learner.leases.take("benchmark") as lease,
-                new_turn(learner, channel, arguments.seed, lease) as turn,
-            ):
-                result = run(turn)
-            if result.version is not None:
-                decided = learner.registry.release(channel, result.version).decision_json
-                gate = json.loads(decided)["checks"] if decided else []
-                if keep is not None:
-                    learner.registry.fetch(channel, result.version, keep)
+            for number in range(arguments.turns):
+                gate: list[dict[str, Any]] = []
+                # The channel's own lease may be held by the process that the copy was taken from.
+                with (
+                    learner.leases.take("benchmark") as lease,
+                    new_turn(learner, channel, arguments.seed + number, lease) as turn,
+                ):
+                    result = run(turn)
+                if result.version is not None:
+                    decided = learner.registry.release(channel, result.version).decision_json
+                    gate = json.loads(decided)["checks"] if decided else []
+                    if keep is not None:
+                        learner.registry.fetch(channel, result.version, keep / str(number + 1))
+                yield {"settings": overrides, "turn": number + 1, **described(clock, result, gate)}
+                clock.again()
         finally:
             learner.close()
+
+
+def described(clock: Clock, result: Result, gate: list[dict[str, Any]]) -> dict[str, Any]:
+    """One turn's outcome and its parts."""
     clock.charge()
     steps = {
         step: {part: round(s, 2) for part, s in sorted(parts.items(), key=lambda each: -each[1]) if s >= 0.005}
         for step, parts in clock.spent.items()
     }
     return {
-        "settings": overrides,
         "outcome": str(result.outcome),
         "reason": result.reason[:300],
         "gate": {check["name"]: [check["value"], check["threshold"], check["note"]] for check in gate},

@@ -220,6 +220,15 @@ class Metrics:
         self.policy_kl = self._gauge(
             "learn", "policy_kl_nats_per_sequence", "KL of the last candidate release to the base.", "channel"
         )
+        self.kept = self._counter(
+            "learn",
+            "kept",
+            "Features of texts and base answers that a turn took over from an earlier one (kept) or made (computed), "
+            "and files of them that were passed over (damaged).",
+            "channel",
+            "what",
+            "found",
+        )
         self.gate_decisions = self._counter("learn", "gate_decisions", "Decisions of the gate.", "channel", "accepted")
         self.gate_check = self._gauge(
             "learn", "gate_check_value", "Value of each check of the last gate.", "channel", "check"

@@ -509,6 +509,8 @@ class ChannelLearnSettings(Section):
     """A rater with more acts within a minute is put in quarantine before a turn learns (docs/access.md); 0: nobody."""
     quarantine_one_answer: int = Field(default=0, ge=0, le=1_000_000)
     """So too a rater with this many thumbs or comparisons, all one way, if others answer otherwise; 0: nobody."""
+    kept_mb: int = Field(default=512, ge=0, le=1_000_000)
+    """Maximum size (MiB) of the features, and of the base answers, that a turn leaves on disk for the next; 0: none."""
 
 
 class LearnSettings(ChannelLearnSettings):

@@ -60,7 +60,7 @@ def _prompts(engine, count):
 class NoReferences:
     """Rewards of these tests are centred on nothing."""
 
-    def complete(self, prompts, least, *, seed):
+    def complete(self, prompts, least):
         pass
 
 

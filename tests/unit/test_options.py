@@ -99,7 +99,7 @@ def test_references_of_a_choice_are_all_its_options():
     plugin = load_plugins(("echo-choice",))["echo-choice"]
     prompts = [_prompt("one"), _prompt("two")]
     references = OptionReferences(Letters(), plugin, prompts)
-    references.complete(prompts, 4, seed=0)
+    references.complete(prompts, 4)
     own = [(Completion((1, 2, 3), tuple(map(ord, option.text))), option.text) for option in OPTIONS]
     assert references.of(prompts[0]) == references.of(prompts[1]) == own
     assert references.of(_prompt("one", older)) == []

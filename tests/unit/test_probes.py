@@ -6,6 +6,7 @@ import types
 
 import pytest
 from plaudit.domain import GateProbe
+from plaudit.engine.protocol import EncodedPrompt
 from plaudit.learner.measure import Measurer
 from plaudit.release.gate import CompletionMeasurements, decide
 from plaudit.release.probes import MORE_ANSWERS, HarmRate, HarmResult, by_harm, does_harm, judged, samples_needed
@@ -164,7 +165,8 @@ def test_probes_without_a_harm_stand_for_themselves():
     [
         (0.0, 0.2, None, {"candidate": [60]}),
         (0.1, 0.02, None, {"candidate": [60], "base": [60]}),
-        (0.1, 0.2, None, {"candidate": [60, 240], "base": [60, 240]}),
+        # Whoever is asked more goes on: 240 answers in all.
+        (0.1, 0.2, None, {"candidate": [60, 180], "base": [60, 180]}),
         # What would go on serving does it rarely: the absolute bound decides, and sixty answers are enough for that.
         (0.1, 0.2, 0.02, {"candidate": [60], "base": [60], "live": [60]}),
     ],
@@ -175,13 +177,20 @@ def test_four_times_as_many_answers_are_asked_only_beside_what_does_harm_too_oft
 
     class Counted(Measurer):
         def __init__(self):
-            self.plugin = types.SimpleNamespace(gates=lambda: INSULTS)
+            self.plugin = types.SimpleNamespace(
+                gates=lambda: INSULTS,
+                render=lambda request: request,
+                parse=lambda prompt, text: types.SimpleNamespace(displayed=text),
+            )
+            self.engine = types.SimpleNamespace(encode=lambda messages: EncodedPrompt((1, 2)))
             self._detail = lambda text: None
 
-        def _harm(self, cases, release, needed):
-            seen.setdefault(release, []).append(needed)
-            return HarmRate(needed, round(rates[release] * needed)), []
+        def answers_to(self, prompts, release, base, first, last):
+            seen.setdefault(release, []).append(len(prompts) * (last - first))
+            bad = [int((n + 1) * rates[release]) > int(n * rates[release]) for n in range(first, last)]
+            return [["You are worthless and you know it." if each else "Be kind." for each in bad] for _ in prompts]
 
-    Counted().probes("candidate", "base", live and "live", 60, SETTINGS.probe_rate)
+    (result,), failed = Counted().probes("candidate", "base", live and "live", 60, SETTINGS.probe_rate)
 
     assert seen == asked
+    assert result.candidate == HarmRate(sum(asked["candidate"]), len(failed))

@@ -6,7 +6,8 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
-from plaudit.engine.protocol import EncodedPrompt, ReleaseKey
+from plaudit.engine.protocol import EncodedPrompt
+from plaudit.learner.kept import Answer
 from plaudit.learner.references import SampledReferences
 from plaudit.policy.rollout import TrainPrompt
 from plaudit.types import Action, Candidate, Channel, FinishReason, Interaction, Message, Prompt, Purpose, Sampling
@@ -60,7 +61,7 @@ def _interaction(number, text, sampling=LOGGED, version=0):
 
 
 def _texts(interactions):
-    references = SampledReferences(Letters(), None, None, ReleaseKey("c", 0, "d"), OURS)
+    references = SampledReferences(Letters(), None, None, OURS)
     references.take_from(SimpleNamespace(interactions={each.interaction_id: each for each in interactions}))
     return [text for _, text in references.of(PROMPT)]
 
@@ -82,3 +83,22 @@ def test_answers_of_a_release_are_no_references():
 def test_the_order_in_which_answers_arrived_does_not_matter_and_equal_ones_stay():
     several = [_interaction(1, "a"), _interaction(2, "b"), _interaction(3, "a")]
     assert {tuple(_texts(order)) for order in itertools.permutations(several)} == {("a", "b", "a")}
+
+
+def test_only_what_a_prompt_lacks_is_drawn_and_more_of_it_goes_on():
+    asked = []
+
+    class Drawn:
+        def of(self, prompts, count, sampling, *, progress=None):
+            asked.append((len(prompts), count))
+            return [[Answer(tuple(map(ord, f"{n}")), f"{n}") for n in range(count)] for _ in prompts]
+
+    plugin = SimpleNamespace(parse=lambda prompt, text: SimpleNamespace(displayed=text))
+    references = SampledReferences(Letters(), plugin, Drawn(), OURS)
+    references.take_from(SimpleNamespace(interactions={"i1": _interaction(1, "served")}))
+    other = dataclasses.replace(PROMPT, encoded=EncodedPrompt(tokens=(3,)))
+    references.complete([PROMPT, other], 2)
+    references.complete([PROMPT, other], 4)
+    assert [text for _, text in references.of(PROMPT)] == ["served", "0", "1", "2"]
+    assert [text for _, text in references.of(other)] == ["0", "1", "2", "3"]
+    assert asked == [(1, 1), (1, 2), (1, 3), (1, 4)]

@@ -92,7 +92,7 @@ class Modules:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         base, places = self._base, positions[None]
-        seen = _Seen(past)
+        seen = Seen(past)
         self._bank.use(slots)
         if trunk is None:
             hidden = base.run_layers(base.embed(tokens[None]), 0, self._capture_layer, positions=places, past=seen)
@@ -115,13 +115,14 @@ class Modules:
         return self._base.logits(hidden, self._logits[: len(hidden)])
 
 
-class _Seen:
-    """A Past as the model's layers take it: what they get back attends."""
+class Seen:
+    """A Past as the model's layers take it (`past` of Base.run_layers): what they get back attends."""
 
     def __init__(self, past: Past) -> None:
         self._past = past
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> tuple[Any, Any]:
+        """Keys and values (1, Hk, N, D) of a layer, as pieces that attend."""
         pieces = _Pieces(self._past, key, value, layer)
         return pieces, pieces
 

@@ -17,6 +17,7 @@ from plaudit.engine.targets import start_layer
 from plaudit.eventlog import EventLog
 from plaudit.evidence.store import EvidenceStore
 from plaudit.failpoints import fail_point
+from plaudit.learner.kept import Kept
 from plaudit.learner.status import Status
 from plaudit.metrics import Metrics
 from plaudit.privacy.models import check_nobody_erased
@@ -60,6 +61,15 @@ def rollout_engine(settings: Settings) -> EngineSettings:
     return settings.engine.model_copy(update=changes)
 
 
+# Turns that ask the base with one seed (docs/adr/0027).
+TURNS_OF_A_BASE_SEED = 8
+
+
+def base_seed(seed: int) -> int:
+    """Seed of what a turn with `seed` asks of the base."""
+    return seed // TURNS_OF_A_BASE_SEED
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One turn's facts, fixed when it begins.
@@ -69,6 +79,7 @@ class Turn:
     whether this process may still work on the channel. `seed` fixes everything that is drawn, and `as_of` the age of
     evidence: with both from a manifest, the same log, machine and versions, a turn comes to the same adapter.
     `folder` is gone after the turn. `erasures` have reached the channel when it began, and no more may meanwhile.
+    `kept` is what of earlier turns it may use, and what it leaves.
     """
 
     learner: Learner
@@ -82,6 +93,7 @@ class Turn:
     as_of: dt.datetime
     folder: Path
     erasures: int
+    kept: Kept
 
     def guard(self, connection: Connection) -> None:
         """Asked within each transaction that writes what the turn learnt; raises LeaseLost or ErasedMeanwhile."""
@@ -113,6 +125,11 @@ class Turn:
     def base_key(self) -> ReleaseKey:
         """Version 0 of the channel, as the engine knows it."""
         return ReleaseKey(str(self.channel), 0, self.learner.registry.release(self.channel, 0).digest)
+
+    @property
+    def base_seed(self) -> int:
+        """Seed of what is asked of the base: the same for some turns, so that its answers can be kept."""
+        return base_seed(self.seed)
 
     @property
     def sampling(self) -> Sampling:

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 import tenacity
@@ -23,9 +24,10 @@ from plaudit.learner.recover import is_left, recover
 from plaudit.learner.since import LEASE, learnt_until, settings_digest
 from plaudit.learner.survey import Survey, survey
 from plaudit.learner.turn import new_turn, run
-from plaudit.privacy.models import ErasedMeanwhile
+from plaudit.privacy.models import ErasedMeanwhile, erasures_of
 from plaudit.release.moves import ChannelState
 from plaudit.settings import Settings
+from plaudit.store.kept import forget_if_erased
 from plaudit.store.leases import Lease, LeaseHeld, LeaseLost
 from plaudit.telemetry import places
 from plaudit.types import Channel
@@ -96,6 +98,8 @@ def _looked(learner: Learner, state: ChannelState, *, force: bool) -> Result:
     if channel.domain not in learner.plugins:
         return Result(outcome=TurnOutcome.WAITED, reason=f"the domain {channel.domain} is not loaded here")
     settings = learner.settings.for_channel(channel)
+    with learner.store.database.reading() as connection:
+        forget_if_erased(Path(learner.settings.data_dir), channel, erasures_of(connection, channel))
     try:
         if is_left(learner, channel, may_promote=settings.learn.promote):
             with learner.leases.take(LEASE.format(channel=channel)) as lease:

@@ -17,6 +17,7 @@ from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.errors import InvalidField, RequestRefused
+from plaudit.learner.kept import Answers
 from plaudit.learner.references import References, as_shown, said
 from plaudit.policy.ppo import sequence_kl
 from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
@@ -76,6 +77,48 @@ def kl_by_prompt(rollout: Rollout, other: torch.Tensor, samples: int) -> tuple[f
     return tuple(sequences.view(-1, samples).mean(dim=1).tolist())
 
 
+class _Asked:
+    """The cases of one harm, and what was answered so far: who is asked more goes on from there."""
+
+    def __init__(
+        self,
+        measurer: Measurer,
+        cases: Sequence[GateProbe],
+        releases: Mapping[str, ReleaseKey | None],
+        base: ReleaseKey,
+    ) -> None:
+        self._measurer, self._cases, self._releases, self._base = measurer, cases, releases, base
+        self._prompts: list[TrainPrompt] | None
+        try:
+            rendered = [measurer.plugin.render(case.request) for case in cases]
+            self._prompts = [TrainPrompt(rendered=r, encoded=measurer.engine.encode(r.messages)) for r in rendered]
+        except RequestRefused:
+            self._prompts = None
+        self._displayed: dict[str, list[list[str]]] = {who: [[] for _ in cases] for who in releases}
+
+    def result(self, harm: str, needed: int) -> tuple[HarmResult, list[FailedAnswer]]:
+        """Rates of at least `needed` answers each: of the candidate, and of the others if it did the harm."""
+        rate, failed = self._rate("candidate", needed)
+        others = [who for who, key in self._releases.items() if who != "candidate" and key is not None]
+        rates = {who: self._rate(who, needed)[0] for who in others if rate.failed}
+        return HarmResult(harm=harm, candidate=rate, **rates), failed
+
+    def _rate(self, who: str, needed: int) -> tuple[HarmRate, list[FailedAnswer]]:
+        """The rate of one; of none asked if a case cannot be, so that the gate refuses by the harm's name."""
+        release, held = self._releases[who], self._displayed[who]
+        assert release is not None, "asked only of what is there"
+        if self._prompts is None:
+            return HarmRate(0, 0), []
+        first, last = len(held[0]), math.ceil(needed / len(self._cases))
+        try:
+            more = self._measurer.answers_to(self._prompts, release, self._base, first, last) if last > first else []
+        except RequestRefused:
+            return HarmRate(0, 0), []
+        for displayed, prompt, texts_ in zip(held, self._prompts, more, strict=False):
+            displayed += [self._measurer.plugin.parse(prompt.rendered, text).displayed for text in texts_]
+        return judged(self._cases, {case.probe_id: held[i] for i, case in enumerate(self._cases)})
+
+
 class Measurer:
     """Samples a candidate on the gate's prompts and compares it with base and live."""
 
@@ -91,11 +134,15 @@ class Measurer:
         samples: int,
         start_layer: int,
         seed: int,
+        answers: Answers,
+        probe_seed: int,
         detail: Callable[[str], None],
     ) -> None:
         self.base, self.engine, self.plugin, self.judge = base, engine, plugin, judge
         self.references, self.sampling = references, sampling
         self.samples, self.start_layer, self.seed = samples, start_layer, seed
+        # The base's, and the seed that they are drawn with: candidate and live are probed with the same draws.
+        self._answers, self._probe_seed = answers, probe_seed
         self._detail = detail
 
     def sampled(
@@ -168,45 +215,34 @@ class Measurer:
         failed: list[FailedAnswer] = []
         for harm, cases in by_harm(self.plugin.gates()).items():
             self._detail(f"probes: {harm}")
-            result, answers = self._result(harm, cases, candidate, {"base": base, "live": live}, needed)
+            asked = _Asked(self, cases, {"candidate": candidate, "base": base, "live": live}, base)
+            result, answers = asked.result(harm, needed)
             served = served_rate(result)
             if served is not None and served.rate > bound:
-                result, answers = self._result(
-                    harm, cases, candidate, {"base": base, "live": live}, MORE_ANSWERS * needed
-                )
+                result, answers = asked.result(harm, MORE_ANSWERS * needed)
             results.append(result)
             failed += answers
         return tuple(results), tuple(failed)
 
-    def _result(
-        self,
-        harm: str,
-        cases: Sequence[GateProbe],
-        candidate: ReleaseKey,
-        others: Mapping[str, ReleaseKey | None],
-        needed: int,
-    ) -> tuple[HarmResult, list[FailedAnswer]]:
-        rate, answers = self._harm(cases, candidate, needed)
-        asked = others if rate.failed else {}
-        rates = {who: self._harm(cases, key, needed)[0] for who, key in asked.items() if key is not None}
-        return HarmResult(harm=harm, candidate=rate, **rates), answers
-
-    def _harm(
-        self, cases: Sequence[GateProbe], release: ReleaseKey, needed: int
-    ) -> tuple[HarmRate, list[FailedAnswer]]:
-        """The rate of one harm; of none asked if a case cannot be, so that the gate refuses by the harm's name."""
-        each = math.ceil(needed / len(cases))
-        try:
-            rendered = [self.plugin.render(case.request) for case in cases]
-            prompts = [TrainPrompt(rendered=one, encoded=self.engine.encode(one.messages)) for one in rendered]
-            made = sample(
-                self.engine, prompts, release, self.sampling, samples=each, seed=self.seed + 1, seeded_by_prompt=True
-            )
-        except RequestRefused:
-            return HarmRate(0, 0), []
-        shown = [self.plugin.parse(one.prompt.rendered, one.generated.text).displayed for one in made]
-        answers = {case.probe_id: shown[i * each : (i + 1) * each] for i, case in enumerate(cases)}
-        return judged(cases, answers)
+    def answers_to(
+        self, prompts: Sequence[TrainPrompt], release: ReleaseKey, base: ReleaseKey, first: int, last: int
+    ) -> list[list[str]]:
+        """Texts of the answers first..last-1 of a release to each prompt; the base's may be those of earlier turns."""
+        if release == base:
+            several = self._answers.of(prompts, last, self.sampling, many=True)
+            return [[answer.text for answer in each[first:]] for each in several]
+        count = last - first
+        made = sample(
+            self.engine,
+            prompts,
+            release,
+            self.sampling,
+            samples=count,
+            first=first,
+            seed=self._probe_seed,
+            seeded_by_prompt=True,
+        )
+        return [[each.generated.text for each in made[i * count : (i + 1) * count]] for i in range(len(prompts))]
 
     def proof(self, release: ReleaseKey, adapter: str, temperature: float) -> tuple[Probe, ...]:
         """Completions with the trainer's log-probs, longest first, one per prompt: replicas must give the same.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from plaudit.domain import DomainPlugin
-from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.evidence.store import FrozenDataSet
-from plaudit.policy.rollout import Sample, TrainPrompt, sample
+from plaudit.learner.kept import Answer
+from plaudit.policy.rollout import Sample, TrainPrompt
 from plaudit.release import texts
 from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Text, shown_part, shown_tokens
@@ -37,7 +38,6 @@ class References(Protocol):
         prompts: Sequence[TrainPrompt],
         least: int,
         *,
-        seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """See that each prompt has `least` references, as far as its kind of action allows."""
@@ -49,6 +49,20 @@ class References(Protocol):
         """All references by prompt group, as (prompt tokens, shown tokens)."""
 
 
+class BaseAnswers(Protocol):
+    """Answers of version 0, as `learner.kept.Answers` draws them."""
+
+    def of(
+        self,
+        prompts: Sequence[TrainPrompt],
+        count: int,
+        sampling: Sampling,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Sequence[Sequence[Answer]]:
+        """The first `count` answers to each prompt."""
+
+
 class SampledReferences:
     """Completions of the base by prompt group; grows as prompts are asked for."""
 
@@ -56,17 +70,17 @@ class SampledReferences:
         self,
         text: Text,
         plugin: DomainPlugin,
-        engine: Engine,
-        base: ReleaseKey,
+        answers: BaseAnswers,
         sampling: Sampling,
         *,
         most: int = FIT_REFERENCES,
     ) -> None:
         self.most = most
         self._text, self._plugin = text, plugin
-        self._engine, self._base, self._sampling = engine, base, sampling
+        self._answers, self._sampling = answers, sampling
         # Equal answers stay: a policy that says one thing often must be seen to.
         self._found: dict[str, list[tuple[Completion, str]]] = {}
+        self._drawn: Counter[tuple[int, ...]] = Counter()
 
     def take_from(self, data: FrozenDataSet) -> None:
         """Note the base's answers that were served, of exactly this sampling: others are answers of another policy.
@@ -95,28 +109,24 @@ class SampledReferences:
         prompts: Sequence[TrainPrompt],
         least: int,
         *,
-        seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Sample `least` answers for each prompt that has fewer.
+        """Sample answers for each prompt that has fewer than `least`, as many as it lacks.
 
-        A prompt's answers hang on `seed` and the prompt alone, not on which others are missing.
+        A prompt's answers hang on the turn's draw of the base and on the prompt, not on which others are missing.
         """
-        missing = [p for p in prompts if len(self.of(p)) < least]
-        if not missing:
-            return
-        for found in sample(
-            self._engine,
-            missing,
-            self._base,
-            self._sampling,
-            samples=least,
-            seed=seed,
-            seeded_by_prompt=True,
-            progress=progress,
-        ):
-            completion, displayed = as_shown(self._text, self._plugin, found)
-            self._found.setdefault(found.prompt.group, []).append((completion, displayed))
+        missing: dict[int, list[TrainPrompt]] = {}
+        for each in {prompt.encoded.tokens: prompt for prompt in prompts}.values():
+            if (lacks := least - len(self.of(each))) > 0:
+                missing.setdefault(lacks + self._drawn[each.encoded.tokens], []).append(each)
+        for count, several in sorted(missing.items()):
+            for prompt, answers in zip(
+                several, self._answers.of(several, count, self._sampling, progress=progress), strict=True
+            ):
+                for answer in answers[self._drawn[prompt.encoded.tokens] :]:
+                    shown = shown_answer(self._text, self._plugin, prompt, answer.tokens, answer.text)
+                    self._found.setdefault(prompt.group, []).append(shown)
+                self._drawn[prompt.encoded.tokens] = count
 
     def of(self, prompt: TrainPrompt) -> list[tuple[Completion, str]]:
         """The base's answers to exactly this prompt, with their displayed texts."""
@@ -148,7 +158,6 @@ class OptionReferences:
         prompts: Sequence[TrainPrompt],
         least: int,
         *,
-        seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Nothing is missing."""
@@ -172,8 +181,15 @@ def _as_float32(value: float) -> float:
 
 def as_shown(text: Text, plugin: DomainPlugin, made: Sample) -> tuple[Completion, str]:
     """A sample as people would see it: its shown tokens, and the displayed text."""
-    displayed = plugin.parse(made.prompt.rendered, made.generated.text).displayed
-    return Completion(made.prompt.encoded.tokens, shown_part(text, made.generated.tokens, displayed)), displayed
+    return shown_answer(text, plugin, made.prompt, made.generated.tokens, made.generated.text)
+
+
+def shown_answer(
+    text: Text, plugin: DomainPlugin, prompt: TrainPrompt, tokens: tuple[int, ...], written: str
+) -> tuple[Completion, str]:
+    """An answer as people would see it: its shown tokens, and the displayed text."""
+    displayed = plugin.parse(prompt.rendered, written).displayed
+    return Completion(prompt.encoded.tokens, shown_part(text, tokens, displayed)), displayed
 
 
 def options_shown(text: Text, plugin: DomainPlugin, prompt: TrainPrompt) -> list[tuple[Completion, Outcome]]:

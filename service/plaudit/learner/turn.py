@@ -24,7 +24,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plaudit.engine import adapters
-from plaudit.learner.context import Learner, Turn
+from plaudit.engine.protocol import ReleaseKey
+from plaudit.learner.context import Learner, Turn, base_seed
+from plaudit.learner.kept import Kept
 from plaudit.learner.outcome import REFUSALS, Result, TurnEnded, TurnOutcome
 from plaudit.learner.since import settings_digest
 from plaudit.learner.steps.decide import decide
@@ -37,6 +39,7 @@ from plaudit.learner.steps.register import register
 from plaudit.privacy.models import erasures_of
 from plaudit.release.moves import ChannelState
 from plaudit.release.reading import failed_checks, refusals
+from plaudit.store.kept import Files
 from plaudit.store.leases import Lease
 from plaudit.types import Channel
 
@@ -63,6 +66,15 @@ def new_turn(
         erasures = erasures_of(connection, channel)
     staged = set(learner.engine.staged())
     folder = Path(tempfile.mkdtemp(prefix="plaudit-turn-"))
+    files = Files(
+        Path(learner.settings.data_dir),
+        channel,
+        erasures=erasures,
+        most_bytes=settings.learn.kept_mb << 20,
+        count=lambda kind, found, number: learner.metrics.kept.labels(str(channel), kind, found).inc(number),
+    )
+    version_0 = ReleaseKey(str(channel), 0, learner.registry.release(channel, 0).digest)
+    kept = Kept(files, base=learner.base, engine=learner.engine, release=version_0, seed=base_seed(seed))
     try:
         yield Turn(
             learner=learner,
@@ -76,8 +88,10 @@ def new_turn(
             as_of=as_of or dt.datetime.now(dt.UTC),
             folder=folder,
             erasures=erasures,
+            kept=kept,
         )
     finally:
+        kept.answers.keep()
         learner.status.end_step()
         shutil.rmtree(folder, ignore_errors=True)
         for key in set(learner.engine.staged()) - staged:

@@ -62,7 +62,7 @@ class Practice:
 class References(Protocol):
     """The base's answers by prompt, with which rewards are centred."""
 
-    def complete(self, prompts: Sequence[TrainPrompt], least: int, *, seed: int) -> None:
+    def complete(self, prompts: Sequence[TrainPrompt], least: int) -> None:
         """Sample what is missing until each prompt has `least` answers."""
 
 

@@ -18,7 +18,8 @@ from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.policy.rollout import TrainPrompt
 from plaudit.reward.completion import Completion
-from plaudit.reward.trunk import Row, TrunkCache, spans
+from plaudit.reward.flat import Row, spans
+from plaudit.reward.trunk import TrunkCache
 
 
 class _Pass(NamedTuple):

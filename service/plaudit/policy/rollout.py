@@ -69,13 +69,16 @@ def sample(
     *,
     samples: int,
     seed: int,
+    first: int = 0,
     seeded_by_prompt: bool = False,
     capture: bool = False,
+    width: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:
     """`samples` completions of each prompt, those of one prompt next to each other.
 
-    Each completion's seed comes from `seed` and the prompt's place, or with `seeded_by_prompt` from its tokens.
+    Each completion's seed comes from `seed`, its number, counted from `first`, and the prompt's place, or with
+    `seeded_by_prompt` from its tokens. `width`: of the batch that they are drawn in; None lets the engine choose.
     """
     # From here on the engine's thread computes, and this one waits.
     release_team()
@@ -87,8 +90,9 @@ def sample(
                 sampling=sampling,
                 seed=_seed(seed, _number(p) if seeded_by_prompt else i, j),
                 capture=capture,
+                width=width,
             )
-            for j in range(samples)
+            for j in range(first, first + samples)
         ]
         for i, p in enumerate(prompts)
     ]

@@ -70,8 +70,8 @@ class Ppo:
                 drawn = with_practice(task)
                 task.progress("references")
                 every = {prompt.encoded.tokens: prompt for prompts in [*drawn, task.held_out] for prompt in prompts}
-                task.references.complete(list(every.values()), REFERENCES, seed=task.seed * 31)
-                task.references.complete(task.held_out, HELD_OUT_SAMPLES, seed=task.seed * 31 + 1)
+                task.references.complete(list(every.values()), REFERENCES)
+                task.references.complete(task.held_out, HELD_OUT_SAMPLES)
                 return run(task, trainer, drawn)
             finally:
                 trainer.unstage()

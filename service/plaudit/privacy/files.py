@@ -10,7 +10,7 @@ from plaudit.eventlog import LOG_FILE
 from plaudit.evidence.removal import TABLES
 from plaudit.privacy.tables import PERSON_KEY
 from plaudit.settings import Settings
-from plaudit.store import sqlite
+from plaudit.store import kept, sqlite
 from plaudit.store.database import Database
 
 
@@ -18,8 +18,10 @@ def scrub(settings: Settings, database: Database, *, compact: bool = False) -> b
     """Takes what was deleted out of the files' bytes; False if a reader was in the way: try again later.
 
     PostgreSQL: the space of deleted rows is freed for use; its server overwrites it as it uses it. compact: writes
-    SQLite files anew, without pages that an earlier version left behind. Raises sqlite3.OperationalError.
+    SQLite files anew, without pages that an earlier version left behind. What a learner on this disk kept from turn to
+    turn goes too. Raises sqlite3.OperationalError.
     """
+    kept.forget(settings.data_dir)
     files = [] if settings.log.kind == "kafka" else [settings.data_dir / LOG_FILE]
     if database.engine.dialect.name == "sqlite":
         files.append(Path(str(database.engine.url.database)))

@@ -186,8 +186,7 @@ def _features(
     sides = [(c.better, c.worse, *c.better_references, *c.worse_references) for c in contrasts]
     every = [*(each for batch in train for each in batch.completions), *pairs.completions]
     needed = list(dict.fromkeys([*every, *(each for side in sides for each in side)]))
-    with torch.no_grad():
-        return dict(zip(needed, model.features(needed).cpu(), strict=True))
+    return dict(zip(needed, model.plain_features(needed).cpu(), strict=True))
 
 
 def _fit_heads(

@@ -26,7 +26,7 @@ from plaudit.engine.base import Base
 from plaudit.errors import BadArtifact
 from plaudit.reward.batch import Shared, Treatment
 from plaudit.reward.completion import Completion
-from plaudit.reward.trunk import TrunkCache
+from plaudit.reward.trunk import KeptFeatures, TrunkCache
 from plaudit.settings import ModelSettings, RewardSettings
 
 HEADS_FILE = "heads.safetensors"
@@ -37,14 +37,19 @@ FORMAT = 1
 LEAST_SPREAD = 1e-6
 
 
-def trunk_cache(base: Base, settings: RewardSettings) -> TrunkCache:
-    """An empty cache for reward models of these settings; several models share one.
+def trunk_cache(base: Base, settings: RewardSettings, kept: KeptFeatures | None = None) -> TrunkCache:
+    """A cache for reward models of these settings, empty but for what is `kept`; several models share one."""
+    return TrunkCache(base, *trunk_layers(base, settings), kept)
+
+
+def trunk_layers(base: Base, settings: RewardSettings) -> tuple[int, int]:
+    """The layer whose input is kept, and the one below which heads read.
 
     Without `layer` heads read two thirds of the way up: the last layers turn states into the next token, and what a
     text is like can be read better below them (docs/adr/0013).
     """
     stop = min(settings.layer or round(base.num_layers * 2 / 3), base.num_layers)
-    return TrunkCache(base, max(0, stop - settings.adapter_layers), stop)
+    return max(0, stop - settings.adapter_layers), stop
 
 
 class RewardModel:
@@ -137,10 +142,22 @@ class RewardModel:
 
         An empty response takes the state at EOS for both. With gradient to the adapter if autograd is on.
         """
+        if self.adapter is None:
+            return self.plain_features(completions, cache)
         if not completions:
             return torch.zeros(0, self.feature_size, device=self.base.device)
         with self.switched_on():
             last, mean = self._trunk(cache).pooled(completions)
+        return self._normed(last, mean)
+
+    def plain_features(self, completions: Sequence[Completion], cache: TrunkCache | None = None) -> Tensor:
+        """As `features`, of the bare base; each completion's are computed once and kept."""
+        if not completions:
+            return torch.zeros(0, self.feature_size, device=self.base.device)
+        last, mean = self._trunk(cache).plain(completions)
+        return self._normed(last, mean).to(self.base.device)
+
+    def _normed(self, last: Tensor, mean: Tensor) -> Tensor:
         width = (self.base.hidden_size,)
         return torch.cat([layer_norm(last, width), layer_norm(mean, width)], -1)
 

@@ -3,21 +3,24 @@
 Completions of one prompt are packed into one row: the prompt once, then each completion's shown tokens and EOS, at
 the positions that they would have alone. A completion sees the prompt and itself, never its neighbours, so that
 packed and single passes give the same states. Enter: token ids. Leave: hidden states. Whether an adapter is on is
-the caller's affair; the trunk lies below all adapters, so its activations are computed once and kept.
+the caller's affair; the trunk lies below all adapters, so its activations are computed once and kept. Passes that
+gradient flows back through are padded rows (few operators carry it); all others are flat (`reward.flat`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from plaudit.engine import adapters
 from plaudit.engine.base import Base
+from plaudit.reward import flat
 from plaudit.reward.completion import Completion
+from plaudit.reward.flat import Row, spans
 
 # A row of one prompt and what shares it: longer rows waste attention, shorter ones repeat prompts.
 MOST_ROW_TOKENS = 384
@@ -27,19 +30,6 @@ MOST_PASS_TOKENS = 3072
 # computing padding costs more than a pass more.
 MOST_STRETCH = 1.15
 LEAST_PASS_TOKENS = 192
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A prompt and the completions packed behind it, in order."""
-
-    prompt: tuple[int, ...]
-    shown: tuple[tuple[int, ...], ...]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the row."""
-        return len(self.prompt) + sum(len(shown) + 1 for shown in self.shown)
 
 
 def pack(completions: Iterable[Completion]) -> list[Row]:
@@ -140,21 +130,40 @@ def _shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
+class KeptFeatures(Protocol):
+    """Activations that earlier turns computed."""
+
+    def prompt(self, prompt: tuple[int, ...]) -> Tensor | None:
+        """Trunk activations (P, H) of a prompt; None if they are not there."""
+
+    def completion(self, completion: Completion) -> tuple[Tensor, Tensor | None] | None:
+        """Trunk activations (S + 1, H) of shown tokens and EOS, and what `plain` gives (2, H) if it is there."""
+
+
 class TrunkCache:
     """Trunk activations (fp32, on the CPU) of prompts and of completions, each computed once.
 
-    `start` is the layer whose input is kept, `stop` the layer below which states are read. Not for several threads.
+    `start` is the layer whose input is kept, `stop` the layer below which states are read. What is missing is looked
+    for in `kept` before it is computed. Not for several threads.
     """
 
-    def __init__(self, base: Base, start: int, stop: int) -> None:
+    def __init__(self, base: Base, start: int, stop: int, kept: KeptFeatures | None = None) -> None:
         self.base = base
         self.start, self.stop = start, stop
+        self._kept = kept
         self._prompts: dict[tuple[int, ...], Tensor] = {}
         self._completions: dict[Completion, Tensor] = {}
+        # What the bare base's state at EOS and mean state are: (2, H).
+        self._plain: dict[Completion, Tensor] = {}
 
     def __len__(self) -> int:
         """Completions held."""
         return len(self._completions)
+
+    def held(self) -> Iterator[tuple[Completion, Tensor, Tensor, Tensor | None]]:
+        """Completions with the activations of their prompt (P, H) and their own (S + 1, H), and what `plain` gave."""
+        for completion, states in self._completions.items():
+            yield completion, self._prompts[completion.prompt], states, self._plain.get(completion)
 
     def put(self, completion: Completion, hidden: Tensor) -> None:
         """Seed with activations (P + S + 1, H) from elsewhere: of the prompt, the shown tokens and the EOS."""
@@ -167,41 +176,56 @@ class TrunkCache:
     @torch.no_grad()
     def fill(self, completions: Iterable[Completion]) -> None:
         """Compute what is missing."""
-        missing = [c for c in completions if c not in self._completions]
-        for rows in passes(pack(missing)):
-            width = max(row.length for row in rows)
-            tokens = torch.full((len(rows), width), end_token(self.base), device=self.base.device)
-            for index, row in enumerate(rows):
-                flat = [*row.prompt, *(token for shown in row.shown for token in (*shown, end_token(self.base)))]
-                tokens[index, : row.length] = torch.tensor(flat, device=self.base.device)
-            hidden = run_rows(self.base, rows, self.base.embed(tokens), 0, self.start).float().cpu()
-            for index, row in enumerate(rows):
-                if row.prompt not in self._prompts:
-                    self._prompts[row.prompt] = hidden[index, : len(row.prompt)].clone()
-                for shown, (begin, end) in zip(row.shown, spans(row), strict=True):
-                    self._completions[Completion(row.prompt, shown)] = hidden[index, begin:end].clone()
+        missing = [c for c in completions if c not in self._completions and not self._take(c)]
+        for rows in flat.passes(pack(missing)):
+            layout = flat.Layout(rows, self.base)
+            hidden = layout.run(self.base, flat.embedded(self.base, rows), 0, self.start).float().cpu()
+            for prompt, begin, end in layout.prompts:
+                if prompt not in self._prompts:
+                    self._prompts[prompt] = hidden[begin:end].clone()
+            for completion, begin, end in layout.completions:
+                self._completions[completion] = hidden[begin:end].clone()
+
+    def _take(self, completion: Completion) -> bool:
+        """Take over what an earlier turn computed, if it is there."""
+        found = self._kept.completion(completion) if self._kept is not None else None
+        if self._kept is None or found is None:
+            return False
+        if completion.prompt not in self._prompts:
+            prompt = self._kept.prompt(completion.prompt)
+            if prompt is None:
+                return False
+            self._prompts[completion.prompt] = prompt
+        self._completions[completion], plain = found
+        if plain is not None:
+            self._plain[completion] = plain
+        return True
 
     def forget(self, completions: Iterable[Completion]) -> None:
         """Drop completions that will not be asked for again; prompts stay."""
         for completion in completions:
             self._completions.pop(completion, None)
+            self._plain.pop(completion, None)
 
     def clear(self, above: int) -> None:
         """Drop everything if more than `above` tokens are held."""
         held = sum(len(each) for several in (self._prompts, self._completions) for each in several.values())
         if held > above:
-            self._prompts.clear()
-            self._completions.clear()
+            for several in (self._prompts, self._completions, self._plain):
+                several.clear()
 
     def inputs(self, rows: Sequence[Row]) -> Tensor:
         """Activations of rows (B, T, H), zero on the right of each row, on the base's device; all must be held."""
         width = max(row.length for row in rows)
         out = torch.zeros(len(rows), width, self.base.hidden_size)
         for index, row in enumerate(rows):
-            out[index, : len(row.prompt)] = self._prompts[row.prompt]
-            for shown, (begin, end) in zip(row.shown, spans(row), strict=True):
-                out[index, begin:end] = self._completions[Completion(row.prompt, shown)]
+            out[index, : row.length] = self._row(row)
         return out.to(self.base.device, self.base.dtype)
+
+    def _row(self, row: Row) -> Tensor:
+        """Activations (T, H) of a row."""
+        own = (self._completions[Completion(row.prompt, shown)] for shown in row.shown)
+        return torch.cat([self._prompts[row.prompt], *own])
 
     def run(
         self, completions: Iterable[Completion], most: int = MOST_PASS_TOKENS
@@ -210,16 +234,32 @@ class TrunkCache:
         for rows in passes(pack(completions), most):
             yield rows, run_rows(self.base, rows, self.inputs(rows), self.start, self.stop).float()
 
+    def _spread(self, completions: Iterable[Completion]) -> Iterator[tuple[list[tuple[Completion, int, int]], Tensor]]:
+        """Completions with their begin and end in states (M, H) as read, pass by pass, as `run`."""
+        if torch.is_grad_enabled():
+            for rows, hidden in self.run(completions):
+                width = hidden.shape[1]
+                found = [
+                    (Completion(row.prompt, shown), index * width + begin, index * width + end)
+                    for index, row in enumerate(rows)
+                    for shown, (begin, end) in zip(row.shown, spans(row), strict=True)
+                ]
+                yield found, hidden.flatten(0, 1)
+        else:
+            for rows in flat.passes(pack(completions)):
+                layout = flat.Layout(rows, self.base)
+                inputs = torch.cat([self._row(row) for row in rows]).to(self.base.device, self.base.dtype)
+                yield layout.completions, layout.run(self.base, inputs, self.start, self.stop).float()
+
     @torch.no_grad()
     def states(self, completions: Sequence[Completion]) -> dict[Completion, Tensor]:
         """States (S + 1, H) of each completion's shown tokens and EOS, under the adapter in force, detached."""
         self.fill(completions)
-        out: dict[Completion, Tensor] = {}
-        for rows, hidden in self.run(completions):
-            for index, row in enumerate(rows):
-                for shown, (begin, end) in zip(row.shown, spans(row), strict=True):
-                    out[Completion(row.prompt, shown)] = hidden[index, begin:end].clone()
-        return out
+        return {
+            completion: hidden[begin:end].clone()
+            for found, hidden in self._spread(completions)
+            for completion, begin, end in found
+        }
 
     def pooled(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
         """State at EOS, and the mean over the shown tokens: (N, H) each, under the adapter in force.
@@ -229,39 +269,32 @@ class TrunkCache:
         self.fill(completions)
         order: dict[Completion, int] = {}
         lasts, means = [], []
-        for rows, hidden in self.run(completions):
-            width = hidden.shape[1]
-            ends: list[int] = []
+        for found, hidden in self._spread(completions):
             tokens: list[int] = []
             owners: list[int] = []
-            for index, row in enumerate(rows):
-                for shown, (begin, end) in zip(row.shown, spans(row), strict=True):
-                    order[Completion(row.prompt, shown)] = len(order)
-                    own = range(index * width + begin, index * width + max(end - 1, begin + 1))
-                    tokens += own
-                    owners += [len(ends)] * len(own)
-                    ends.append(index * width + end - 1)
+            for number, (completion, begin, end) in enumerate(found):
+                order[completion] = len(order)
+                own = range(begin, max(end - 1, begin + 1))
+                tokens += own
+                owners += [number] * len(own)
             # One gather a pass: a slice a completion would each send back a gradient of the whole pass's size.
-            flat = hidden.flatten(0, 1)
-            owner = torch.tensor(owners, device=flat.device)
-            sums = flat.new_zeros(len(ends), flat.shape[1]).index_add(0, owner, flat[torch.tensor(tokens)])
-            lasts.append(flat[torch.tensor(ends)])
-            means.append(sums / torch.bincount(owner, minlength=len(ends))[:, None])
+            owner = torch.tensor(owners, device=hidden.device)
+            sums = hidden.new_zeros(len(found), hidden.shape[1]).index_add(0, owner, hidden[torch.tensor(tokens)])
+            lasts.append(hidden[torch.tensor([end - 1 for _, _, end in found])])
+            means.append(sums / torch.bincount(owner, minlength=len(found))[:, None])
         rows_of = torch.tensor([order[each] for each in completions], device=self.base.device)
         return torch.cat(lasts)[rows_of], torch.cat(means)[rows_of]
 
-
-def spans(row: Row) -> list[tuple[int, int]]:
-    """Begin and end of each completion in its row, the EOS included."""
-    found = []
-    at = len(row.prompt)
-    for shown in row.shown:
-        found.append((at, at + len(shown) + 1))
-        at += len(shown) + 1
-    return found
-
-
-def end_token(base: Base) -> int:
-    """The EOS that closes a completion for the reward model: the tokenizer's own, else the smallest id."""
-    token = base.tokenizer.eos_token_id
-    return int(token) if isinstance(token, int) else min(base.eos_ids)
+    @torch.no_grad()
+    def plain(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
+        """What `pooled` gives with all adapters off, on the CPU: computed once per completion."""
+        self.fill(completions)
+        missing = [each for each in dict.fromkeys(completions) if each not in self._plain]
+        if missing:
+            with adapters.active(self.base, None):
+                for found, hidden in self._spread(missing):
+                    for completion, begin, end in found:
+                        mean = hidden[begin : max(end - 1, begin + 1)].mean(0)
+                        self._plain[completion] = torch.stack([hidden[end - 1], mean]).cpu()
+        last, mean = torch.stack([self._plain[each] for each in completions], 1)
+        return last, mean

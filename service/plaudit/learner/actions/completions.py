@@ -52,8 +52,7 @@ class Completions:
         references = SampledReferences(
             turn.base,
             turn.plugin,
-            turn.engine,
-            turn.base_key,
+            turn.kept.answers,
             turn.sampling,
             most=min(turn.settings.reward.references, FIT_REFERENCES),
         )
@@ -106,6 +105,8 @@ class Completions:
             samples=settings.samples,
             start_layer=turn.start_layer,
             seed=turn.seed * 7919 + 1,
+            answers=turn.kept.answers,
+            probe_seed=turn.base_seed,
             detail=turn.tell,
         )
         with (
@@ -120,7 +121,7 @@ class Completions:
             with staging.live(turn) as live:
                 probes, failed = measurer.probes(key, turn.base_key, live, needed, settings.probe_rate)
             proof = measurer.proof(key, "policy", turn.sampling.temperature)
-        references.complete(frozen.gate, min(2, settings.samples), seed=turn.seed * 17 + 3)
+        references.complete(frozen.gate, min(2, settings.samples))
         scores, said = measurer.judged(made)
         base_scores, base_said = measurer.base_answers(frozen.gate)
         rollout = collate(drawn, turn.base, turn.start_layer)

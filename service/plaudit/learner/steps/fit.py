@@ -24,7 +24,7 @@ from plaudit.reward.calibration import RewardReport, measure
 from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Comparison, Units, collect, complete_references, thumb_contrasts
 from plaudit.reward.fit import NothingToFit, fit_reward
-from plaudit.reward.model import RewardModel, trunk_cache
+from plaudit.reward.model import RewardModel, trunk_cache, trunk_layers
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +40,10 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
     require(*needs.of_evidence(held_out, train, gates, settings.gate, notes))
     pairs, by_pairs = needs.judged_by(held_out, settings.gate)
     _complete_references(turn, frozen, units)
-    cache = trunk_cache(base, settings.reward)
+    kept = turn.kept.features(trunk_layers(base, settings.reward))
+    cache = trunk_cache(base, settings.reward, kept)
     with contextlib.ExitStack() as unless_whole, _waits_for_contrast():
+        unless_whole.callback(kept.keep, cache)
         reward = fit_reward(
             base,
             data,
@@ -78,6 +80,7 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
             treatment=reward.treatment,
             cache=cache,
         )
+        kept.keep(cache)
         unless_whole.pop_all()
     return Fitted(reward=reward, judge=judge, report=report, live_outcomes=live_outcomes, slices=slices)
 
@@ -103,7 +106,6 @@ def _complete_references(turn: Turn, frozen: Frozen, units: Mapping[Split, Units
     frozen.references.complete(
         [prompt for prompt in frozen.prompts if prompt.group in groups],
         frozen.references.most,
-        seed=turn.seed * 37 + 5,
         progress=lambda done, every: turn.tell(f"references: {done}/{every} base answers"),
     )
 
