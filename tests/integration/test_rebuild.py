@@ -88,6 +88,7 @@ def world(request, tmp_path):
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_the_log_gives_the_digest_of_the_store_and_mends_one_that_differs(world):
     digest, places = world.digest(), dict(world.store.positions())
+    world.say(make_feedback("unread", "i10", Thumbs("a", False), rater="somebody who comes later"))
     found = world.rebuild()
     assert (found.same, found.read.records, found.read.gaps) == (True, 2 * ACTS + 4, ())
     (channel,) = found.channels
