@@ -118,5 +118,14 @@ sbom: $(READY) $(SUPPLY)/bin/pip-audit ## What is installed, as CycloneDX: build
 walks: $(READY) ## Three newcomers' walks by the pages alone, with a clock; minutes
 	$(BIN)/python -m pytest -q -s tests/walks/backend_developer.py tests/walks/operator.py tests/walks/plugin_author.py $(ARGS)
 
+# A real vLLM server for processors in an environment of its own, about 4 GB: it pins libraries that plaudit does not.
+VLLM = build/vllm
+$(VLLM)/bin/vllm: scripts/vllm_environment.py
+	$(PYTHON) scripts/vllm_environment.py $(VLLM) $(PIP_ARGS)
+
+.PHONY: test-vllm
+test-vllm: $(READY) $(VLLM)/bin/vllm ## The engine over a real vLLM server, which is installed into build/vllm; minutes
+	PLAUDIT_TEST_VLLM=$(abspath $(VLLM))/bin/vllm $(BIN)/python -m pytest -q -s tests/integration/test_vllm.py tests/integration/test_vllm_faults.py $(ARGS)
+
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) $(REPORT) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,7 +1,6 @@
 """A server that speaks as vLLM does, for faults that a real one cannot be made to show; its model is a hash."""
 
 import hashlib
-import itertools
 import json
 import math
 import random
@@ -95,13 +94,6 @@ def _handler(fake):  # noqa: C901 - every call of a server
 
         def _whole(self, body, says):
             name = body["model"]
-            if "prompt_logprobs" in body:
-                tokens = body["prompt"]
-                found = [None]
-                for last, token in itertools.pairwise(tokens):
-                    row = fake.logprobs(name, last)
-                    found.append({str(token): {"logprob": row[token] if token < VOCABULARY else -9.0}})
-                return self._answer(200, {"model": says, "choices": [{"index": 0, "prompt_logprobs": found}]})
             temperature = 1.0 if fake.raw else body["temperature"]
             choices = []
             for index, prefix in enumerate(body["prompt"]):

@@ -212,8 +212,9 @@ class VllmEngine:
 
     async def _raw(self, ticket: VllmTicket, count: int) -> tuple[float, ...]:
         job, name = ticket.job, self._name(ticket.job.release)
-        tokens = ticket.tokens[:count]
-        return await self._again(lambda: self._fleet.raw(name, job.prompt.tokens, tokens))
+        tokens = [ticket.tokens[:count]]
+        (found,) = await self._again(lambda: self._fleet.score_at_one(name, job.prompt, tokens, 1.0))
+        return found
 
     def _fetched(self, ticket: VllmTicket, count: int) -> tuple[float, ...]:
         """Raw log-probs of a completion that was given up."""

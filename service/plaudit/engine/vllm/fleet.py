@@ -96,6 +96,9 @@ class Fleet:
     async def open(self) -> None:
         """Lets in every server that answers; raises EngineUnavailable if none does, Misconfigured if one is wrong."""
         found = await asyncio.gather(*(self._let_in(place) for place in self._places), return_exceptions=True)
+        for place, error in zip(self._places, found, strict=True):
+            if isinstance(error, Unanswered):
+                self._set_aside(place, error)
         wrong = [each for each in found if isinstance(each, BaseException) and not isinstance(each, Unanswered)]
         if wrong:
             raise wrong[0]
@@ -156,7 +159,7 @@ class Fleet:
         if self._signature is None:
             return
         prompt, completion, kept = self._signature.prompt, self._signature.completion, self._signature.logprobs
-        now = await self._one_pass(place, BASE, EncodedPrompt(prompt), completion)
+        (now,) = await self._scores(place, BASE, EncodedPrompt(prompt), [completion], 1.0)
         difference = witness.apart(kept, now)
         if not difference <= _SAME_BASE[self._exact]:
             raise Misconfigured(
@@ -340,21 +343,6 @@ class Fleet:
         async with self.serving(name) as place:
             return await self._scores(place, name, prompt, completions, temperature)
 
-    async def raw(self, name: str, prompt: Sequence[int], completion: Sequence[int]) -> tuple[float, ...]:
-        """Log-probs of a completion's tokens under softmax(logits), in one pass."""
-        async with self.serving(name) as place:
-            return await self._one_pass(place, name, EncodedPrompt(tuple(prompt)), completion)
-
-    async def _one_pass(
-        self, place: Place, name: str, prompt: EncodedPrompt, completion: Sequence[int]
-    ) -> tuple[float, ...]:
-        tokens = (*prompt.tokens, *completion)
-        answer = await place.server.ask(wire.scored(place.model(name), tokens))
-        try:
-            return wire.prompt_logprobs(answer, tokens, len(prompt.tokens))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise _no_logprobs(place, error) from error
-
     async def _scores(
         self,
         place: Place,
@@ -363,10 +351,7 @@ class Fleet:
         completions: Sequence[Sequence[int]],
         temperature: float,
     ) -> list[tuple[float, ...]]:
-        """Log-probs under softmax(logits / temperature): one step behind each different beginning.
-
-        A pass over a prompt gives those under softmax(logits) alone, and makes no use of what the server has cached.
-        """
+        """Log-probs under softmax(logits / temperature): one step behind each different beginning."""
         children: dict[tuple[int, ...], set[int]] = {}
         for completion in completions:
             for at, token in enumerate(completion):
@@ -387,10 +372,8 @@ class Fleet:
 
     def _none_answers(self) -> EngineUnavailable:
         addresses = ", ".join(place.server.address for place in self._places)
-        return EngineUnavailable(
-            f"no vLLM server takes requests ({addresses}): see that they run, and this process's log; retry",
-            servers=addresses,
-        )
+        why = "; ".join(place.told for place in self._places if place.told) or addresses
+        return EngineUnavailable(f"no vLLM server takes requests: {why}; retry", servers=addresses)
 
 
 def _no_logprobs(place: Place, error: Exception) -> InternalError:

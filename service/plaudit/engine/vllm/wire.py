@@ -75,29 +75,22 @@ def completion(
     }
 
 
-def _one_token(model: str, prompt: Any) -> Body:
+def next_tokens(model: str, prefixes: Sequence[Sequence[int]], ids: Sequence[int], temperature: float) -> Body:
+    """Asks for the log-probs of `ids` behind each prefix, under softmax(logits / temperature): `next_logprobs`.
+
+    A step behind each, and not one pass over a prompt (prompt_logprobs): vLLM 0.32 with adapters computes such a pass
+    with the adapters of other requests, or dies of it, if it is not alone in its batch.
+    """
     return {
         "model": model,
-        "prompt": prompt,
+        "prompt": [list(each) for each in prefixes],
         "max_tokens": 1,
+        "temperature": temperature,
         "top_p": 1.0,
         "top_k": 0,
         "seed": 0,
         "add_special_tokens": False,
         **_PLAIN,
-    }
-
-
-def scored(model: str, tokens: Sequence[int]) -> Body:
-    """Asks for the log-probs of tokens as a prompt, under softmax(logits): read them by `prompt_logprobs`."""
-    return {**_one_token(model, list(tokens)), "temperature": 0.0, "prompt_logprobs": 0}
-
-
-def next_tokens(model: str, prefixes: Sequence[Sequence[int]], ids: Sequence[int], temperature: float) -> Body:
-    """Asks for the log-probs of `ids` behind each prefix, under softmax(logits / temperature): `next_logprobs`."""
-    return {
-        **_one_token(model, [list(each) for each in prefixes]),
-        "temperature": temperature,
         "logprobs": 0,
         "logprob_token_ids": list(ids),
         "return_tokens_as_token_ids": True,
@@ -114,14 +107,6 @@ def drawn(piece: Mapping[str, Any]) -> Drawn:
     if len(tokens) != len(logprobs):
         raise ValueError(f"{len(tokens)} tokens and {len(logprobs)} log-probs")
     return Drawn(str(piece["model"]), tokens, logprobs, choice.get("finish_reason"))
-
-
-def prompt_logprobs(answer: Mapping[str, Any], tokens: Sequence[int], start: int) -> tuple[float, ...]:
-    """Log-probs of tokens[start:] in the answer to `scored`; raises KeyError, TypeError or ValueError."""
-    found = answer["choices"][0]["prompt_logprobs"]
-    if len(found) != len(tokens):
-        raise ValueError(f"log-probs of {len(found)} tokens, asked about {len(tokens)}")
-    return tuple(_number(found[at][str(tokens[at])]["logprob"]) for at in range(start, len(tokens)))
 
 
 def next_logprobs(answer: Mapping[str, Any], prefixes: int) -> list[dict[int, float]]:
