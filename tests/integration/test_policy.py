@@ -127,9 +127,7 @@ def test_the_outlook_of_a_token_knows_nothing_of_what_comes_later(base, engine):
     (prompt,) = _prompts(engine, 1)
     plugin = load_plugins(("instruction",))["instruction"]
     model = RewardModel(base, RewardSettings(adapter=False), ModelSettings(adapter_layers=LAYERS))
-    key = ReleaseKey("toy/default", 0, "base")
-    engine.stage(key, None)
-    references = SampledReferences(base, plugin, engine, key, Sampling(max_tokens=8))
+    references = SampledReferences(base, plugin, None, Sampling(max_tokens=8))
     reward = ModelReward(model, plugin, references, most_references=2, outlook=True)
     same = "you have tea. put the book in"
     samples = [_said(base, prompt, f"{same} a box. enjoy!"), _said(base, prompt, f"{same} tea and and", ended=False)]
