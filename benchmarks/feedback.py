@@ -423,14 +423,24 @@ def growth(folder: Path, counts: list[int]) -> Any:
         place.mkdir()
         events = SqliteEventLog(place / "log.sqlite")
         fill(events, acts)
+        before = time.process_time()
         seconds = joined(events, f"sqlite:///{place / 'store.sqlite'}", acts + acts // 2, JoinSettings().batch_records)
+        computed = time.process_time() - before
         events.close()
         size = (place / "store.sqlite").stat().st_size
-        rows.append({"acts": acts, "seconds": round(seconds, 2), "bytes": size, "bytes_per_act": round(size / acts)})
+        rows.append(
+            {
+                "acts": acts,
+                "seconds": round(seconds, 2),
+                "cpu_seconds": round(computed, 2),
+                "bytes": size,
+                "bytes_per_act": round(size / acts),
+            }
+        )
         print(f"  {rows[-1]}", file=sys.stderr, flush=True)
     slopes = {
         name: round(math.log(rows[-1][name] / rows[0][name]) / math.log(counts[-1] / counts[0]), 3)
-        for name in ("seconds", "bytes")
+        for name in ("seconds", "cpu_seconds", "bytes")
         if len(counts) > 1
     }
     return {"rows": rows, "slope": slopes}
