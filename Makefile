@@ -5,6 +5,7 @@
 #   PIP_ARGS=           more options for pip, such as an index that offers a CPU build of torch
 #   ARGS=               more options for pytest, the demo or the image build
 #   JOBS=2              tests that run side by side, each in a process of its own
+#   ENGINE=vllm         lets a vLLM server run the model that demo-quick serves; it is installed into build/vllm
 #   IMAGE_TOOL=docker   builds and runs the image
 #   IMAGE_ARGS=         more options for the build, such as --build-arg TORCH_INDEX=...
 
@@ -23,6 +24,8 @@ HELM ?= helm
 AGAINST ?= HEAD
 
 BIN = $(VENV)/bin
+VLLM = build/vllm
+ENGINE_vllm = $(VLLM)/bin/vllm
 # A file's tests stay in one process, which makes what they share once; the files that take longest begin first.
 PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10
 READY = $(VENV)/.plaudit-ready
@@ -48,8 +51,8 @@ $(READY): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 demo: $(READY) ## The whole loop with a real small model on this machine; writes demo-report/
 	$(BIN)/plaudit demo --out $(REPORT) --seed $(SEED) $(ARGS)
 
-demo-quick: $(READY) ## The same loop with a tiny model, in a few minutes
-	$(BIN)/plaudit demo --quick --out $(REPORT) --seed $(SEED) $(ARGS)
+demo-quick: $(READY) $(ENGINE_$(ENGINE)) ## The same loop with a tiny model, in a few minutes
+	$(BIN)/plaudit demo --quick --out $(REPORT) --seed $(SEED) $(if $(ENGINE_$(ENGINE)),--vllm $(ENGINE_$(ENGINE))) $(ARGS)
 
 test: $(READY) ## Run the tests; what needs a server that is not there is skipped, and says so
 	$(PYTEST) $(ARGS)
@@ -119,7 +122,6 @@ walks: $(READY) ## Three newcomers' walks by the pages alone, with a clock; minu
 	$(BIN)/python -m pytest -q -s tests/walks/backend_developer.py tests/walks/operator.py tests/walks/plugin_author.py $(ARGS)
 
 # A real vLLM server for processors in an environment of its own, about 4 GB: it pins libraries that plaudit does not.
-VLLM = build/vllm
 $(VLLM)/bin/vllm: scripts/vllm_environment.py
 	$(PYTHON) scripts/vllm_environment.py $(VLLM) $(PIP_ARGS)
 

@@ -28,6 +28,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Fixes the people, the sampling and the training.")] = 0,
     log: Annotated[Literal["sqlite", "kafka"], typer.Option(help="Event log.")] = "sqlite",
     keep_data: Annotated[bool, typer.Option("--keep-data", help="Keep the data directory afterwards.")] = False,
+    vllm: Annotated[Path | None, typer.Option(help="The program vllm: a server of it runs the served model.")] = None,
     as_json: JsonOption = False,
     assign: SetOption = None,
 ) -> None:
@@ -37,7 +38,14 @@ def demo(
     from plaudit.demo.processes import DemoFailed
 
     options = DemoOptions(
-        out=out, domain=domain, quick=quick, seed=seed, log=log, keep_data=keep_data, overrides=tuple(assign or ())
+        out=out,
+        domain=domain,
+        quick=quick,
+        seed=seed,
+        log=log,
+        keep_data=keep_data,
+        vllm=vllm,
+        overrides=tuple(assign or ()),
     )
     try:
         report = run_demo(options)

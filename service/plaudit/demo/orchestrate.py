@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import plaudit
-from plaudit.demo import audit, measure, people, plan
+from plaudit.demo import audit, measure, people, plan, vllm
 from plaudit.demo.plan import DemoOptions, People, Scale
 from plaudit.demo.processes import Child, DemoFailed, Processes, model_environ
 from plaudit.demo.progress import Progress
@@ -78,6 +78,7 @@ class _Demo:
         self._due = 0
         self._before = 0
         self._learning: Child | None = None
+        self._vllm: list[str] = []
 
     def run(self) -> dict[str, Any]:
         """Every stage in order; the report's data but for its times."""
@@ -110,7 +111,15 @@ class _Demo:
     def _configure(self) -> None:
         model = plan.cache_dir() / self.who.model
         self.processes.run("model", ["model", "prepare", self.who.model, "--out", str(model)], self._tick)
-        self.options.config.write_text(toml(plan.settings_table(self.options, self.who, model)), encoding="utf-8")
+        table = plan.settings_table(self.options, self.who, model)
+        if self.options.vllm is not None:
+            self._vllm = [
+                *vllm.command(self.options.vllm, model.absolute(), port := vllm.free_port(), context_length=512)
+            ]
+            servers = [f"http://127.0.0.1:{port}"]
+            table["engine"] = {**table.get("engine", {}), "kind": "vllm", "context_length": 512}
+            table["engine"]["vllm"] = {"servers": servers, "dtype": "float32", "silence_seconds": 300.0}
+        self.options.config.write_text(toml(table), encoding="utf-8")
         overrides = [*self.options.overrides, f"data_dir={self.options.data_dir.absolute()}"]
         self.settings = load_settings(self.options.config, overrides)
         if self.settings.log.kind == "kafka" and not self.settings.log.kafka.bootstrap:
@@ -119,6 +128,10 @@ class _Demo:
             )
 
     def _start(self) -> tuple[Child, Child]:
+        if self._vllm:
+            program, *arguments = self._vllm
+            environ = vllm.environ(plan.threads())
+            self.processes.start("vllm", arguments, environ=environ, program=(program,))
         serving = self.processes.start("serve", ["serve", *plan.common(self.options)], environ=model_environ())
         self.target = self._wait_until_ready()
         joining = self.processes.start("join", ["join", *plan.common(self.options)])
@@ -301,7 +314,7 @@ class _Demo:
         from plaudit.addresses import no_proxy
         from plaudit.serving.server import read_address
 
-        deadline = time.monotonic() + _READY_SECONDS
+        deadline = time.monotonic() + (2 * _READY_SECONDS if self._vllm else _READY_SECONDS)
         while time.monotonic() < deadline:
             self._wait(0.3)
             target = read_address(self.settings.data_dir)

@@ -77,6 +77,8 @@ class DemoOptions:
     seed: int = 0
     log: Literal["sqlite", "kafka"] = "sqlite"
     keep_data: bool = False
+    vllm: Path | None = None
+    """The program `vllm`: a server of its own runs the model that is served; None: this package's engine does."""
     overrides: tuple[str, ...] = ()
 
     @property

@@ -47,6 +47,7 @@ class Child:
     started: float
     may_end: bool
     asked_to_end: bool = False
+    program: tuple[str, ...] = PROGRAM
 
     @property
     def running(self) -> bool:
@@ -85,23 +86,30 @@ class Processes:
     @property
     def commands(self) -> list[str]:
         """Command lines of all children, as a person would type them."""
-        return [shlex.join(("plaudit", *child.command)) for child in self._children]
+        named = [("plaudit",) if child.program == PROGRAM else child.program for child in self._children]
+        return [shlex.join((*name, *child.command)) for name, child in zip(named, self._children, strict=True)]
 
     def start(
-        self, name: str, arguments: Sequence[str], *, ends: bool = False, environ: Mapping[str, str] | None = None
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        ends: bool = False,
+        environ: Mapping[str, str] | None = None,
+        program: tuple[str, ...] = PROGRAM,
     ) -> Child:
-        """Start `plaudit <arguments>`; `ends` says that its end is no failure while others go on."""
+        """Start `plaudit <arguments>`, or another program; `ends`: its end is no failure while others go on."""
         log = self._logs / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [*PROGRAM, *arguments],
+                [*program, *arguments],
                 # Its other end closes with this process, however that ends: then the child ends too.
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**self._environ(), **(environ or {}), **ENDS_WITH_STDIN},
             )
-        child = Child(name, tuple(arguments), log, process, time.monotonic(), ends)
+        child = Child(name, tuple(arguments), log, process, time.monotonic(), ends, program=program)
         self._children.append(child)
         return child
 

@@ -19,6 +19,7 @@ from plaudit.demo.audit import Reply, read_log
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.eventlog import open_log
 from plaudit.release.registry import Registry
+from plaudit.serving.proof import REMOTE_GREATEST
 from plaudit.settings import Settings
 from plaudit.types import Action, Candidate, Channel
 
@@ -58,7 +59,8 @@ def replay(settings: Settings, channel: Channel, count: int) -> Replay:
         altered: list[str] = []
         with _engine(settings) as engine, tempfile.TemporaryDirectory() as folder:
             _stage(engine, registry, channel, chosen, Path(folder))
-            for action, again in _AGAIN.items():
+            ways = _SCORED if settings.engine.kind == "vllm" else _AGAIN
+            for action, again in ways.items():
                 of_kind = [each for each in chosen if each[0].interaction.action is action]
                 altered += again(engine, channel, of_kind)
     spanned = sum(any(reply.spans(swap) for swap in swaps) for reply, _ in chosen)
@@ -167,7 +169,25 @@ def altered_choices(engine: TorchEngine, channel: Channel, chosen: Sequence[tupl
     return altered
 
 
+def other_logprobs(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]]) -> list[str]:
+    """Ids of the completions whose log-probs are not those that the named release gives their tokens.
+
+    Of completions that other programs drew, whose random numbers are not ours.
+    """
+    altered: list[str] = []
+    for reply, candidate in chosen:
+        if not candidate.tokens:
+            continue
+        prompt = EncodedPrompt(reply.interaction.prompt_tokens)
+        (found,) = engine.score(prompt, [candidate.tokens], _key(channel, candidate))
+        pairs = zip(found, candidate.logprobs_raw, strict=True)
+        if not all(abs(now - then) <= REMOTE_GREATEST for now, then in pairs):
+            altered.append(candidate.candidate_id)
+    return altered
+
+
 _AGAIN = {Action.COMPLETION: altered_completions, Action.CHOICE: altered_choices}
+_SCORED = {Action.COMPLETION: other_logprobs, Action.CHOICE: altered_choices}
 
 
 def _key(channel: Channel, candidate: Candidate) -> ReleaseKey:

@@ -7,6 +7,7 @@ is for.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def command(program: Path, model: Path, port: int, *, context_length: int, rank:
     return [str(program), "serve", str(model), "--enforce-eager", "--enable-lora", *pairs]
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def environ(threads: int) -> Mapping[str, str]:
     """Its environment: nothing of ours that its own libraries would read."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -35,6 +43,8 @@ def environ(threads: int) -> Mapping[str, str]:
         **kept,
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        # Threads of one server on one core each would starve what else runs on the machine.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": str(threads),
