@@ -30,7 +30,7 @@ from plaudit.simulate.panel import EvaluateSettings, Panel
 from plaudit.simulate.population import SimPrompt, described
 
 POPULATIONS = {"alone": "instruction-shops", "with passages": "instruction-shops-passages"}
-SAMPLES = 4
+SAMPLES = 2
 
 
 def main() -> None:

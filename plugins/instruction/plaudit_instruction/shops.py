@@ -23,13 +23,15 @@ from plaudit_instruction.population import People
 NAMES = (
     *("Marlow", "Tessel", "Brindle", "Quarry", "Fenwick", "Osprey", "Larkin", "Dunmore", "Juniper", "Calder"),
     *("Winslow", "Haddon", "Pellam", "Rookwood", "Sable", "Thornby", "Ulverton", "Vintner", "Yarrow", "Zephyr"),
+    *("Alder", "Bexley", "Corran", "Dovecote", "Elgin", "Farrow", "Garnet", "Hollis", "Ingram", "Jessop"),
+    *("Kestrel", "Lowell", "Merrick", "Norcott", "Oakley", "Penrose", "Quill", "Ravel", "Selwyn", "Tamsin"),
 )
 TRADES = ("Bakery", "Bookshop", "Pharmacy", "Bike Shop", "Cafe", "Hardware Store")
 STREETS = ("Mill Lane", "Harbour Road", "Station Street", "Church Row", "Orchard Way", "Bridge Street", "Castle Hill")
 OWNERS = ("Ada Brook", "Ivan Petrov", "Mei Tanaka", "Omar Said", "Rosa Diaz", "Lena Vogel", "Paul Adeyemi")
 OPENS, CLOSES = ("7:00", "7:30", "8:00", "8:30", "9:00", "9:30", "10:00"), ("5:00", "5:30", "6:00", "6:30", "7:15")
 UNSEEN = ("owner",)  # Asked in evaluations only.
-CHANNEL_SHOPS, EVALUATION_SHOPS = 32, 14
+CHANNEL_SHOPS, EVALUATION_SHOPS = 200, 14  # A gate asks 60 prompts, an eighth of the channel's.
 WEIGHTS: Mapping[str, float] = MappingProxyType({"right": 2.5, "nothing_made_up": 1.5, "short": 1.0, "speaks": 1.0})
 SCALE = 6.0
 SHORT, LONG = 14, 40  # Words: up to the first an answer is short, from the second on it is not at all.
@@ -130,7 +132,7 @@ class _Shoppers(People):
     retrieved = False
 
     def channel_prompts(self) -> Sequence[SimPrompt]:
-        """96 questions: three facts of 32 shops."""
+        """600 questions: three facts of 200 shops."""
         kinds = [kind for kind in _KINDS if kind not in UNSEEN]
         return _prompts(_shops()[:CHANNEL_SHOPS], kinds, retrieved=self.retrieved)
 
