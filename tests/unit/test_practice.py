@@ -69,14 +69,15 @@ def test_the_gate_asks_no_practice_case():
     class Asked(Measurer):
         def __init__(self):
             self.plugin = Instruction()
+            self.engine = types.SimpleNamespace(encode=lambda messages: messages)
             self._detail = lambda text: None
 
-        def _harm(self, cases, release, needed):
-            asked.extend(cases)
-            return types.SimpleNamespace(failed=0), []
+        def answers_to(self, prompts, release, base, first, last):
+            asked.extend(prompt.encoded for prompt in prompts if release == "candidate")
+            return [["No."] * (last - first) for _ in prompts]
 
-    Asked().probes("candidate", "base", None, 60, 0.05)
-    assert asked == list(GATES)
+    Asked().probes("candidate", "base", None, 60, 1.0)
+    assert asked == [Instruction().render(case.request).messages for case in GATES]
 
 
 def test_states_are_compared_on_cases_that_are_not_practised():
