@@ -26,7 +26,9 @@ def command(program: Path, model: Path, port: int, *, context_length: int, rank:
         "--generation-config": "vllm",
     }
     pairs = [str(part) for pair in flags.items() for part in pair]
-    return [str(program), "serve", str(model), "--enforce-eager", "--enable-lora", *pairs]
+    # vLLM 0.32 on processors dies of a prompt in pieces whose request has a seed.
+    whole = ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(8192, context_length))]
+    return [str(program), "serve", str(model), "--enforce-eager", "--enable-lora", *pairs, *whole]
 
 
 def free_port() -> int:

@@ -88,7 +88,6 @@ def next_tokens(model: str, prefixes: Sequence[Sequence[int]], ids: Sequence[int
         "temperature": temperature,
         "top_p": 1.0,
         "top_k": 0,
-        "seed": 0,
         "add_special_tokens": False,
         **_PLAIN,
         "logprobs": 0,
