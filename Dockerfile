@@ -24,7 +24,7 @@ RUN grep -v '^torch==' constraints.txt > tested.txt && if [ -n "$PACKAGES" ]; th
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY plugins plugins
-RUN pip install -c tested.txt ".[service,kafka,postgres,tokens]" $(for name in $PLUGINS; do echo "./plugins/$name"; done) \
+RUN pip install -c tested.txt ".[service,kafka,postgres,tokens,vllm]" $(for name in $PLUGINS; do echo "./plugins/$name"; done) \
  && pip uninstall --yes pip \
  && plaudit --help >/dev/null
 

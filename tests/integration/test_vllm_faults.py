@@ -123,6 +123,15 @@ def test_a_server_that_breaks_a_stream_off_is_gone_on_with_elsewhere(fake, other
     assert [len(each["prompt"]) for each in fake.requests + other.requests if each.get("stream")].count(3 + 3) == 1
 
 
+def test_a_request_that_ends_every_server_is_given_up_after_three(fake, other, engine_of):
+    engine = engine_of(fake, other, patience=60)
+    engine.stage(BASE, None)
+    fake.always_breaks = other.always_breaks = True
+    with pytest.raises(EngineUnavailable):
+        engine.submit([job(BASE)])[0].result(20)
+    assert sum(bool(each.get("stream")) for each in fake.requests + other.requests) == 3
+
+
 def test_a_restarted_server_loads_and_proves_again_before_it_answers(fake, engine_of, adapter):
     engine = engine_of(fake, patience=3)
     engine.stage(ONE, adapter(1))

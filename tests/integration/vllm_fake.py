@@ -24,6 +24,7 @@ class Fake:
         self.requests = []
         self.status = 200
         self.break_after = None  # tokens, of the next stream
+        self.always_breaks = False
         self.unknown_is_base = False  # as a router that knows only bases
         self.says_asked_name = False
         self.raw = False
@@ -118,7 +119,7 @@ def _handler(fake):  # noqa: C901 - every call of a server
                 for at in range(body["max_tokens"]):
                     if at == 2:
                         fake.hold.wait(10)
-                    if at == breaks:
+                    if at == breaks or fake.always_breaks:
                         return
                     row = fake.logprobs(body["model"], last, 1.0 if greedy else body["temperature"])
                     weights = [math.exp(each) for each in row]

@@ -52,6 +52,8 @@ from plaudit.types import FinishReason, Message
 # Longer than any server's own limits on what is waited for here.
 _CALL_SECONDS = 600.0
 _LAST_SECONDS = 10.0  # for raw log-probs of a completion that was given up
+# Servers that a request may lose under way: one that ends whatever server takes it must not end all of them.
+MOST_LOSSES = 2
 _WAIT = wait_random_exponential(multiplier=0.1, max=1.0)
 
 _T = TypeVar("_T")
@@ -180,7 +182,8 @@ class VllmEngine:
                 async for piece in pieces:
                     if (reason := self._take(ticket, piece)) is not None:
                         return reason
-            raise ServerAway(f"the vLLM server at {place.server.address} broke an answer off", place.server.address)
+            address = place.server.address
+            raise ServerAway(f"the vLLM server at {address} broke an answer off", address, under_way=True)
 
     def _take(self, ticket: VllmTicket, piece: wire.Drawn) -> FinishReason | None:
         """Push a piece's tokens to a ticket; what ended the completion, if anything did."""
@@ -438,9 +441,14 @@ class VllmEngine:
 
         `moved`: when there was progress last; None: none before the end. Raises EngineUnavailable.
         """
-        began = time.monotonic()
+        began, losses = time.monotonic(), 0
 
-        def out_of_patience(_: RetryCallState) -> bool:
+        def out_of_patience(state: RetryCallState) -> bool:
+            nonlocal losses
+            error = state.outcome.exception() if state.outcome is not None else None
+            losses += isinstance(error, ServerAway) and error.under_way
+            if losses > MOST_LOSSES:
+                return True
             since = began if moved is None else max(began, moved())
             return time.monotonic() - since > self._settings.vllm.patience_seconds
 

@@ -37,7 +37,11 @@ class Unanswered(Exception):
 
 
 class ServerAway(Unanswered):
-    """A server does not answer."""
+    """A server does not answer. `under_way`: it had the request, so that the request may be what ended it."""
+
+    def __init__(self, message: str, server: str, *, under_way: bool = False) -> None:
+        super().__init__(message, server)
+        self.under_way = under_way
 
 
 class AdapterLost(Unanswered):
@@ -122,12 +126,12 @@ class Server:
                         continue
                     piece = json.loads(data)
                     if "error" in piece:  # what breaks a request under way is told in its stream
-                        raise self._away("it broke the answer off")
+                        raise self._away("it broke the answer off", under_way=True)
                     found = wire.drawn(piece)
                     self._check_name(found.model, body["model"])
                     yield found
         except httpx.HTTPError as error:
-            raise self._away(type(error).__name__) from error
+            raise self._lost(error) from error
         except _GARBLED as error:
             raise self._strange("/v1/completions", error) from error
 
@@ -139,7 +143,7 @@ class Server:
         try:
             response = await self._client.get(path)
         except httpx.HTTPError as error:
-            raise self._away(type(error).__name__) from error
+            raise self._lost(error) from error
         self._check(response, "")
         return response
 
@@ -148,7 +152,7 @@ class Server:
         try:
             return await self._client.post(path, json=body, timeout=timeout)
         except httpx.HTTPError as error:
-            raise self._away(type(error).__name__) from error
+            raise self._lost(error) from error
 
     def _read(self, response: httpx.Response) -> Mapping[str, Any]:
         try:
@@ -171,7 +175,7 @@ class Server:
         if status == 404 and name:
             raise AdapterLost(f"the vLLM server at {self.address} does not know {name}", self.address)
         if status in _RETRYABLE:
-            raise self._away(f"status {status}")
+            raise self._away(f"status {status}", under_way=status == 500)
         raise InternalError(
             f"the vLLM server at {self.address} refuses a request with status {status}; its logs say why"
         )
@@ -181,8 +185,13 @@ class Server:
         if answered != asked:
             raise AdapterLost(f"the vLLM server at {self.address} did not answer as {asked}", self.address)
 
-    def _away(self, why: str) -> ServerAway:
-        return ServerAway(f"the vLLM server at {self.address} does not answer ({why})", self.address)
+    def _lost(self, error: httpx.HTTPError) -> ServerAway:
+        before = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        return self._away(type(error).__name__, under_way=not before)
+
+    def _away(self, why: str, *, under_way: bool = False) -> ServerAway:
+        words = f"the vLLM server at {self.address} does not answer ({why})"
+        return ServerAway(words, self.address, under_way=under_way)
 
     def _strange(self, what: str, error: Exception) -> InternalError:
         return InternalError(
