@@ -291,14 +291,16 @@ class TestEmbedded(EventLogContract):
         blocker = sqlite3.connect(settings.data_dir / "log.sqlite", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
 
-        def append(kind):
-            with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-                patch.setattr(sqlite_log, "_Batch", kind)
+        def append():
+            with contextlib.suppress(KeyboardInterrupt):
                 log.append(Topic.FEEDBACK, "k", b"v")
 
+        # Patched once, by this thread: patches of several threads would undo each other in any order.
+        kinds = iter((sqlite_log._Batch, Interrupted, sqlite_log._Batch, sqlite_log._Batch))
+        monkeypatch.setattr(sqlite_log, "_Batch", lambda *given: next(kinds)(*given))
         threads = []
-        for waiting, kind in enumerate((sqlite_log._Batch, Interrupted, sqlite_log._Batch)):
-            threads.append(threading.Thread(target=append, args=(kind,)))
+        for waiting in range(3):
+            threads.append(threading.Thread(target=append))
             threads[-1].start()
             eventually = time.monotonic() + 10
             while (len(log._waiting) < waiting or not log._writing) and time.monotonic() < eventually:

@@ -683,7 +683,7 @@ def test_the_loop_goes_on_while_a_channel_or_the_store_fails(settings_of, monkey
     """One channel's database error and an unreadable store are no end of the process."""
     settings = settings_of(learn={"max_turns": 2})
     away = StoreUnavailable("the database is away")
-    state, channels, asked = Registry.state, EvidenceStore.channels, []
+    state, channels, asked = Registry.learning_state, EvidenceStore.channels, []
 
     def of_state(self, channel):
         if channel.tenant == "broken":
@@ -696,7 +696,7 @@ def test_the_loop_goes_on_while_a_channel_or_the_store_fails(settings_of, monkey
             raise away
         return [Channel("instruction", "broken"), *channels(self)]
 
-    monkeypatch.setattr(Registry, "state", of_state)
+    monkeypatch.setattr(Registry, "learning_state", of_state)
     monkeypatch.setattr(EvidenceStore, "channels", some_channels)
     with structlog.testing.capture_logs() as lines:
         results = loop.learn(settings)
