@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -231,7 +232,14 @@ def test_a_library_that_is_not_installed_is_named_with_the_extra_that_brings_it(
         f"import sys; sys.modules[{library!r}] = None; sys.argv = ['plaudit', *{arguments!r}]\n"
         "from plaudit.__main__ import main; main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},  # no model that a demo made before
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"plaudit: this command needs {library}, which is not installed; run: pip install 'plaudit[{extra}]'"

@@ -120,9 +120,8 @@ KEEPERS = {
     "child.start(lambda line: print(line, flush=True))\n",
     "demo": "from pathlib import Path\n"
     "from plaudit.demo import processes\n"
-    "processes.PROGRAM = (sys.executable, '-c', sys.argv[1])\n"
     "kept = processes.Processes(Path(sys.argv[2]), threads=1)\n"
-    "child = kept.start('serve', [])\n",
+    "child = kept.start('serve', [], program=(sys.executable, '-c', sys.argv[1]))\n",
 }
 KEPT = """
 import os, sys, time
