@@ -110,11 +110,11 @@ class Walker:
     def start(self, command):
         """A command that goes on, in a second terminal."""
         self.clock(f"$ {command}")
-        log = (self.folder / "terminal.log").open("ab")
-        words = self.with_ports(command)
-        self.started.append(
-            subprocess.Popen(f"exec {words}", shell=True, cwd=self.folder, env=self.environment, stderr=log, stdout=log)
-        )
+        words = f"exec {self.with_ports(command)}"
+        with (self.folder / "terminal.log").open("ab") as log:
+            self.started.append(
+                subprocess.Popen(words, shell=True, cwd=self.folder, env=self.environment, stderr=log, stdout=log)
+            )
 
     def until(self, what, look):
         """What `look` finds, once it finds something."""

@@ -135,8 +135,10 @@ def _rewards(axes: Any, turns: Sequence[Data]) -> None:
         chosen = next((state for state in states if state[2] == row.get("chosen")), states[-1])
         axes.plot([chosen[0]], [chosen[1]], "o", color=colour, markersize=9)
         name = f"turn {row['version']}" + ("" if row.get("live_from") else " (refused)")
-        # To the left, because the next turn begins where this one ended, and goes right.
-        axes.annotate(name, chosen[:2], (-8, 8), textcoords="offset points", fontsize=9, color=colour, ha="right")
+        # To the left, because the next turn begins where this one ended, and goes right; if there is room.
+        room = chosen[0] > 0.25 * max(state[0] for state in states)
+        place, side = ((-8, 8), "right") if room else ((8, -14), "left")
+        axes.annotate(name, chosen[:2], place, textcoords="offset points", fontsize=9, color=colour, ha=side)
     axes.set_ylabel("reward", fontsize=9, color=MUTED)
     axes.margins(y=0.2)
     _titled(
