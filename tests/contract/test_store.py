@@ -16,6 +16,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from plaudit.errors import Misconfigured, StoreUnavailable
+from plaudit.eventlog import Topic
+from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.store import database as module
 from plaudit.store.database import METADATA, SCHEMA, Database
 from plaudit.store.leases import LeaseHeld, LeaseLost, Leases
@@ -118,6 +120,36 @@ def test_a_file_that_others_could_read_is_narrowed(tmp_path):
     path.touch(0o644)
     Database(f"sqlite:///{path}").close()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_written_after_a_second_opening_is_there_when_another_process_has_ended(tmp_path):
+    """To open and close the file beside SQLite would drop this process's locks on it, and its write-ahead log goes."""
+    url, log_file = f"sqlite:///{tmp_path / 'store.sqlite'}", tmp_path / "log.sqlite"
+    store, log = Database(url), SqliteEventLog(log_file)
+    with store.writing() as connection:
+        connection.execute(sa.text("CREATE TABLE said (n INTEGER)"))
+    log.append(Topic.FEEDBACK, "one", b"1")
+    again, consumer = Database(url), log.consumer((Topic.FEEDBACK,), "test", dict)
+    assert in_another_process(url, log_file) == "0 1"
+    with store.writing() as connection:
+        connection.execute(sa.text("INSERT INTO said VALUES (1)"))
+    log.append(Topic.FEEDBACK, "two", b"2")
+    assert in_another_process(url, log_file) == "1 2"
+    for each in (consumer, log, again, store):
+        each.close()
+
+
+def in_another_process(url, log_file):
+    """How much a process that opens both and ends has found in them."""
+    program = (
+        "import sqlite3, sys, sqlalchemy as sa; from plaudit.store.database import Database\n"
+        "store, log = Database(sys.argv[1]), sqlite3.connect(sys.argv[2])\n"
+        "with store.reading() as connection: rows = connection.execute(sa.text('SELECT count(*) FROM said')).scalar()\n"
+        "print(rows, log.execute('SELECT count(*) FROM records').fetchone()[0])\n"
+        "log.close(); store.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, url, log_file], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def test_a_full_database_is_unavailable_and_says_so(tmp_path):

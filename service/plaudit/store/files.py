@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from plaudit.errors import StoreUnavailable
 
 # Less free space than this counts as a full disk: SQLite and the file system need some for a single page.
 FULL_BELOW_BYTES = 1 << 20
+
+_MAKING = threading.Lock()
 
 
 def private_folder(path: Path) -> None:
@@ -29,10 +32,20 @@ def private_folder(path: Path) -> None:
 def private_database(path: Path) -> None:
     """Makes a SQLite file that only its owner may read and write; SQLite gives its side files the same mode.
 
-    A file that exists is narrowed if this user owns it; otherwise it is left as it is. Raises OSError.
+    A file that exists is narrowed if this user owns it; otherwise it is left as it is. It is never opened here: to
+    close it would drop the locks of this whole process on it (POSIX). Another process that ends would then take itself
+    for the last one and delete the write-ahead log that this one goes on writing (sqlite.org/howtocorrupt.html,
+    section 2.2). Raises OSError.
     """
     private_folder(path.parent)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    with _MAKING:  # nobody of this process opens the new file before it is closed here
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path)) from None
+            if not os.access(path, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
     for each in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
         with contextlib.suppress(FileNotFoundError, PermissionError):
             each.chmod(0o600)
