@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from plaudit.reward.completion import Completion
 from plaudit.reward.trunk import TrunkCache
 from plaudit.store.kept import Files
 from plaudit.types import Sampling
+
+log = structlog.get_logger(__name__)
 
 FEATURES, ANSWERS = "features", "answers"
 
@@ -45,6 +48,8 @@ class Features:
         self._places: dict[str, _Place] = {}
         # Only where a text's bits are its own do those of another turn stand for this one's.
         self._may = bool(files.most_bytes) and flat.stands_alone(base)
+        if files.most_bytes and not self._may:
+            log.warning("no features are kept", why="on this machine a text's bits depend on the texts beside it")
         found = files.read(FEATURES) if self._may else None
         if found is not None and found[0]["layers"] == self._layers:
             head, body = found
@@ -107,7 +112,7 @@ class Answer(NamedTuple):
 class Answers:
     """The base's answers, drawn from one seed for several turns: a prompt's n-th answer is the same in all of them.
 
-    Each is drawn in a batch of a fixed width, so that it hangs on prompt, sampling, seed and number alone.
+    Each is drawn in a batch of a fixed width, so that it depends on prompt, sampling, seed and number alone.
     """
 
     def __init__(self, files: Files, engine: Engine, release: ReleaseKey, seed: int) -> None:

@@ -113,7 +113,7 @@ class SampledReferences:
     ) -> None:
         """Sample answers for each prompt that has fewer than `least`, as many as it lacks.
 
-        A prompt's answers hang on the turn's draw of the base and on the prompt, not on which others are missing.
+        A prompt's answers depend on the turn's draw of the base and on the prompt, not on which others are missing.
         """
         missing: dict[int, list[TrainPrompt]] = {}
         for each in {prompt.encoded.tokens: prompt for prompt in prompts}.values():

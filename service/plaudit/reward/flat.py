@@ -1,6 +1,6 @@
 """One pass over the tokens of many texts, one behind the other and without padding: no gradient, no neighbours.
 
-Enter: rows of a prompt and its completions. Leave: hidden states, whose bits hang on the prompt and the completion
+Enter: rows of a prompt and its completions. Leave: hidden states, whose bits depend on the prompt and the completion
 alone: linears compute each token by itself, and attention is computed text by text, in shapes that follow from the
 text. So what one turn computed can stand for what another would compute beside other texts. Whether that holds on a
 machine is tried out (`stands_alone`).

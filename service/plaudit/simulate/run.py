@@ -101,7 +101,7 @@ class _Simulation:
         self._progress_lock = threading.Lock()
         self._stop = stop
         self._visits_lock = threading.Lock()
-        # Every draw of this round hangs on both numbers.
+        # Every draw of this round depends on both numbers.
         self._draws = f"{settings.seed}:{settings.round}"
         prompts, raters = self.population.channel_prompts(), self.population.raters(settings.seed)
         for what, found in (
