@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from plaudit.engine.torch_engine import TorchEngine
 
 _SECONDS = 600.0
-# Options of several requests are scored in one pass, and float32 sums depend on who shares it; another release differs by
-# far more.
+# Options of several requests are scored in one pass, and float32 sums depend on who shares it; another release
+# differs by far more.
 _SAME_SCORE_NATS = 1e-4
 
 
