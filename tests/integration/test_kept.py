@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+import structlog
 import torch
 from plaudit.engine.base import Base
 from plaudit.engine.frozen import quicken
@@ -107,6 +108,21 @@ def test_no_more_is_kept_than_is_allowed(turn, base, tmp_path):
     forget(tmp_path)
     kept_by_a_turn(turn, base, texts(base, "tea"), most_bytes=0)
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_learner_on_a_machine_that_cannot_keep_features_says_so_once_and_keeps_none(turn, base, tmp_path, monkeypatch):
+    # As on a machine whose sums depend on how many texts are computed together: by less than anybody sees in an answer.
+    run = flat.Layout.run
+    monkeypatch.setattr(flat.Layout, "run", lambda self, *rest: run(self, *rest) * (1 + 1e-6 * len(self.prompts)))
+    with structlog.testing.capture_logs() as said:
+        _, counted = kept_by_a_turn(turn, base, texts(base, "tea"))
+    assert [(each["event"], each["log_level"]) for each in said] == [("no features are kept", "warning")]
+    assert "depend on the texts beside it" in said[0]["why"]
+    assert not counted
+    assert not (folder_of(tmp_path, CHANNEL) / FEATURES).exists()
+    with structlog.testing.capture_logs() as said:
+        kept_by_a_turn(turn, base, texts(base, "tea"), most_bytes=0)
+    assert not said, "who keeps nothing misses nothing"
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "half written"])
