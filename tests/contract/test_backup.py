@@ -10,8 +10,7 @@ import pytest
 from plaudit import backup as module
 from plaudit.backup import CONTENTS, backup, differing_keys, restore
 from plaudit.errors import BadArtifact, Misconfigured, StoreUnavailable, WrongState
-from plaudit.eventlog import Topic, open_log
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
+from plaudit.eventlog import open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.release.manifest import Manifest
@@ -19,7 +18,7 @@ from plaudit.release.registry import Registry
 from plaudit.serving.keys import handle_signer, pseudonym_key
 from plaudit.settings import Settings, StoreSettings
 from plaudit.store.processes import Beat
-from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Thumbs
 
 SALT = bytes(32)
@@ -32,12 +31,10 @@ def filled(settings, acts=20):
     log, store = open_log(settings), EvidenceStore(settings.store_url)
     for number in range(acts):
         made = make_interaction(f"i{number}")
-        log.append(Topic.INTERACTIONS, made.interaction_id, encode_interaction(made, producer="test"))
         act = make_feedback(f"f{number}", made.interaction_id, Thumbs("a", True), rater=f"r{number}")
-        log.append(Topic.FEEDBACK, made.interaction_id, encode_feedback(act, producer="test"))
+        append(log, made, act)
     join = Join(log, store, {CHANNEL.domain: PlainDomain()}, settings.join)
-    while join.run_once(0):
-        pass
+    join_all(join)
     with Registry(settings.store_url, settings.registry_root) as registry:
         registry.ensure_channel(CHANNEL, "ab" * 32)
         folder = settings.data_dir / "trained"
@@ -169,15 +166,13 @@ def test_nothing_is_replaced_unasked_or_under_a_process_that_runs(tmp_path):
 
 WRITE = """
 import sys, uuid
-from plaudit.eventlog import Topic, open_log
-from plaudit.eventlog.codec import encode_interaction
+from plaudit.eventlog import open_log
 from plaudit.settings import Settings
-from plaudit.testing.evidence import make_interaction
+from plaudit.testing.evidence import append, make_interaction
 log = open_log(Settings(data_dir=sys.argv[1]))
 print("ready", flush=True)
 while True:
-    made = make_interaction(uuid.uuid4().hex)
-    log.append(Topic.INTERACTIONS, made.interaction_id, encode_interaction(made, producer="test"))
+    append(log, make_interaction(uuid.uuid4().hex))
 """
 
 
@@ -206,8 +201,7 @@ def test_a_backup_under_writes_has_a_log_that_holds_all_that_its_store_has_read(
     log, store = open_log(there), EvidenceStore(there.store_url)
     join = Join(log, store, {CHANNEL.domain: PlainDomain()}, there.join)  # refuses a store ahead of its log
     before = store.counts(CHANNEL).interactions
-    while join.run_once(0):
-        pass
+    join_all(join)
     assert store.counts(CHANNEL).interactions >= before > 1
     for each in (join, store, log):
         each.close()

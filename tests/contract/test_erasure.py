@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from plaudit.errors import IdConflict, InvalidField, UnknownErasure, WrongState
-from plaudit.eventlog import Topic
-from plaudit.eventlog.codec import Retraction, encode_feedback, encode_interaction, encode_retraction
+from plaudit.eventlog.codec import Retraction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.quarantine import Quarantine
@@ -29,7 +28,7 @@ from plaudit.release.gate import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Pin, Promote, Registry, ReleaseState, RollBack
 from plaudit.settings import JoinSettings, PrivacySettings, Settings, StoreSettings
-from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Channel, Choice, Comment, Correction, Feedback, Interaction, Thumbs
 from pydantic import SecretStr
 
@@ -69,18 +68,11 @@ class World:
         return Join(self.log, self.store, {"plain": PlainDomain()}, JoinSettings(max_wait_seconds=1e6), observe=observe)
 
     def append(self, *items: Interaction | Feedback | Retraction) -> None:
-        for item in items:
-            if isinstance(item, Interaction):
-                self.log.append(Topic.INTERACTIONS, item.interaction_id, encode_interaction(item, producer="test"))
-            elif isinstance(item, Feedback):
-                self.log.append(Topic.FEEDBACK, item.interaction_id, encode_feedback(item, producer="test"))
-            else:
-                self.log.append(Topic.FEEDBACK, item.interaction_id, encode_retraction(item, producer="test"))
+        append(self.log, *items)
 
     def join(self, *items: Interaction | Feedback | Retraction) -> None:
         self.append(*items)
-        while self.worker.run_once(0):
-            pass
+        join_all(self.worker)
 
     def on_disk(self) -> bytes:
         files = [path.read_bytes() for path in self.folder.rglob("*") if path.is_file()]

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Topic
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence import counts
 from plaudit.evidence.join import Join
@@ -21,7 +20,7 @@ from plaudit.evidence.rows import StoredEvidence, evidence_from_bytes, evidence_
 from plaudit.evidence.splits import Split, group_split, rater_split
 from plaudit.evidence.store import EvidenceStore, JoinCounts, OffsetRange, digest_of
 from plaudit.settings import JoinSettings
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import (
     Action,
     Binary,
@@ -70,13 +69,8 @@ class Filled:
         self.worker = Join(self.log, self.store, {"plain": PlainDomain()}, JoinSettings())
 
     def join(self, *items: Interaction | Feedback) -> None:
-        for item in items:
-            if isinstance(item, Interaction):
-                self.log.append(Topic.INTERACTIONS, item.interaction_id, encode_interaction(item, producer="test"))
-            else:
-                self.log.append(Topic.FEEDBACK, item.interaction_id, encode_feedback(item, producer="test"))
-        while self.worker.run_once(0):
-            pass
+        append(self.log, *items)
+        join_all(self.worker)
 
     def close(self) -> None:
         self.worker.close()

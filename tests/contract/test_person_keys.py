@@ -26,7 +26,7 @@ from plaudit.privacy.keys import REMEMBERED_SECONDS, PersonKeys
 from plaudit.release.registry import Registry
 from plaudit.settings import JoinSettings, KafkaSettings, LogSettings, PrivacySettings, Settings, StoreSettings
 from plaudit.store.database import Database
-from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Comment, Feedback, Interaction
 from plaudit.v1 import events_pb2
 from pydantic import SecretStr
@@ -61,11 +61,7 @@ class World:
         self.seen: Counter[str] = Counter()
 
     def append(self, *items: Interaction | Feedback) -> None:
-        for item in items:
-            if isinstance(item, Interaction):
-                self.log.append(Topic.INTERACTIONS, item.interaction_id, encode_interaction(item, producer="test"))
-            else:
-                self.log.append(Topic.FEEDBACK, item.interaction_id, encode_feedback(item, producer="test"))
+        append(self.log, *items)
 
     def join(self, *, opens: bool = True) -> None:
         worker = Join(
@@ -77,8 +73,7 @@ class World:
             observe=lambda records, outcome, seconds: self.seen.update(outcome.forgotten + outcome.rejected),
         )
         try:
-            while worker.run_once(0):
-                pass
+            join_all(worker)
         finally:
             worker.close()
 

@@ -17,7 +17,7 @@ import structlog
 from plaudit.cli import app
 from plaudit.doctor import diagnose
 from plaudit.eventlog import Topic
-from plaudit.eventlog.codec import decode, encode_feedback, encode_interaction
+from plaudit.eventlog.codec import decode, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore, JoinCounts
@@ -39,7 +39,7 @@ from plaudit.settings import (
     StoreSettings,
 )
 from plaudit.store.leases import Leases
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Channel, Comment, Consent, Correction, Feedback, Interaction, Thumbs, without_text
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
@@ -61,16 +61,11 @@ class World:
         return Join(self.log, self.store, {"plain": PlainDomain()}, JoinSettings(), **more)
 
     def append(self, *items: Interaction | Feedback) -> None:
-        for item in items:
-            if isinstance(item, Interaction):
-                self.log.append(Topic.INTERACTIONS, item.interaction_id, encode_interaction(item, producer="test"))
-            else:
-                self.log.append(Topic.FEEDBACK, item.interaction_id, encode_feedback(item, producer="test"))
+        append(self.log, *items)
 
     def join(self, *items: Interaction | Feedback) -> None:
         self.append(*items)
-        while self.worker.run_once(0):
-            pass
+        join_all(self.worker)
 
     def close(self) -> None:
         self.worker.close()
@@ -154,8 +149,7 @@ def test_retention_deletes_what_is_old_from_log_store_and_registry_and_their_byt
         make_feedback("f3", "young", Thumbs("a", True)),
     )
     world.log.append(Topic.FEEDBACK, "bad", b"never to be decoded")
-    while world.worker.run_once(0):
-        pass
+    join_all(world.worker)
     for key in ("old", "never", "others", "bad"):
         dated(tmp_path, START, key)
     dated(tmp_path, NOW, "young")
@@ -189,8 +183,7 @@ def test_retention_deletes_what_is_old_from_log_store_and_registry_and_their_byt
         observe=lambda records, outcome, seconds: seen.update(outcome.forgotten),
         now=lambda: later,
     )
-    while worker.run_once(0):
-        pass
+    join_all(worker)
     worker.close()
     assert (seen["retention"], world.store.counts(CHANNEL).acknowledged) == (2, 1)
 

@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 import structlog
 from plaudit.cli import app
-from plaudit.eventlog import Topic
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.anomalies import anomalies
 from plaudit.evidence.join import Join
@@ -20,7 +18,7 @@ from plaudit.evidence.store import EvidenceRow, EvidenceStore
 from plaudit.serving.handle import pseudonym
 from plaudit.serving.keys import pseudonym_key
 from plaudit.settings import JoinSettings, LearnSettings, Settings
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Binary, Channel, FeedbackKind, Pair, PairOutcome, Thumbs
 from typer.testing import CliRunner
 
@@ -34,13 +32,10 @@ def store(tmp_path, store_url):
     log, store = SqliteEventLog(tmp_path / "log.sqlite"), EvidenceStore(store_url)
     for index in range(3):
         asked = make_interaction(f"i{index}")
-        log.append(Topic.INTERACTIONS, asked.interaction_id, encode_interaction(asked, producer="test"))
-        for rater in ("ann", "bob"):
-            act = make_feedback(f"{rater}{index}", asked.interaction_id, Thumbs("a", up=True), rater=rater)
-            log.append(Topic.FEEDBACK, act.interaction_id, encode_feedback(act, producer="test"))
+        about = asked.interaction_id, Thumbs("a", up=True)
+        append(log, asked, *(make_feedback(f"{rater}{index}", *about, rater=rater) for rater in ("ann", "bob")))
     worker = Join(log, store, {"plain": PlainDomain()}, JoinSettings())
-    while worker.run_once(0):
-        pass
+    join_all(worker)
     yield store
     worker.close()
     store.close()

@@ -10,8 +10,6 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from plaudit.eventlog import Topic
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.rows import evidence_from_bytes, evidence_to_bytes
@@ -19,7 +17,7 @@ from plaudit.evidence.store import EvidenceStore, JoinCounts
 from plaudit.release.registry import Registry
 from plaudit.settings import JoinSettings
 from plaudit.store import database as module
-from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Action, FeedbackKind, Passage, Purpose, Thumbs
 
 SQL = (Path(__file__).parent / "golden" / "store_0_1_0.sql").read_text()
@@ -121,18 +119,13 @@ def test_the_join_goes_on_where_it_stood(old_url, tmp_path):
     log, store = SqliteEventLog(tmp_path / "log.sqlite"), EvidenceStore(old_url)
     interactions = [make_interaction("i1", candidates=3), make_interaction("i2"), make_interaction("i3")]
     acts = [make_feedback(f"f{n}", "i1", Thumbs("a", True)) for n in range(4)]
-    for each in interactions:
-        log.append(Topic.INTERACTIONS, each.interaction_id, encode_interaction(each, producer="test"))
-    for act in acts:
-        log.append(Topic.FEEDBACK, act.interaction_id, encode_feedback(act, producer="test"))
+    append(log, *interactions, *acts)
     worker = Join(log, store, {"plain": PlainDomain()}, JoinSettings())
     assert worker.run_once(0) == 0  # all of that was read by 0.1.0
     # What the log brings again is a repeat and no conflict: the digest of a request is one for all releases.
     again = make_interaction("i1", candidates=3)
-    log.append(Topic.INTERACTIONS, "i1", encode_interaction(again, producer="test"))
-    log.append(Topic.INTERACTIONS, "not there", encode_interaction(make_interaction("not there"), producer="test"))
-    while worker.run_once(0):
-        pass
+    append(log, again, make_interaction("not there"))
+    join_all(worker)
     assert store.counts(CHANNEL) == JoinCounts(interactions=3, acknowledged=4, joined=3, rejected=1)
     worker.close()
     store.close()

@@ -9,7 +9,7 @@ import structlog
 from plaudit.cli import app
 from plaudit.errors import WrongState
 from plaudit.eventlog import Topic, open_log
-from plaudit.eventlog.codec import Retraction, encode_retraction
+from plaudit.eventlog.codec import Retraction
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.learner import replay as module
@@ -21,6 +21,7 @@ from plaudit.release.lineage import since
 from plaudit.release.registry import Registry
 from plaudit.settings_text import toml
 from plaudit.store.database import METADATA
+from plaudit.testing.evidence import append, join_all
 from plaudit.types import Channel
 from typer.testing import CliRunner
 
@@ -43,9 +44,8 @@ def trained(settings_of, learner_of):
         accepted_at=row.accepted_at,
         rater=row.who,
     )
-    log.append(Topic.FEEDBACK, gone.interaction_id, encode_retraction(gone, producer="test"))
-    while join.run_once(0):
-        pass
+    append(log, gone)
+    join_all(join)
     assert since(store.database, CHANNEL, 1).counts == {"retracted": 1}
     for each in (join, store, log):
         each.close()

@@ -9,7 +9,7 @@ import structlog
 from plaudit.cli import app
 from plaudit.errors import UndeclaredKind
 from plaudit.eventlog import Topic, open_log
-from plaudit.eventlog.codec import decode, encode_feedback, encode_interaction
+from plaudit.eventlog.codec import decode
 from plaudit.evidence.join import Join
 from plaudit.evidence.splits import Split, rater_split
 from plaudit.evidence.store import EvidenceStore
@@ -21,7 +21,7 @@ from plaudit.plugins import load_plugins
 from plaudit.reward.dataset import collect
 from plaudit.serving.handle import pseudonym
 from plaudit.settings import RewardSettings, Settings
-from plaudit.testing.evidence import PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.testing.models import tiny_model
 from plaudit.types import Channel, Choice, FeedbackKind, Message, Purpose, Ranking, Thumbs
 from typer.testing import CliRunner
@@ -78,8 +78,7 @@ class World:
         return found
 
     def join(self):
-        while self._join.run_once(0):
-            pass
+        join_all(self._join)
 
     def freeze(self):
         return self.store.freeze(CHANNEL, SALT)
@@ -218,15 +217,14 @@ def test_what_was_given_here_goes_out_and_comes_in_elsewhere_as_the_same_evidenc
     """Round trip: the lines of a deployment are evidence of the same kinds and texts in another."""
     for number in range(3):
         made = make_interaction(f"i{number}", candidates=3)
-        world.log.append(Topic.INTERACTIONS, made.interaction_id, encode_interaction(made, producer="test"))
+        append(world.log, made)
     acts = [
         make_feedback("f0", "i0", Choice("a", "b")),
         make_feedback("f1", "i0", Choice("a", "b", tie=True, tie_offered=True), rater="ben"),
         make_feedback("f2", "i1", Ranking(("c", "a", "b"))),
         make_feedback("f3", "i2", Thumbs("b", False), rater="cem"),
     ]
-    for act in acts:
-        world.log.append(Topic.FEEDBACK, act.interaction_id, encode_feedback(act, producer="test"))
+    append(world.log, *acts)
     world.join()
     found = {wanted: world.export(wanted, people=True) for wanted in Format}
     dpo, counts = found[Format.DPO]
@@ -276,8 +274,7 @@ def test_the_commands_write_a_private_file_and_read_it_again(tmp_path):
     settings = Settings(data_dir=tmp_path / "data")
     log, store = open_log(settings), EvidenceStore(settings.store_url)
     join = Join(log, store, load_plugins(("instruction",)), settings.join)
-    while join.run_once(0):
-        pass
+    join_all(join)
     (first, *_) = [decode(r.value) for r in log.consumer((Topic.INTERACTIONS,), "t", dict).poll(1, 10)]
     assert first.prompt_tokens
     assert uuid.UUID(first.interaction_id).version == 5

@@ -25,7 +25,6 @@ from plaudit.eventlog.codec import (
     encode_interaction,
     encode_rejected,
     encode_release_changed,
-    encode_retraction,
 )
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
@@ -35,7 +34,7 @@ from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
 from plaudit.plugins import guard
 from plaudit.serving.handle import answer_mark
 from plaudit.settings import JoinSettings
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import (
     Binary,
     Channel,
@@ -72,18 +71,11 @@ class World:
         return self.worker
 
     def append(self, *items: Interaction | Feedback | Retraction) -> None:
-        for item in items:
-            if isinstance(item, Interaction):
-                self.log.append(Topic.INTERACTIONS, item.interaction_id, encode_interaction(item, producer="test"))
-            elif isinstance(item, Feedback):
-                self.log.append(Topic.FEEDBACK, item.interaction_id, encode_feedback(item, producer="test"))
-            else:
-                self.log.append(Topic.FEEDBACK, item.interaction_id, encode_retraction(item, producer="test"))
+        append(self.log, *items)
 
     def join(self, *items: Interaction | Feedback | Retraction) -> None:
         self.append(*items)
-        while self.worker.run_once(0):
-            pass
+        join_all(self.worker)
 
     def evidence(self) -> list[object]:
         return [row.evidence for row in self.store.freeze(CHANNEL, b"salt").rows]

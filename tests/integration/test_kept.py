@@ -110,7 +110,7 @@ def test_no_more_is_kept_than_is_allowed(turn, base, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_learner_on_a_machine_that_cannot_keep_features_says_so_once_and_keeps_none(turn, base, tmp_path, monkeypatch):
+def test_a_learner_on_a_machine_that_cannot_keep_features_says_so(turn, base, tmp_path, monkeypatch):
     # As on a machine whose sums depend on how many texts are computed together: by less than anybody sees in an answer.
     run = flat.Layout.run
     monkeypatch.setattr(flat.Layout, "run", lambda self, *rest: run(self, *rest) * (1 + 1e-6 * len(self.prompts)))

@@ -6,8 +6,7 @@ import json
 import pytest
 import structlog
 from plaudit.cli import app
-from plaudit.eventlog import Topic
-from plaudit.eventlog.codec import Retraction, encode_feedback, encode_interaction, encode_retraction
+from plaudit.eventlog.codec import Retraction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.quarantine import Quarantine
@@ -16,7 +15,7 @@ from plaudit.release.lineage import learnt, since
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Registry
 from plaudit.settings import JoinSettings
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Choice, Comment, Thumbs
 from typer.testing import CliRunner
 
@@ -35,15 +34,11 @@ class World:
         self._join = Join(self.log, self.store, {CHANNEL.domain: PlainDomain()}, JoinSettings())
 
     def say(self, *items):
-        for item in items:
-            encode = encode_retraction if isinstance(item, Retraction) else encode_feedback
-            self.log.append(Topic.FEEDBACK, item.interaction_id, encode(item, producer="test"))
-        while self._join.run_once(0):
-            pass
+        append(self.log, *items)
+        join_all(self._join)
 
     def ask(self, *interactions):
-        for each in interactions:
-            self.log.append(Topic.INTERACTIONS, each.interaction_id, encode_interaction(each, producer="test"))
+        append(self.log, *interactions)
 
     def freeze(self):
         return self.store.freeze(CHANNEL, SALT)
@@ -125,8 +120,7 @@ def test_a_set_that_is_frozen_after_withdrawals_is_that_of_a_log_read_anew(world
     world.say(retraction("f0", "i0"), make_feedback("f2", "i1", Thumbs("a", False), seconds=1))
     fresh = EvidenceStore(f"sqlite:///{tmp_path / 'fresh.sqlite'}")
     join = Join(world.log, fresh, {CHANNEL.domain: PlainDomain()}, JoinSettings())
-    while join.run_once(0):
-        pass
+    join_all(join)
     assert fresh.freeze(CHANNEL, SALT).digest == world.freeze().digest
     join.close()
     fresh.close()

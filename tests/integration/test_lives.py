@@ -10,14 +10,13 @@ import uuid
 import pytest
 from plaudit.errors import LogUnavailable, Misconfigured
 from plaudit.eventlog import Topic, open_log
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.evidence.join import Join
 from plaudit.evidence.places import next_offsets
 from plaudit.evidence.reset import reset
 from plaudit.evidence.store import EvidenceStore
 from plaudit.plugins import guard
 from plaudit.settings import JoinSettings, KafkaSettings, LogSettings, Settings
-from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, PlainDomain, append, make_feedback, make_interaction
 from plaudit.types import Thumbs
 
 PLUGINS = guard([PlainDomain()])
@@ -35,8 +34,7 @@ class World:
         """Interactions with one act each; each is acknowledged."""
         for n in range(first, first + count):
             interaction, act = make_interaction(f"i{n}"), make_feedback(f"f{n}", f"i{n}", Thumbs("a", True))
-            self.log.append(Topic.INTERACTIONS, f"i{n}", encode_interaction(interaction, producer="test"))
-            self.log.append(Topic.FEEDBACK, f"i{n}", encode_feedback(act, producer="test"))
+            append(self.log, interaction, act)
 
     def join(self, wanted, worker=None, seconds=300.0):
         """Joins until so many acts are counted."""

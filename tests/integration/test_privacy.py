@@ -18,6 +18,7 @@ from plaudit.metrics import Metrics
 from plaudit.plugins import load_plugins
 from plaudit.privacy.sweep import Sweep
 from plaudit.settings import ChannelSettings, JoinSettings, PrivacySettings
+from plaudit.testing.evidence import join_all
 from plaudit.testing.serving import local_server, serve_settings
 from plaudit.types import Channel, Consent, Message
 from plaudit.v1 import privacy_pb2, privacy_pb2_grpc
@@ -123,8 +124,7 @@ def test_an_operator_erases_a_person_while_the_service_runs(tmp_path, tiny_engin
         sweep = Sweep(server.settings, Metrics(CollectorRegistry()), server.log)
         asked = privacy_pb2.ErasePersonRequest(tenant="default", person="ana")
         erasure_id = stub.ErasePerson(asked, timeout=10).erasure_id
-        while join.run_once(0):
-            pass
+        join_all(join)
         sweep.look()
         named = privacy_pb2.GetErasureReceiptRequest(erasure_id=erasure_id)
         receipt = stub.GetErasureReceipt(named, timeout=10)

@@ -11,13 +11,13 @@ import structlog
 from plaudit import plugins as plugins_module
 from plaudit.cli import app
 from plaudit.eventlog import Topic, open_log
-from plaudit.eventlog.codec import Retraction, encode_feedback, encode_interaction, encode_retraction
+from plaudit.eventlog.codec import Retraction
 from plaudit.evidence.join import Join
 from plaudit.evidence.rebuild import rebuild
 from plaudit.evidence.store import EvidenceStore
 from plaudit.evidence.tables import EvidenceTable, FeedbackRow
 from plaudit.settings import JoinSettings, KafkaSettings, LogSettings, Settings
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, make_feedback, make_interaction
 from plaudit.types import Comment, Ranking, Thumbs
 from typer.testing import CliRunner
 
@@ -33,17 +33,14 @@ class World:
         self.log, self.store = open_log(settings), EvidenceStore(settings.store_url)
 
     def say(self, *items):
-        for item in items:
-            encode = encode_retraction if isinstance(item, Retraction) else encode_feedback
-            self.log.append(Topic.FEEDBACK, item.interaction_id, encode(item, producer="test"))
+        append(self.log, *items)
 
     def fill(self):
         for number in range(ACTS):
             # Some acts come before what they are about.
             act = Thumbs("a", number % 3 > 0) if number % 4 else Ranking(("b", "a"))
             self.say(make_feedback(f"f{number}", f"i{number}", act, rater=f"r{number % 5}"))
-            made = make_interaction(f"i{number}")
-            self.log.append(Topic.INTERACTIONS, made.interaction_id, encode_interaction(made, producer="test"))
+            self.say(make_interaction(f"i{number}"))
         self.say(
             make_feedback("g", "i1", Thumbs("a", False), rater="r1", seconds=9),
             make_feedback("c", "i2", Comment("a", "said"), rater="r2"),

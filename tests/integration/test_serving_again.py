@@ -12,6 +12,7 @@ from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.plugins import load_plugins
 from plaudit.settings import JoinSettings
+from plaudit.testing.evidence import join_all
 from plaudit.testing.serving import local_server, serve_settings
 from plaudit.types import FinishReason, Purpose
 
@@ -38,8 +39,7 @@ class World:
         """Evidence by kind, and the reasons of what was rejected."""
         store = EvidenceStore(f"sqlite:///{self.folder / 'joined.sqlite'}")
         join = Join(log, store, load_plugins(("echo",)), JoinSettings(poll_seconds=0.01))
-        while join.run_once(0):
-            pass
+        join_all(join)
         join.close()
         evidence = [row.evidence for channel in store.channels() for row in store.freeze(channel, b"salt").rows]
         store.close()

@@ -10,7 +10,6 @@ import pytest
 import structlog
 from plaudit import cli
 from plaudit.eventlog import Topic, open_log
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.evidence.join import Join
 from plaudit.evidence.rejected import read_rejected
 from plaudit.evidence.store import EvidenceStore
@@ -18,7 +17,7 @@ from plaudit.release.gate import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Promote, Registry, RollBack
 from plaudit.settings import load_settings
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Choice, Comment, Correction, Thumbs
 
 
@@ -55,15 +54,11 @@ def joined(settings):
 
     def join(interactions=(), acts=(), garbage=()):
         log, store = open_log(settings), EvidenceStore(settings.store_url)
-        for each in interactions:
-            log.append(Topic.INTERACTIONS, each.interaction_id, encode_interaction(each, producer="test"))
-        for act in acts:
-            log.append(Topic.FEEDBACK, act.interaction_id, encode_feedback(act, producer="test"))
+        append(log, *interactions, *acts)
         for value in garbage:
             log.append(Topic.FEEDBACK, "garbage", value)
         worker = Join(log, store, {CHANNEL.domain: PlainDomain()}, settings.join)
-        while worker.run_once(0):
-            pass
+        join_all(worker)
         worker.close()
         store.close()
         log.close()

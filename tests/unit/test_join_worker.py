@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 from plaudit import waiting
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.protocol import Record, Topic
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.ingest import Outcome
@@ -20,8 +19,8 @@ from plaudit.evidence.store import EvidenceStore
 from plaudit.evidence.worker import Progress, count, run_join
 from plaudit.metrics import Metrics
 from plaudit.settings import JoinSettings, Settings
-from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
-from plaudit.types import Channel, FeedbackKind, Interaction, Thumbs
+from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
+from plaudit.types import Channel, FeedbackKind, Thumbs
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
@@ -57,14 +56,6 @@ def started(tmp_path):
     log.close()
 
 
-def append(log, *items):
-    for item in items:
-        if isinstance(item, Interaction):
-            log.append(Topic.INTERACTIONS, item.interaction_id, encode_interaction(item, producer="test"))
-        else:
-            log.append(Topic.FEEDBACK, item.interaction_id, encode_feedback(item, producer="test"))
-
-
 def test_lag_waiting_acts_and_batch_time_are_measured(started):
     of, labels = started.of, {"topic": "plaudit.feedback", "partition": "0"}
     append(started.log, *[make_feedback(f"f{n}", "late", Thumbs("a", True)) for n in range(5)])
@@ -75,8 +66,7 @@ def test_lag_waiting_acts_and_batch_time_are_measured(started):
     assert of("plaudit_join_batch_seconds_count") == 1
     assert of("plaudit_join_batch_seconds_sum") > 0
     append(started.log, make_interaction("late"))
-    while started.join.run_once(0):
-        pass
+    join_all(started.join)
     started.progress.look(started.join)
     assert of("plaudit_join_lag_records", labels) == 3, "looks are rare"
     started.clock[0] += 6
@@ -93,8 +83,7 @@ def test_a_healthy_join_says_what_it_did_at_most_once_a_minute(started):
                 started.clock[0] = minute * 60 + second
                 if minute < 2:
                     append(started.log, make_interaction(f"i{minute}.{second}"))
-                while started.join.run_once(0):
-                    pass
+                join_all(started.join)
                 started.progress.look(started.join)
     assert [line["event"] for line in lines] == ["join.progress"] * 3
     assert [line["records"] for line in lines] == [1, 6, 5]
@@ -155,8 +144,7 @@ def test_what_a_model_wrote_may_hold_any_character(started):
     odd = replace(asked.candidates[0], text="a\0b", displayed_text="a\0b")
     append(started.log, replace(asked, candidates=(odd, asked.candidates[1])))
     append(started.log, make_feedback("f1", "i1", Thumbs("a", True)))
-    while started.join.run_once(0):
-        pass
+    join_all(started.join)
     assert started.of("plaudit_join_joined_total", {"channel": str(CHANNEL)}) == 1
 
 

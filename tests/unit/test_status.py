@@ -14,7 +14,6 @@ import pytest
 import structlog
 from plaudit import cli
 from plaudit.eventlog import Topic, open_log
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.learner.outcome import Result, TurnOutcome
@@ -29,7 +28,7 @@ from plaudit.settings import load_settings
 from plaudit.store import processes as module
 from plaudit.store.outcomes import TurnOutcomes
 from plaudit.store.processes import Beat, current, processes
-from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Channel, Thumbs
 from prometheus_client import CollectorRegistry
 
@@ -61,16 +60,13 @@ def put(settings, count, *, joined):
     now = dt.datetime.now(dt.UTC)
     worker = Join(log, store, PLUGINS, settings.join)
     if not count:
-        while worker.run_once(0):
-            pass
+        join_all(worker)
     for number in range(count):
         asked = make_interaction(f"i{number}", completed_at=now)
-        log.append(Topic.INTERACTIONS, f"i{number}", encode_interaction(asked, producer="test"))
         act = make_feedback(f"f{number}", f"i{number}", Thumbs("a", number % 2 == 0), rater=f"rater {number % 10}")
-        log.append(Topic.FEEDBACK, f"i{number}", encode_feedback(act, producer="test"))
+        append(log, asked, act)
         if number == joined - 1:
-            while worker.run_once(0):
-                pass
+            join_all(worker)
     worker.close()
     store.close()
     log.close()

@@ -6,8 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from plaudit.eventlog import Topic
-from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.splits import Split, group_bounds, rater_bounds, rater_split
@@ -18,7 +16,7 @@ from plaudit.learner.survey import survey
 from plaudit.release.registry import Registry
 from plaudit.settings import JoinSettings, Settings
 from plaudit.store.outcomes import TurnOutcomes
-from plaudit.testing.evidence import CHANNEL, PlainDomain, make_feedback, make_interaction
+from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Choice, Ranking, Thumbs
 
 PEOPLE = [f"rater {number}" for number in range(40)]
@@ -36,11 +34,9 @@ def surveyed(tmp_path):
             for number, (who, act) in enumerate(acts):
                 name = f"i{number}"
                 asked = make_interaction(name, candidates=candidates)
-                log.append(Topic.INTERACTIONS, name, encode_interaction(asked, producer="test"))
                 given = make_feedback(f"f{number}", name, act, rater=who)
-                log.append(Topic.FEEDBACK, name, encode_feedback(given, producer="test"))
-            while worker.run_once(0):
-                pass
+                append(log, asked, given)
+            join_all(worker)
             outcomes = TurnOutcomes(store.database)
             state = registry.state(CHANNEL)
             return survey(store, registry, outcomes, Settings(), PlainDomain().declaration, state)

@@ -1,4 +1,4 @@
-"""Interactions, acts and a plain domain for tests of the join and of what reads its evidence.
+"""Interactions, acts and a plain domain for tests of the join and of what reads its evidence; the way onto a log.
 
 `PlainDomain` turns thumbs into Binary, choices into Pair, rankings into RankingEvidence and corrections into Demo.
 A correction to "boom" makes it raise, and one to "stranger" makes it name a candidate that does not exist: two ways
@@ -11,6 +11,9 @@ import datetime as dt
 from collections.abc import Sequence
 
 from plaudit.domain import Declaration, DomainPlugin
+from plaudit.eventlog import EventLog, Topic
+from plaudit.eventlog.codec import Retraction, encode_feedback, encode_interaction, encode_retraction
+from plaudit.evidence.join import Join
 from plaudit.types import (
     Act,
     Action,
@@ -149,3 +152,21 @@ def make_feedback(
         rater=rater,
         session_id=session_id,
     )
+
+
+def append(log: EventLog, *items: Interaction | Feedback | Retraction) -> None:
+    """Put records on a log in this order, each under its interaction's id, as serving does."""
+    for item in items:
+        match item:
+            case Interaction():
+                log.append(Topic.INTERACTIONS, item.interaction_id, encode_interaction(item, producer="test"))
+            case Feedback():
+                log.append(Topic.FEEDBACK, item.interaction_id, encode_feedback(item, producer="test"))
+            case Retraction():
+                log.append(Topic.FEEDBACK, item.interaction_id, encode_retraction(item, producer="test"))
+
+
+def join_all(join: Join) -> None:
+    """Join until the log has nothing more."""
+    while join.run_once(0):
+        pass
