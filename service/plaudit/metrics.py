@@ -134,6 +134,15 @@ class Metrics:
         )
         self.engine_slots = self._gauge(both, "engine_slots", "Adapter slots.")
         self.engine_slots_used = self._gauge(both, "engine_slots_used", "Adapter slots that hold an adapter.")
+        self.engine_server_up = self._gauge(
+            "serve", "engine_server_up", "1 if this vLLM server takes requests of this replica, else 0.", "server"
+        )
+        self.engine_server_adapters = self._gauge(
+            "serve",
+            "engine_server_adapters",
+            "Adapters of releases that this vLLM server was proved with; 0 while it takes no requests.",
+            "server",
+        )
 
     def _releases(self) -> None:
         self.replica_release = self._gauge(

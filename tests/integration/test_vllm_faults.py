@@ -3,13 +3,16 @@
 import time
 
 import pytest
+from plaudit.engine.observing import observe
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.vllm import fleet as fleet_module
 from plaudit.engine.vllm.engine import VllmEngine
 from plaudit.errors import Cancelled, EngineUnavailable, InternalError, Misconfigured, ProofFailed
+from plaudit.metrics import Metrics
 from plaudit.settings import load_settings
 from plaudit.testing.models import tiny_model
 from plaudit.types import FinishReason, Sampling
+from prometheus_client import CollectorRegistry
 
 from .vllm_fake import VOCABULARY, fake_server
 
@@ -178,6 +181,26 @@ def test_a_server_that_comes_back_gets_what_it_missed(fake, other, engine_of, ad
     assert other.loads == fake.loads
     fake.status = 503
     assert own(other, engine, ONE, engine.submit([job(ONE)])[0].result(5))
+
+
+def test_metrics_tell_of_each_server_whether_it_is_up_and_what_it_was_proved_with(fake, other, engine_of, adapter):
+    other.status = 503
+    engine, metrics = engine_of(fake, other), Metrics(CollectorRegistry())
+    observe(engine, metrics)
+
+    def told(name, server):
+        return metrics.registry.get_sample_value(f"plaudit_engine_server_{name}", {"server": server.address})
+
+    assert [told("up", each) for each in (fake, other)] == [1, 0]
+    engine.stage(ONE, adapter(1))
+    # Loaded is not proved.
+    assert told("adapters", fake) == 0
+    engine.score(PROMPT, PROBE, ONE)
+    other.status = 200
+    wait_until(lambda: [told("adapters", each) for each in (fake, other)] == [1, 1])
+    fake.status = 503
+    wait_until(lambda: (told("up", fake), told("adapters", fake)) == (0, 0))
+    assert told("up", other) == 1
 
 
 def test_without_any_server_requests_are_refused_with_the_addresses_and_come_back_with_it(fake, engine_of):

@@ -31,6 +31,11 @@ class EngineMetrics:
         """See Observer."""
         self._metrics.engine_prefixes.labels(found.value).inc()
 
+    def server(self, address: str, up: bool, adapters: int) -> None:
+        """See Observer."""
+        self._metrics.engine_server_up.labels(address).set(up)
+        self._metrics.engine_server_adapters.labels(address).set(adapters)
+
 
 def observe(engine: Engine, metrics: Metrics) -> None:
     """Let an engine's work be seen in the metrics of its process, from now on."""

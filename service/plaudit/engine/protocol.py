@@ -130,6 +130,12 @@ class Observer(Protocol):
     def prefix(self, found: PrefixFound) -> None:
         """The shared beginning of a prompt was looked for; not told of prompts without one."""
 
+    def server(self, address: str, up: bool, adapters: int) -> None:
+        """How a server does that runs the model for us: whether it takes requests, and adapters that it was proved with.
+
+        Told again and again, and at once if it goes away.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

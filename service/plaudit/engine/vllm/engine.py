@@ -396,6 +396,7 @@ class VllmEngine:
     def observe(self, observer: Observer) -> None:
         """Tell an observer of the work from now on."""
         self._observer = observer
+        self._call(self._fleet.observe(observer.server))
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """End the engine, after at most `drain_seconds` for jobs under way; adapters stay loaded at the servers."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -73,6 +73,7 @@ class Fleet:
         self._signature = signature
         self._held: dict[str, Named] = {}
         self._witnesses: dict[str, list[Witness]] = {}
+        self._tell: Callable[[str, bool, int], None] = lambda address, up, adapters: None
 
     @classmethod
     def of(
@@ -115,6 +116,16 @@ class Fleet:
         """Servers that take requests, and servers in all."""
         return sum(place.up for place in self._places), len(self._places)
 
+    async def observe(self, tell: Callable[[str, bool, int], None]) -> None:
+        """Tells of every server, now and from now on: its address, whether it is up, and adapters proved on it."""
+        self._tell = tell
+        for place in self._places:
+            self._told(place)
+
+    def _told(self, place: Place) -> None:
+        proved = sum(bool(self._witnesses.get(name)) for name in place.here) if place.up else 0
+        self._tell(place.server.address, place.up, proved)
+
     async def close(self) -> None:
         """Closes the connections. Adapters stay loaded: other processes may share the servers."""
         for place in self._places:
@@ -124,12 +135,13 @@ class Fleet:
         try:
             if not place.up:
                 await self._let_in(place)
-                return
-            served = await place.server.served()
-            place.here &= served.adapters | {BASE}
-            await self._load_all(place)
+            else:
+                served = await place.server.served()
+                place.here &= served.adapters | {BASE}
+                await self._load_all(place)
         except Exception as error:  # the outermost loop: one server's trouble is its own
             self._set_aside(place, error)
+        self._told(place)
 
     async def _let_in(self, place: Place) -> None:
         async with place.lock:
@@ -154,6 +166,7 @@ class Fleet:
         if was or place.told != words:
             place.told = words
             log.warning("vllm server takes no requests", server=place.server.address, why=words)
+        self._told(place)
 
     async def _check_base(self, place: Place) -> None:
         if self._signature is None:
