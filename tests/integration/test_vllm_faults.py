@@ -1,5 +1,6 @@
 """The engine over vLLM servers when they fail: what a real server cannot be made to show (test_vllm.py has one)."""
 
+import threading
 import time
 
 import pytest
@@ -230,6 +231,22 @@ def test_an_adapter_stays_while_a_request_that_named_it_is_open(fake, engine_of,
     wait_until(lambda: engine.load() == (0, 0))
     engine.unstage(TWO)
     wait_until(lambda: sorted(fake.unloads) == sorted(fake.loads))
+
+
+def test_an_adapter_that_is_let_go_while_a_server_loads_it_again_does_not_stay_there(fake, engine_of, adapter):
+    engine = engine_of(fake)
+    engine.stage(ONE, adapter(1))
+    engine.score(PROMPT, PROBE, ONE)
+    fake.load.clear()
+    fake.restart()
+    wait_until(lambda: len(fake.loads) == 2)
+    ending = threading.Thread(target=engine.unstage, args=(ONE,))
+    ending.start()
+    wait_until(lambda: not engine._fleet._held)
+    fake.load.set()
+    ending.join(10)
+    assert (fake.unloads, fake.adapters) == (fake.loads[:1], {})
+    assert engine.servers() == (1, 1)
 
 
 def test_a_cancelled_request_ends_at_the_server_and_keeps_what_was_read(fake, engine_of, adapter):

@@ -32,6 +32,8 @@ class Fake:
         self.other_weights = ""
         self.hold = threading.Event()  # streams wait for it behind their second token
         self.hold.set()
+        self.load = threading.Event()  # loads wait for it
+        self.load.set()
         self.address = ""
 
     def restart(self):
@@ -79,6 +81,7 @@ def _handler(fake):  # noqa: C901 - every call of a server
                 return self._answer(fake.status, {"error": {"message": "broken"}})
             if self.path == "/v1/load_lora_adapter":
                 fake.loads.append(body["lora_name"])
+                fake.load.wait(10)
                 fake.adapters[body["lora_name"]] = body["lora_path"]
                 return self._answer(200, {})
             if self.path == "/v1/unload_lora_adapter":

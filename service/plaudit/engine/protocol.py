@@ -131,7 +131,7 @@ class Observer(Protocol):
         """The shared beginning of a prompt was looked for; not told of prompts without one."""
 
     def server(self, address: str, up: bool, adapters: int) -> None:
-        """How a server does that runs the model for us: whether it takes requests, and adapters that it was proved with.
+        """Whether a server that runs the model for us takes requests, and how many adapters it was proved with.
 
         Told again and again, and at once if it goes away.
         """

@@ -136,8 +136,9 @@ class Fleet:
             if not place.up:
                 await self._let_in(place)
             else:
-                served = await place.server.served()
-                place.here &= served.adapters | {BASE}
+                async with place.lock:  # what is loaded meanwhile is not in the answer, and would count as lost
+                    served = await place.server.served()
+                    place.here &= served.adapters | {BASE}
                 await self._load_all(place)
         except Exception as error:  # the outermost loop: one server's trouble is its own
             self._set_aside(place, error)
@@ -233,12 +234,13 @@ class Fleet:
         self._held.pop(name, None)
         self._witnesses.pop(name, None)
         for place in self._places:
-            place.refused.pop(name, None)
-            if name in place.here:
-                place.here.discard(name)
-                # One that is away, or broken, has lost it or will be asked what it holds when it comes back.
-                with contextlib.suppress(PlauditError, Unanswered):
-                    await place.server.unload(name)
+            async with place.lock:  # it may be loading just now
+                place.refused.pop(name, None)
+                if name in place.here:
+                    place.here.discard(name)
+                    # One that is away, or broken, has lost it or will be asked what it holds when it comes back.
+                    with contextlib.suppress(PlauditError, Unanswered):
+                        await place.server.unload(name)
 
     async def _load_all(self, place: Place) -> None:
         """Makes a server ready for every adapter; one that it cannot load or prove is that adapter's trouble alone."""
@@ -263,10 +265,11 @@ class Fleet:
                 log.error("vllm server cannot serve an adapter", server=place.server.address, why=found.message)
                 raise
             place.refused.pop(name, None)
+            # Counted even if it was let go meanwhile: whoever did that waits for the lock, to unload it.
             place.here.add(name)
 
     async def _prove(self, place: Place, name: str) -> None:
-        for each in self._witnesses[name]:
+        for each in self._witnesses.get(name, []):
             now = await self._scores(place, name, each.prompt, [each.completion], each.temperature)
             base = await self._scores(place, BASE, each.prompt, [each.completion], each.temperature)
             what = f"{name} on the vLLM server at {place.server.address}"
