@@ -7,7 +7,7 @@ and nothing of the service's stores. In the end the feedback topic is read by a 
 plain SQL: every acknowledged act must be in both, and counted once; every release must be whole, and no version and no
 change of the channel missing or there twice.
 
-    python scripts/faults.py [--seconds 300] [--kills 0] [--seed 0] [--out FOLDER] [--tools FOLDER]
+    python scripts/faults.py [--seconds 300] [--kills 0] [--at-most SECONDS] [--seed 0] [--out FOLDER] [--tools FOLDER]
 
 Needs Java, PostgreSQL's initdb, and the folder of tools with kafka/kafka (PLAUDIT_TOOLS, default ../shared/tools).
 """
@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,16 @@ WORKERS = 3
 LEARNERS = 2
 CHANNEL = "echo/default"
 START_SECONDS = 300.0
-SETTLE_SECONDS = 240.0
+SETTLE_SECONDS = 600.0
 # A member of the join's group that is silent for longer loses its partitions.
 BEYOND_SESSION_SECONDS = 14.0
 # A learner that is silent for longer loses its lease.
 BEYOND_LEASE_SECONDS = 18.0
 FULL_SECONDS = 6.0
+# Outages and stops teach much and kill little: beyond one of each they get this share of the time.
+LONG_SHARE = 0.2
+# Now and then nothing happens for a while, so that the join and the learners come to their later steps.
+REST_EVERY, REST_SECONDS = 40, 20.0
 JOIN_STEPS = tuple(f"join.{step}" for step in range(1, 10))
 OUTBOX_STEPS = tuple(f"outbox.{step}" for step in range(1, 5))
 LEARN_STEPS = (*(f"learn.{step}" for step in range(1, 8)), "release.1", "release.2")
@@ -137,7 +142,7 @@ class Deployment:
                 steps = {"serve": OUTBOX_STEPS, "join": JOIN_STEPS, "learn": LEARN_STEPS}[process.arguments[0]]
                 passage = 1 if process in self.learn else chance.randrange(1, 6)
                 point = f"{chance.choice(steps)}:{passage}" if points and chance.random() < 0.5 else ""
-                if process.child is not None and process.child.returncode == 137:
+                if process.died_at_a_step:
                     self.kills += 1
                     self.happened["died at a step"] += 1
                 process.start(point)
@@ -149,6 +154,7 @@ class Deployment:
             "kill join": lambda chance: self._kill(chance.choice(self.join)),
             "kill learn": lambda chance: self._kill(chance.choice(self.learn)),
             "kill broker": self._kill_broker,
+            "kill several at once": self._kill_several,
             "stop join beyond its session": lambda chance: pause(chance.choice(self.join), BEYOND_SESSION_SECONDS),
             "stop learn beyond its lease": lambda chance: pause(chance.choice(self.learn), BEYOND_LEASE_SECONDS),
             "all brokers gone": self._brokers_gone,
@@ -164,24 +170,32 @@ class Deployment:
             self.kills += 1
 
     def _kill_broker(self, chance: random.Random) -> None:
-        self.kafka.node("kill", chance.randrange(1, 4))
-        self.kills += 1
-        time.sleep(3.0)
-        self.kafka.start()
+        if self.kafka.is_whole:
+            self.kafka.lose_one(chance.randrange(1, 4))
+            self.kills += 1
 
-    def _disk_full(self, chance: random.Random) -> None:
+    def _kill_several(self, chance: random.Random) -> None:
+        """Processes of any kind, and now and then a broker with them."""
+        for process in chance.sample(self.all(), chance.randrange(2, 6)):
+            self._kill(process)
+        if chance.random() < 0.25:
+            self._kill_broker(chance)
+
+    def _kill_brokers(self) -> None:
+        self.kafka.wait_until_whole()
         for node in (1, 2, 3):
             self.kafka.node("kill", node)
         self.kills += 3
+
+    def _disk_full(self, chance: random.Random) -> None:
+        self._kill_brokers()
         self.disk.fill()
         time.sleep(FULL_SECONDS)
         self.disk.free()
         self.kafka.start()
 
     def _brokers_gone(self, chance: random.Random) -> None:
-        for node in (1, 2, 3):
-            self.kafka.node("kill", node)
-        self.kills += 3
+        self._kill_brokers()
         time.sleep(60 * self.scale)
         self.kafka.start()
 
@@ -299,25 +313,57 @@ def settle(deployment: Deployment, ledger: Ledger, chance: random.Random) -> Non
         time.sleep(1.0)
 
 
+class Choosing:
+    """Which fault comes next: each once, then by chance, the long ones while they have had less than their share."""
+
+    def __init__(self, names: Sequence[str], chance: random.Random) -> None:
+        self._names, self._chance = list(names), chance
+        self._first = sorted(names, key=lambda _: chance.random())
+        self._began, self._on_long = time.monotonic(), 0.0
+
+    def next(self) -> str:
+        """The name of a fault."""
+        if self._first:
+            return self._first.pop()
+        may_be_long = self._on_long < LONG_SHARE * (time.monotonic() - self._began)
+        names = [name for name in self._names if may_be_long or self._weight(name) > 1]
+        return self._chance.choices(names, [self._weight(name) for name in names])[0]
+
+    def took(self, name: str, seconds: float) -> None:
+        """A fault is over."""
+        if self._weight(name) == 1:
+            self._on_long += seconds
+
+    @staticmethod
+    def _weight(name: str) -> int:
+        if name == "kill several at once":
+            return 12
+        return (2 if name == "kill broker" else 4) if name.startswith("kill") else 1
+
+
 def campaign(deployment: Deployment, ledger: Ledger, arguments: argparse.Namespace) -> None:
     """One fault after another until the time is over, or so many were killed."""
     chance = random.Random(arguments.seed)
     faults = deployment.faults()
-    # Each happens once at least, then by chance; the long ones are rare.
-    order = sorted(faults, key=lambda _: chance.random())
-    weights = [4 if name == "kill broker" else 8 if name.startswith("kill") else 1 for name in faults]
+    choosing = Choosing(list(faults), chance)
     load = Load(deployment.targets, ledger, arguments.seed)
     load.start()
     try:
-        ends = time.monotonic() + arguments.seconds
-        while time.monotonic() < ends or deployment.kills < arguments.kills:
-            name = order.pop() if order else chance.choices(list(faults), weights)[0]
+        began, rounds = time.monotonic(), 0
+        while (passed := time.monotonic() - began) < arguments.at_most and (
+            passed < arguments.seconds or deployment.kills < arguments.kills
+        ):
+            name, since = choosing.next(), time.monotonic()
             faults[name](chance)
+            choosing.took(name, time.monotonic() - since)
             deployment.happened[name] += 1
             say(f"{name}: {len(ledger.acknowledged)} acknowledged, {deployment.kills} kills")
-            time.sleep(chance.uniform(0.5, 2.0))
+            time.sleep(chance.uniform(0.3, 1.0))
             deployment.restart(points=True, chance=chance)
-            time.sleep(chance.uniform(0.5, 4.0))
+            time.sleep(chance.uniform(0.5, 3.0))
+            rounds += 1
+            if rounds % REST_EVERY == 0:
+                time.sleep(REST_SECONDS)
     finally:
         load.stop()
     say("load ended; everything is brought up")
@@ -366,6 +412,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=300.0, help="time under load and faults")
     parser.add_argument("--kills", type=int, default=0, help="go on until so many were killed")
+    parser.add_argument("--at-most", type=float, default=math.inf, help="seconds after which --kills is not waited for")
     parser.add_argument("--seed", type=int, default=0, help="fixes the order of faults")
     parser.add_argument("--out", type=Path, default=None, help="new folder for logs and data, kept")
     tools = os.environ.get("PLAUDIT_TOOLS", str(ROOT / ".." / "shared" / "tools"))

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 BEGAN = time.monotonic()
+# Processes are forked from one that has read the program's files, which on a busy machine takes longer than all else
+# of a start. Each is a process of its own all the same, and dies of SIGKILL alone.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["faults_parts", "plaudit.cli", "plaudit.serving.server", "plaudit.engine.torch_engine", "plaudit.evidence.worker",
+     "plaudit.learner.loop", "plaudit.eventlog.kafka", "psycopg", "sqlalchemy.dialects.postgresql"]
+)  # fmt: skip
 DISK_BYTES = 24 * 1024 * 1024
+DIED_AT_A_STEP = 137  # plaudit.failpoints.EXIT_CODE
+BROKER_AWAY_SECONDS = 3.0
 
 
 def free_port() -> int:
@@ -33,6 +46,8 @@ class Kafka:
 
     def __init__(self, tools: Path, folder: Path) -> None:
         self._tool, self._folder = tools / "kafka" / "kafka", folder
+        self._lock = threading.Lock()
+        self._returning: threading.Thread | None = None
         self.bootstrap = ""
 
     def _run(self, *command: str) -> str:
@@ -43,6 +58,10 @@ class Kafka:
 
     def start(self) -> None:
         """Starts whatever is down."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
         for left in (2, 1, 0):  # the tool waits for a minute, which is short for a machine that does much else
             try:
                 printed = self._run("start", str(self._folder), "--nodes", "3")
@@ -57,8 +76,30 @@ class Kafka:
         """kill, pause or resume one broker."""
         self._run(command, str(self._folder), str(node))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no broker is on its way back."""
+        return self._returning is None or not self._returning.is_alive()
+
+    def wait_until_whole(self) -> None:
+        """Until the broker that was lost, if there is one, is back."""
+        if self._returning is not None:
+            self._returning.join()
+
+    def lose_one(self, node: int) -> None:
+        """Kills a broker, which is started again a little later, while other things happen."""
+
+        def back() -> None:
+            time.sleep(BROKER_AWAY_SECONDS)
+            self.start()
+
+        self.node("kill", node)
+        self._returning = threading.Thread(target=back, daemon=True)
+        self._returning.start()
+
     def stop(self) -> None:
         """Ends all."""
+        self.wait_until_whole()
         with contextlib.suppress(RuntimeError):
             self._run("stop", str(self._folder))
 
@@ -97,6 +138,19 @@ class Postgres:
             self._run("pg_ctl", "-D", "data", "-m", "immediate", "stop")
 
 
+def run_command(arguments: list[str], log: Path, fail_point: str) -> None:
+    """What a process of the deployment does: the command `plaudit`, as a shell starts it."""
+    with log.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ |= {"OMP_NUM_THREADS": "1", "PLAUDIT_FAIL_POINT": fail_point}
+    from plaudit.cli import main
+
+    sys.argv = ["plaudit", *arguments]
+    main()
+
+
 @dataclass
 class Process:
     """One process of the deployment, through all its starts."""
@@ -105,32 +159,37 @@ class Process:
     arguments: list[str]
     folder: Path
     log: Path
-    child: subprocess.Popen[bytes] | None = None
+    child: BaseProcess | None = None
 
     def start(self, fail_point: str = "") -> None:
         """Starts it, told to die at a fail point if one is named."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PLAUDIT_FAIL_POINT": fail_point}
-        with self.log.open("ab") as log:
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "plaudit.cli", *self.arguments], stdout=log, stderr=log, env=environment
-            )
+        self.child = FORKS.Process(
+            target=run_command, args=(self.arguments, self.log, fail_point), name=self.name, daemon=True
+        )
+        self.child.start()
 
     @property
     def runs(self) -> bool:
         """Whether it is alive."""
-        return self.child is not None and self.child.poll() is None
+        return self.child is not None and self.child.is_alive()
+
+    @property
+    def died_at_a_step(self) -> bool:
+        """Whether it died at the fail point that it was told."""
+        return self.child is not None and self.child.exitcode == DIED_AT_A_STEP
 
     def signal(self, number: int) -> None:
         """Sends a signal, if it is alive."""
         if self.runs:
             assert self.child is not None, "it runs"
-            self.child.send_signal(number)
+            assert self.child.pid is not None, "it was started"
+            os.kill(self.child.pid, number)
 
     def end(self) -> None:
         """SIGKILL, and waits."""
         if self.child is not None:
             self.child.kill()
-            self.child.wait()
+            self.child.join()
 
 
 @dataclass

@@ -465,6 +465,20 @@ class TestKafka(EventLogContract):
         while len(one.assigned()) < 6 and time.monotonic() < deadline + 60:
             one.poll(0.1, 100)
         assert len(one.assigned()) == 6
+        assert one._consumer.group_metadata().generation_id <= 4, (
+            "a group forms once for each member that comes or goes"
+        )
+
+    def test_what_joining_comes_to_between_two_polls_counts(self, consume):
+        # A worker that is busy with its records polls now and then: its group must not be formed anew each time.
+        members = [consume(Topic.INTERACTIONS, Topic.FEEDBACK, group="join") for _ in range(2)]
+        deadline = time.monotonic() + 120
+        while sorted(len(each.assigned()) for each in members) != [2, 4] and time.monotonic() < deadline:
+            for each in members:
+                assert each.poll(0.02, 100) == []
+            time.sleep(0.3)
+        assert sorted(len(each.assigned()) for each in members) == [2, 4]
+        assert members[0]._consumer.group_metadata().generation_id <= 3
 
     def test_acknowledged_places_are_visible_to_lag_tools(self, settings, log, consume):
         from kafka import KafkaConsumer, TopicPartition

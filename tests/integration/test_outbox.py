@@ -107,6 +107,34 @@ def test_an_outage_is_answered_and_what_came_meanwhile_arrives_in_order_per_key(
     log.close()
 
 
+def test_the_outbox_is_left_although_its_callers_never_pause(tmp_path, brokers):
+    brokers.away = True
+    log = opened(tmp_path, brokers)
+    stop, direct, in_box = threading.Event(), [], []
+
+    def go_on(key):
+        n = 0
+        while not stop.is_set():
+            # In the outbox's way there is always one more record of somebody, as long as nobody is held.
+            (in_box if log.append(Topic.FEEDBACK, key, b"%d" % n)[0] == PARTITION_UNKNOWN else direct).append(n)
+            n += 1
+
+    writers = [threading.Thread(target=go_on, args=(key,)) for key in ("k0", "k1", "k2")]
+    for writer in writers:
+        writer.start()
+    assert eventually(lambda: len(in_box) > 100)
+    brokers.away = False
+    assert eventually(lambda: len(direct) > 100), "appends go to Kafka again while callers go on"
+    stop.set()
+    for writer in writers:
+        writer.join()
+    assert log.state().records == 0
+    for key in ("k0", "k1", "k2"):
+        own = [int(value) for each, value in brokers.values() if each == key]
+        assert own == list(range(len(own))), "in order, each once"
+    log.close()
+
+
 def test_what_lies_in_the_outbox_survives_its_process_and_comes_first(tmp_path, brokers):
     brokers.away = True
     log = opened(tmp_path, brokers)  # it opens although no broker answers

@@ -25,9 +25,10 @@ from kafka import (
 )
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.structs import MemberState
 
 from plaudit.errors import LogUnavailable, MessageTooLarge
-from plaudit.eventlog.kafka_clients import connected, unreachable
+from plaudit.eventlog.kafka_clients import connected, keep_finished_joins, unreachable
 from plaudit.eventlog.kafka_topics import ensure_topics
 from plaudit.eventlog.protocol import (
     REJECTED_OVERHEAD_BYTES,
@@ -47,7 +48,7 @@ _log = structlog.get_logger(__name__)
 SESSION_SECONDS = 10
 METADATA_SECONDS = 10  # after so long a partition that was added is read
 HANGING_SECONDS = 1.0
-# kafka-python sometimes stops fetching when its partitions change while it waits at their end; then it is made anew.
+# kafka-python may stop fetching when its partitions change while it waits at their end; then it is made anew.
 SILENT_SECONDS = 5.0
 RECONNECT_SECONDS = 1.0
 BATCH_BYTES = 256 * 1024  # of one partition in one request
@@ -240,6 +241,7 @@ class KafkaLogConsumer:
             allow_auto_create_topics=False,
             metadata_max_age_ms=METADATA_SECONDS * 1000,
         )
+        keep_finished_joins(consumer)
         with unreachable(settings):
             # Known before the group forms: a leader that knows no partitions would share out none, and wait.
             for name in sorted(self._topic_of):
@@ -266,6 +268,8 @@ class KafkaLogConsumer:
                 return []
             if batches:
                 self._heard = time.monotonic()
+            elif self._consumer.group_metadata().state is not MemberState.STABLE:
+                self._heard = time.monotonic()  # a member of a group that forms has nothing to fetch
             elif time.monotonic() - self._heard > SILENT_SECONDS:
                 self._listen_again()
         return [

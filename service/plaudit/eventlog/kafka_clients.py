@@ -59,6 +59,30 @@ def unreachable(settings: KafkaSettings) -> Iterator[None]:
         ) from error
 
 
+def keep_finished_joins(consumer: Any) -> None:
+    """Makes a consumer take what its joining the group came to, also if that came between two polls.
+
+    kafka-python 3.0 throws such a result away and joins again, and if the leader of a group joins again, everybody has
+    to. So on a machine where joining takes longer than a poll, a group is formed anew for minutes and nobody fetches.
+    """
+    coordinator = consumer._coordinator
+    joining = coordinator.join_group_async
+
+    async def join(timeout_ms: float | None = None) -> Any:
+        task = coordinator._join_task
+        joined = task is not None and task.is_done and not task.failed()
+        # As it was when the task ended: an error since then may have cost this member its place.
+        if joined and coordinator.rebalance_in_progress() and not coordinator._generation.is_lost():
+
+            async def again() -> Any:
+                return await task
+
+            coordinator._join_task = coordinator._manager.call_soon(again)  # ends a moment after it is asked for
+        return await joining(timeout_ms)
+
+    coordinator.join_group_async = join
+
+
 def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
     """Options that every client of the brokers needs; raises Misconfigured if the bootstrap is no address."""
     servers = [server.strip() for server in settings.bootstrap.split(",") if server.strip()]

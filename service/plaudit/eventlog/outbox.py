@@ -13,6 +13,9 @@ The protocol (the same numbers stand in docs/join.md; `outbox.N` is the fail poi
 
 A crash between 3 and 4 sends them again: the same bytes under the same event id, which the join knows. A record that
 the brokers were given and did not acknowledge in time may be there twice for the same reason.
+
+While the last few records are moved, whoever comes waits for it, at most `patience_seconds`: otherwise a caller who
+never pauses would keep the outbox in use, one record behind another.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ OUTBOX_FILE = "outbox.sqlite"
 # Partition of a record in the outbox: which one of Kafka's it gets is not known yet.
 PARTITION_UNKNOWN = -1
 BATCH_RECORDS = 256
+LAST_RECORDS = 64  # so few are moved while new ones wait
 BATCH_BYTES = 4 * 1024 * 1024
 RETRY_SECONDS = 1.0
 CLOSING_SECONDS = 5.0  # a batch may be under way; it is sent again after the next start
@@ -90,6 +94,8 @@ class OutboxLog:
         self._folder = folder
         self._box = SqliteEventLog(folder / OUTBOX_FILE)
         self._lock = threading.Lock()
+        self._way = threading.Condition(self._lock)
+        self._held = False  # whoever comes waits until the last records are moved
         self._closed = False
         self._entering = 0  # appends that are on their way into the outbox
         self._reserved = 0
@@ -114,7 +120,9 @@ class OutboxLog:
         """As `append`, for several records in order. Raises OutboxFull if neither takes them."""
         for _, value in items:
             check_size(topic, value)
-        with self._lock:
+        with self._way:
+            if self._held:
+                self._way.wait_for(lambda: not self._held, self._settings.patience_seconds)
             if self._closed:
                 raise LogUnavailable("the event log is closed", topic=topic)
             kafka = self._kafka if self._direct else None
@@ -212,7 +220,9 @@ class OutboxLog:
                 self._wake.clear()
                 continue
             try:
-                moved = self._move()
+                self._move()
+                if self._box.pending().records <= LAST_RECORDS:
+                    self._open_the_way()
             except (LogUnavailable, Misconfigured, MessageTooLarge) as error:
                 self._say("outbox.waits", why=error.message, records=self.state().records)
                 self._pause()
@@ -220,9 +230,6 @@ class OutboxLog:
             except Exception as error:  # the outermost loop of a thread that must not die: records wait behind it
                 _log.exception("outbox.broke", error=type(error).__name__)
                 self._pause()
-                continue
-            if not moved:
-                self._open_the_way()
 
     def _pause(self) -> None:
         deadline = time.monotonic() + RETRY_SECONDS
@@ -230,14 +237,25 @@ class OutboxLog:
             time.sleep(min(left, 0.1))
 
     def _open_the_way(self) -> None:
-        """Appends go to Kafka again, if nothing lies in the outbox and nobody is on the way into it."""
-        with self._lock:
-            if self._entering == 0 and not self._box.pending().records:
-                self._direct = True
-        if not self._direct:
-            self._wake.wait(0.05)
-            self._wake.clear()
-        else:
+        """Appends go to Kafka again, once the last records are moved and nobody is on the way into the outbox.
+
+        Gives up after the patience of whoever waits meanwhile.
+        """
+        deadline = time.monotonic() + self._settings.patience_seconds
+        with self._way:
+            self._held = True
+        try:
+            while not self._direct and not self._closed and time.monotonic() < deadline:
+                with self._lock:
+                    self._direct = self._entering == 0 and not self._box.pending().records
+                if not self._direct and not self._move():
+                    self._wake.wait(0.05)
+                    self._wake.clear()
+        finally:
+            with self._way:
+                self._held = False
+                self._way.notify_all()
+        if self._direct:
             _log.info("outbox.is_empty")
 
     def _move(self) -> int:
