@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextvars
 import logging
 import re
-import secrets
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TextIO
 
 import structlog
+
+from plaudit.ids import hex_digits
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # W3C Trace Context, section 3.2: version 00, trace id and parent id not all zeros.
@@ -47,6 +48,7 @@ def configure(log_format: str = "text", log_level: str = "info", process: str = 
     )
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _name_request,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -105,22 +107,30 @@ def get_logger(name: str) -> Any:
 
 def child_traceparent(received: str) -> str:
     """A W3C traceparent of this process's span: same trace as `received` if that is valid, else a fresh trace."""
-    span = secrets.token_hex(8)
+    span = hex_digits(16)
     if _TRACEPARENT.fullmatch(received):
         _, trace, _, flags = received.split("-")
         return f"00-{trace}-{span}-{flags}"
-    return f"00-{secrets.token_hex(16)}-{span}-00"
+    return f"00-{hex_digits(32)}-{span}-00"
 
 
 @contextmanager
 def request_ids(ids: RequestIds) -> Iterator[None]:
-    """Makes `ids` those of the current context for the length of a block."""
+    """Makes `ids` those of the current context, and of what it logs, for the length of a block."""
     token = _current.set(ids)
     try:
-        with structlog.contextvars.bound_contextvars(request_id=ids.request_id, trace_id=ids.traceparent[3:35]):
-            yield
+        yield
     finally:
         _current.reset(token)
+
+
+def _name_request(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The ids of the request in hand in a line of the log. Asked for each line: most requests write none."""
+    ids = _current.get()
+    if ids is not None:
+        line.setdefault("request_id", ids.request_id)
+        line.setdefault("trace_id", ids.traceparent[3:35])
+    return line
 
 
 def traceparent() -> str:

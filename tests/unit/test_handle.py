@@ -2,12 +2,13 @@
 
 import base64
 import datetime as dt
+import hmac
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plaudit.errors import HandleExpired, HandleForged
-from plaudit.serving.handle import HandleClaims, HandleSigner, pseudonym
+from plaudit.serving.handle import HandleClaims, HandleSigner, _mac, pseudonym
 
 NOW = dt.datetime(2026, 5, 1, 12, 0, 0, tzinfo=dt.UTC)
 SIGNER = HandleSigner({"a": b"k" * 32}, "a", ttl_seconds=3600)
@@ -137,3 +138,9 @@ def _raw(token):
 
 def _token(raw):
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+@pytest.mark.parametrize("length", [1, 32, 64, 65, 200])
+def test_the_mac_is_the_hmac_of_the_standard_library(length):
+    key, payload = bytes(range(length)), b"what is signed" * 30
+    assert _mac(key, payload) == hmac.digest(key, payload, "sha256")

@@ -1,12 +1,17 @@
 """What people wrote never reaches a log, whatever raises."""
 
 import io
+import json
+import os
 import subprocess
 import sys
+import time
+import uuid
 
 import pytest
 import structlog
-from plaudit.telemetry import configure, places
+from plaudit.ids import hex_digits, new_id
+from plaudit.telemetry import RequestIds, child_traceparent, configure, places, request_ids, traceparent
 
 SECRET = "my diagnosis is X17"
 
@@ -59,3 +64,33 @@ def test_a_crash_is_told_without_its_message(thread):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=False)
     assert "ValueError" in done.stderr
     assert "X17" not in done.stderr
+
+
+def test_names_are_uuids_of_version_7_in_order_of_time_and_never_twice_after_a_fork():
+    names = [new_id() for _ in range(1000)]
+    assert len(set(names)) == 1000
+    assert all(uuid.UUID(name).version == 7 and str(uuid.UUID(name)) == name for name in names)
+    assert all(uuid.UUID(name).variant == uuid.RFC_4122 for name in names)
+    assert abs((uuid.UUID(names[0]).int >> 80) / 1000 - time.time()) < 600
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, hex_digits(32).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100).decode() != hex_digits(32)
+    os.close(reading), os.close(writing)
+
+
+def test_a_line_of_the_log_names_the_request_in_hand(capsys):
+    configure("json")
+    try:
+        with request_ids(RequestIds("r-1", child_traceparent(""))):
+            structlog.get_logger().info("within")
+            trace = traceparent()[3:35]
+        structlog.get_logger().info("after")
+    finally:
+        structlog.reset_defaults()
+    within, after = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (within["request_id"], within["trace_id"]) == ("r-1", trace)
+    assert not {"request_id", "trace_id"} & set(after)

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-import uuid6
 from google.protobuf.message import DecodeError
 
 from plaudit.access.admission import Admission
@@ -31,6 +30,7 @@ from plaudit.errors import (
     PlauditError,
     QueueFull,
 )
+from plaudit.ids import new_id
 from plaudit.metrics import Metrics
 from plaudit.settings import LimitSettings
 from plaudit.telemetry import RequestIds, child_traceparent, get_logger, request_ids
@@ -92,6 +92,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # gene
         self._max_message_bytes = max_message_bytes
         self._open = OpenCalls(open_calls)
         self._reflections = OpenCalls(reflections)
+        self._methods: dict[str, _Method] = {}
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         """The method's handler, wrapped if it is one of ours."""
@@ -101,8 +102,10 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # gene
             return _limited(handler, self._reflections, lambda: self._admission.identify(metadata))
         if handler is None or not details.method.startswith(OURS):
             return handler
-        service, method = details.method.removeprefix(OURS).split("/", 1)
-        around = _Around(self._metrics, self._open, self._admission, service, method, metadata)
+        method = self._methods.get(details.method)
+        if method is None:  # there is a handler, so that callers cannot make these grow
+            method = self._methods[details.method] = _Method(self._metrics, details.method)
+        around = _Around(method, self._open, self._admission, metadata)
         return wrapped(handler, around, self._max_message_bytes)
 
 
@@ -154,26 +157,35 @@ def _careful(read: Callable[[bytes], Any], limit: int) -> Callable[[bytes], Any]
     return careful
 
 
+class _Method:
+    """What all calls of one method share: its names, and its metrics, which are looked up once."""
+
+    def __init__(self, metrics: Metrics, path: str) -> None:
+        self.right = path.removeprefix(OURS)
+        self._service, self.name = self.right.split("/", 1)
+        self.in_flight = metrics.requests_in_flight
+        self.seconds = metrics.request_seconds.labels(self._service, self.name)
+        self._requests = metrics.requests
+        self._ended: dict[str, Any] = {}
+
+    def ended(self, code: str) -> Any:
+        """The counter of calls that ended with this code."""
+        counter = self._ended.get(code)
+        if counter is None:
+            counter = self._ended[code] = self._requests.labels(self._service, self.name, code)
+        return counter
+
+
 class _Around:
     """One call: its ids, its clock and what becomes of its errors."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        open_calls: OpenCalls,
-        admission: Admission,
-        service: str,
-        method: str,
-        metadata: dict[str, str],
-    ) -> None:
-        self._metrics = metrics
+    def __init__(self, method: _Method, open_calls: OpenCalls, admission: Admission, metadata: dict[str, str]) -> None:
+        self._method = method
         self._open = open_calls
         self._admission = admission
         self._metadata = metadata
-        self._service = service
-        self._method = method
         self._ids = RequestIds(
-            metadata.get(REQUEST_ID_KEY, "")[:_MAX_REQUEST_ID_CHARS] or str(uuid6.uuid7()),
+            metadata.get(REQUEST_ID_KEY, "")[:_MAX_REQUEST_ID_CHARS] or new_id(),
             child_traceparent(metadata.get("traceparent", "")),
         )
 
@@ -225,13 +237,13 @@ class _Around:
         """A place among the open calls, for a caller who may make this call."""
         self._open.enter()
         try:
-            with calling(self._admission.admit(self._metadata, f"{self._service}/{self._method}")):
+            with calling(self._admission.admit(self._metadata, self._method.right)):
                 yield
         finally:
             self._open.leave()
 
     def _begin(self, context: Any) -> None:
-        self._metrics.requests_in_flight.inc()
+        self._method.in_flight.inc()
         context.set_trailing_metadata(((REQUEST_ID_KEY, self._ids.request_id),))
 
     def _abort(self, context: Any, failure: PlauditError) -> None:
@@ -240,11 +252,10 @@ class _Around:
         context.abort(status.code, status.details)
 
     def _end(self, started: float, failure: PlauditError | None) -> None:
-        code = failure.code if failure else "OK"
-        self._metrics.requests.labels(self._service, self._method, code).inc()
-        self._metrics.request_seconds.labels(self._service, self._method).observe(time.perf_counter() - started)
+        self._method.ended(failure.code if failure else "OK").inc()
+        self._method.seconds.observe(time.perf_counter() - started)
         # Last: once nothing is in flight, everything is counted.
-        self._metrics.requests_in_flight.dec()
+        self._method.in_flight.dec()
 
     def _failure(self, error: Exception, context: Any) -> PlauditError:
         """The error that the caller gets; what an operator must see is logged here."""
@@ -252,15 +263,15 @@ class _Around:
             return DeadlinePassed()
         if isinstance(error, PlauditError):
             if error.code in ("INTERNAL", "UNAVAILABLE"):
-                log.error("call failed", method=self._method, reason=error.reason, **_ours(error))
+                log.error("call failed", method=self._method.name, reason=error.reason, **_ours(error))
             elif not isinstance(error, CallEnded):
                 # One line per refused call; the message may quote what was sent, so the request id leads to it.
-                log.info("call refused", method=self._method, reason=error.reason, code=error.code)
+                log.info("call refused", method=self._method.name, reason=error.reason, code=error.code)
             return error
         if not context.is_active():
             # The library's own signal that the caller went away while messages were read or written.
             return DeadlinePassed() if _time_is_up(context, _DEADLINE_SLACK_SECONDS) else Cancelled()
-        log.exception("call broke", method=self._method, error=type(error).__name__)
+        log.exception("call broke", method=self._method.name, error=type(error).__name__)
         return InternalError(
             f"a bug in the service; its logs have the details under request id {self._ids.request_id}",
             request_id=self._ids.request_id,

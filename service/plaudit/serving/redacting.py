@@ -41,8 +41,7 @@ class Redactor:
 
     def act(self, channel: Channel, act: Act) -> Act:
         """The act with redacted text, if it has any."""
-        kinds = self._kinds(channel)
-        if kinds and isinstance(act, Comment | Correction):
+        if isinstance(act, Comment | Correction) and (kinds := self._kinds(channel)):
             return dataclasses.replace(act, text=self._text(act.text, kinds))
         return act
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import uuid6
-
 from plaudit.access.rights import caller
 from plaudit.errors import EmptyPrompt, InvalidField, InvalidText
+from plaudit.ids import new_id
 from plaudit.returned import (
     MAX_COMPLETIONS,
     MAX_OPTION_BYTES,
@@ -46,6 +44,7 @@ MAX_TAGS = 16
 MAX_TAG_BYTES = 512
 
 _TENANT = re.compile(r"[a-z0-9_-]{1,64}")
+_UUID = re.compile("[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _TAG = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _ROLES = ("system", "user", "assistant")
 _PURPOSES = {
@@ -171,12 +170,8 @@ def short_text(field: str, value: str, max_bytes: int, *, required: bool = False
 def identifier(field: str, value: str) -> str:
     """A UUID in canonical form, made here if empty."""
     if not value:
-        return str(uuid6.uuid7())
-    try:
-        canonical = str(uuid.UUID(value)) == value
-    except ValueError:
-        canonical = False
-    if not canonical:
+        return new_id()
+    if not _UUID.fullmatch(value):
         raise refused(field, repr(value[:64]), "a UUID in canonical lower-case form (UUIDv7), or empty")
     return value
 
