@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from plaudit import returned
 from plaudit.bounded import BoundedCalls, Exits, Overdue, Overrun
@@ -24,6 +24,7 @@ from plaudit.types import Evidence, Feedback, Interaction, Outcome, Prompt, Requ
 BUDGET_SECONDS = 5.0
 
 T = TypeVar("T")
+Said: TypeAlias = tuple[Interaction, Feedback]
 
 
 class Why(StrEnum):
@@ -88,12 +89,25 @@ class GuardedPlugin(DomainPlugin):
 
     def to_evidence(self, interaction: Interaction, feedback: Feedback) -> Sequence[Evidence]:
         """See DomainPlugin."""
+        (found,) = self.evidence_of([(interaction, feedback)])
+        if isinstance(found, PluginFailed):
+            raise found
+        return found
+
+    def _evidence_fault(self, interaction: Interaction) -> Callable[[Sequence[Evidence]], str]:
         known = [candidate.candidate_id for candidate in interaction.candidates]
-        return self._guarded(
-            "to_evidence",
-            lambda: _some(self.inner.to_evidence(interaction, feedback), returned.MAX_EVIDENCE),
-            lambda items: returned.evidence_fault(items, known, self._declaration),
-        )
+        return lambda items: returned.evidence_fault(items, known, self._declaration)
+
+    def evidence_of(self, acts: Sequence[Said]) -> list[Sequence[Evidence] | PluginFailed]:
+        """What `to_evidence` gives for each, or how it failed there; one hand-over to a thread for all in time."""
+        ended = self._calls.each(lambda said: _some(self.inner.to_evidence(*said), returned.MAX_EVIDENCE), acts)
+        found: list[Sequence[Evidence] | PluginFailed] = []
+        for (interaction, _), one in zip(acts, ended, strict=True):
+            try:
+                found.append(self._judged("to_evidence", one.get, self._evidence_fault(interaction)))
+            except PluginFailed as error:
+                found.append(error)
+        return found
 
     def decode_spec(self, prompt: Prompt, mode: Mode) -> DecodeSpec:
         """See DomainPlugin."""
@@ -114,8 +128,13 @@ class GuardedPlugin(DomainPlugin):
         )
 
     def _guarded(self, member: str, call: Callable[[], T], fault_of: Callable[[T], str]) -> T:
+        alone = member in _DEFAULTS and member not in self._own
+        return self._judged(member, call if alone else lambda: self._calls(call), fault_of)
+
+    def _judged(self, member: str, get: Callable[[], T], fault_of: Callable[[T], str]) -> T:
+        """What a call gives, if it is usable; raises PluginFailed otherwise."""
         try:
-            result = call() if member in _DEFAULTS and member not in self._own else self._calls(call)
+            result = get()
         except PluginFailed:  # of a guard within: it was told and counted there
             raise
         except Overdue as late:

@@ -123,3 +123,34 @@ def test_many_callers_at_once_get_their_own_results():
         caller.join()
     assert found == [True] * 1600
     assert calls.left == 0
+
+
+def test_of_many_items_each_meets_its_own_fate_and_one_thread_serves_those_in_time(gate):
+    calls, asked, threads_of = BoundedCalls("each", 2.0), [], set()
+
+    def fate(item):
+        asked.append(item)
+        threads_of.add(threading.get_ident())
+        if item == "hangs":
+            gate.wait()
+        if item == "exits":
+            sys.exit(3)
+        return 1 / item
+
+    found = calls.each(fate, [1, 0, 2, "hangs", 4, "exits", 5])
+    assert [type(each.error) for each in found] == [
+        type(None), ZeroDivisionError, type(None), Overdue, type(None), Exits, type(None),
+    ]  # fmt: skip
+    assert [found[place].get() for place in (0, 2, 4, 6)] == [1.0, 0.5, 0.25, 0.2]
+    assert found[3].error.args == (2.0,), "those before it were in time"
+    assert asked == [1, 0, 2, "hangs", 4, "exits", 5], "nothing is asked twice"
+    assert (len(threads_of), calls.left) == (2, 1)
+    assert calls.each(fate, []) == []
+
+
+def test_a_batch_may_take_longer_than_the_limit_of_one_item():
+    for _ in range(3):  # one item may be late here on a machine that is busy enough
+        found = BoundedCalls("long", 1.5).each(time.sleep, [0.4] * 4)
+        if [each.error for each in found] == [None] * 4:
+            return
+    pytest.fail(f"every batch had a late item: {found}")

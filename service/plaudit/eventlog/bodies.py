@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -513,6 +514,7 @@ def _named(names: dict[Any, Any], message: ProtoMessage, field: str) -> Any:
     return names[value]
 
 
+@functools.lru_cache(maxsize=1024)  # a channel samples with few temperatures
 def _shortest(value: float) -> float:
     """The shortest decimal that this 32-bit value stands for, so that a temperature of 0.7 comes back as 0.7."""
     for digits in range(1, 9):

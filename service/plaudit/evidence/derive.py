@@ -8,6 +8,7 @@ that it can be computed again whenever a record is added (docs/join.md, "What co
 from __future__ import annotations
 
 import datetime as dt
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -19,13 +20,13 @@ from plaudit.errors import (
     NoInteraction,
     NotJoined,
     PlauditError,
-    PluginFailed,
     RetractionByOther,
     UnknownCandidate,
     UnknownDomain,
 )
 from plaudit.evidence.rows import StoredEvidence
 from plaudit.evidence.tables import Status
+from plaudit.guarded import GuardedPlugin
 from plaudit.types import (
     Act,
     Channel,
@@ -76,6 +77,15 @@ class StoredRetraction:
         return (self.feedback_id, True, self.digest)
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """An interaction, with every act and retraction that names it."""
+
+    interaction: Interaction
+    acts: Sequence[StoredAct]
+    retractions: Sequence[StoredRetraction]
+
+
 @dataclass(slots=True)
 class Derived:
     """What became of the records of one interaction."""
@@ -90,14 +100,31 @@ class Derived:
         self.errors[key] = error
 
 
-def derive(
-    interaction: Interaction,
-    acts: Sequence[StoredAct],
-    retractions: Sequence[StoredRetraction],
-    plugins: Mapping[str, DomainPlugin],
-) -> Derived:
-    """Statuses and evidence of all records of one interaction."""
-    derived = Derived()
+def derive(about: Sequence[About], plugins: Mapping[str, DomainPlugin]) -> list[Derived]:
+    """Statuses and evidence of all records of each interaction; none depends on another's.
+
+    Of many at once, because each hand-over to a plugin's thread costs more than what most plugins do.
+    """
+    found = [Derived() for _ in about]
+    counting = [
+        (derived, each.interaction, act)
+        for derived, each in zip(found, about, strict=True)
+        for act in _counting(each.interaction, each.acts, each.retractions, derived)
+    ]
+    given = evidence_of([(interaction, act.feedback) for _, interaction, act in counting], plugins)
+    for (derived, interaction, act), atoms in zip(counting, given, strict=True):
+        if isinstance(atoms, PlauditError):
+            derived.reject(act.key, atoms)
+            continue
+        derived.statuses[act.key] = Status.JOINED
+        derived.evidence += [_stored(interaction, act.feedback, index, atom) for index, atom in enumerate(atoms)]
+    return found
+
+
+def _counting(
+    interaction: Interaction, acts: Sequence[StoredAct], retractions: Sequence[StoredRetraction], derived: Derived
+) -> list[StoredAct]:
+    """The acts that become evidence; what becomes of all others is noted."""
     mine_acts = [act for act in acts if _belongs(interaction, act.feedback.channel, act.key, derived)]
     mine_retractions = [each for each in retractions if _belongs(interaction, each.channel, each.key, derived)]
     counting = _first_bodies(mine_acts, derived)
@@ -106,27 +133,18 @@ def derive(
         for act in counting.values():
             gone = act.feedback.feedback_id in retracted
             derived.statuses[act.key] = Status.RETRACTED if gone else Status.WITHHELD
-        return derived
+        return []
     known = frozenset(candidate.candidate_id for candidate in interaction.candidates)
     usable = [
         act
         for act in counting.values()
         if _is_of_this_answer(act, interaction, derived) and _names_known_candidates(act, known, derived)
     ]
-    for act in _newest(usable, derived):
-        if act.feedback.feedback_id in retracted:
-            continue
-        try:
-            atoms = evidence_of(interaction, act.feedback, plugins)
-        except (PluginFailed, UnknownDomain) as error:
-            derived.reject(act.key, error)
-            continue
-        derived.statuses[act.key] = Status.JOINED
-        derived.evidence += [_stored(interaction, act.feedback, index, atom) for index, atom in enumerate(atoms)]
+    newest = _newest(usable, derived)
     for act in usable:
         if act.feedback.feedback_id in retracted:
             derived.statuses[act.key] = Status.RETRACTED
-    return derived
+    return [act for act in newest if act.feedback.feedback_id not in retracted]
 
 
 def _belongs(interaction: Interaction, channel: Channel, key: Key, derived: Derived) -> bool:
@@ -237,18 +255,34 @@ def candidates_of(act: Act) -> tuple[str, ...]:
 
 
 def evidence_of(
-    interaction: Interaction, feedback: Feedback, plugins: Mapping[str, DomainPlugin]
-) -> tuple[Evidence, ...]:
-    """The plugin's evidence of one act. Raises PluginFailed (plugins are guarded) or UnknownDomain."""
-    domain = interaction.channel.domain
+    said: Sequence[tuple[Interaction, Feedback]], plugins: Mapping[str, DomainPlugin]
+) -> list[Sequence[Evidence] | PlauditError]:
+    """The plugin's evidence of each act, or why there is none: PluginFailed or UnknownDomain."""
+    found: list[Sequence[Evidence] | PlauditError] = [()] * len(said)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, (interaction, _) in enumerate(said):
+        places[interaction.channel.domain].append(place)
+    for domain, mine in places.items():
+        acts = [said[place] for place in mine]
+        for place, given in zip(mine, _asked(domain, acts, plugins), strict=True):
+            found[place] = given
+    return found
+
+
+def _asked(
+    domain: str, acts: Sequence[tuple[Interaction, Feedback]], plugins: Mapping[str, DomainPlugin]
+) -> Sequence[Sequence[Evidence] | PlauditError]:
     plugin = plugins.get(domain)
-    if plugin is None:
-        raise UnknownDomain(
-            f"no plugin serves the domain {domain!r} here; install or allow it and start the join again",
-            domain=domain,
-            known=", ".join(sorted(plugins)),
-        )
-    return tuple(plugin.to_evidence(interaction, feedback))
+    if isinstance(plugin, GuardedPlugin):
+        return plugin.evidence_of(acts)
+    if plugin is not None:
+        return [plugin.to_evidence(*act) for act in acts]
+    unknown = UnknownDomain(
+        f"no plugin serves the domain {domain!r} here; install or allow it and start the join again",
+        domain=domain,
+        known=", ".join(sorted(plugins)),
+    )
+    return [unknown] * len(acts)
 
 
 def _name(interaction: Interaction, feedback: Feedback) -> str:

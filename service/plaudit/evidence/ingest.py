@@ -22,7 +22,7 @@ from plaudit.errors import IdConflict, NoInteraction, PlauditError
 from plaudit.eventlog import Record
 from plaudit.eventlog.codec import Retraction, body_digest, decode, encode_interaction, request_digest
 from plaudit.evidence import rows
-from plaudit.evidence.derive import Derived, Key, StoredAct, StoredRetraction, derive
+from plaudit.evidence.derive import About, Derived, Key, StoredAct, StoredRetraction, derive
 from plaudit.evidence.rejections import Rejection, write_rejections
 from plaudit.evidence.tables import (
     EvidenceTable,
@@ -134,9 +134,9 @@ def rederive(
         evidence: list[dict[str, Any]] = []
         changes: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         rejections: list[Rejection] = []
-        for interaction_id, stored in by_interaction.items():
+        about = [_about(interactions[each], stored) for each, stored in by_interaction.items()]
+        for (interaction_id, stored), derived in zip(by_interaction.items(), derive(about, plugins), strict=True):
             interaction = interactions[interaction_id]
-            derived = _derive_rows(interaction, stored, plugins)
             evidence += [_evidence_row(row, interaction) for row in derived.evidence]
             outcome.evidence.update((interaction.channel, row.kind) for row in derived.evidence)
             for row, status, error in _changed(stored, derived):
@@ -230,7 +230,7 @@ def _lock_and_load(
     }
 
 
-def _derive_rows(interaction: Interaction, stored: Iterable[Row], plugins: Mapping[str, DomainPlugin]) -> Derived:
+def _about(interaction: Interaction, stored: Iterable[Row]) -> About:
     acts, retractions = [], []
     for row in stored:
         if row["retraction"]:
@@ -243,7 +243,7 @@ def _derive_rows(interaction: Interaction, stored: Iterable[Row], plugins: Mappi
             assert isinstance(feedback, Feedback), "the join stores acts of feedback only"
             feedback = dataclasses.replace(feedback, accepted_at=from_micros(row["accepted_at"]))
             acts.append(StoredAct(feedback=feedback, digest=row["digest"]))
-    return derive(interaction, acts, retractions, plugins)
+    return About(interaction, acts, retractions)
 
 
 def _changed(stored: Iterable[Row], derived: Derived) -> Iterator[tuple[Row, Status, PlauditError | None]]:
