@@ -1,9 +1,10 @@
 """Sends malformed records and messages and counts how each is answered: `make fuzz`.
 
-Starts a server on a tiny random model, and a join on its log. Half of the cases are calls: every field of every request
-with values that break programs, then random fields and broken bytes. Half are records of the log with broken bytes or
-broken fields, which the join reads. A call must be answered, never by INTERNAL or UNKNOWN, and each refusal must carry
-its reason; the join must read every record, and must reject what it cannot use with its reason.
+Starts a server on a tiny random model, and a join on its log. Of the cases 45 % are calls: every field of every request
+with values that break programs, then random fields and broken bytes; 45 % are records of the log with broken bytes or
+broken fields, which the join reads; and a tenth are requests to the HTTP door (fuzz_http.py). A call must be answered,
+never by INTERNAL or UNKNOWN, and each refusal must carry its reason; the join must read every record, and must reject
+what it cannot use with its reason.
 
     python scripts/fuzz.py [--cases 100000] [--seed 0]
 """
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fuzz_http
 import grpc
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -40,7 +42,7 @@ from plaudit.plugins import load_plugins
 from plaudit.settings import EngineSettings, ModelSettings
 from plaudit.testing.evidence import CHANNEL, START, make_feedback, make_interaction
 from plaudit.testing.models import tiny_model
-from plaudit.testing.serving import LocalServer, local_server
+from plaudit.testing.serving import LocalServer, local_server, serve_settings
 from plaudit.types import Choice, Thumbs
 from plaudit.v1 import (
     assistant_pb2,
@@ -273,6 +275,15 @@ def calls(server: LocalServer, cases: int, seed: int) -> Found:
     return found
 
 
+def http(server: LocalServer, cases: int, seed: int) -> Found:
+    """So many requests to the HTTP door."""
+    found = Found()
+    with Plaudit(server.target, patience=0.0, timeout=60.0) as client:
+        handle = client.generate("echo", "Hello", max_tokens=2).handle
+    fuzz_http.requests(f"http://127.0.0.1:{server.server.http_port}", handle, cases, seed, THREADS, found.add)
+    return found
+
+
 def records(server: LocalServer, cases: int, seed: int) -> Found:
     """So many records, through the decoder one by one and through a join all together."""
     chance, found = random.Random(seed), Found()
@@ -334,9 +345,15 @@ def main() -> int:
         folder = Path(name)
         base = Base.load(tiny_model(folder / "model"), device="cpu", dtype="float32")
         engine = TorchEngine(base, EngineSettings(widths=(4, 16)), ModelSettings(adapter_layers=2))
-        with local_server(folder / "data", engine, load_plugins(DOMAINS)) as server:
-            half = arguments.cases // 2
-            found = {"records": records(server, half, arguments.seed), "calls": calls(server, half, arguments.seed)}
+        settings = serve_settings(folder / "data", http_port=0)
+        with local_server(folder / "data", engine, load_plugins(DOMAINS), settings=settings) as server:
+            tenth, seed = arguments.cases // 10, arguments.seed
+            rest = (arguments.cases - tenth) // 2
+            found = {
+                "requests": http(server, tenth, seed),
+                "records": records(server, rest, seed),
+                "calls": calls(server, rest, seed),
+            }
         engine.close()
     for part, each in found.items():
         print(part, json.dumps(dict(each.answers.most_common()), indent=2))
