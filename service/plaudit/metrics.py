@@ -198,6 +198,9 @@ class Metrics:
         self.erasures_waiting = self._gauge(
             "join", "erasures_waiting", "Erasures that are not done, or whose releases are not all out of service."
         )
+        self.erasures_overdue = self._gauge(
+            "join", "erasures_overdue", "Erasures of these that have taken longer than privacy.retrain_days allows."
+        )
         self.join_waiting = self._gauge("join", "join_waiting", "Acts that wait for their interaction.", "channel")
         self.join_lag = self._gauge("join", "join_lag_records", "Records not yet read.", "topic", "partition")
         self.join_seconds = self._histogram(

@@ -8,7 +8,7 @@ import datetime as dt
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from plaudit.release.gate import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Pin, Promote, Registry, ReleaseState, RollBack
 from plaudit.settings import JoinSettings, PrivacySettings, Settings, StoreSettings
+from plaudit.store import kept
 from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Channel, Choice, Comment, Correction, Feedback, Interaction, Thumbs
 from pydantic import SecretStr
@@ -209,12 +210,12 @@ def test_records_that_the_join_has_not_read_are_waited_for_and_never_joined(worl
     check_gone(world)
 
 
-def register(world: World, as_of: dt.datetime, parent: int) -> int:
+def register(world: World, as_of: dt.datetime, parent: int, acts: Sequence[tuple[str, str]] = ()) -> int:
     folder = world.folder / f"release-{as_of:%s}-{parent}"
     folder.mkdir()
     (folder / "weights.json").write_text(json.dumps([as_of.isoformat(), parent]))
     draft = Manifest(channel=CHANNEL, base_digest="00" * 32, parent=parent, as_of=as_of)
-    version = world.registry.register(draft, folder).version
+    version = world.registry.register(draft, folder, acts=acts).version
     world.registry.decide(CHANNEL, version, YES)
     return version
 
@@ -288,3 +289,37 @@ def test_interactions_of_an_older_store_are_found_by_what_their_records_name(wor
     erasure.request(world.store.database, ID, "acme", EVE, "ops")
     (done,) = finish(world.settings, world.registry, world.log)
     assert done.found.counts["interactions"] == 2
+
+
+def test_of_acts_on_others_questions_the_lineage_tells_which_releases_learnt_from_them(world: World) -> None:
+    world.registry.ensure_channel(CHANNEL, "00" * 32)
+    theirs = (of(BOB, "b1"), of(BOB, "b2"), act("f1", "b1", Thumbs("a", True), ANN))
+    world.join(*theirs, act("f2", "b1", Thumbs("a", False), EVE), act("f3", "b2", Thumbs("a", True), EVE))
+    later = PAST + dt.timedelta(hours=1)
+    f1, f2, f3 = ("b1", "f1"), ("b1", "f2"), ("b2", "f3")
+    first = register(world, later, 0, acts=[f1])
+    learnt = register(world, later + dt.timedelta(hours=1), 0, acts=[f1, f2])
+    onwards = register(world, later + dt.timedelta(hours=2), learnt, acts=[f1])
+    after = register(world, later + dt.timedelta(hours=3), 0, acts=[f1])
+    again = register(world, later + dt.timedelta(hours=4), 0, acts=[f1, f3])
+    untold = register(world, later + dt.timedelta(hours=5), 0, acts=[f1])
+    with world.store.database.writing() as connection:  # as of a release of v0.1.0
+        connection.execute(sa.text(f"UPDATE release SET acts = NULL WHERE version = {untold}"))
+    left = [kept.folder_of(world.folder, channel) for channel in (CHANNEL, Channel("plain", "other"))]
+    for folder in left:  # what turns left for the next one
+        folder.mkdir(parents=True)
+    erasure.request(world.store.database, ID, "acme", EVE, "ops")
+    (done,) = finish(world.settings, world.registry, world.log)
+    assert done.found.releases == [f"{CHANNEL}@{each}" for each in (learnt, onwards, again, untold)]
+    assert [folder.exists() for folder in left] == [False, True]
+    assert not {first, after} & world.registry.erased(CHANNEL)
+
+
+def test_a_question_of_the_person_marks_what_may_have_been_trained_to_answer_it(world: World) -> None:
+    world.registry.ensure_channel(CHANNEL, "00" * 32)
+    world.join(of(BOB, "b1"), of(EVE, "e1"), act("f1", "b1", Thumbs("a", True), ANN))
+    before = register(world, PAST - dt.timedelta(hours=1), 0, acts=[("b1", "f1")])
+    learnt = register(world, PAST + dt.timedelta(hours=1), 0, acts=[("b1", "f1")])
+    erasure.request(world.store.database, ID, "acme", EVE, "ops")
+    (done,) = finish(world.settings, world.registry, world.log)
+    assert done.found.releases == [f"{CHANNEL}@{learnt}"] != [f"{CHANNEL}@{before}"]

@@ -18,6 +18,7 @@ from plaudit.eventlog.sealing import SealingLog, opened
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence import places
 from plaudit.evidence.join import Join
+from plaudit.evidence.rebuild import rebuild
 from plaudit.evidence.store import EvidenceStore
 from plaudit.privacy import erasure
 from plaudit.privacy.erasure import DONE, MODELS, Eraser
@@ -109,6 +110,9 @@ def test_the_log_holds_no_word_of_whoever_is_named_and_readers_have_all_of_it(wo
     world.join()
     assert world.store.interaction("e1") == OF_EVE[0]
     assert (world.store.counts(CHANNEL).joined, world.seen) == (3, Counter())
+    with_keys = Forgotten(opens=True)
+    again = rebuild(world.log, world.store, {"plain": PlainDomain()}, JoinSettings(), fix=False, forgotten=with_keys)
+    assert (again.same, again.read.records, again.read.gaps) == (True, 5, ())
 
 
 def test_a_destroyed_key_leaves_nothing_to_read_wherever_the_records_lie(world: World) -> None:
@@ -133,6 +137,11 @@ def test_a_destroyed_key_leaves_nothing_to_read_wherever_the_records_lie(world: 
     assert world.seen == Counter({"erasure": 4})
     counts = world.store.counts(CHANNEL)
     assert (counts.interactions, counts.acknowledged) == (1, 0)
+    # Made anew from what the log holds, the evidence is the same: the destroyed records are left out there too.
+    again = rebuild(
+        world.log, world.store, {"plain": PlainDomain()}, JoinSettings(), fix=False, forgotten=Forgotten(opens=True)
+    )
+    assert again.same
     # Another life: another key.
     world.append(dataclasses.replace(make_interaction("e2", completed_at=later), end_user="eve"))
     world.join()

@@ -10,6 +10,7 @@ from plaudit.cli import app
 from plaudit.errors import WrongState
 from plaudit.eventlog import Topic, open_log
 from plaudit.eventlog.codec import Retraction
+from plaudit.eventlog.sealing import seal
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.learner import replay as module
@@ -17,10 +18,12 @@ from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import TurnOutcome
 from plaudit.learner.replay import replay
 from plaudit.plugins import load_plugins
+from plaudit.privacy.forgotten import Forgotten
+from plaudit.privacy.keys import PersonKeys
 from plaudit.release.lineage import since
 from plaudit.release.registry import Registry
 from plaudit.settings_text import toml
-from plaudit.store.database import METADATA
+from plaudit.store.database import METADATA, Database
 from plaudit.testing.evidence import append, join_all
 from plaudit.types import Channel
 from typer.testing import CliRunner
@@ -28,15 +31,28 @@ from typer.testing import CliRunner
 CHANNEL = Channel("instruction", "default")
 
 
+def seal_all(settings):
+    """The log as it is if people's records were sealed with their keys from the first on."""
+    keys = PersonKeys(Database(settings.store_url))
+    with sqlite3.connect(settings.data_dir / "log.sqlite") as log:
+        rows = log.execute("SELECT topic, offset, value FROM records").fetchall()
+        sealed = [(seal(value, keys), topic, offset) for topic, offset, value in rows]
+        log.executemany("UPDATE records SET value = ? WHERE topic = ? AND offset = ?", sealed)
+    log.close()
+    keys.close()
+    assert sum(value != row[2] for (value, _, _), row in zip(sealed, rows, strict=True)) > 300
+
+
 @pytest.fixture
 def trained(settings_of, learner_of):
-    """Settings of a deployment in which one turn was promoted and later feedback was withdrawn."""
-    settings = settings_of()
+    """Settings of a deployment in which one turn was promoted and later feedback was withdrawn; its log is sealed."""
+    settings = settings_of(privacy={"person_keys": True})
+    seal_all(settings)
     learner = learner_of(settings)
     assert look(learner, CHANNEL, Watch()).outcome is TurnOutcome.PROMOTED
     row = learner.store.freeze(CHANNEL, learner.registry.salt(CHANNEL)).rows[0]
     log, store = open_log(settings), EvidenceStore(settings.store_url)
-    join = Join(log, store, load_plugins(("instruction",)), settings.join)
+    join = Join(log, store, load_plugins(("instruction",)), settings.join, forgotten=Forgotten(opens=True))
     gone = Retraction(
         feedback_id=row.feedback_id,
         interaction_id=row.interaction_id,

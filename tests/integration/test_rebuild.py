@@ -8,6 +8,7 @@ import uuid
 import pytest
 import sqlalchemy as sa
 import structlog
+from kafka import KafkaAdminClient, TopicPartition
 from plaudit import plugins as plugins_module
 from plaudit.cli import app
 from plaudit.eventlog import Topic, open_log
@@ -124,6 +125,25 @@ def test_what_the_log_no_longer_holds_is_counted_and_kept(world):
     # interaction is not.
     assert (found.channels[0].beyond, found.channels[0].rows) == (7, ACTS - 1 - 7)
     assert world.digest() == digest
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_nothing_is_waited_for_where_the_last_records_are_gone(world):
+    if world.settings.log.kind == "kafka":
+        kafka = world.settings.log.kafka
+        name = kafka.topic_prefix + Topic.FEEDBACK
+        admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+        admin.delete_records({TopicPartition(name, partition): -1 for partition in range(kafka.partitions)})
+        admin.close()
+    else:
+        with sqlite3.connect(world.settings.data_dir / "log.sqlite") as log:
+            log.execute("DELETE FROM records WHERE topic = ?", (Topic.FEEDBACK.value,))
+        log.close()
+    found = world.rebuild(idle_seconds=3600.0)
+    assert (found.same, found.channels[0].rows) == (True, 0)
+    gone = [gap for gap in found.read.gaps if gap.topic == Topic.FEEDBACK]
+    assert sum(gap.next - gap.first for gap in gone) == ACTS + 4
+    assert {gap.why for gap in gone} == {"are no longer in the log"}
 
 
 @pytest.mark.parametrize("world", ["embedded"], indirect=True)

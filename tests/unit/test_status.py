@@ -11,15 +11,20 @@ import sys
 import time
 
 import pytest
+import sqlalchemy as sa
 import structlog
 from plaudit import cli
 from plaudit.eventlog import Topic, open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
+from plaudit.evidence.tables import to_micros
 from plaudit.learner.outcome import Result, TurnOutcome
 from plaudit.learner.report import as_text, deployment
 from plaudit.learner.status import Status
 from plaudit.metrics import Metrics
+from plaudit.privacy import erasure
+from plaudit.privacy.sweep import finish
+from plaudit.privacy.tables import ERASURE
 from plaudit.release.gate import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.reading import refusals
@@ -144,6 +149,29 @@ def test_processes_are_seen_until_they_end_and_missed_if_they_fall_silent(settin
     join.end()
     status.close()
     assert current(processes(registry.database), "join") == []
+
+
+def test_people_who_are_being_erased_are_counted_until_nothing_of_them_is_left(settings, registry):
+    def report():
+        found = deployment(settings, PLUGINS)
+        return found.as_dict()["erasures"], as_text(found)
+
+    assert report()[0] == {"deleting": 0, "retiring": 0, "overdue": 0, "oldest": ""}
+    assert "erasures" not in report()[1]
+    asked = erasure.request(registry.database, "", "acme", "eve" * 10, "ops")
+    counts, text = report()
+    assert (counts["deleting"], counts["overdue"]) == (1, 0)
+    assert "erasures: 1 whose data are being deleted; the oldest asked " in text
+    with registry.database.writing() as connection:  # nobody has worked on it for longer than is promised
+        ago = to_micros(asked.requested_at - dt.timedelta(days=settings.privacy.retrain_days, hours=1))
+        connection.execute(sa.update(ERASURE).values(requested_at=ago))
+    assert report()[0]["overdue"] == 1
+    assert "1 OVERDUE (does a join run?)" in report()[1]
+    metrics = Metrics(CollectorRegistry())
+    finish(settings, registry, None, metrics)
+    gauges = [metrics.erasures_waiting, metrics.erasures_overdue]
+    assert [gauge._value.get() for gauge in gauges] == [1, 1]
+    assert report()[0] == {"deleting": 0, "retiring": 0, "overdue": 0, "oldest": ""}
 
 
 def test_a_pin_does_not_change_since_when_a_version_is_live(settings, registry):

@@ -316,6 +316,13 @@ class KafkaLogConsumer:
             ends = self._consumer.end_offsets([self._partition(*place) for place in self._assigned])
         return {(self._topic_of[partition.topic], partition.partition): end for partition, end in ends.items()}
 
+    def at_end(self) -> bool:
+        """Whether all that its partitions hold was handed out."""
+        partitions = [self._partition(*place) for place in self._assigned]
+        with self._failing("asked for its end"):
+            ends = self._consumer.end_offsets(partitions) if partitions else {}
+            return bool(partitions) and all(self._consumer.position(each) >= ends[each] for each in partitions)
+
     def acknowledge(self, offsets: Mapping[tuple[Topic, int], int]) -> None:
         """Commits the places to Kafka, without waiting: a commit that fails is made good by the next one."""
         commits = {

@@ -83,6 +83,9 @@ class Consumer(Protocol):
     def end_positions(self) -> dict[tuple[Topic, int], int]:
         """Offset that the next record of each assigned partition will get. Raises LogUnavailable."""
 
+    def at_end(self) -> bool:
+        """Whether all that its partitions hold was handed out; False without partitions. Raises LogUnavailable."""
+
     def acknowledge(self, offsets: Mapping[tuple[Topic, int], int]) -> None:
         """Tells the log how far the store has come, so that its lag tools can show it; never read back."""
 

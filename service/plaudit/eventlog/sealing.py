@@ -97,6 +97,10 @@ class _OpeningConsumer:
         """As the log's."""
         return self._consumer.end_positions()
 
+    def at_end(self) -> bool:
+        """As the log's."""
+        return self._consumer.at_end()
+
     def acknowledge(self, offsets: Mapping[tuple[Topic, int], int]) -> None:
         """As the log's."""
         self._consumer.acknowledge(offsets)

@@ -357,6 +357,13 @@ class SqliteConsumer:
             ends = dict(self._connection.execute("SELECT topic, next FROM ends").fetchall())
         return {(topic, PARTITION): ends.get(topic.value, 0) for topic in self._topics}
 
+    def at_end(self) -> bool:
+        """Whether no record lies behind those that were handed out."""
+        behind = "SELECT 1 FROM records WHERE topic = ? AND offset >= ? LIMIT 1"
+        with self._reading():
+            places = [(topic.value, self._next[topic]) for topic in self._topics]
+            return not any(self._connection.execute(behind, place).fetchone() for place in places)
+
     def acknowledge(self, offsets: Mapping[tuple[Topic, int], int]) -> None:
         """Does nothing: no tool beside the evidence store looks at an embedded log's lag."""
 

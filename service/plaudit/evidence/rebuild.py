@@ -269,6 +269,7 @@ class _BoundedLog:
         self._next: dict[tuple[Topic, int], int] = {}
         self._ids: Mapping[Topic, str] = {}
         self.records = 0
+        self.at_end = False  # nothing is left to be read, whatever is missing
 
     def append(self, topic: Topic, key: str, value: bytes) -> tuple[int, int]:
         """Nothing is published twice."""
@@ -305,7 +306,9 @@ class _BoundedLog:
 
     def done(self) -> bool:
         """Whether every range was read to its end, or cannot be."""
-        return all(self._next.get(at, 0) >= each.next or self._strange(at) for at, each in self._covered.items())
+        return self.at_end or all(
+            self._next.get(at, 0) >= each.next or self._strange(at) for at, each in self._covered.items()
+        )
 
     def gaps(self) -> tuple[Gap, ...]:
         """What the ranges hold and the log does not."""
@@ -322,7 +325,8 @@ class _BoundedLog:
             if first > each.first:
                 found.append(Gap(name, partition, each.first, min(first, each.next), "are no longer in the log"))
             if following < each.next:
-                found.append(Gap(name, partition, following, each.next, "were not handed out by the log"))
+                why = "are no longer in the log" if self.at_end else "were not handed out by the log"
+                found.append(Gap(name, partition, following, each.next, why))
         return tuple(found)
 
     def _strange(self, at: tuple[Topic, int]) -> bool:
@@ -346,6 +350,9 @@ class _BoundedConsumer:
                 return within
             if self._log.done():
                 break
+        else:
+            # Records at the end of a range may be gone: deleted by an erasure, or beyond retention.
+            self._log.at_end = self._inner.at_end()
         return []
 
     def assigned(self) -> frozenset[tuple[Topic, int]]:
@@ -359,6 +366,10 @@ class _BoundedConsumer:
     def end_positions(self) -> dict[tuple[Topic, int], int]:
         """As the inner one's."""
         return self._inner.end_positions()
+
+    def at_end(self) -> bool:
+        """As the inner one's."""
+        return self._inner.at_end()
 
     def acknowledge(self, offsets: Mapping[tuple[Topic, int], int]) -> None:
         """Nothing: no lag is measured by this group."""

@@ -80,12 +80,16 @@ def fill_names(connection: Connection, most: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An interaction or an act of somebody; `at` in microseconds since 1970. `taught`: releases may know it."""
+    """An interaction or an act of somebody; `at` in microseconds since 1970. `taught`: releases may know it.
+
+    `feedback_id` is empty for an interaction.
+    """
 
     interaction_id: str
     channel: Channel
     at: int
     taught: bool
+    feedback_id: str = ""
 
 
 def interactions_of(connection: Connection, tenant: str, person: str, most: int) -> list[Item]:
@@ -102,9 +106,9 @@ def acts_of(connection: Connection, tenant: str, person: str) -> list[Item]:
     """Acts and retractions that a person gave, of interactions that are here and of those that are not."""
     table = _FEEDBACK.c
     taught = table.status.not_in([Status.WITHHELD.value, Status.WAITING.value])
-    columns = (table.interaction_id, table.domain, table.accepted_at, taught)
+    columns = (table.interaction_id, table.domain, table.accepted_at, taught, table.feedback_id)
     rows = connection.execute(select(*columns).where(table.tenant == tenant, table.who == person))
-    return [Item(name, Channel(domain, tenant), at, bool(may)) for name, domain, at, may in rows]
+    return [Item(name, Channel(domain, tenant), at, bool(may), act) for name, domain, at, may, act in rows]
 
 
 def remove_acts(connection: Connection, tenant: str, person: str) -> Counter[str]:

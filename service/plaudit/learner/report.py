@@ -21,6 +21,7 @@ from plaudit.evidence.store import EvidenceStore
 from plaudit.learner.outcome import Need, TurnOutcome
 from plaudit.learner.since import LEASE
 from plaudit.learner.survey import survey
+from plaudit.privacy import erasure
 from plaudit.release.gate import Decision
 from plaudit.release.moves import ChannelState
 from plaudit.release.reading import gain
@@ -79,6 +80,20 @@ class ChannelReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ErasureReport:
+    """People who are being erased.
+
+    `deleting`: whose data are not all deleted; `retiring`: of whose data a release still serves that learnt from them;
+    `overdue`: those of both that have taken longer than `privacy.retrain_days` allows; `oldest`: when the first asked.
+    """
+
+    deleting: int = 0
+    retiring: int = 0
+    overdue: int = 0
+    oldest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """Every channel that was asked, the processes, and how many records the join has not read (None: not known).
 
@@ -89,6 +104,7 @@ class Deployment:
     running: tuple[Process, ...]
     unread: int | None
     rejected: Mapping[str, int]
+    erasures: ErasureReport
     now: str = field(compare=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,6 +137,7 @@ def deployment(settings: Settings, plugins: Mapping[str, DomainPlugin], only: Ch
             running=running,
             unread=_unread(settings, store, running),
             rejected=rejected,
+            erasures=_erasures(settings, store),
             now=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         )
 
@@ -149,6 +166,20 @@ def _unread(settings: Settings, store: EvidenceStore, running: tuple[Process, ..
         return sum(max(0, end - read.get(place, 0)) for place, end in ends.items())
     said = [int(each.facts.get("unread", 0)) for each in running if each.kind == "join"]
     return sum(said) if said else None
+
+
+def _erasures(settings: Settings, store: EvidenceStore) -> ErasureReport:
+    waiting = erasure.unfinished(store.database)
+    if not waiting:
+        return ErasureReport()
+    now = dt.datetime.now(dt.UTC)
+    deleting = sum(each.erased_at is None for each in waiting)
+    return ErasureReport(
+        deleting=deleting,
+        retiring=len(waiting) - deleting,
+        overdue=sum(each.is_overdue(settings.privacy.retrain_days, now) for each in waiting),
+        oldest=waiting[0].requested_at.isoformat(timespec="seconds"),
+    )
 
 
 def _report(
@@ -290,11 +321,21 @@ def _turn_lines(turn: TurnReport, now: str) -> list[str]:
     return lines
 
 
+def _erasure_lines(people: ErasureReport, now: str) -> list[str]:
+    said = [
+        *([f"{people.deleting} whose data are being deleted"] if people.deleting else []),
+        *([f"{people.retiring} from whom a release learnt that still serves"] if people.retiring else []),
+        *([f"{people.overdue} OVERDUE (does a join run?)"] if people.overdue else []),
+    ]
+    return [f"erasures: {'; '.join(said)}; the oldest asked {_when(people.oldest, now)}"] if said else []
+
+
 def _process_lines(found: Deployment) -> str:
     lines = []
     if found.rejected:
         counts = ", ".join(f"{count} {reason}" for reason, count in found.rejected.items())
         lines.append(f"rejected by the join: {counts} (plaudit rejected list)")
+    lines += _erasure_lines(found.erasures, found.now)
     for kind in KINDS:
         of_kind = [each for each in found.running if each.kind == kind]
         if not of_kind:

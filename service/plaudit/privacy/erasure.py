@@ -43,12 +43,14 @@ from plaudit.privacy import keys, models
 from plaudit.privacy.files import scrub
 from plaudit.privacy.forgotten import moment_of, names_in
 from plaudit.privacy.tables import ERASED_CHANNEL, ERASED_INTERACTION, ERASURE
+from plaudit.release import lineage
 from plaudit.release.registry import PROBE_ANSWERS, Registry
 from plaudit.settings import Settings
 from plaudit.store.database import Database
 from plaudit.types import Channel, Feedback, Interaction
 
 REQUESTED, STORE, MODELS, LOG, FILES, DONE = range(1, 7)
+GRACE = dt.timedelta(minutes=10)  # what the join has to do takes a moment, also if the promise is "at once"
 ROWS = 500  # interactions of one transaction, records of one look into the log
 TOPICS = (Topic.INTERACTIONS, Topic.FEEDBACK, Topic.REJECTED)
 
@@ -59,13 +61,16 @@ _log = structlog.get_logger(__name__)
 class Found:
     """What an erasure has deleted so far: counts by what it is, and releases as "channel@version".
 
-    `looked`: by topic the offset up to which the embedded log was looked through; `deleting`: offsets that were counted
-    and may not be deleted yet.
+    `questions`: by channel when the person's first interaction came (microseconds since 1970); `learnt`: releases that
+    learnt from the person's acts. `looked`: by topic the offset up to which the embedded log was looked through;
+    `deleting`: offsets that were counted and may not be deleted yet.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     releases: list[str] = field(default_factory=list)
     retire_by: int | None = None
+    questions: dict[str, int] = field(default_factory=dict)
+    learnt: list[str] = field(default_factory=list)
     looked: dict[str, int] = field(default_factory=dict)
     deleting: dict[str, list[int]] = field(default_factory=dict)
 
@@ -93,6 +98,10 @@ class Erasure:
     found: Found
     erased_at: dt.datetime | None
     models_retired_at: dt.datetime | None
+
+    def is_overdue(self, retrain_days: float, now: dt.datetime) -> bool:
+        """Whether it has not come to its end in the time that is promised."""
+        return self.models_retired_at is None and now > self.requested_at + dt.timedelta(days=retrain_days) + GRACE
 
 
 def request(database: Database, erasure_id: str, tenant: str, person: str, by: str) -> Erasure:
@@ -185,12 +194,18 @@ class Eraser:
             with self._database.writing() as connection:
                 items = removal.interactions_of(connection, tenant, person, ROWS)
                 _note(connection, erasure, items, erased=True)
+                for item in items:
+                    if item.taught:
+                        known = erasure.found.questions.get(str(item.channel), item.at)
+                        erasure.found.questions[str(item.channel)] = min(known, item.at)
                 removed = removal.remove_interactions(connection, [item.interaction_id for item in items])
                 self._count(connection, erasure, removed)
             if len(items) < ROWS:
                 break
         with self._database.writing() as connection:
-            _note(connection, erasure, removal.acts_of(connection, tenant, person), erased=False)
+            acts = removal.acts_of(connection, tenant, person)
+            _note(connection, erasure, acts, erased=False)
+            erasure.found.learnt = _learnt_from(connection, acts)
             removed = removal.remove_acts(connection, tenant, person)
             removed["rejections"] = self._remove_rejections(connection, erasure)
             mine = (RATER_QUARANTINE.c.tenant == tenant) & (RATER_QUARANTINE.c.rater == person)
@@ -216,7 +231,8 @@ class Eraser:
             since = {Channel.parse(name): from_micros(at) for name, at in connection.execute(query)}
         found = erasure.found
         for channel, first in sorted(since.items()):
-            versions = models.mark(self._registry, channel, first, erasure.erasure_id, to_micros(retire_by))
+            had = _had(found, channel, first)
+            versions = models.mark(self._registry, channel, had, erasure.erasure_id, to_micros(retire_by))
             found.releases = sorted({*found.releases, *(f"{channel}@{version}" for version in versions)})
         found.retire_by = to_micros(retire_by) if found.releases else None
         self._save(erasure, found, step=MODELS)
@@ -269,7 +285,13 @@ class Eraser:
         for name in erasure.found.releases:
             channel, _, version = name.rpartition("@")
             self._registry.remove_beside(Channel.parse(channel), int(version), PROBE_ANSWERS)
-        if not scrub(self._settings, self._database):
+        with self._database.reading() as connection:
+            mine = ERASED_CHANNEL.c.erasure_id == erasure.erasure_id
+            lost = [
+                Channel.parse(name)
+                for name in connection.execute(sa.select(ERASED_CHANNEL.c.channel).where(mine)).scalars()
+            ]
+        if not scrub(self._settings, self._database, lost=lost):
             return False
         self._save(erasure, erasure.found, step=FILES)
         return True
@@ -329,6 +351,29 @@ def _note(connection: sa.Connection, erasure: Erasure, items: Sequence[removal.I
     for channel in sorted({item.channel for item in taught}):
         first = min(item.at for item in taught if item.channel == channel)
         models.note_channel(connection, erasure.erasure_id, channel, first)
+
+
+def _learnt_from(connection: sa.Connection, acts: Sequence[removal.Item]) -> list[str]:
+    """Releases ("channel@version") that learnt from these acts."""
+    of_channel: dict[Channel, list[tuple[str, str]]] = {}
+    for act in acts:
+        of_channel.setdefault(act.channel, []).append((act.interaction_id, act.feedback_id))
+    return [
+        f"{channel}@{version}"
+        for channel, keys in sorted(of_channel.items())
+        for version in sorted(lineage.versions_with(connection, channel, keys))
+    ]
+
+
+def _had(found: Found, channel: Channel, first: dt.datetime) -> models.Learnt:
+    """What a channel had of the person."""
+    asked = found.questions.get(str(channel))
+    names = (name.rpartition("@") for name in found.learnt)
+    return models.Learnt(
+        first=first,
+        first_question=None if asked is None else from_micros(asked),
+        versions={int(version) for name, _, version in names if name == str(channel)},
+    )
 
 
 def _write(connection: sa.Connection, erasure: Erasure, found: Found, step: int | None) -> None:

@@ -1,7 +1,9 @@
 """Releases that learnt from somebody who was erased: which they are, and how the live one leaves service.
 
-Enters: an erasure's channels. Leaves: marks on releases, and roll-backs. The rule errs on the safe side: a release is
-marked if its evidence was read after the first that came from the person, or if it was trained on from one that is. A
+Enters: an erasure's channels. Leaves: marks on releases, and roll-backs. A release is marked if it learnt from an act
+of the person, which the lineage tells; if it was made when a question of the person was there, which it may have been
+trained to answer; or if it was trained on from one that is marked. Of a release whose acts were not kept, it is marked
+if its evidence was read after the first that came from the person: too many rather than too few. A
 marked release that is not live is rejected at once. The live one goes on until the next turn, which leaves the person
 out and begins from the base, replaces it; if none has by `privacy.retrain_days`, it is rolled back to the newest one
 that is not marked, the base at last, pinned or not.
@@ -10,7 +12,8 @@ that is not marked, the base at last, pinned or not.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 import structlog
@@ -20,8 +23,8 @@ from plaudit.errors import BadArtifact, GenerationChanged, LogUnavailable
 from plaudit.eventlog import EventLog
 from plaudit.evidence.tables import to_micros
 from plaudit.privacy.tables import ERASED_CHANNEL
-from plaudit.release import publish
-from plaudit.release.moves import ChannelState, RollBack
+from plaudit.release import lineage, publish
+from plaudit.release.moves import ChannelState, ReleaseRow, RollBack
 from plaudit.release.registry import Erased, Registry
 from plaudit.release.tables import CHANNEL_STATE, ERASED_RELEASE
 from plaudit.store.database import Database
@@ -62,13 +65,28 @@ def check_nobody_erased(database: Database, connection: sa.Connection, channel: 
         raise ErasedMeanwhile(str(channel))
 
 
-def mark(registry: Registry, channel: Channel, since: dt.datetime, erasure_id: str, retire_by: int) -> list[int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """What a channel had of a person.
+
+    `first`: when the first of it came; `first_question`: the first interaction, None if there was none; `versions`:
+    those that learnt from the person's acts.
+    """
+
+    first: dt.datetime
+    first_question: dt.datetime | None
+    versions: Collection[int]
+
+
+def mark(registry: Registry, channel: Channel, had: Learnt, erasure_id: str, retire_by: int) -> list[int]:
     """Marks the channel's releases that may have learnt from the person; returns their versions."""
     with registry.database.writing() as connection:
         registry.database.fence(connection, alone=True)  # a turn that registers now is seen, or sees the erasure
         affected: list[int] = []
+        telling = lineage.versions_that_tell(connection, channel)
         for row in registry.releases(channel):
-            if row.version and _learnt(registry, channel, row.version, since, affected):
+            since = had.first_question if row.version in telling else had.first
+            if row.version in had.versions or (row.version and _learnt(registry, row, since, affected)):
                 affected.append(row.version)
         registry.mark_erased(connection, channel, affected, Erased(erasure_id, retire_by))
     return affected
@@ -106,12 +124,12 @@ def any_live(database: Database, releases: Iterable[str]) -> bool:
     return not live.isdisjoint(releases)
 
 
-def _learnt(registry: Registry, channel: Channel, version: int, since: dt.datetime, affected: list[int]) -> bool:
+def _learnt(registry: Registry, row: ReleaseRow, since: dt.datetime | None, affected: list[int]) -> bool:
     try:
-        manifest = registry.manifest(channel, version)
+        manifest = registry.manifest(row.channel, row.version)
     except BadArtifact:
         return True  # nobody can tell
-    read_later = manifest.as_of is not None and manifest.as_of >= since
+    read_later = manifest.as_of is not None and since is not None and manifest.as_of >= since
     return read_later or manifest.parent in affected
 
 

@@ -72,6 +72,7 @@ class Retention:
         self._cursor = _Cursor()
         self._answers_gone: set[tuple[str, int]] = set()
         self._shortest = settings.shortest_retention_days
+        self.lost: set[Channel] = set()  # channels that lost something that a learner may have kept
 
     def run(self) -> Counter[str]:
         """Looks at all there is; what was deleted, or would be."""
@@ -116,6 +117,8 @@ class Retention:
                 continue
             with self._database.writing() as connection:
                 removed = removal.remove_older(connection, channel, before, STEP_ROWS)
+            if removed:
+                self.lost.add(channel)
             found += removed
             more = more or removed["interactions"] >= STEP_ROWS
         return Step(found, more)

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from plaudit.evidence.quarantine import out_of_quarantine
-from plaudit.evidence.tables import EvidenceTable, FeedbackRow, Status
+from plaudit.evidence.tables import EvidenceTable, FeedbackRow, Status, chunks
 from plaudit.release.tables import RELEASE, RELEASE_ACT
 from plaudit.store.database import Database
 from plaudit.types import Channel
@@ -109,6 +109,25 @@ def learnt(database: Database, *, feedback_id: str = "", interaction_id: str = "
         )
         for channel, interaction, act in sorted(spans)
     ]
+
+
+def versions_with(connection: sa.Connection, channel: Channel, acts: Iterable[ActKey]) -> set[int]:
+    """Versions of a channel that learnt from any of these acts."""
+    table, wanted = RELEASE_ACT.c, set(acts)
+    columns = (table.interaction_id, table.feedback_id, table.first, table.last)
+    spans = []
+    for some in chunks(sorted({interaction for interaction, _ in wanted})):
+        query = sa.select(*columns).where(table.channel == str(channel), table.interaction_id.in_(some))
+        rows = connection.execute(query)
+        spans += [(first, last) for interaction, act, first, last in rows if (interaction, act) in wanted]
+    every = _versions(connection, str(channel)) if spans else []
+    return {each for each in every if any(first <= each and (last is None or each <= last) for first, last in spans)}
+
+
+def versions_that_tell(connection: sa.Connection, channel: Channel) -> set[int]:
+    """Versions of a channel of which it was kept which acts they learnt from."""
+    query = sa.select(RELEASE.c.version).where(RELEASE.c.channel == str(channel), RELEASE.c.acts.is_not(None))
+    return set(connection.execute(query).scalars())
 
 
 def since(database: Database, channel: Channel, version: int, *, most: int = 100) -> Since:
