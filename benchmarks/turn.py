@@ -33,7 +33,7 @@ import transformers
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.torch_engine import TorchEngine
-from plaudit.learner import loop, measure, references
+from plaudit.learner import kept, loop, measure
 from plaudit.learner.outcome import Result
 from plaudit.learner.rewards import ModelReward
 from plaudit.learner.status import Status
@@ -50,7 +50,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (Base, "of", "load the base"),
     (TorchEngine, "__init__", "make the engine"),
     (loop, "quicken", "pack the base's linears"),
-    (references, "sample", "sample: references"),
+    (kept, "sample", "sample: the base's answers"),
     (train, "sample", "sample: rollouts and held-out prompts"),
     (measure, "sample", "sample: gate prompts, probes, proof"),
     (TrunkCache, "fill", "features: trunk"),

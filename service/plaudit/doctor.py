@@ -56,6 +56,7 @@ def diagnose(
     ]
     if "serve" in roles or "learn" in roles:
         checks += [("model", lambda: _model(settings)), ("threads", lambda: _threads(settings))]
+        checks += [("number format", lambda: _formats(settings, roles))]
     if "serve" in roles and settings.engine.kind == "vllm":
         checks += [(doctor_vllm.CHECK, lambda: doctor_vllm.servers(settings))]
     if "serve" in roles:
@@ -272,6 +273,19 @@ def _base(folder: Path, settings: Settings) -> Iterator[Finding]:
     system = "takes" if base.chat.takes_system else "refuses"
     words = f"{base.model.config.model_type}, context {context}, adapters on {', '.join(names)}"
     yield Finding("model", "good", f"{folder} ({words}); its chat template {system} a system message")
+
+
+def _formats(settings: Settings, roles: tuple[str, ...]) -> Iterator[Finding]:
+    """What bfloat16, where it is asked for, means on this processor; a refusal is the message of the setting."""
+    from plaudit.engine.packed import number_format
+
+    asked: dict[str, str] = {"engine.dtype": settings.engine.dtype}
+    if "learn" in roles:
+        asked["model.learner_dtype"] = settings.model.learner_dtype
+    for setting, name in asked.items():
+        if name in ("auto", "bfloat16") and settings.model.device != "cuda":
+            found = str(number_format(name, setting)).removeprefix("torch.")
+            yield Finding("number format", "good", f"{setting} = {name}: linears on this processor are {found}")
 
 
 def _model_problems(folder: Path) -> list[str]:

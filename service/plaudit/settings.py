@@ -63,6 +63,8 @@ class ModelSettings(Section):
     """LoRA rank."""
     adapter_alpha: int = Field(default=16, ge=1, le=1024)
     """LoRA alpha; the scale is alpha / rank."""
+    learner_dtype: Literal["engine", "auto", "float32", "bfloat16"] = "engine"
+    """Format of the frozen linears in the learner's own passes on CPUs; engine: as engine.dtype; auto: as there."""
 
 
 class VllmSettings(Section):
@@ -94,7 +96,7 @@ class EngineSettings(Section):
     vllm: VllmSettings = VllmSettings()
     """vLLM servers, where kind is vllm."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Format of the frozen linears on CPUs, served and trained with; auto: bfloat16 if the processor multiplies it."""
+    """Format of the frozen linears that serve and sample on CPUs; auto: bfloat16 if the processor multiplies it."""
     widths: tuple[int, ...] = (4, 16, 64)
     """Batch widths, ascending; a completion keeps its width, so that its bits never depend on other traffic."""
     adapter_slots: int = Field(default=6, ge=2, le=64)

@@ -34,6 +34,18 @@ def by_check(settings, **options):
     return {finding.check: finding for finding in diagnose(settings, **options)}
 
 
+def test_bfloat16_is_named_and_refused_if_the_processor_does_not_multiply_it(settings, monkeypatch):
+    from plaudit.engine import packed
+
+    assert "number format" not in by_check(settings())
+    monkeypatch.setattr(packed, "multiplies_bfloat16", lambda: False)
+    found = by_check(settings("model.learner_dtype=auto"))["number format"]
+    assert (found.status, found.message.endswith("are float32")) == ("good", True)
+    found = by_check(settings("model.learner_dtype=bfloat16"))["number format"]
+    assert found.status == "bad"
+    assert "set model.learner_dtype to auto or float32" in found.message
+
+
 def test_a_sound_set_up_has_no_complaint(settings):
     findings = by_check(settings())
     assert {name for name, finding in findings.items() if finding.status == "bad"} == set()

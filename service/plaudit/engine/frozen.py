@@ -7,6 +7,8 @@ copy of its weights, and those that gradients pass a second one.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import structlog
@@ -23,9 +25,14 @@ class _Linear:
     """What a linear's `forward` is replaced by."""
 
     def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype) -> None:
-        self._linear, self._dtype = linear, dtype
+        self._linear, self.dtype = linear, dtype
         self._forth = Packed(linear.weight, linear.bias, dtype)
         self._back: Packed | None = None
+
+    @property
+    def coarse(self) -> bool:
+        """Whether it computes in another format than its weights'."""
+        return self.dtype != self._linear.weight.dtype
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """The product (..., out) with inputs (..., in)."""
@@ -41,7 +48,7 @@ class _Linear:
     def back(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient (..., in) of the inputs, of the product's (..., out)."""
         if self._back is None:
-            self._back = Packed(self._linear.weight.detach().T, dtype=self._dtype)
+            self._back = Packed(self._linear.weight.detach().T, dtype=self.dtype)
         return self._back(gradient.flatten(0, -2)).view(*gradient.shape[:-1], -1)
 
 
@@ -64,9 +71,10 @@ def quicken(base: Base, dtype: torch.dtype = torch.float32) -> bool:
     """
     if base.device.type != "cpu" or base.dtype != torch.float32 or not usable():
         return False
-    named = base.model.named_modules()
-    linears = [each for name, each in named if type(each) is torch.nn.Linear and ".lora_" not in name]
+    linears = _linears(base)
     if all("forward" in vars(linear) for linear in linears):
+        if base.format != dtype:
+            log.warning("the engine computes with the model's own layers, so the learner takes its format", asked=dtype)
         return True
     before = _logits(base)
     for linear in linears:
@@ -81,6 +89,30 @@ def quicken(base: Base, dtype: torch.dtype = torch.float32) -> bool:
     for linear in linears:
         del linear.forward
     return False
+
+
+@contextlib.contextmanager
+def exact(base: Base) -> Iterator[None]:
+    """For a block, linears that `quicken` made coarser are the base's own again, in the format of its weights.
+
+    What is computed there can be compared with what any engine computes. No other thread may use the base meanwhile.
+    """
+    coarse = [each for each in _linears(base) if isinstance(own := vars(each).get("forward"), _Linear) and own.coarse]
+    quick, dtype = [each.forward for each in coarse], base.format
+    for linear in coarse:
+        del linear.forward
+    base.format = base.dtype
+    try:
+        yield
+    finally:
+        base.format = dtype
+        for linear, forward in zip(coarse, quick, strict=True):
+            linear.forward = forward  # type: ignore[method-assign]
+
+
+def _linears(base: Base) -> list[torch.nn.Linear]:
+    named = base.model.named_modules()
+    return [each for name, each in named if type(each) is torch.nn.Linear and ".lora_" not in name]
 
 
 def _logits(base: Base) -> torch.Tensor:

@@ -103,13 +103,13 @@ def usable() -> bool:
     return True
 
 
-def number_format(name: str) -> torch.dtype:
-    """The format of packed weights that `engine.dtype` names; raises Misconfigured for one that would be slow here."""
+def number_format(name: str, setting: str = "engine.dtype") -> torch.dtype:
+    """The format of packed weights that a setting names; raises Misconfigured for one that would be slow here."""
     if name == "bfloat16" and not multiplies_bfloat16():
         raise Misconfigured(
-            "engine.dtype is bfloat16, and this processor (or this torch) has no instructions for it, so that it would "
-            "be many times slower than float32; set engine.dtype to auto or float32",
-            setting="engine.dtype",
+            f"{setting} is bfloat16, and this processor (or this torch) has no instructions for it, so that it would "
+            f"be many times slower than float32; set {setting} to auto or float32",
+            setting=setting,
         )
     return torch.bfloat16 if name != "float32" and multiplies_bfloat16() else torch.float32
 

@@ -23,6 +23,7 @@ from plaudit.decoding import channel_sampling
 from plaudit.domain import DomainPlugin
 from plaudit.engine import adapter_files, adapters, foreign
 from plaudit.engine.base import Base
+from plaudit.engine.frozen import exact
 from plaudit.engine.protocol import UNREGISTERED, Engine, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import BadArtifact, InvalidField, RequestRefused, UnknownDomain, WrongAction
@@ -93,7 +94,7 @@ def adopt(
             channel=channel,
             parent=0,
             base_digest=base.digest,
-            base_dtype=str(base.format).removeprefix("torch."),
+            base_dtype=str(base.dtype).removeprefix("torch."),
             temperature=temperature,
             adapter=adapter_of(artifacts),
             settings={
@@ -130,7 +131,7 @@ def _by_peft(
     base: Base, folder: Path, asked: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], temperature: float
 ) -> Iterator[Probe]:
     """Log-probs of completions by PEFT and the model's own plain pass, from the folder as it is."""
-    with _loaded(base, folder), adapters.active(base, _NAME), torch.no_grad():
+    with exact(base), _loaded(base, folder), adapters.active(base, _NAME), torch.no_grad():
         for prompt, completion in asked:
             ids = torch.tensor([[*prompt, *completion]], device=base.device)  # (1, T)
             logits = base.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()  # (C, V)

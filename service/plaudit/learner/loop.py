@@ -95,6 +95,13 @@ def _channels(learner: Learner) -> list[Channel]:
         return []
 
 
+def _own_format(name: str, engine: EngineSettings) -> torch.dtype:
+    """Of the linears in the learner's own passes."""
+    if name == "engine":
+        return number_format(engine.dtype)
+    return number_format(name, "model.learner_dtype")
+
+
 def open_learner(settings: Settings, *, wait: bool = False, rollouts: EngineSettings | None = None) -> Learner:
     """Everything that turns share: base, engine, log, store, registry, plugins.
 
@@ -123,7 +130,7 @@ def open_learner(settings: Settings, *, wait: bool = False, rollouts: EngineSett
     count_failures(plugins, metrics)
     torch_engine = TorchEngine(base, engine, settings.model)
     # Behind the engine, which compares its own way with the model's plain one.
-    quicken(base, number_format(settings.engine.dtype))
+    quicken(base, _own_format(settings.model.learner_dtype, engine))
     observe(torch_engine, metrics)
     return Learner(
         settings=settings,

@@ -15,6 +15,7 @@ import torch
 from plaudit.domain import DomainPlugin, GateProbe
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
+from plaudit.engine.frozen import exact
 from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.errors import InvalidField, RequestRefused
 from plaudit.learner.kept import Answers
@@ -259,10 +260,12 @@ class Measurer:
                 prompts.append(TrainPrompt(rendered=rendered, encoded=self.engine.encode(rendered.messages)))
         if not prompts:
             raise InvalidField("the domain refuses every prompt of the served-policy proof; give it gate cases")
-        made = sample(self.engine, prompts, release, self.sampling, samples=1, seed=self.seed, capture=True)
+        made = sample(self.engine, prompts, release, self.sampling, samples=1, seed=self.seed)
         chosen = sorted(made, key=lambda each: -len(each.generated.tokens))[:PROOF_PROBES]
-        rollout = collate(chosen, self.base, self.start_layer)
-        logprobs = logprobs_of(self.base, rollout, adapter, self.start_layer, temperature)
+        # Nothing of the engine's own, which is what will be compared.
+        with exact(self.base):
+            rollout = collate(chosen, self.base, self.start_layer)
+            logprobs = logprobs_of(self.base, rollout, adapter, self.start_layer, temperature)
         return tuple(
             Probe(
                 prompt_tokens=each.prompt.encoded.tokens,

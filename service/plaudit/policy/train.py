@@ -174,7 +174,7 @@ class PolicyTrainer:
     def iterate(self, prompts: Sequence[TrainPrompt], iteration: int) -> IterationStats:
         """Run one iteration on `prompts`."""
         # 1. Rollout.
-        rollout = self.sampled(prompts, self.task.seed * 1009 + iteration)
+        rollout, parity = self._by_own_pass(self.sampled(prompts, self.task.seed * 1009 + iteration))
         mask = rollout.mask
         # 2. Anchors.
         anchors = [self.logprobs_under(rollout, None)]
@@ -194,7 +194,7 @@ class PolicyTrainer:
         parts, explained = self._advantages(rollout, [ppo.terminal_rewards(scores, mask), *(-kl for kl in kls)], inputs)
         # 5. Updates.
         coef = self._kl_coef
-        updates, approx_kl, clip_fraction, parity = self._update(rollout, parts, anchors[0])
+        updates, approx_kl, clip_fraction, first = self._update(rollout, parts, anchors[0])
         to_base, to_live = kls[0].sum(1).mean(), kls[-1].sum(1).mean()
         return IterationStats(
             iteration=iteration,
@@ -210,8 +210,21 @@ class PolicyTrainer:
             explained_variance=explained,
             mean_tokens=float(mask.sum(1).float().mean()),
             ended=sum(s.generated.finish_reason == "eos" for s in rollout.samples) / len(rollout.samples),
-            parity=parity,
+            parity=max(parity, first),
         )
+
+    def _by_own_pass(self, rollout: Rollout) -> tuple[Rollout, float]:
+        """The rollout with log-probs by the trainer's own pass if it or the engine rounds; how far apart they were.
+
+        Roundings are as large as a small update, and would be clipped as one: a ratio is of two policies that are
+        computed alike. Its denominator is then the policy near the one that sampled (Hilton et al. 2021,
+        arXiv:2110.00641).
+        """
+        if self.base.format == torch.float32 and self.engine.base_dtype == "float32":
+            return rollout, 0.0
+        own = self.logprobs_under(rollout, NAME)
+        apart = torch.where(rollout.mask, own - rollout.logprobs, 0.0).abs().max()
+        return rollout._replace(logprobs=own), float(apart)
 
     def _practised(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Which samples (B,) are of practice cases, and which of them do harm."""

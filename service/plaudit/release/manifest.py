@@ -119,7 +119,7 @@ class Manifest(_Frozen):
     base_digest: str = Field(min_length=1)
     """Digest of the frozen base, under which alone the adapter means anything."""
     base_dtype: str | None = None
-    """Number format in which the trainer held the base ("float32"); the proof's tolerance depends on it."""
+    """Number format in which the probes' log-probs were computed ("float32"); the proof's tolerance depends on it."""
     temperature: float = Field(default=1.0, gt=0)
     """The policy is softmax(logits / temperature); the release's default at serving."""
     adapter: Adapter | None = None

@@ -19,6 +19,7 @@ import torch
 from plaudit import ordering
 from plaudit.deciding import Costs, costs_of, decide, labels_of
 from plaudit.domain import GateProbe
+from plaudit.engine.frozen import exact
 from plaudit.engine.protocol import ReleaseKey
 from plaudit.errors import InvalidField, RequestRefused
 from plaudit.evidence.splits import Split
@@ -297,7 +298,7 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
         how=measurer.declared.option_score,
         pass_tokens=turn.settings.policy.pass_tokens,
     )
-    with staging.loaded(turn, "policy", optimised.adapter):
+    with staging.loaded(turn, "policy", optimised.adapter), exact(turn.base):
         proof = measurer.proof(scorer, "policy")
     answers = {who: measurer.answers(prompts, found) for who, found in scores.items()}
     items = _items(measurer, prompts, answers, truths)

@@ -41,7 +41,7 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
         parent=turn.state.live,
         generation=turn.state.generation,
         base_digest=turn.base.digest,
-        base_dtype=str(turn.base.format).removeprefix("torch."),
+        base_dtype=str(turn.base.dtype).removeprefix("torch."),
         temperature=turn.sampling.temperature,
         adapter=adapter_of(folder),
         reward_model=folder_digest(list_artifacts(folder), "reward"),
