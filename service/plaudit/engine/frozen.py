@@ -21,8 +21,8 @@ from plaudit.engine.packed import Packed, usable
 log = structlog.get_logger(__name__)
 
 
-class _Linear:
-    """What a linear's `forward` is replaced by."""
+class FrozenLinear:
+    """What a frozen linear's `forward` is replaced by."""
 
     def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype) -> None:
         self._linear, self.dtype = linear, dtype
@@ -54,7 +54,7 @@ class _Linear:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, linear: _Linear) -> torch.Tensor:
+    def forward(ctx: Any, inputs: torch.Tensor, linear: FrozenLinear) -> torch.Tensor:
         ctx.linear = linear
         return linear.forth(inputs)
 
@@ -80,7 +80,7 @@ def quicken(base: Base, dtype: torch.dtype = torch.float32) -> bool:
     for linear in linears:
         # On the instance: whatever wraps or hooks the module goes on as before.
         own = torch.float32 if linear is base.model.lm_head else dtype
-        linear.forward = _Linear(linear, own)  # type: ignore[assignment]
+        linear.forward = FrozenLinear(linear, own)  # type: ignore[assignment]
     difference = apart(_logits(base), before, dtype)
     if difference <= (EXACT if dtype == torch.float32 else COARSE):
         base.format = dtype
@@ -97,7 +97,9 @@ def exact(base: Base) -> Iterator[None]:
 
     What is computed there can be compared with what any engine computes. No other thread may use the base meanwhile.
     """
-    coarse = [each for each in _linears(base) if isinstance(own := vars(each).get("forward"), _Linear) and own.coarse]
+    coarse = [
+        each for each in _linears(base) if isinstance(own := vars(each).get("forward"), FrozenLinear) and own.coarse
+    ]
     quick, dtype = [each.forward for each in coarse], base.format
     for linear in coarse:
         del linear.forward

@@ -1,0 +1,86 @@
+"""Benchmarks against peers: our half of each runs, on tiny sizes; the peers' halves need environments of their own."""
+
+import json
+import runpy
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from plaudit.reward.dataset import shown_tokens
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """What a benchmark's file defines."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return lambda name: runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="measured")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def test_an_iteration_does_the_work_that_it_is_measured_by(benchmark, models, tmp_path):
+    ppo = benchmark("ppo")
+    sizes = ["--prompts", "2", "--samples", "2", "--prompt", "6", "--new", "5", "--minibatch", "2", "--epochs", "3"]
+    arguments = ppo["parsed"](["--size", "tiny", "--layers", "2", "--models", str(models), *sizes])
+    with ExitStack() as cleanup:
+        done = ppo["Ours"](arguments, tmp_path, cleanup).iterate(0)
+    assert done == {"completions": 4, "tokens": 20, "updates": 6}
+
+
+def test_a_fit_learns_what_people_took(benchmark, models):
+    reward = benchmark("reward")
+    arguments = reward["parsed"](["--size", "tiny", "--pairs", "60", "--held-out", "60", "--prompt", "4"])
+    source = reward["model_folder"](models, "tiny")
+    pairs = reward["preferences"](source, arguments, 0)
+    data = reward["frozen"](base := reward["Base"].load(source), pairs["train"])
+    shown = [shown_tokens(base, each) for one in data.interactions.values() for each in one.candidates]
+    # Both sides read the same tokens.
+    assert shown == [tuple(own) for _, *both in pairs["train"] for own in both]
+    assert len(reward["fitted"](base, pairs, 0)) == 60
+    # Of what it was fitted on it must know most.
+    right = reward["fitted"](base, pairs | {"held_out": pairs["train"]}, 0)
+    assert sum(right) > 45
+
+
+def test_requests_come_whether_earlier_ones_are_done_or_not(benchmark, models):
+    loop = benchmark("open_loop")
+    wanted = ["--size", "tiny", "--seconds", "0.6", "--widths", "4", "--adapter-layers", "2"]
+    report = loop["measured"](models, loop["parsed"](wanted))
+    rows = report["open loop"]
+    assert [row["share of capacity"] for row in rows] == [0.5, 0.5, 0.8, 0.8]
+    assert not any(row["failed"] for row in rows)
+    assert all(row["first token, ms"]["p99"] >= row["first token, ms"]["p50"] > 0 for row in rows)
+
+
+SIDE = """
+import sides
+rounds = sides.Rounds()
+print("a library's own line")
+rounds.wait(versions={})
+while True:
+    sum(range(10_000))
+    rounds.wait(did=1)
+"""
+
+
+def test_sides_take_turns(benchmark, tmp_path, capsys):
+    sides = benchmark("sides")
+    (tmp_path / "side.py").write_text(f"import sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\n{SIDE}")
+    command = [sys.executable, tmp_path / "side.py"]
+    facts, found = sides["in_turns"]({"one": command, "other": command}, rounds=2, warm=1, threads=1)
+    assert list(facts) == ["one", "other"]
+    assert [[each["did"] for each in own] for own in found.values()] == [[1, 1], [1, 1]]
+    turns = [json.loads(line)["side"] for line in capsys.readouterr().err.splitlines()]
+    assert turns == ["one", "other"] * 3
+    row = sides["compared"](found)
+    assert row["other / one"]["cpu"]["min"] > 0
+    sides["draw"](
+        tmp_path / "bars.png", "title", "seconds", {"case": {name: row[name]["cpu seconds"] for name in found}}
+    )
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
