@@ -50,6 +50,7 @@ BEYOND_LEASE_SECONDS = 18.0
 FULL_SECONDS = 6.0
 # Outages and stops teach much and kill little: beyond one of each they get this share of the time.
 LONG_SHARE = 0.2
+RECOVERY_SECONDS, RECOVERED_ACTS = 60.0, 5
 # Now and then nothing happens for a while, so that the join and the learners come to their later steps.
 REST_EVERY, REST_SECONDS = 40, 20.0
 JOIN_STEPS = tuple(f"join.{step}" for step in range(1, 10))
@@ -341,6 +342,13 @@ class Choosing:
         return (2 if name == "kill broker" else 4) if name.startswith("kill") else 1
 
 
+def until_acts_are_taken(ledger: Ledger) -> None:
+    """Waits until people are answered again: what is killed next shall have been at work, however slow the machine."""
+    deadline, before = time.monotonic() + RECOVERY_SECONDS, len(ledger.acknowledged)
+    while len(ledger.acknowledged) < before + RECOVERED_ACTS and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def campaign(deployment: Deployment, ledger: Ledger, arguments: argparse.Namespace) -> None:
     """One fault after another until the time is over, or so many were killed."""
     chance = random.Random(arguments.seed)
@@ -360,7 +368,8 @@ def campaign(deployment: Deployment, ledger: Ledger, arguments: argparse.Namespa
             say(f"{name}: {len(ledger.acknowledged)} acknowledged, {deployment.kills} kills")
             time.sleep(chance.uniform(0.3, 1.0))
             deployment.restart(points=True, chance=chance)
-            time.sleep(chance.uniform(0.5, 3.0))
+            until_acts_are_taken(ledger)
+            time.sleep(chance.uniform(0.2, 2.0))
             rounds += 1
             if rounds % REST_EVERY == 0:
                 time.sleep(REST_SECONDS)

@@ -1,9 +1,14 @@
 """A backup holds what one deployment keeps, is verified before anything is put back, and overwrites nothing unasked."""
 
+import contextlib
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -22,6 +27,8 @@ from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, mak
 from plaudit.types import Thumbs
 
 SALT = bytes(32)
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / os.environ.get("PLAUDIT_TEST_TOOLS", "../shared/tools")
 
 
 def filled(settings, acts=20):
@@ -104,6 +111,52 @@ def test_postgresql_and_a_registry_that_is_no_folder_come_back(tmp_path, postgre
     with pytest.raises(Misconfigured, match="install PostgreSQL's client programs"):
         backup(here, tmp_path / "more")
     files.rm("/here", recursive=True)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A bucket of a real S3 server, by its URL."""
+    program = TOOLS / "bin" / "versitygw"
+    if not program.exists():
+        pytest.skip(f"NO S3: no {program} (PLAUDIT_TEST_TOOLS); no registry on S3 was backed up or restored")
+    s3fs = pytest.importorskip("s3fs", reason="NO S3 CLIENT: pip install 'plaudit[s3]'; no registry on S3 was tested")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{found.getsockname()[1]}"
+    keys = {"ROOT_ACCESS_KEY": "plaudit", "ROOT_SECRET_KEY": "plaudit-secret"}
+    (tmp_path / "s3" / "models").mkdir(parents=True)
+    command = [program, "--port", where, "posix", tmp_path / "s3"]
+    server = subprocess.Popen(command, env=keys, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{where}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["ROOT_ACCESS_KEY"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["ROOT_SECRET_KEY"])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(where.split(":"), timeout=1):
+            break
+        time.sleep(0.05)
+    yield "s3://models"
+    server.kill()
+    server.wait()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_registry_in_s3_is_backed_up_and_comes_back(tmp_path, bucket):
+    here = Settings(data_dir=tmp_path / "here", store=StoreSettings(registry=f"{bucket}/here"))
+    filled(here)
+    before = state(here)
+    contents = backup(here, tmp_path / "kept.tar")
+    assert contents.count("registry") >= 4  # two manifests, a file of weights, and what is kept beside
+    there = Settings(data_dir=tmp_path / "there", store=StoreSettings(registry=f"{bucket}/there"))
+    restore(there, tmp_path / "kept.tar")
+    assert state(there) == before
+    other = Settings(data_dir=tmp_path / "other", store=StoreSettings(registry=f"{bucket}/here"))
+    with pytest.raises(WrongState, match=f"there is already {bucket}/here"):
+        restore(other, tmp_path / "kept.tar")
+    restore(other, tmp_path / "kept.tar", replace=True)
+    assert state(other) == before
 
 
 def test_a_store_that_does_not_answer_is_said(tmp_path):
