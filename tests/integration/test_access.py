@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import importlib
 import json
 import ssl
 import threading
@@ -163,12 +164,25 @@ def outcome(server, key, method, message):
 
 
 def test_every_call_has_its_row_in_the_table_of_rights():
-    files = [each.DESCRIPTOR for each in (a, d, f, p, r)]
+    protos = sorted((ROOT / "protos" / "plaudit" / "v1").glob("*.proto"))
+    files = [importlib.import_module(f"plaudit.v1.{each.stem}_pb2").DESCRIPTOR for each in protos]
     services = {s.full_name: s for file in files for s in file.services_by_name.values()}
     assert services.keys() == set(SERVICES)
     calls = {f"{s.name}/{method.name}" for s in services.values() for method in s.methods}
     assert calls == RIGHTS.keys()
     assert rights_table() in (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
+
+
+def test_a_server_offers_no_call_beside_the_table(guarded, texts):
+    """As whoever connects finds out: what the server lists, not what the sources say."""
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    with grpc.insecure_channel(guarded.target) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        key = [("authorization", f"Bearer {texts[Role.CALLER]}")]
+        (answer,) = stub.ServerReflectionInfo(iter([asked]), timeout=20, metadata=key)
+    offered = {each.name for each in answer.list_services_response.service}
+    beside = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert offered - beside == {f"plaudit.v1.{method.split('/')[0]}" for method in RIGHTS}
 
 
 def test_lists_have_the_callers_own_alone(guarded, handles):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Registry
 from plaudit.settings import load_settings
 from plaudit.types import Channel
+from typer.main import get_command
 
 CHANNEL = Channel("instruction", "default")
 
@@ -269,3 +271,17 @@ def test_a_release_is_asked_of_this_machine_past_every_proxy(plaudit, monkeypatc
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     _, _, err = plaudit("release", "list", "a/b", "--target", "127.0.0.1:1")
     assert "127.0.0.1:1: Failed to connect" in err
+
+
+def test_every_command_says_who_may_run_it():
+    page = (Path(__file__).parents[2] / "docs" / "access.md").read_text(encoding="utf-8")
+    table = page.partition("### Commands")[2].partition("\n## ")[0]
+
+    def commands(command, path):
+        inner = getattr(command, "commands", {})
+        if not inner or command.invoke_without_command:
+            yield " ".join(path)
+        for name, each in inner.items():
+            yield from commands(each, (*path, name))
+
+    assert {name for name in commands(get_command(cli.app), ()) if name} == set(re.findall(r"`([a-z][a-z -]*)`", table))
