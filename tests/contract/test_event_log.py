@@ -2,17 +2,22 @@
 
 import contextlib
 import datetime as dt
+import inspect
 import multiprocessing
 import sqlite3
 import threading
 import time
 import uuid
+from types import SimpleNamespace
 
 import pytest
+import structlog
+from kafka.coordinator.base import BaseCoordinator, Generation
 from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured
 from plaudit.eventlog import Place, Topic, open_log
 from plaudit.eventlog import sqlite as sqlite_log
 from plaudit.eventlog.codec import record_mark
+from plaudit.eventlog.kafka_clients import JOINING, keep_finished_joins
 from plaudit.eventlog.protocol import record_limit
 from plaudit.settings import KafkaSettings, LogSettings, Settings
 
@@ -593,3 +598,16 @@ def test_brokers_that_do_not_answer_are_named_with_what_to_check(tmp_path):
     kafka = KafkaSettings(bootstrap="127.0.0.1:9", timeout_seconds=1)
     with pytest.raises(LogUnavailable, match=r"can be reached .127\.0\.0\.1:9: Connection refused"):
         open_log(Settings(data_dir=tmp_path, log=LogSettings(kind="kafka", kafka=kafka)))
+
+
+def test_the_tested_client_has_what_joining_needs_and_another_is_left_as_it_is():
+    made = inspect.getsource(BaseCoordinator.__init__)
+    assert [name for name in JOINING if not hasattr(BaseCoordinator, name) and f"self.{name} =" not in made] == []
+    assert Generation.NO_GENERATION.is_lost()
+    other = SimpleNamespace(_coordinator=SimpleNamespace(join_group_async=None))
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(2):
+            keep_finished_joins(other)
+    assert other._coordinator.join_group_async is None
+    (line,) = lines
+    assert (line["event"], line["missing"]) == ("kafka_client_unknown", JOINING[1:])

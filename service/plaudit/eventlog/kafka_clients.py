@@ -6,17 +6,25 @@ check. Nothing of a client that could not connect stays behind.
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import kafka
+import structlog
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 
 from plaudit.errors import LogUnavailable, Misconfigured
 from plaudit.eventlog.kafka_diagnosis import diagnose, tls_context
 from plaudit.settings import KafkaSettings
+
+# Private members of kafka-python's coordinator, which `keep_finished_joins` needs.
+JOINING = ("join_group_async", "rebalance_in_progress", "_join_task", "_generation", "_manager")
+
+_log = structlog.get_logger(__name__)
 
 
 def connected(client: Callable[..., Any], settings: KafkaSettings, **options: Any) -> Any:
@@ -64,8 +72,12 @@ def keep_finished_joins(consumer: Any) -> None:
 
     kafka-python 3.0 throws such a result away and joins again, and if the leader of a group joins again, everybody has
     to. So on a machine where joining takes longer than a poll, a group is formed anew for minutes and nobody fetches.
+    There is no public way; a client that lacks the members is left as it is, and said once.
     """
-    coordinator = consumer._coordinator
+    coordinator: Any = getattr(consumer, "_coordinator", None)
+    if missing := [name for name in JOINING if not hasattr(coordinator, name)]:
+        _say_once_of(tuple(missing))
+        return
     joining = coordinator.join_group_async
 
     async def join(timeout_ms: float | None = None) -> Any:
@@ -81,6 +93,11 @@ def keep_finished_joins(consumer: Any) -> None:
         return await joining(timeout_ms)
 
     coordinator.join_group_async = join
+
+
+@functools.cache
+def _say_once_of(missing: tuple[str, ...]) -> None:
+    _log.warning("kafka_client_unknown", version=kafka.__version__, missing=missing, tested="constraints.txt")
 
 
 def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
