@@ -68,6 +68,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CALLERS = 16
 REQUESTS = 2_000  # different acts that ghz sends, over and over
 BULK = 10_000
+TOGETHER = 250  # acts of one message
 JOINED = 10_000  # acts; half as many interactions
 PARTITIONS = 4
 APPENDS = 800
@@ -237,18 +238,22 @@ def unary(tools: Path, folder: Path, servers: Servers, rounds: int, seconds: flo
 def bulk(bootstrap: str, prefix: str, port: int, rounds: int) -> Any:
     """Acts per second of one StreamFeedback, and of a producer that sends the records that it makes."""
     acts = requests(BULK)
-    items = [feedback_pb2.StreamFeedbackRequest(feedback=act) for act in acts]
+    one_by_one = [feedback_pb2.StreamFeedbackRequest(feedback=act) for act in acts]
+    together = [
+        feedback_pb2.StreamFeedbackRequest(acts=acts[first : first + TOGETHER]) for first in range(0, BULK, TOGETHER)
+    ]
     records = []
     for number in range(BULK):
         act = make_feedback(acts[number].feedback_id, str(uuid.uuid4()), Thumbs(str(uuid.uuid4()), True))
         records.append((act.interaction_id.encode(), encode_feedback(act, producer="benchmark")))
 
-    def stream() -> float:
+    def stream(items: list[feedback_pb2.StreamFeedbackRequest]) -> float:
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = feedback_pb2_grpc.FeedbackServiceStub(channel)
             grpc.channel_ready_future(channel).result(10)
             began = time.perf_counter()
-            accepted = sum(answer.accepted for answer in stub.StreamFeedback(iter(items), timeout=300))
+            answers = stub.StreamFeedback(iter(items), timeout=300)
+            accepted = sum(one.accepted for answer in answers for one in answer.answers or (answer,))
             took = time.perf_counter() - began
         if accepted != BULK:
             raise SystemExit(f"feedback: {accepted} of {BULK} items were accepted")
@@ -266,7 +271,8 @@ def bulk(bootstrap: str, prefix: str, port: int, rounds: int) -> Any:
         return BULK / (time.perf_counter() - began)
 
     try:
-        return alternated({"bare": bare, "stream": stream}, rounds, {"stream / bare": ("stream", "bare")})
+        sides = {"bare": bare, "together": lambda: stream(together), "one by one": lambda: stream(one_by_one)}
+        return alternated(sides, rounds, {f"{name} / bare": (name, "bare") for name in sides if name != "bare"})
     finally:
         producer.close()
 

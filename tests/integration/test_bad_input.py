@@ -1,6 +1,7 @@
 """docs/serving.md, "Bad input of choices": every row over gRPC; it is answered by name, and nothing is lost by it."""
 
 import dataclasses
+import itertools
 import math
 import re
 import threading
@@ -18,7 +19,7 @@ from plaudit.plugins import guard
 from plaudit.settings import ChannelSettings, DecisionSettings, JoinSettings
 from plaudit.testing.serving import local_server, serve_settings
 from plaudit.types import Channel, FeedbackKind
-from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2, feedback_pb2_grpc
+from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, errors_pb2, feedback_pb2, feedback_pb2_grpc
 from plaudit.wire import from_call
 from plaudit_echo.plugin import EchoChoice
 
@@ -187,3 +188,30 @@ def test_a_bulk_answers_each_act_by_itself(served):
     stream = (feedback_pb2.StreamFeedbackRequest(feedback=about(handle, **act).feedback) for act in acts)
     answers = list(feedback.StreamFeedback(stream, timeout=60))
     assert [answer.accepted for answer in answers] == [True, *[False] * len(ACTS), True]
+
+
+def test_acts_that_come_together_are_answered_together_and_each_by_itself(served):
+    _, client, _, feedback = served
+    handle = client.choose("slate", "tea?", ["a", "b", "c"]).handle
+    acts = [about(handle, **act).feedback for act in (signal(0, 1.0), *ACTS.values(), signal(1, 0.0))]
+    messages = [
+        feedback_pb2.StreamFeedbackRequest(acts=acts),
+        feedback_pb2.StreamFeedbackRequest(feedback=acts[0]),
+        feedback_pb2.StreamFeedbackRequest(acts=acts[:1] * 257),
+        feedback_pb2.StreamFeedbackRequest(feedback=acts[0], acts=acts[:2]),
+        feedback_pb2.StreamFeedbackRequest(acts=acts[:1] * 256),
+        feedback_pb2.StreamFeedbackRequest(acts=acts[-1:]),
+    ]
+    answers = list(feedback.StreamFeedback(iter(messages), timeout=60))
+    assert [len(answer.answers) for answer in answers] == [len(acts), 0, 257, 2, 256, 1]
+    assert [one.accepted for one in answers[0].answers] == [True, *[False] * len(ACTS), True]
+    assert [answer.accepted for answer in answers] == [False, True, False, False, True, True]
+    assert all(
+        one.reason == errors_pb2.ERROR_REASON_INVALID_FIELD for place in (2, 3) for one in answers[place].answers
+    )
+    each = [one for answer in answers for one in answer.answers or (answer,)]
+    assert [one.index for one in each] == list(range(len(each)))
+    assert [answer.index for answer in answers] == [
+        0,
+        *itertools.accumulate(len(each.answers or (each,)) for each in answers[:-1]),
+    ]

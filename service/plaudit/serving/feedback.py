@@ -7,11 +7,13 @@ The decisions are in `acts`; here is only the order: decide, append, answer.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from plaudit.access.limits import Limits
 from plaudit.access.rights import caller
@@ -24,6 +26,7 @@ from plaudit.serving.acts import MOST_LOOKED_AT, Acts
 from plaudit.serving.calls import Call
 from plaudit.serving.interceptors import Unreadable
 from plaudit.serving.recording import PRODUCER
+from plaudit.serving.validate import refused
 from plaudit.telemetry import traceparent
 from plaudit.types import Feedback
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc
@@ -43,6 +46,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         self._acts = acts
         self._log = log
         self._metrics = metrics
+        self._append_seconds = metrics.append_seconds.labels(Topic.FEEDBACK.value)
 
     def SubmitFeedback(
         self, request: feedback_pb2.SubmitFeedbackRequest, context: Any
@@ -60,10 +64,16 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         """See feedback.proto. Items that came while the last append ran share the next one."""
         index = 0
         for batch in _ReadAhead(request_iterator, context).batches(Call(context, self._stream_seconds)):
-            for answer in self._answers(batch):
-                answer.index = index
-                index += 1
-                yield answer
+            messages = [_acts_of(message) for message in batch]
+            answers = iter(self._answers([act for acts in messages for act in acts], index))
+            index += sum(map(len, messages))
+            for message, acts in zip(batch, messages, strict=True):
+                if _come_together(message):
+                    own = list(itertools.islice(answers, len(acts)))
+                    accepted = all(answer.accepted for answer in own)
+                    yield feedback_pb2.StreamFeedbackResponse(index=own[0].index, accepted=accepted, answers=own)
+                else:
+                    yield next(answers)
 
     def RetractFeedback(
         self, request: feedback_pb2.RetractFeedbackRequest, context: Any
@@ -76,27 +86,32 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         self._log.append(Topic.FEEDBACK, retraction.interaction_id, record)
         return feedback_pb2.RetractFeedbackResponse(accepted_at=timestamp(retraction.accepted_at))
 
-    def _answers(self, batch: Sequence[Any]) -> list[feedback_pb2.StreamFeedbackResponse]:
-        """One answer per item, in order; the accepted ones are durable together."""
+    def _answers(self, acts: Sequence[_Said], first: int) -> list[feedback_pb2.StreamFeedbackResponse]:
+        """One answer per act, in order, with its index from `first`; the accepted ones are durable together."""
         answers: list[feedback_pb2.StreamFeedbackResponse] = []
         accepted: list[tuple[int, Feedback]] = []
-        for place, item in enumerate(batch):
+        name = caller().name
+        for place, (said, fault) in enumerate(acts):
             try:
-                if isinstance(item, Unreadable):
-                    raise item.error
-                self._limits.key(caller().name)
-                feedback = self._decide(item.feedback)
+                if fault is not None:
+                    raise fault
+                self._limits.key(name)
+                feedback = self._decide(said)
             except PlauditError as error:
-                answers.append(_refusal(error, "" if isinstance(item, Unreadable) else item.feedback.feedback_id))
+                answers.append(_refusal(error, said.feedback_id, first + place))
             else:
                 accepted.append((place, feedback))
-                answers.append(feedback_pb2.StreamFeedbackResponse(feedback_id=feedback.feedback_id, accepted=True))
+                answers.append(
+                    feedback_pb2.StreamFeedbackResponse(
+                        index=first + place, feedback_id=feedback.feedback_id, accepted=True
+                    )
+                )
         try:
             self._append([feedback for _, feedback in accepted])
         except PlauditError as error:
             # Nothing of the batch is acknowledged; what did become durable is the same act when it is sent again.
             for place, feedback in accepted:
-                answers[place] = _refusal(error, feedback.feedback_id)
+                answers[place] = _refusal(error, feedback.feedback_id, first + place)
         return answers
 
     def _decide(self, message: feedback_pb2.Feedback) -> Feedback:
@@ -116,9 +131,56 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
             self._log.append(Topic.FEEDBACK, *items[0])
         else:
             self._log.append_many(Topic.FEEDBACK, items)
-        self._metrics.append_seconds.labels(Topic.FEEDBACK.value).observe(time.perf_counter() - started)
-        for act in acts:
-            self._metrics.feedback_accepted.labels(act.channel.domain, act.kind.value).inc()
+        self._append_seconds.observe(time.perf_counter() - started)
+        for (domain, kind), count in Counter((act.channel.domain, act.kind.value) for act in acts).items():
+            self._metrics.feedback_accepted.labels(domain, kind).inc(count)
+
+
+# An act of a stream, and what is wrong with the message that brought it, if that is so.
+_Said: TypeAlias = tuple[feedback_pb2.Feedback, PlauditError | None]
+
+
+def _come_together(message: Any) -> bool:
+    return not isinstance(message, Unreadable) and bool(message.acts)
+
+
+def _acts_of(message: Any) -> list[_Said]:
+    """The acts of a message; just one that is none if the message cannot be read."""
+    if isinstance(message, Unreadable):
+        return [(feedback_pb2.Feedback(), message.error)]
+    if not message.acts:
+        return [(message.feedback, None)]
+    fault = None
+    if message.HasField("feedback"):
+        fault = refused("acts", "set beside feedback", "empty if feedback is set")
+    elif len(message.acts) > _BATCH:
+        fault = refused("acts", f"{len(message.acts)} acts", f"at most {_BATCH}")
+    return [(act, fault) for act in message.acts]
+
+
+class _Queue(queue.Queue[Any]):
+    """A queue whose size is the number of acts in it, however many come in one message."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._acts = 0
+
+    def _qsize(self) -> int:
+        return self._acts
+
+    def _put(self, item: Any) -> None:
+        self._acts += _acts_in(item)
+        super()._put(item)
+
+    def _get(self) -> Any:
+        item = super()._get()
+        self._acts -= _acts_in(item)
+        return item
+
+
+def _acts_in(message: Any) -> int:
+    """What a message counts as: its acts, and one at least."""
+    return max(1, len(message.acts)) if isinstance(message, feedback_pb2.StreamFeedbackRequest) else 1
 
 
 class _ReadAhead:
@@ -127,7 +189,7 @@ class _ReadAhead:
     def __init__(self, requests: Iterator[Any], context: Any) -> None:
         self._requests = requests
         self._context = context
-        self._items: queue.Queue[Any] = queue.Queue(maxsize=_READ_AHEAD)
+        self._items = _Queue(maxsize=_READ_AHEAD)
         self._end = object()
         self._left = threading.Event()
         threading.Thread(target=self._read, name="plaudit-bulk", daemon=True).start()
@@ -137,12 +199,13 @@ class _ReadAhead:
         try:
             item = self._next(call)
             while item is not self._end:
-                batch = [item]
+                batch, acts = [item], _acts_in(item)
                 item = None
-                while len(batch) < _BATCH and item is not self._end and not self._items.empty():
+                while acts < _BATCH and item is not self._end and not self._items.empty():
                     item = self._items.get_nowait()
                     if item is not self._end:
                         batch.append(item)
+                        acts += _acts_in(item)
                 yield batch
                 if item is not self._end:
                     item = self._next(call)
@@ -177,8 +240,9 @@ class _ReadAhead:
         return False
 
 
-def _refusal(error: PlauditError, feedback_id: str) -> feedback_pb2.StreamFeedbackResponse:
+def _refusal(error: PlauditError, feedback_id: str, index: int) -> feedback_pb2.StreamFeedbackResponse:
     return feedback_pb2.StreamFeedbackResponse(
+        index=index,
         feedback_id=feedback_id,
         accepted=False,
         reason=f"ERROR_REASON_{error.reason}",

@@ -136,24 +136,28 @@ class SubmitFeedbackResponse(_message.Message):
     def __init__(self, feedback_id: _Optional[str] = ..., interaction_id: _Optional[str] = ..., accepted_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class StreamFeedbackRequest(_message.Message):
-    __slots__ = ("feedback",)
+    __slots__ = ("feedback", "acts")
     FEEDBACK_FIELD_NUMBER: _ClassVar[int]
+    ACTS_FIELD_NUMBER: _ClassVar[int]
     feedback: Feedback
-    def __init__(self, feedback: _Optional[_Union[Feedback, _Mapping]] = ...) -> None: ...
+    acts: _containers.RepeatedCompositeFieldContainer[Feedback]
+    def __init__(self, feedback: _Optional[_Union[Feedback, _Mapping]] = ..., acts: _Optional[_Iterable[_Union[Feedback, _Mapping]]] = ...) -> None: ...
 
 class StreamFeedbackResponse(_message.Message):
-    __slots__ = ("index", "feedback_id", "accepted", "reason", "message")
+    __slots__ = ("index", "feedback_id", "accepted", "reason", "message", "answers")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     FEEDBACK_ID_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
     index: int
     feedback_id: str
     accepted: bool
     reason: _errors_pb2.ErrorReason
     message: str
-    def __init__(self, index: _Optional[int] = ..., feedback_id: _Optional[str] = ..., accepted: _Optional[bool] = ..., reason: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ...) -> None: ...
+    answers: _containers.RepeatedCompositeFieldContainer[StreamFeedbackResponse]
+    def __init__(self, index: _Optional[int] = ..., feedback_id: _Optional[str] = ..., accepted: _Optional[bool] = ..., reason: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ..., answers: _Optional[_Iterable[_Union[StreamFeedbackResponse, _Mapping]]] = ...) -> None: ...
 
 class RetractFeedbackRequest(_message.Message):
     __slots__ = ("handle", "feedback_id", "rater", "session_id")

@@ -64,7 +64,7 @@ class FeedbackServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamFeedback(self, request_iterator, context):
-        """Bulk: one acknowledgement per item, in order. A refused item does not end the stream. Ends with DEADLINE_EXCEEDED
+        """Bulk: one acknowledgement per act, in order. A refused act does not end the stream. Ends with DEADLINE_EXCEEDED
         after the service's serve.stream_seconds (an hour); open it again for what was not acknowledged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
