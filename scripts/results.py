@@ -26,10 +26,10 @@ HEAD = """## What the loop learns, domain by domain
 
 Every shipped domain goes through the same core: simulated people ask and rate over gRPC, the join makes evidence of
 their acts, the learner fits a reward model and a policy, the gate decides, and what it accepts goes live; then the
-same people rate that, and a second turn follows. At the end the hidden gold of the people judges the base and the last
-release that went live, on requests that nobody had made before. The model is the tiny one (about a million parameters,
-pretrained on a toy language: `plaudit model prepare tiny`), so that a run takes minutes on two cores. These figures
-show that the loop learns what people mean; they say nothing about how good a real model would be.
+same people rate that, and a second turn follows. At the end the hidden preference of the people (their gold) judges
+the base and the last release that went live, on requests that nobody had made before. The model is the tiny one (about
+a million parameters, pretrained on a toy language: `plaudit model prepare tiny`), so that a run takes minutes on two
+cores. These figures show that the loop learns what people mean; they say nothing about how good a real model would be.
 
 - **Gold** is in the units of each population. Of completions it is the mean over sampled answers; of a verdict the gold
   of the option that was decided; of a slate the mean over its places by their weights.
@@ -37,8 +37,8 @@ show that the loop learns what people mean; they say nothing about how good a re
   bootstrap). A turn that the gate refused leaves the release before it live; with none promoted the base is judged
   against itself.
 - **Baselines** cost no training and meet the same judge. The best constant, the constant answer and the filled-in
-  pattern were searched for with the hidden gold on requests of the channel, which no one outside of a simulation could
-  do. A baseline that comes close or wins is printed as it is.
+  pattern were searched for with the hidden preference on requests of the channel, which no one outside of a simulation
+  could do. A baseline that comes close or wins is printed as it is.
 
 All of it again: `python benchmarks/domains.py --out benchmarks/results/domains.json && python scripts/results.py`."""
 
