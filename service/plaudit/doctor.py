@@ -276,7 +276,7 @@ def _base(folder: Path, settings: Settings) -> Iterator[Finding]:
 
 
 def _formats(settings: Settings, roles: tuple[str, ...]) -> Iterator[Finding]:
-    """What bfloat16, where it is asked for, means on this processor; a refusal is the message of the setting."""
+    """What bfloat16, if it is asked for, means on this processor; a refusal is the message of the setting."""
     from plaudit.engine.packed import number_format
 
     asked: dict[str, str] = {"engine.dtype": settings.engine.dtype}
