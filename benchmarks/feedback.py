@@ -13,7 +13,10 @@ Prints and writes JSON: of each side the rates of all rounds with their median, 
 ratios with the lowest and the highest. Kafka: PLAUDIT_TEST_KAFKA, else one that the folder of tools starts (Java).
 The join's store: PLAUDIT_TEST_POSTGRES (a server whose user may create databases), else SQLite.
 
-    python benchmarks/feedback.py [--only unary,bulk,join,log,growth] [--rounds 5] [--events 10000,100000] [--out FILE]
+On a machine that does other work besides, what a call or a record costs the processor says more than the rates.
+
+    python benchmarks/feedback.py [--only unary,bulk,join,log,growth] [--rounds 5] [--records 10000]
+        [--events 10000,100000] [--out FILE]
 """
 
 from __future__ import annotations
@@ -67,9 +70,7 @@ from prometheus_client import CollectorRegistry
 ROOT = Path(__file__).resolve().parent.parent
 CALLERS = 16
 REQUESTS = 2_000  # different acts that ghz sends, over and over
-BULK = 10_000
 TOGETHER = 250  # acts of one message
-JOINED = 10_000  # acts; half as many interactions
 PARTITIONS = 4
 APPENDS = 800
 HANDLE_KEY, PERSON_KEY = b"handle-key-of-the-benchmark-of-feedback", b"person-key-of-the-benchmark"
@@ -235,15 +236,37 @@ def unary(tools: Path, folder: Path, servers: Servers, rounds: int, seconds: flo
     return found | {"cpu_microseconds_per_call": {name: spread(each[1:], 0) for name, each in costs.items()}}
 
 
-def bulk(bootstrap: str, prefix: str, port: int, rounds: int) -> Any:
-    """Acts per second of one StreamFeedback, and of a producer that sends the records that it makes."""
-    acts = requests(BULK)
+def costed(
+    costs: dict[str, list[float]], name: str, clock: Callable[[], float], count: int, measure: Callable[[], float]
+) -> Callable[[], float]:
+    """The measure, which also notes what one of `count` records cost by this clock of a processor (microseconds)."""
+
+    def measured() -> float:
+        before = clock()
+        rate = measure()
+        costs[name].append(1e6 * (clock() - before) / count)
+        return rate
+
+    return measured
+
+
+def worked(costs: Mapping[str, list[float]]) -> dict[str, Any]:
+    """What each side cost a record, without the first round, which warms up."""
+    return {"cpu_microseconds_per_record": {name: spread(each[1:], 0) for name, each in costs.items()}}
+
+
+def bulk(bootstrap: str, prefix: str, servers: Servers, rounds: int, count: int) -> Any:
+    """Acts per second of one StreamFeedback, and of a producer that sends the records that it makes.
+
+    What the server's process computes is compared with what the bare producer's does.
+    """
+    acts, port, costs = requests(count), servers.ports["kafka"], defaultdict[str, list[float]](list)
     one_by_one = [feedback_pb2.StreamFeedbackRequest(feedback=act) for act in acts]
     together = [
-        feedback_pb2.StreamFeedbackRequest(acts=acts[first : first + TOGETHER]) for first in range(0, BULK, TOGETHER)
+        feedback_pb2.StreamFeedbackRequest(acts=acts[first : first + TOGETHER]) for first in range(0, count, TOGETHER)
     ]
     records = []
-    for number in range(BULK):
+    for number in range(count):
         act = make_feedback(acts[number].feedback_id, str(uuid.uuid4()), Thumbs(str(uuid.uuid4()), True))
         records.append((act.interaction_id.encode(), encode_feedback(act, producer="benchmark")))
 
@@ -255,9 +278,9 @@ def bulk(bootstrap: str, prefix: str, port: int, rounds: int) -> Any:
             answers = stub.StreamFeedback(iter(items), timeout=300)
             accepted = sum(one.accepted for answer in answers for one in answer.answers or (answer,))
             took = time.perf_counter() - began
-        if accepted != BULK:
-            raise SystemExit(f"feedback: {accepted} of {BULK} items were accepted")
-        return BULK / took
+        if accepted != count:
+            raise SystemExit(f"feedback: {accepted} of {count} items were accepted")
+        return count / took
 
     producer = KafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
     topic = f"{prefix}{Topic.FEEDBACK}"
@@ -268,11 +291,16 @@ def bulk(bootstrap: str, prefix: str, port: int, rounds: int) -> Any:
         sent = [producer.send(topic, key=key, value=value) for key, value in records]
         for each in sent:
             each.get(60)
-        return BULK / (time.perf_counter() - began)
+        return count / (time.perf_counter() - began)
 
     try:
-        sides = {"bare": bare, "together": lambda: stream(together), "one by one": lambda: stream(one_by_one)}
-        return alternated(sides, rounds, {f"{name} / bare": (name, "bare") for name in sides if name != "bare"})
+        sides = {
+            "bare": costed(costs, "bare", time.process_time, count, bare),
+            "together": costed(costs, "together", servers.cpu_seconds, count, lambda: stream(together)),
+            "one by one": costed(costs, "one by one", servers.cpu_seconds, count, lambda: stream(one_by_one)),
+        }
+        ratios = {f"{name} / bare": (name, "bare") for name in sides if name != "bare"}
+        return alternated(sides, rounds, ratios) | worked(costs)
     finally:
         producer.close()
 
@@ -313,12 +341,12 @@ def joined(log: EventLog, url: str, records: int, batch: int) -> float:
     return took
 
 
-def join(bootstrap: str, folder: Path, rounds: int) -> Any:
+def join(bootstrap: str, folder: Path, rounds: int, acts: int) -> Any:
     """Records per second of the join, and of a consumer that inserts what it reads; a new store for each."""
     prefix = f"join{uuid.uuid4().hex[:8]}."
     log, batch = open_log(kafka_settings(folder, bootstrap, prefix)), JoinSettings().batch_records
-    fill(log, JOINED)
-    records = JOINED + JOINED // 2
+    fill(log, acts)
+    records, costs = acts + acts // 2, defaultdict[str, list[float]](list)
 
     def bare() -> float:
         with database(folder) as url:
@@ -329,7 +357,11 @@ def join(bootstrap: str, folder: Path, rounds: int) -> Any:
             return records / joined(log, url, records, batch)
 
     try:
-        found = alternated({"bare": bare, "join": full}, rounds, {"join / bare": ("join", "bare")})
+        sides = {
+            name: costed(costs, name, time.process_time, records, side)
+            for name, side in (("bare", bare), ("join", full))
+        }
+        found = alternated(sides, rounds, {"join / bare": ("join", "bare")}) | worked(costs)
     finally:
         log.close()
     return {"store": "postgresql" if os.environ.get("PLAUDIT_TEST_POSTGRES") else "sqlite", **found}
@@ -473,6 +505,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(parts), help="parts to measure, comma separated")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each round of unary calls")
+    parser.add_argument("--records", type=int, default=10_000, help="acts of bulk and join; interactions half as many")
     parser.add_argument("--events", default="10000,100000", help="numbers of acts whose join is measured")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "feedback.json")
     tools = os.environ.pop("PLAUDIT_TOOLS", str(ROOT / ".." / "shared" / "tools"))  # not a setting of Plaudit
@@ -491,8 +524,8 @@ def main() -> None:
                 servers = open_until_the_end.enter_context(served(folder / "serve", bootstrap, prefix))
             measures: dict[str, Callable[[], Any]] = {
                 "unary": lambda: unary(arguments.tools, folder, servers, arguments.rounds, arguments.seconds),
-                "bulk": lambda: bulk(bootstrap, prefix, servers.ports["kafka"], arguments.rounds),
-                "join": lambda: join(bootstrap, folder, arguments.rounds),
+                "bulk": lambda: bulk(bootstrap, prefix, servers, arguments.rounds, arguments.records),
+                "join": lambda: join(bootstrap, folder, arguments.rounds, arguments.records),
                 "log": lambda: log(folder, arguments.rounds),
                 "growth": lambda: growth(folder, [int(each) for each in arguments.events.split(",")]),
             }

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ MOST_GATHER_SECONDS = 0.005  # and never longer than half of the last commit too
 PARTITION = 0
 COLUMNS = 5
 INSERT, ROW = "INSERT INTO records (topic, offset, key, value, ts) VALUES ", "(?, ?, ?, ?, ?)"
-MOVE_END = "INSERT INTO ends (topic, next) VALUES (?, ?) ON CONFLICT (topic) DO UPDATE SET next = excluded.next"
+TAKE_OFFSETS = """INSERT INTO ends (topic, next) VALUES (?, ?)
+    ON CONFLICT (topic) DO UPDATE SET next = next + excluded.next RETURNING next"""
 ROWS_AT_ONCE = 64  # of one INSERT: below the number of parameters that any SQLite takes, and of statements kept ready
 MICROSECOND = dt.timedelta(microseconds=1)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -277,25 +279,26 @@ class SqliteEventLog:
         # IMMEDIATE takes the write lock at once: a read that later wants to write would be refused, not queued.
         connection.execute("BEGIN IMMEDIATE")
         try:
-            ends: dict[Topic, int] = {}
+            counts = Counter[Topic]()
+            for batch in group:
+                counts[batch.topic] += len(batch.items)
+            free: dict[Topic, int] = {}
+            for topic, count in counts.items():
+                ((end,),) = connection.execute(TAKE_OFFSETS, (topic.value, count)).fetchall()
+                free[topic] = end - count
             values: list[object] = []
             for batch in group:
                 topic = batch.topic
-                if topic not in ends:
-                    row = connection.execute("SELECT next FROM ends WHERE topic = ?", (topic.value,)).fetchone()
-                    ends[topic] = row[0] if row else 0
-                batch.first = ends[topic]
+                batch.first = free[topic]
                 for index, (key, value) in enumerate(batch.items):
                     values += (topic.value, batch.first + index, key, value, now)
-                ends[topic] += len(batch.items)
+                free[topic] += len(batch.items)
                 if batch.before:
                     delete = "DELETE FROM records WHERE topic = ? AND offset < ?"
                     connection.execute(delete, (topic.value, batch.before))
             for start in range(0, len(values), ROWS_AT_ONCE * COLUMNS):
                 some = values[start : start + ROWS_AT_ONCE * COLUMNS]
                 connection.execute(INSERT + ", ".join([ROW] * (len(some) // COLUMNS)), some)
-            for topic, end in ends.items():
-                connection.execute(MOVE_END, (topic.value, end))
             connection.execute("COMMIT")
         except BaseException:
             # SQLite has already rolled back by itself after some errors (a full disk among them).
