@@ -228,10 +228,23 @@ def settings_of_tenants(model, tmp_path):
     return of
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def served():
     """A server on some settings, for the length of a block."""
     return serving
+
+
+@pytest.fixture(scope="module")
+def module_settings(worlds, model, tmp_path_factory):
+    """As settings_of, for what all tests of a file begin from."""
+
+    def of(**changes):
+        folder = tmp_path_factory.mktemp("module")
+        (folder / "model").symlink_to(model)
+        shutil.copytree(worlds() / "data", folder / "data")
+        return settings_for(folder, **changes)
+
+    return of
 
 
 @pytest.fixture

@@ -4,7 +4,12 @@ import contextlib
 import datetime as dt
 import importlib
 import json
+import os
+import re
+import shutil
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -50,6 +55,7 @@ from plaudit.v1 import releases_pb2 as r
 from plaudit.wire import from_call
 
 ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / os.environ.get("PLAUDIT_TEST_TOOLS", "../shared/tools")
 HELLO = "Say hello."
 OWN, OTHER = Channel("echo", "acme"), Channel("echo", "rival")
 ERASURES = {channel: f"0195521a-7c3b-7a10-8000-00000000000{index}" for index, channel in enumerate((OWN, OTHER))}
@@ -479,6 +485,34 @@ def test_ports_are_encrypted_and_a_renewed_certificate_is_shown_without_a_restar
         authority.issue("server")
         after = [serial(port) for port in ports]
         assert after[0] == after[1] != before[0]
+
+
+def test_the_page_s_commands_reach_a_guarded_service(tmp_path, engine, authority):
+    page = (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
+    (block,) = [each for each in re.findall(r"^```sh\n(.*?)^```", page, re.S | re.M) if "grpcurl" in each]
+    with running(tmp_path, engine, tls=tls(authority.issue("server"))) as server:
+        server.registry.ensure_channel(OWN, "ab" * 32)
+        own = {"plaudit_...": make_key(server, Role.OPERATOR)[1], "ca.pem": str(authority.certificate)}
+        for shown, mine in {**own, "plaudit.example:50051": server.target, "support/shop": str(OWN)}.items():
+            block = block.replace(shown, mine)
+        by_anybody, by_ours = block.splitlines()
+        # Every program that the page starts is one of PATH, but for our own, which is this one.
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        (folder / "plaudit").write_text(f'#!/bin/sh\nexec {sys.executable} -m plaudit "$@"\n')
+        (folder / "plaudit").chmod(0o755)
+        path = os.pathsep.join([str(folder), os.environ["PATH"], str(TOOLS / "bin")])
+
+        def typed(command):
+            environment = {**os.environ, "PATH": path}
+            done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        assert str(OWN) in typed(by_ours)
+        if shutil.which("grpcurl", path=path) is None:
+            pytest.skip("NO GRPCURL: a client that knows reflection alone was not tried")
+        assert "plaudit.v1.AssistantService" in typed(by_anybody)
 
 
 def test_mutual_tls_wants_a_certificate_of_the_authority_and_still_a_key(tmp_path, engine, authority):

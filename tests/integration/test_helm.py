@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import uuid
 from pathlib import Path
 
 import pytest
 import yaml
 from plaudit.access.admission import check_exposure
 from plaudit.settings import Settings, load_settings
+from plaudit.testing.certificates import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "plaudit"
@@ -257,31 +259,38 @@ def test_every_value_has_its_sentence():
     assert not missing, f'give each a "# --" sentence in values.yaml: {sorted(missing)}'
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """Environment for helm and kubectl with a namespace of this test on a real API server."""
+@pytest.fixture(scope="module")
+def api_server(tmp_path_factory):
+    """The file by which kubectl reaches a real API server: PLAUDIT_TEST_KUBECONFIG, else that of one started here."""
     config = os.environ.get("PLAUDIT_TEST_KUBECONFIG")
+    if config:
+        yield config
+        return
     starter = TOOLS / "kubernetes" / "kubernetes"
-    started = None
-    if not config:
-        if not starter.exists():
-            pytest.skip("needs an API server: set PLAUDIT_TEST_KUBECONFIG")
-        started = tmp_path / "cluster"
-        printed = subprocess.run([starter, "start", started], capture_output=True, text=True, check=True).stdout
-        config = re.search(r"PLAUDIT_TEST_KUBECONFIG=(\S+)", printed)[1].strip("'\"")
-    environment = {**os.environ, "KUBECONFIG": config}
-    namespace = f"plaudit-{os.getpid()}"
-    kubectl = [program("kubectl")]
+    if not starter.exists():
+        pytest.skip("needs an API server: set PLAUDIT_TEST_KUBECONFIG")
+    started = tmp_path_factory.mktemp("cluster")
     try:
-        subprocess.run([*kubectl, "create", "namespace", namespace], env=environment, check=True, capture_output=True)
-        label = ["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]
-        subprocess.run([*kubectl, *label], env=environment, check=True, capture_output=True)
+        printed = subprocess.run([starter, "start", started], capture_output=True, text=True, check=True).stdout
+        yield re.search(r"PLAUDIT_TEST_KUBECONFIG=(\S+)", printed)[1].strip("'\"")
+    finally:
+        subprocess.run([starter, "stop", started], check=False, capture_output=True)
+
+
+@pytest.fixture
+def cluster(api_server):
+    """Environment for helm and kubectl, and a namespace of this test on a real API server."""
+    environment = {**os.environ, "KUBECONFIG": api_server}
+    namespace = f"plaudit-{uuid.uuid4().hex[:12]}"
+
+    def kubectl(*words, check=True):
+        subprocess.run([program("kubectl"), *words], env=environment, check=check, capture_output=True)
+
+    kubectl("create", "namespace", namespace)
+    try:
         yield environment, namespace
     finally:
-        delete = [*kubectl, "delete", "namespace", namespace, "--wait=false"]
-        subprocess.run(delete, env=environment, check=False, capture_output=True)
-        if started:
-            subprocess.run([starter, "stop", started], check=False, capture_output=True)
+        kubectl("delete", "namespace", namespace, "--wait=false", check=False)
 
 
 @pytest.mark.needs_kubernetes
@@ -293,6 +302,8 @@ def test_installs_upgrades_and_rolls_back_under_the_restricted_profile(cluster):
         done = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
 
     def release(*args):
         done = helm(*args, "--namespace", namespace, "--wait", "--timeout", "240s", env=environment)
@@ -335,3 +346,35 @@ def test_installs_upgrades_and_rolls_back_under_the_restricted_profile(cluster):
     assert third["status"]["readyReplicas"] == 1
     assert third["spec"]["template"]["spec"] == first["spec"]["template"]["spec"]
     kubectl("get", "persistentvolumeclaim", "plaudit-data")
+
+
+# No container runs here: what needs one is asked whether the thing that it names is there.
+AS_TYPED = """
+set -euo pipefail
+kubectl() {
+  case "$1" in
+    exec | port-forward) command kubectl get "$2" ;;
+    cp) command kubectl get pod "${3%%:*}" ;;
+    *) command kubectl "$@" ;;
+  esac
+}
+"""
+
+
+@pytest.mark.needs_kubernetes
+@pytest.mark.parametrize("page", ["docs/kubernetes.md", "helm/plaudit/README.md"])
+def test_the_pages_commands_run_on_a_cluster(page, cluster, tmp_path):
+    environment, namespace = cluster
+    (tmp_path / "helm").symlink_to(ROOT / "helm")
+    Authority(tmp_path).issue("server")  # server.pem and server.key
+    config = shutil.copy(environment["KUBECONFIG"], tmp_path / "config")
+    folders = {str(Path(program(name)).parent) for name in ("helm", "kubectl")}
+    mine = {**environment, "KUBECONFIG": str(config), "PATH": os.pathsep.join([*folders, environment["PATH"]])}
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.S | re.M)
+    typed = "".join(block for block in blocks if not block.startswith("docker")).replace("<your registry>", "r.example")
+    assert typed.count("kubectl") > 2
+    here = f"kubectl config set-context --current --namespace {namespace}\n"
+    done = subprocess.run(
+        ["bash", "-c", AS_TYPED + here + typed], cwd=tmp_path, env=mine, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
