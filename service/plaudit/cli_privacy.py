@@ -188,3 +188,4 @@ def _give(settings: Settings, registry: Registry, found: Erasure, out: Path | No
         typer.echo(text)
     else:
         out.write_text(text + "\n", encoding="utf-8")
+        typer.echo(f"{out}: the receipt of erasure {found.erasure_id}")

@@ -47,7 +47,7 @@ BY_HAND = ("docs/preferences.md", "docs/thumbs.md")
 PRINTED = {
     "3f9a0c61d2be": ("", r"\b[0-9a-f]{12}\b"),
     "6f0c...": ("", r"\b[0-9a-f]{32}\b"),
-    "receipt ID": ("receipt ", r"\b[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{22}\b"),
+    "receipt ID": ("receipt ", r"\b[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f-]{21}\b"),
 }
 
 
