@@ -8,7 +8,7 @@ their own and take turns (`sides.py`); what is prepared before a fit and judged 
 
 Ours is the service's fit as it is set: three heads (each on its own bootstrap draw) and an adapter on four layers of
 the lower two thirds, fitted from the heads' optimum. TRL's is one head on the last layer and an adapter on all layers.
-Its step size is an argument, and its default here the better of three on rounds that are not reported.
+Its step size is an argument: adapters are usually given ten times TRL's own default, and are so here.
 
     python -m venv /tmp/trl && /tmp/trl/bin/pip install torch trl peft
     python benchmarks/reward.py --peer-python /tmp/trl/bin/python --rounds 5 --out benchmarks/results/reward.json

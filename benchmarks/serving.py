@@ -9,10 +9,10 @@ and ends at the length alone, and the tokens are compared. Cases:
     prefill  prompts of 512 tokens and one new token, one row
     options  fifty options of one prompt scored together, against each by itself (the model's own pass)
 
-Prints JSON. A machine that others use too is best measured on one thread by its CPU time (`--threads 1 --clock cpu`). A
-GPU (`--device cuda`) has not been measured.
+Prints JSON; with `--out` it is written, and the ratios are drawn. A machine that others use too is best measured on one
+thread by its CPU time (`--threads 1 --clock cpu`). A GPU (`--device cuda`) has not been measured.
 
-    python benchmarks/serving.py --sizes 15M 135M --rows 1 8 32 --rounds 5 --models /tmp/models
+    python benchmarks/serving.py --sizes 15M 135M --rows 1 8 32 --rounds 5 --out benchmarks/results/serving.json
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ import argparse
 import gc
 import json
 import os
-import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -33,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import sides
 import torch
 import transformers
 from peft import PeftModel
@@ -74,21 +73,7 @@ class Setup:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["15M"], help="15M, 135M")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
-    parser.add_argument("--new", type=int, default=64, help="tokens to generate")
-    parser.add_argument("--adapter-layers", type=int, default=1024, help="upper layers with adapters; default all")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="time that passes, or that this process computes"
-    )
-    parser.add_argument("--models", type=Path, help="folder that keeps the models; default a temporary one")
-    arguments = parser.parse_args()
+    arguments = parsed()
     # Never the environment's: a limit set there for tests would measure something else.
     torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="plaudit-serving-") as scratch:
@@ -102,14 +87,42 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
-        "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "device": arguments.device,
         "clock": arguments.clock,
         "prompt_tokens": arguments.prompt,
         "new_tokens": arguments.new,
     }
-    print(json.dumps({"rows": rows, **facts}, indent=1))
+    sides.write({"benchmark": "serving", "rows": rows, **facts, **sides.machine()}, arguments.out)
+    if arguments.out is not None:
+        bars = {
+            row["case"].replace(" ", "\n", 1): {
+                name.removeprefix("ours / "): value for name, value in row.items() if name.startswith("ours / ")
+            }
+            for row in rows
+        }
+        sides.draw(
+            arguments.out.with_suffix(".png"), "Speed of this engine, by what it is compared with", "times", bars
+        )
+
+
+def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["15M"], help="tiny, 15M, 135M")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens to generate")
+    parser.add_argument("--adapter-layers", type=int, default=1024, help="upper layers with adapters; default all")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="time that passes, or that this process computes"
+    )
+    parser.add_argument("--models", type=Path, help="folder that keeps the models; default a temporary one")
+    parser.add_argument("--out", type=Path, help="write the JSON here, and a PNG beside it")
+    return parser.parse_args(given)
 
 
 def measure(folder: Path, size: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -236,19 +249,11 @@ def compared(name: str, runs: dict[str, Run], work: int, unit: str, arguments: a
             seconds[contender].append(clock() - begun)
     first, *others = runs
     row: dict[str, Any] = {"case": name, "unit": unit}
-    row |= {contender: spread([work / s for s in times], 1) for contender, times in seconds.items()}
+    row |= {contender: sides.spread([work / s for s in times], 1) for contender, times in seconds.items()}
     for other in others:
         ratios = [theirs / mine for mine, theirs in zip(seconds[first], seconds[other], strict=True)]
-        row[f"{first} / {other}"] = spread(ratios, 2)
+        row[f"{first} / {other}"] = sides.spread(ratios, 2)
     return row | {f"equal to {others[0]}": round(agreement(results[first], results[others[0]]), 4)}
-
-
-def spread(values: Sequence[float], digits: int) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), digits),
-        "min": round(min(values), digits),
-        "max": round(max(values), digits),
-    }
 
 
 def agreement(ours: list[Sequence[float]], theirs: list[Sequence[float]]) -> float:

@@ -50,12 +50,21 @@ def test_a_fit_learns_what_people_took(benchmark, models):
 
 def test_requests_come_whether_earlier_ones_are_done_or_not(benchmark, models):
     loop = benchmark("open_loop")
-    wanted = ["--size", "tiny", "--seconds", "0.6", "--widths", "4", "--adapter-layers", "2"]
+    wanted = ["--size", "tiny", "--seconds", "0.2", "--widths", "4", "--adapter-layers", "2"]
     report = loop["measured"](models, loop["parsed"](wanted))
     rows = report["open loop"]
     assert [row["share of capacity"] for row in rows] == [0.5, 0.5, 0.8, 0.8]
     assert not any(row["failed"] for row in rows)
     assert all(row["first token, ms"]["p99"] >= row["first token, ms"]["p50"] > 0 for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, at what PEFT asks of it
+def test_the_engine_is_compared_with_what_gives_the_same_tokens(benchmark, models):
+    serving = benchmark("serving")
+    work = ["--cases", "base", "mixed", "--rows", "2", "--rounds", "1", "--prompt", "6", "--new", "4", "--threads", "1"]
+    rows = list(serving["measure"](models, "tiny", serving["parsed"](work)))
+    assert [row["case"] for row in rows] == ["tiny base 2", "tiny mixed 2"]
+    assert [row[f"equal to {peer}"] for row, peer in zip(rows, ("generate", "peft"), strict=True)] == [1.0, 1.0]
 
 
 SIDE = """
