@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import uuid6
@@ -216,3 +218,24 @@ def test_a_service_that_ends_is_noticed_and_one_that_was_asked_to_end_is_no_fail
         processes.end(service)
         processes.check()
     assert processes.commands == ["plaudit settings table"]
+
+
+def test_another_programs_own_processes_end_with_it(tmp_path):
+    """As vLLM's workers, which nobody else would end: its first process is killed before it can."""
+    deaf = "trap '' TERM; sleep 600 & echo $!; wait"
+    with Processes(tmp_path, threads=1) as processes:
+        child = processes.start("other", ["-c", deaf], program=("bash",))
+        while not (worker := child.log.read_text().strip()):
+            time.sleep(0.01)
+        processes.end(child, patience=0.1)
+    end = time.monotonic() + 60
+    while _runs(int(worker)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -32,6 +32,7 @@ LEARNER_FILE = "learner.json"
 # From this step of a turn on (5, register) a release goes live within a second or two.
 SWAP_STEP = 5
 _READY_SECONDS = 300.0
+_VLLM_READY_SECONDS = 3600.0  # On a busy machine it compiles and imports for a quarter of an hour.
 _SETTLE_SECONDS = 120.0
 _PATIENCE_SECONDS = 150.0  # People finish the requests that they have open; a request's deadline is 120 s.
 _PACKAGES = ("torch", "transformers", "peft", "grpcio", "sqlalchemy")
@@ -314,7 +315,8 @@ class _Demo:
         from plaudit.addresses import no_proxy
         from plaudit.serving.server import read_address
 
-        deadline = time.monotonic() + (2 * _READY_SECONDS if self._vllm else _READY_SECONDS)
+        patience = _VLLM_READY_SECONDS if self._vllm else _READY_SECONDS
+        deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             self._wait(0.3)
             target = read_address(self.settings.data_dir)
@@ -327,9 +329,7 @@ class _Demo:
                     continue
                 if reply.status == health_pb2.HealthCheckResponse.SERVING:
                     return target
-        raise DemoFailed(
-            f"serving was not ready after {_READY_SECONDS:.0f} s; see {self.options.out / 'logs/serve.log'}"
-        )
+        raise DemoFailed(f"serving was not ready after {patience:.0f} s; see {self.options.out / 'logs/serve.log'}")
 
     def _settle(self, joining: Child) -> None:
         """Wait until the join has read every act that was acknowledged and no act waits for its interaction."""

@@ -6,6 +6,7 @@ only what it started.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shlex
@@ -108,6 +109,8 @@ class Processes:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**self._environ(), **(environ or {}), **ENDS_WITH_STDIN},
+                # Another program may leave processes behind: it gets a group, which is ended whole.
+                process_group=None if program == PROGRAM else 0,
             )
         child = Child(name, tuple(arguments), log, process, time.monotonic(), ends, program=program)
         self._children.append(child)
@@ -144,6 +147,9 @@ class Processes:
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
+        if child.program != PROGRAM:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
         if child.process.stdin:
             child.process.stdin.close()
 
