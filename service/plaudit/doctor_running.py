@@ -87,8 +87,9 @@ def _old(moment: str) -> bool:
 
 def _learning(channel: ChannelReport) -> Iterator[Finding]:
     newest = channel.turns[0] if channel.turns else None
-    if newest is not None and newest.outcome == "failed":
-        remedy = "fix what it names; the turn is tried again by itself"
+    if newest is not None and newest.outcome in ("failed", "lost"):
+        again = "start the learner again" if newest.outcome == "lost" else "the turn is tried again by itself"
+        remedy = f"fix what it names; {again}"
         yield Finding("learning", "bad", f"{channel.channel}: the last turn failed: {newest.reason}", remedy)
     elif short := [str(need) for need in channel.needs if not need.met]:
         yield Finding("learning", "note", f"{channel.channel} waits for {', '.join(short)}", channel.advice)

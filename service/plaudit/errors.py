@@ -16,6 +16,7 @@ PlauditError
 │   ├── DeadlinePassed · Cancelled
 ├── Broken                        an operator must look
 │   ├── PluginFailed · BadArtifact · ProofFailed · Misconfigured · InternalError
+│   ├── LearnerProcessLost
 └── RecordUnusable                the join sends the record to plaudit.rejected
     ├── IdConflict · RetractionByOther · Undecodable · NoInteraction · NotJoined
 
@@ -388,6 +389,10 @@ class Misconfigured(Broken):
 
     code = "FAILED_PRECONDITION"
     reason = "MISCONFIGURED"
+
+
+class LearnerProcessLost(Broken):
+    """A process that shares a learner's passes is gone; start all of them again."""
 
 
 class InternalError(Broken):

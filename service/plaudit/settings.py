@@ -526,6 +526,8 @@ class LearnSettings(ChannelLearnSettings):
     """Niceness, so that serving goes first on few cores."""
     max_turns: int = Field(default=0, ge=0, le=1_000_000)
     """Turns after which the learner ends; 0 never."""
+    process_seconds: float = Field(default=1_800, ge=1, le=86_400)
+    """Longest wait of a learner that torchrun started for its other processes, at the start and at each pass."""
     metrics_port: int = Field(default=9466, ge=0, le=65535)
     """Prometheus port of a learner that goes on (not of `--once`), on serve.host; 0 turns it off."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from plaudit.decoding import channel_sampling
 from plaudit.domain import DomainPlugin
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
+from plaudit.engine.ranks import Ranks
 from plaudit.engine.targets import start_layer
 from plaudit.eventlog import EventLog
 from plaudit.evidence.store import EvidenceStore
@@ -31,12 +33,13 @@ from plaudit.types import Channel, Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learner:
-    """What every turn of a process shares. `rollouts`: settings of the engine."""
+    """What every turn of a process shares. `rollouts`: settings of the engine. `ranks`: who computes with it."""
 
     settings: Settings
     rollouts: EngineSettings
     base: Base
     engine: Engine
+    ranks: Ranks
     log: EventLog
     store: EvidenceStore
     registry: Registry
@@ -47,16 +50,20 @@ class Learner:
     outcomes: TurnOutcomes
 
     def close(self) -> None:
-        """Close the engine, the stores and the log."""
+        """Close the engine, the stores and the log, and let followers end."""
         self.status.close()
+        self.ranks.close()
         for each in (self.engine, self.registry, self.store, self.log):
             each.close()
 
 
-def rollout_engine(settings: Settings) -> EngineSettings:
-    """The engine of a learner. Its widths are part of what a turn comes to: the last bits of a sum depend on them."""
+def rollout_engine(settings: Settings, processes: int = 1) -> EngineSettings:
+    """The engine of a learner. Its widths are part of what a turn comes to: the last bits of a sum depend on them.
+
+    `processes` share out the rows of a rollout.
+    """
     # Rollouts come in bursts: rows are filled before they decode, and nobody waits for the first token.
-    rows = max(each.prompts * each.samples for each in settings.policies)
+    rows = max(math.ceil(each.prompts / processes) * each.samples for each in settings.policies)
     changes = {"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
     return settings.engine.model_copy(update=changes)
 

@@ -19,7 +19,7 @@ import tenacity
 from plaudit.eventlog import Positions
 from plaudit.learner import needs
 from plaudit.learner.context import Learner
-from plaudit.learner.outcome import Result, TurnEnded, TurnOutcome, failed, require
+from plaudit.learner.outcome import BREAKS, Result, TurnEnded, TurnOutcome, failed, require
 from plaudit.learner.recover import is_left, recover
 from plaudit.learner.since import LEASE, learnt_until, settings_digest
 from plaudit.learner.survey import Survey, survey
@@ -190,7 +190,7 @@ def _tell(learner: Learner, channel: Channel, watch: Watch, result: Result) -> N
     short = tuple(need.what for need in result.needs if not need.met)
     told = (result.outcome, short) if short else (result.outcome, result.reason)
     numbers = result.reason != watch.told_reason and time.monotonic() - watch.told_at >= LINE_SECONDS
-    if (told != watch.told or numbers) and result.outcome is not TurnOutcome.FAILED:
+    if (told != watch.told or numbers) and result.outcome not in BREAKS:
         seconds = learner.status.seconds if result.outcome is not TurnOutcome.WAITED else {}
         log.info("turn", channel=str(channel), outcome=str(result.outcome), reason=result.reason, seconds=seconds)
         watch.told_at, watch.told_reason = time.monotonic(), result.reason

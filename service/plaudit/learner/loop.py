@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from plaudit.engine.base import Base
 from plaudit.engine.frozen import quicken
 from plaudit.engine.observing import observe
 from plaudit.engine.packed import number_format
+from plaudit.engine.ranks import Alone, Here, follow, lead, place
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import open_log
@@ -51,9 +53,15 @@ def learn(settings: Settings, once: bool = False) -> list[Result]:
 
     A signal ends it by SystemExit. With `once` any new evidence is enough for a turn. Without it a log or a store that
     is away is waited for, at the start too; with it that ends the look, by LogUnavailable or StoreUnavailable.
+    Of processes that `torchrun` started only rank 0 looks, the others compute for it until it ends. One that is lost
+    ends them all, by LearnerProcessLost.
     """
     os.nice(settings.learn.nice)
-    learner = open_learner(settings, wait=not once)
+    rank, processes = place()
+    if rank:
+        _follow(settings, rollout_engine(settings, processes))
+        return []
+    learner = open_learner(settings, wait=not once, processes=processes)
     results: list[Result] = []
     watches: defaultdict[Channel, Watch] = defaultdict(Watch)
     # Never set: it waits in slices, between which a signal's SystemExit comes through. One that comes within a turn
@@ -76,6 +84,7 @@ def learn(settings: Settings, once: bool = False) -> list[Result]:
                 result = look(learner, channel, watches[channel], force=once)
                 if result is not None and (once or result.outcome is not TurnOutcome.WAITED):
                     results.append(result)
+                learner.ranks.check()
             learner.status.rest()
             if once or (settings.learn.max_turns and len(results) >= settings.learn.max_turns):
                 return results
@@ -102,10 +111,34 @@ def _own_format(name: str, engine: EngineSettings) -> torch.dtype:
     return number_format(name, "model.learner_dtype")
 
 
-def open_learner(settings: Settings, *, wait: bool = False, rollouts: EngineSettings | None = None) -> Learner:
+def _follow(settings: Settings, rollouts: EngineSettings) -> None:
+    """Compute for rank 0 until it ends. Nothing is open here that a signal may not end at once."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    if settings.model.threads:
+        torch.set_num_threads(settings.model.threads)
+    here = _model(settings, rollouts)
+    try:
+        follow(here)
+    finally:
+        here.engine.close()
+
+
+def _model(settings: Settings, rollouts: EngineSettings) -> Here:
+    base = Base.of(settings)
+    engine = TorchEngine(base, rollouts, settings.model)
+    # Behind the engine, which compares its own way with the model's plain one.
+    quicken(base, _own_format(settings.model.learner_dtype, rollouts))
+    return Here(base, engine)
+
+
+def open_learner(
+    settings: Settings, *, wait: bool = False, rollouts: EngineSettings | None = None, processes: int = 1
+) -> Learner:
     """Everything that turns share: base, engine, log, store, registry, plugins.
 
-    `rollouts`: settings of the engine; by default those that suit the settings (`rollout_engine`).
+    `rollouts`: settings of the engine; by default those that suit the settings (`rollout_engine`). `processes`: as many
+    compute together, and this is rank 0 (`engine.ranks`).
     With `wait` it comes when log and store do; without it raises LogUnavailable or StoreUnavailable.
     """
 
@@ -123,20 +156,20 @@ def open_learner(settings: Settings, *, wait: bool = False, rollouts: EngineSett
         unless_whole.callback(registry.close)
         event_log = ready(lambda: open_log(settings))
         unless_whole.callback(event_log.close)
-        base = Base.of(settings)
+        rollouts = rollouts or rollout_engine(settings, processes)
+        here = _model(settings, rollouts)
+        unless_whole.callback(here.engine.close)
+        ranks = lead(here, settings.learn.process_seconds) if processes > 1 else Alone(*here)
         unless_whole.pop_all()
     metrics = Metrics(CollectorRegistry())
-    engine = rollouts or rollout_engine(settings)
     count_failures(plugins, metrics)
-    torch_engine = TorchEngine(base, engine, settings.model)
-    # Behind the engine, which compares its own way with the model's plain one.
-    quicken(base, _own_format(settings.model.learner_dtype, engine))
-    observe(torch_engine, metrics)
+    observe(here.engine, metrics)
     return Learner(
         settings=settings,
-        rollouts=engine,
-        base=base,
-        engine=torch_engine,
+        rollouts=rollouts,
+        base=here.base,
+        engine=here.engine,
+        ranks=ranks,
         log=event_log,
         store=store,
         registry=registry,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from plaudit.errors import PlauditError
+from plaudit.errors import LearnerProcessLost, PlauditError
 from plaudit.release.reading import Refusal
 
 
@@ -34,8 +34,12 @@ class TurnOutcome(StrEnum):
     """Too little evidence, too few prompts, another learner, or nothing new since a refusal."""
     FAILED = "failed"
     """Something broke; the turn is tried again after a pause."""
+    LOST = "lost"
+    """A process that shared the turn's passes is gone: the learner ends, to be started again."""
 
 
+# Something broke, and the log says what.
+BREAKS = (TurnOutcome.FAILED, TurnOutcome.LOST)
 # Refusals: the same evidence under the same settings would only come to them again.
 REFUSALS = (TurnOutcome.REJECTED, TurnOutcome.REFUSED, TurnOutcome.NO_PROGRESS)
 
@@ -100,4 +104,5 @@ def require(*needs: Need) -> None:
 def failed(error: Exception) -> Result:
     """The result of what broke: our own message, or the kind of an error whose words may quote people's."""
     reason = error.message if isinstance(error, PlauditError) else f"{type(error).__name__}; the log says where"
-    return Result(outcome=TurnOutcome.FAILED, reason=reason)
+    outcome = TurnOutcome.LOST if isinstance(error, LearnerProcessLost) else TurnOutcome.FAILED
+    return Result(outcome=outcome, reason=reason)

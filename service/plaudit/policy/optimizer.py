@@ -18,6 +18,7 @@ import torch
 
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine
+from plaudit.engine.ranks import Ranks
 from plaudit.evidence.store import FrozenDataSet
 from plaudit.policy.rollout import Sample, TrainPrompt
 from plaudit.settings import ModelSettings, PolicySettings
@@ -92,7 +93,7 @@ class CompletionTask(PolicyTask):
     """A policy of completions, which `engine` samples.
 
     `text_checks` says which checks of the gate their texts fail on held-out prompts. `practice` is asked beside
-    `train`.
+    `train`. `ranks`: processes that share out sampling and passes; None: this one alone.
     """
 
     engine: Engine
@@ -102,6 +103,7 @@ class CompletionTask(PolicyTask):
     sampling: Sampling
     text_checks: TextChecks = no_text_checks
     practice: Practice = Practice()
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ temperature; trunk activations come with them, so that the trunk is never run ag
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -60,6 +61,18 @@ class Rollout(NamedTuple):
     logprobs: torch.Tensor  # (B, C), under the policy's temperature, by the engine
     mask: torch.Tensor  # (B, C)
 
+    def part(self, rows: Sequence[int]) -> Rollout:
+        """Some of its rows, in tensors of their own: what goes to another process brings no whole batch along."""
+        several = list(rows)
+        samples = [dataclasses.replace(self.samples[row], generated=_bare(self.samples[row])) for row in several]
+        hidden = [self.hidden[row].cpu().clone() for row in several]
+        tensors = (each[several] for each in (self.tokens, self.logprobs, self.mask))
+        return Rollout(samples, hidden, [self.starts[row] for row in several], *tensors)
+
+
+def _bare(sample: Sample) -> Generated:
+    return dataclasses.replace(sample.generated, hidden=None)
+
 
 def sample(
     engine: Engine,
@@ -70,6 +83,7 @@ def sample(
     samples: int,
     seed: int,
     first: int = 0,
+    place: int = 0,
     seeded_by_prompt: bool = False,
     capture: bool = False,
     width: int | None = None,
@@ -88,7 +102,7 @@ def sample(
                 prompt=p.encoded,
                 release=release,
                 sampling=sampling,
-                seed=_seed(seed, _number(p) if seeded_by_prompt else i, j),
+                seed=_seed(seed, _number(p) if seeded_by_prompt else place + i, j),
                 capture=capture,
                 width=width,
             )

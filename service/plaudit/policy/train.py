@@ -18,12 +18,14 @@ import torch
 
 from plaudit.engine import adapters
 from plaudit.engine.protocol import UNREGISTERED, ReleaseKey
+from plaudit.engine.ranks import Alone, split
 from plaudit.engine.targets import start_layer
 from plaudit.policy import ppo
 from plaudit.policy.iterates import Iterate
 from plaudit.policy.loop import LIVE, NAME, Steps, controlled, draws, keep, on_the_base, run
 from plaudit.policy.optimizer import CompletionTask, Optimised
-from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, completion_logprobs, sample
+from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate
+from plaudit.policy.shares import Asked, Scored, logprobs_of, sampled
 from plaudit.policy.value import LinearValue, features
 from plaudit.settings import PolicySettings
 
@@ -100,6 +102,7 @@ class PolicyTrainer:
         settings = task.settings
         self.task, self.base, self.engine, self.settings = task, task.base, task.engine, settings
         self._start = start_layer(self.base, task.model.adapter_layers)
+        self._ranks = task.ranks or Alone(task.base, task.engine)
         self._steps = Steps(self.base, settings)
         # Advantages are linear in rewards: score, KL to the base and KL to live each have their own, and the
         # controller may weigh them again at each update.
@@ -133,9 +136,14 @@ class PolicyTrainer:
         return collate(made, self.base, self._start)
 
     def _made(self, prompts: Sequence[TrainPrompt], seed: int, samples: int, *, capture: bool) -> list[Sample]:
-        return sample(
-            self.engine, prompts, self.stage(), self.task.sampling, samples=samples, seed=seed, capture=capture
-        )
+        parts = split(len(prompts), self._ranks.size)
+        asked = [
+            Asked([prompts[i] for i in part], self.stage(), self.task.sampling, samples, seed, part.start, capture)
+            for part in parts
+        ]
+        made = self._ranks.spread(sampled, [each if each.prompts else None for each in asked], NAME)
+        generated = [each for several in made for each in several]
+        return [Sample(prompt=prompts[i // samples], generated=each) for i, each in enumerate(generated)]
 
     def keep(self, iteration: int) -> None:
         """Write the newest weights to the place from which they can be chosen later."""
@@ -243,13 +251,20 @@ class PolicyTrainer:
             for rows in self._batches(list(range(len(rollout.hidden)))):
                 mask = rollout.mask[rows]
                 part = torch.zeros(mask.shape)
-                part[mask] = self._logprobs(rollout, rows)
+                part[mask] = torch.cat(self._ranks.spread(logprobs_of, self._shares(rollout, rows), adapter))
                 logprobs[rows] = part
         return logprobs
 
-    def _logprobs(self, rollout: Rollout, rows: Sequence[int]) -> torch.Tensor:
-        """Log-probs (N,) of the rows' completion tokens under the active adapter, on the CPU."""
-        return completion_logprobs(self.base, rollout, rows, self._start, self.task.sampling.temperature).cpu()
+    def _shares(self, rollout: Rollout, rows: Sequence[int]) -> list[Scored | None]:
+        """Rows of a rollout by rank: those of the first are left where they are."""
+        temperature, shares = self.task.sampling.temperature, list[Scored | None]()
+        for rank, part in enumerate(split(len(rows), self._ranks.size)):
+            own = [rows[i] for i in part]
+            if rank and own:
+                shares.append(Scored(rollout.part(own), range(len(own)), self._start, temperature))
+            else:
+                shares.append(Scored(rollout, own, self._start, temperature) if own else None)
+        return shares
 
     def _batches(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
         size = self.settings.minibatch
@@ -289,7 +304,7 @@ class PolicyTrainer:
             for rows in self._minibatches(rollout):
                 mask = rollout.mask[rows]
                 old = rollout.logprobs[rows][mask]
-                logprobs = self._logprobs(rollout, rows)
+                logprobs = self._ranks.forward(logprobs_of, self._shares(rollout, rows), NAME)
                 if not kls:
                     parity = float((logprobs.detach() - old).abs().max())
                 self._control(ppo.moved_kl(logprobs.detach(), old, reference[rows][mask]) / len(rows))
@@ -302,6 +317,7 @@ class PolicyTrainer:
                     break
                 self._steps.zero()
                 result.loss.backward()  # type: ignore[no-untyped-call]
+                self._ranks.backward(NAME)
                 self._steps.take()
         # The last pass saw every completion, each under newer weights than the one before.
         last = kls[-len(rollout.hidden) // self.settings.minibatch :]

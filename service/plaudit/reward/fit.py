@@ -252,6 +252,7 @@ def _train(
                 loss = batch.loss(scores, model.shared, center=settings.center) / events_per_step
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                model.collect()
                 torch.nn.utils.clip_grad_norm_(trained, MOST_GRADIENT_NORM)
                 optimiser.step()
                 value = loss.item()

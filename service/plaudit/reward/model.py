@@ -23,6 +23,7 @@ from torch.nn.functional import layer_norm
 
 from plaudit.engine import adapter_files, adapters
 from plaudit.engine.base import Base
+from plaudit.engine.ranks import Ranks
 from plaudit.errors import BadArtifact
 from plaudit.reward.batch import Shared, Treatment
 from plaudit.reward.completion import Completion
@@ -37,9 +38,14 @@ FORMAT = 1
 LEAST_SPREAD = 1e-6
 
 
-def trunk_cache(base: Base, settings: RewardSettings, kept: KeptFeatures | None = None) -> TrunkCache:
-    """A cache for reward models of these settings, empty but for what is `kept`; several models share one."""
-    return TrunkCache(base, *trunk_layers(base, settings), kept)
+def trunk_cache(
+    base: Base, settings: RewardSettings, kept: KeptFeatures | None = None, ranks: Ranks | None = None
+) -> TrunkCache:
+    """A cache for reward models of these settings, empty but for what is `kept`; several models share one.
+
+    `ranks` share out the passes of the models that use it.
+    """
+    return TrunkCache(base, *trunk_layers(base, settings), kept, ranks)
 
 
 def trunk_layers(base: Base, settings: RewardSettings) -> tuple[int, int]:
@@ -147,7 +153,7 @@ class RewardModel:
         if not completions:
             return torch.zeros(0, self.feature_size, device=self.base.device)
         with self.switched_on():
-            last, mean = self._trunk(cache).pooled(completions)
+            last, mean = self._trunk(cache).pooled(completions, self.adapter)
         return self._normed(last, mean)
 
     def plain_features(self, completions: Sequence[Completion], cache: TrunkCache | None = None) -> Tensor:
@@ -160,6 +166,11 @@ class RewardModel:
     def _normed(self, last: Tensor, mean: Tensor) -> Tensor:
         width = (self.base.hidden_size,)
         return torch.cat([layer_norm(last, width), layer_norm(mean, width)], -1)
+
+    def collect(self) -> None:
+        """Let a loss's gradient reach the adapter through the passes of all ranks; asked behind its backward pass."""
+        if self.adapter is not None:
+            self.cache.ranks.backward(self.adapter)
 
     @torch.no_grad()
     def states(self, completions: Sequence[Completion], cache: TrunkCache | None = None) -> list[Tensor]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
+from plaudit.engine.ranks import Alone, Here, Ranks, split
 from plaudit.reward import flat
 from plaudit.reward.completion import Completion
 from plaudit.reward.flat import Row, spans
@@ -140,21 +141,38 @@ class KeptFeatures(Protocol):
         """Trunk activations (S + 1, H) of shown tokens and EOS, and what `plain` gives (2, H) if it is there."""
 
 
+class Activations(NamedTuple):
+    """Trunk activations of prompts (P, H), and of completions (S + 1, H)."""
+
+    prompts: dict[tuple[int, ...], Tensor]
+    completions: dict[Completion, Tensor]
+
+
 class TrunkCache:
     """Trunk activations (fp32, on the CPU) of prompts and of completions, each computed once.
 
     `start` is the layer whose input is kept, `stop` the layer below which states are read. What is missing is looked
-    for in `kept` before it is computed. Not for several threads.
+    for in `kept` before it is computed, by all `ranks` together (None: by this process). Not for several threads.
     """
 
-    def __init__(self, base: Base, start: int, stop: int, kept: KeptFeatures | None = None) -> None:
+    def __init__(
+        self, base: Base, start: int, stop: int, kept: KeptFeatures | None = None, ranks: Ranks | None = None
+    ) -> None:
         self.base = base
+        self.ranks = ranks or Alone(base)
         self.start, self.stop = start, stop
         self._kept = kept
         self._prompts: dict[tuple[int, ...], Tensor] = {}
         self._completions: dict[Completion, Tensor] = {}
         # What the bare base's state at EOS and mean state are: (2, H).
         self._plain: dict[Completion, Tensor] = {}
+
+    @classmethod
+    def holding(cls, base: Base, start: int, stop: int, held: Activations) -> TrunkCache:
+        """A cache of another process's activations."""
+        cache = cls(base, start, stop)
+        cache._prompts, cache._completions = held
+        return cache
 
     def __len__(self) -> int:
         """Completions held."""
@@ -176,15 +194,30 @@ class TrunkCache:
     @torch.no_grad()
     def fill(self, completions: Iterable[Completion]) -> None:
         """Compute what is missing."""
-        missing = [c for c in completions if c not in self._completions and not self._take(c)]
-        for rows in flat.passes(pack(missing)):
-            layout = flat.Layout(rows, self.base)
-            hidden = layout.run(self.base, flat.embedded(self.base, rows), 0, self.start).float().cpu()
-            for prompt, begin, end in layout.prompts:
-                if prompt not in self._prompts:
-                    self._prompts[prompt] = hidden[begin:end].clone()
-            for completion, begin, end in layout.completions:
-                self._completions[completion] = hidden[begin:end].clone()
+        rows = pack(c for c in completions if c not in self._completions and not self._take(c))
+        if rows:
+            size = self.ranks.size
+            # Rows are sorted by length: each rank has short ones and long ones.
+            shares = [_Below(rows[rank::size], self.start) if rank < len(rows) else None for rank in range(size)]
+            for found in self.ranks.spread(_below, shares, None):
+                for prompt, hidden in found.prompts.items():
+                    self._prompts.setdefault(prompt, hidden)
+                self._completions.update(found.completions)
+
+    def part(self, completions: Iterable[Completion]) -> Activations:
+        """What is held of completions and their prompts; all must be held."""
+        wanted = list(completions)
+        prompts = {each.prompt: self._prompts[each.prompt] for each in wanted}
+        return Activations(prompts, {each: self._completions[each] for each in wanted})
+
+    def _shares(self, completions: Sequence[Completion]) -> list[_Above | None]:
+        """Completions with their activations by rank; the first reads this cache."""
+        shares: list[_Above | None] = []
+        for rank, part in enumerate(split(len(completions), self.ranks.size)):
+            own = [completions[i] for i in part]
+            held = self if rank == 0 else self.part(own)
+            shares.append(_Above(own, held, self.start, self.stop) if own else None)
+        return shares
 
     def _take(self, completion: Completion) -> bool:
         """Take over what an earlier turn computed, if it is there."""
@@ -261,12 +294,25 @@ class TrunkCache:
             for completion, begin, end in found
         }
 
-    def pooled(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
-        """State at EOS, and the mean over the shown tokens: (N, H) each, under the adapter in force.
+    def pooled(self, completions: Sequence[Completion], adapter: str | None = None) -> tuple[Tensor, Tensor]:
+        """State at EOS, and the mean over the shown tokens: (N, H) each, under the adapter in force, which is named.
 
         An empty response has its state at EOS for the mean. With gradient to the adapter if autograd is on.
         """
         self.fill(completions)
+        # Those of one prompt are computed by one rank: they share it.
+        first = {each.prompt: place for place, each in reversed(list(enumerate(completions)))}
+        order = sorted(range(len(completions)), key=lambda place: first[completions[place].prompt])
+        shares = self._shares([completions[place] for place in order])
+        if torch.is_grad_enabled() and adapter is not None:
+            found = self.ranks.forward(_above, shares, adapter)
+        else:
+            found = torch.cat([each.to(self.base.device) for each in self.ranks.spread(_above, shares, adapter)])
+        last, mean = found[torch.tensor(order).argsort().to(found.device)].to(self.base.device).unbind(1)
+        return last, mean
+
+    def pooled_here(self, completions: Sequence[Completion]) -> Tensor:
+        """As `pooled`, by this process: (N, 2, H)."""
         order: dict[Completion, int] = {}
         lasts, means = [], []
         for found, hidden in self._spread(completions):
@@ -283,7 +329,7 @@ class TrunkCache:
             lasts.append(hidden[torch.tensor([end - 1 for _, _, end in found])])
             means.append(sums / torch.bincount(owner, minlength=len(found))[:, None])
         rows_of = torch.tensor([order[each] for each in completions], device=self.base.device)
-        return torch.cat(lasts)[rows_of], torch.cat(means)[rows_of]
+        return torch.stack([torch.cat(lasts)[rows_of], torch.cat(means)[rows_of]], 1)
 
     @torch.no_grad()
     def plain(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
@@ -292,9 +338,67 @@ class TrunkCache:
         missing = [each for each in dict.fromkeys(completions) if each not in self._plain]
         if missing:
             with adapters.active(self.base, None):
-                for found, hidden in self._spread(missing):
-                    for completion, begin, end in found:
-                        mean = hidden[begin : max(end - 1, begin + 1)].mean(0)
-                        self._plain[completion] = torch.stack([hidden[end - 1], mean]).cpu()
+                computed = torch.cat(self.ranks.spread(_plain, self._shares(missing), None))
+            # Each in a tensor of its own, so that what is forgotten is free.
+            self._plain.update((each, states.clone()) for each, states in zip(missing, computed, strict=True))
         last, mean = torch.stack([self._plain[each] for each in completions], 1)
         return last, mean
+
+    def plain_here(self, completions: Sequence[Completion]) -> Tensor:
+        """As `plain`, by this process, with all adapters off: (N, 2, H), on the CPU."""
+        states: dict[Completion, Tensor] = {}
+        for found, hidden in self._spread(completions):
+            for completion, begin, end in found:
+                mean = hidden[begin : max(end - 1, begin + 1)].mean(0)
+                states[completion] = torch.stack([hidden[end - 1], mean]).cpu()
+        return torch.stack([states[each] for each in completions])
+
+
+# What ranks share out --------------------------------------------------------------------------------
+
+
+class _Below(NamedTuple):
+    """Rows to run through the layers below `start`."""
+
+    rows: list[Row]
+    start: int
+
+
+@torch.no_grad()
+def _below(here: Here, share: _Below) -> Activations:
+    found = Activations({}, {})
+    for rows in flat.passes(share.rows):
+        layout = flat.Layout(rows, here.base)
+        hidden = layout.run(here.base, flat.embedded(here.base, rows), 0, share.start).float().cpu()
+        for prompt, begin, end in layout.prompts:
+            if prompt not in found.prompts:
+                found.prompts[prompt] = hidden[begin:end].clone()
+        for completion, begin, end in layout.completions:
+            found.completions[completion] = hidden[begin:end].clone()
+    return found
+
+
+class _Above(NamedTuple):
+    """Completions to run through layers start..stop-1, and where their activations are."""
+
+    completions: list[Completion]
+    held: TrunkCache | Activations
+    start: int
+    stop: int
+
+
+def _above(here: Here, share: _Above) -> Tensor:
+    """What `pooled` gives of them, (N, 2, H)."""
+    return _cache(here, share).pooled_here(share.completions)
+
+
+@torch.no_grad()
+def _plain(here: Here, share: _Above) -> Tensor:
+    """What `plain` gives of them, (N, 2, H)."""
+    return _cache(here, share).plain_here(share.completions)
+
+
+def _cache(here: Here, share: _Above) -> TrunkCache:
+    held = share.held
+    # Activations alone come to a follower.
+    return TrunkCache.holding(here.base, share.start, share.stop, held) if isinstance(held, Activations) else held

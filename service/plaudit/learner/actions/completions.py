@@ -89,6 +89,7 @@ class Completions:
                 seed=turn.seed,
                 folder=turn.folder,
                 progress=turn.tell,
+                ranks=turn.learner.ranks,
             )
         )
 

@@ -41,7 +41,7 @@ def fit(turn: Turn, frozen: Frozen) -> Fitted:
     pairs, by_pairs = needs.judged_by(held_out, settings.gate)
     _complete_references(turn, frozen, units)
     kept = turn.kept.features(trunk_layers(base, settings.reward))
-    cache = trunk_cache(base, settings.reward, kept)
+    cache = trunk_cache(base, settings.reward, kept, turn.learner.ranks)
     with contextlib.ExitStack() as unless_whole, _waits_for_contrast():
         unless_whole.callback(kept.keep, cache)
         reward = fit_reward(

@@ -61,7 +61,7 @@ def register(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised, m
             "chosen": optimised.chosen,
         },
         seeds={"turn": turn.seed},
-        versions=versions(declaration),
+        versions=versions(declaration) | _shared(turn.learner.ranks.size),
         probes=measured.proof,
         kl=measured.kl,
     )
@@ -96,6 +96,11 @@ def versions(declaration: Declaration) -> dict[str, str]:
         f"plugin:{declaration.name}": declaration.version,
         f"policy:{declaration.name}": declaration.policy_version,
     }
+
+
+def _shared(processes: int) -> dict[str, str]:
+    """Sums that several processes share out are rounded in another order."""
+    return {"processes": str(processes)} if processes > 1 else {}
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,342 @@
+"""Processes that share out the passes of a fit: the one place that knows `torch.distributed` (docs/adr/0033).
+
+`torchrun` starts them. Rank 0 is the learner, the others follow it. Enters: a pass, as a function of a module and a
+share for each rank. Leaves, at rank 0: what each share came to, and the sum of all shares' gradients. Whatever is
+drawn, the loss, the optimiser and every store are rank 0's alone, which sends the adapter's weights with each pass;
+followers hold a base and remember nothing between passes. So a fit is what one process would make, but for the order in
+which sums are rounded.
+
+Shares travel as pickles over gloo, without encryption: for machines that trust each other and the network between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import structlog
+import torch
+import torch.distributed as dist
+
+from plaudit.engine import adapters
+from plaudit.engine.base import Base
+from plaudit.engine.protocol import Engine
+from plaudit.errors import LearnerProcessLost, Misconfigured
+
+Share = TypeVar("Share")
+Made = TypeVar("Made")
+
+# How long a follower waits for its next pass: evidence may take months. A rank 0 that ends closes the connection.
+_IDLE = dt.timedelta(days=365)
+
+log = structlog.get_logger(__name__)
+
+
+class Here(NamedTuple):
+    """What a process computes with."""
+
+    base: Base
+    engine: Engine
+
+
+class Ranks(Protocol):
+    """Processes that compute together, seen from rank 0.
+
+    A pass has a share for each rank, None for one without work. `adapter` names the one that is in force at rank 0
+    (None: the bare base); followers put it in force for their share.
+    """
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def spread(
+        self, work: Callable[[Here, Share], Made], shares: Sequence[Share | None], adapter: str | None
+    ) -> list[Made]:
+        """What each share comes to, in order, without gradient; those without work are left out."""
+
+    def forward(
+        self, work: Callable[[Here, Share], torch.Tensor], shares: Sequence[Share | None], adapter: str
+    ) -> torch.Tensor:
+        """The shares' tensors one behind the other, with gradient; `backward` completes the pass behind the loss's."""
+
+    def backward(self, adapter: str) -> None:
+        """Add to the adapter's gradient what flows back into the last `forward`; asked behind the loss's backward."""
+
+    def check(self) -> None:
+        """Raise LearnerProcessLost if one of them is gone."""
+
+    def close(self) -> None:
+        """Let the followers end."""
+
+
+class Alone:
+    """One process: passes are computed as they are asked for."""
+
+    size = 1
+
+    def __init__(self, base: Base, engine: Engine | None = None) -> None:
+        self._here = Here(base, engine)  # type: ignore[arg-type]
+
+    def spread(
+        self, work: Callable[[Here, Share], Made], shares: Sequence[Share | None], adapter: str | None
+    ) -> list[Made]:
+        """See Ranks."""
+        return [work(self._here, share) for share in shares if share is not None]
+
+    def forward(
+        self, work: Callable[[Here, Share], torch.Tensor], shares: Sequence[Share | None], adapter: str
+    ) -> torch.Tensor:
+        """See Ranks."""
+        (made,) = self.spread(work, shares, adapter)
+        return made
+
+    def backward(self, adapter: str) -> None:
+        """See Ranks: the loss's own backward pass has reached everything."""
+
+    def check(self) -> None:
+        """See Ranks."""
+
+    def close(self) -> None:
+        """See Ranks."""
+
+
+def split(count: int, size: int) -> list[range]:
+    """Consecutive parts of `count` things for each of `size` ranks, which differ by at most one."""
+    ends = [count * rank // size for rank in range(size + 1)]
+    return [range(begin, end) for begin, end in itertools.pairwise(ends)]
+
+
+# Processes -------------------------------------------------------------------------------------------
+
+
+def place(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Rank of this process and number of processes, as `torchrun` tells them; 0 of 1 without it."""
+    try:
+        rank, size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        rank, size = -1, 0
+    if not 0 <= rank < size:
+        found = f"RANK={environ.get('RANK')}, WORLD_SIZE={environ.get('WORLD_SIZE')}"
+        raise Misconfigured(f"{found}: start the learner by torchrun, or unset both", setting="RANK")
+    return rank, size
+
+
+def lead(here: Here, seconds: float) -> Ranks:
+    """The processes that `torchrun` started, at rank 0, once all have come.
+
+    `seconds`: how long it waits for another one, now and at each pass. Raises LearnerProcessLost.
+    """
+    return _Leading(here, seconds)
+
+
+def follow(here: Here) -> None:
+    """Compute shares for rank 0 until it ends; raises LearnerProcessLost if it goes away."""
+    with _or_lost("rank 0 of this learner went away"):
+        _begin(_IDLE)
+    try:
+        _follow(here)
+    finally:
+        dist.destroy_process_group()
+
+
+def _begin(patience: dt.timedelta) -> None:
+    rank, size = place()
+    # Each process has a patience of its own.
+    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=patience)
+    log.info("processes share the passes of fits", rank=rank, processes=size)
+
+
+@contextlib.contextmanager
+def _or_lost(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's and its store's are no finer
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LearnerProcessLost(f"{what} ({why[:200]}); start all of them again") from error
+
+
+# What rank 0 says ------------------------------------------------------------------------------------
+
+
+class _Adapter(NamedTuple):
+    """An adapter's name, its shape (layers, rank, alpha, the layer above it) and its weights (N,), fp32."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Compute a share, and keep its graph if `gradient`."""
+
+    work: Callable[[Here, Any], Any]
+    share: Any
+    adapter: _Adapter | None
+    gradient: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Back:
+    """Send a gradient back through the last pass; None if it had no work."""
+
+    gradient: torch.Tensor | None
+
+
+class _Leading:
+    """Ranks over gloo, at rank 0."""
+
+    def __init__(self, here: Here, seconds: float) -> None:
+        self._here, self.size = here, place()[1]
+        self._what = f"a process that shares this learner's passes went away, or gave no answer for {seconds:g} s"
+        self._lost: LearnerProcessLost | None = None
+        # The last `forward`: own result with its graph, and by rank what the loss sees of it.
+        self._own: torch.Tensor | None = None
+        self._seen: list[torch.Tensor | None] = []
+        with self._talking():
+            _begin(dt.timedelta(seconds=seconds))
+
+    def spread(
+        self, work: Callable[[Here, Share], Made], shares: Sequence[Share | None], adapter: str | None
+    ) -> list[Made]:
+        """See Ranks."""
+        with torch.no_grad():
+            return [made for made in self._made(work, shares, adapter, gradient=False) if made is not None]
+
+    def forward(
+        self, work: Callable[[Here, Share], torch.Tensor], shares: Sequence[Share | None], adapter: str
+    ) -> torch.Tensor:
+        """See Ranks. The loss sees leaves, so that its backward pass ends there and `backward` runs on all ranks."""
+        made = self._made(work, shares, adapter, gradient=True)
+        self._own = made[0]
+        self._seen = [None if each is None else each.detach().requires_grad_(True) for each in made]
+        return torch.cat([each for each in self._seen if each is not None])
+
+    def backward(self, adapter: str) -> None:
+        """See Ranks."""
+        slopes = [None if each is None else each.grad for each in self._seen]
+        parameters = adapters.parameters(self._here.base, adapter)
+        self._say([_Back(slope) for slope in slopes])
+        try:
+            if self._own is not None and slopes[0] is not None:
+                self._own.backward(slopes[0])  # type: ignore[no-untyped-call]
+        finally:  # the others answer, whatever happened here
+            total = _gradient(parameters)
+            with self._talking():
+                dist.reduce(total, dst=0)
+        for parameter, part in zip(parameters, _parts(total, parameters), strict=True):
+            parameter.grad = part.to(parameter.device)
+        self._own, self._seen = None, []
+
+    def check(self) -> None:
+        """See Ranks."""
+        if self._lost is not None:
+            raise self._lost
+
+    def close(self) -> None:
+        """See Ranks."""
+        with contextlib.suppress(LearnerProcessLost):
+            self._say([None] * self.size)
+        dist.destroy_process_group()
+
+    def _made(
+        self, work: Callable[[Here, Share], Made], shares: Sequence[Share | None], adapter: str | None, gradient: bool
+    ) -> list[Made | None]:
+        assert len(shares) == self.size, f"{len(shares)} shares for {self.size} ranks"
+        sent = None if adapter is None else _sent(self._here.base, adapter)
+        own: Made | None = None
+        found: list[Any] = [None] * self.size
+        self._say([_Pass(work, share, sent, gradient) for share in shares])
+        try:
+            own = None if shares[0] is None else work(self._here, shares[0])
+        finally:  # the others answer, whatever happened here
+            with self._talking():
+                dist.gather_object(None, found, dst=0)
+        return [own, *found[1:]]
+
+    def _say(self, orders: Sequence[Any]) -> None:
+        with self._talking():
+            dist.scatter_object_list([None], [None, *orders[1:]], src=0)
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Once a process is lost the others no longer stand at one place: nothing more is asked of them."""
+        self.check()
+        try:
+            with _or_lost(self._what):
+                yield
+        except LearnerProcessLost as error:
+            self._lost = error
+            raise
+
+
+def _sent(base: Base, name: str) -> _Adapter:
+    config = base.peft.peft_config[name]
+    layers = list(config.layers_to_transform)
+    weights = torch.cat([p.detach().flatten() for p in adapters.parameters(base, name)]).cpu()
+    return _Adapter(name, (len(layers), config.r, config.lora_alpha, max(layers) + 1), weights)
+
+
+# What followers do -----------------------------------------------------------------------------------
+
+
+def _follow(here: Here) -> None:
+    kept: torch.Tensor | None = None
+    name: str | None = None
+    shapes: dict[str, tuple[int, int, int, int]] = {}
+    while True:
+        heard: list[Any] = [None]
+        with _or_lost("rank 0 of this learner went away"):
+            dist.scatter_object_list(heard, None, src=0)
+        order = heard[0]
+        if order is None:
+            return
+        if isinstance(order, _Pass):
+            kept, made = None, None
+            name = None if order.adapter is None else _put(here.base, order.adapter, shapes)
+            if order.share is not None:
+                with adapters.active(here.base, name), torch.set_grad_enabled(order.gradient):
+                    made = order.work(here, order.share)
+            if order.gradient and made is not None:
+                kept, made = made, made.detach().cpu()
+            dist.gather_object(made, None, dst=0)
+        else:
+            assert name is not None, "a gradient belongs to an adapter"
+            parameters = adapters.parameters(here.base, name)
+            for parameter in parameters:
+                parameter.grad = None
+            if kept is not None and order.gradient is not None:
+                with adapters.active(here.base, name):
+                    kept.backward(order.gradient.to(kept.device))  # type: ignore[no-untyped-call]
+            kept = None
+            dist.reduce(_gradient(parameters), dst=0)
+
+
+def _put(base: Base, sent: _Adapter, shapes: dict[str, tuple[int, int, int, int]]) -> str:
+    """The adapter that was sent, on this process's base."""
+    if shapes.get(sent.name) != sent.shape:
+        if sent.name in shapes:
+            adapters.remove(base, sent.name)
+        layers, rank, alpha, stop = shapes[sent.name] = sent.shape
+        adapters.inject(base, sent.name, layers=layers, rank=rank, alpha=alpha, seed=0, stop=stop)
+    parameters = adapters.parameters(base, sent.name)
+    for parameter, part in zip(parameters, _parts(sent.weights, parameters), strict=True):
+        parameter.data.copy_(part)
+    return sent.name
+
+
+def _gradient(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    """The gradient as one tensor (N,), fp32, on the CPU."""
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float().cpu() for p in parameters])
+
+
+def _parts(whole: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """One tensor (N,) as tensors of the parameters' shapes."""
+    parts = torch.split(whole, [p.numel() for p in parameters])
+    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
