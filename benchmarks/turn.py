@@ -38,7 +38,7 @@ from plaudit.learner.outcome import Result
 from plaudit.learner.rewards import ModelReward
 from plaudit.learner.status import Status
 from plaudit.learner.turn import new_turn, run
-from plaudit.policy import train
+from plaudit.policy import shares, train
 from plaudit.reward import fit, heads
 from plaudit.reward.trunk import TrunkCache
 from plaudit.settings import load_settings
@@ -51,7 +51,7 @@ PARTS: tuple[tuple[Any, str, str], ...] = (
     (TorchEngine, "__init__", "make the engine"),
     (loop, "quicken", "pack the base's linears"),
     (kept, "sample", "sample: the base's answers"),
-    (train, "sample", "sample: rollouts and held-out prompts"),
+    (shares, "sample", "sample: rollouts and held-out prompts"),
     (measure, "sample", "sample: gate prompts, probes, proof"),
     (TrunkCache, "fill", "features: trunk"),
     (TrunkCache, "pooled", "features: upper layers"),

@@ -150,6 +150,13 @@ def test_features_of_another_base_or_of_other_layers_are_not_taken(turn, base):
     assert kept.features(LAYERS).completion(texts(base, "tea")[0]) is not None
 
 
+def test_features_that_were_computed_in_another_number_format_are_not_taken(turn, base, monkeypatch):
+    kept_by_a_turn(turn, base, texts(base, "tea"))
+    monkeypatch.setattr(base, "format", torch.bfloat16)
+    _, counted = kept_by_a_turn(turn, base, texts(base, "tea"))
+    assert counted == {(FEATURES, "computed"): 2}
+
+
 def test_a_turn_under_way_writes_nothing_after_its_channel_was_forgotten(turn, base, tmp_path):
     kept_by_a_turn(turn, base, texts(base, "tea"))
     kept, _ = turn()
