@@ -24,10 +24,11 @@ def models(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-def test_an_iteration_does_the_work_that_it_is_measured_by(benchmark, models, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_an_iteration_does_the_work_that_it_is_measured_by(benchmark, models, tmp_path, dtype):
     ppo = benchmark("ppo")
     sizes = ["--prompts", "2", "--samples", "2", "--prompt", "6", "--new", "5", "--minibatch", "2", "--epochs", "3"]
-    arguments = ppo["parsed"](["--size", "tiny", "--layers", "2", "--models", str(models), *sizes])
+    arguments = ppo["parsed"](["--size", "tiny", "--layers", "2", "--models", str(models), "--dtype", dtype, *sizes])
     with ExitStack() as cleanup:
         done = ppo["Ours"](arguments, tmp_path, cleanup).iterate(0)
     assert done == {"completions": 4, "tokens": 20, "updates": 6}
@@ -65,6 +66,29 @@ def test_the_engine_is_compared_with_what_gives_the_same_tokens(benchmark, model
     rows = list(serving["measure"](models, "tiny", serving["parsed"](work)))
     assert [row["case"] for row in rows] == ["tiny base 2", "tiny mixed 2"]
     assert [row[f"equal to {peer}"] for row, peer in zip(rows, ("generate", "peft"), strict=True)] == [1.0, 1.0]
+
+
+def _answers(**done):
+    spent = [{"cpu": 1.0 + n, "wall": 2.0, "peak_mib": 100.0, "imported_mib": 50.0, **done} for n in range(2)]
+    facts = {name: {"versions": {}} for name in ("plaudit", "TRL")}
+    return lambda *_, **__: (facts, {"plaudit": spent, "TRL": [each | {"cpu": 6.0} for each in spent]})
+
+
+def test_reports_say_by_how_much_a_peer_needs_more(benchmark, models, tmp_path, monkeypatch):
+    ppo, reward = benchmark("ppo"), benchmark("reward")
+    sides = sys.modules["sides"]
+    monkeypatch.setattr(sides, "in_turns", _answers(completions=4, tokens=20, updates=6))
+    row = ppo["measured"](models, 2, ppo["parsed"](["--peer-python", "python"]))
+    assert row["TRL / plaudit"]["cpu"] == {"median": 4.5, "min": 3.0, "max": 6.0}
+    assert row["work of a round"] == {"completions": 4, "tokens": 20, "updates": 6}
+    monkeypatch.setattr(sides, "in_turns", _answers(right=[1, 0, 1]))
+    for number in range(3):
+        (tmp_path / f"pairs-{number}.json").write_text(json.dumps({"ceiling": 0.8, "longer": 0.5}))
+    report = reward["measured"](models, tmp_path, reward["parsed"](["--peer-python", "python", "--rounds", "2"]))
+    assert report["accuracy"]["TRL"]["mean"] == 0.667
+    assert report["accuracy, plaudit less TRL"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    sides.write(report, tmp_path / "reward.json")
+    assert json.loads((tmp_path / "reward.json").read_text())["ceiling"] == 0.8
 
 
 SIDE = """
