@@ -178,7 +178,7 @@ def learn_plan(
         str, typer.Argument(help="Channel whose settings and domain count; those of the process if it is left out.")
     ] = "",
     raters: Annotated[int, typer.Option("--raters", help="People who give feedback.", min=1, max=100_000)] = 40,
-    thumbs: Annotated[str, typer.Option("--thumbs", help="Share of acts that are thumbs, such as 70%.")] = "",
+    thumbs: Annotated[str, typer.Option("--thumbs", help="Share of the feedback that is thumbs, such as 70%.")] = "",
     choices: Annotated[str, typer.Option("--choices", help="Share that choose between two answers.")] = "",
     rankings: Annotated[str, typer.Option("--rankings", help="Share that rank four answers.")] = "",
     per_prompt: Annotated[float, typer.Option("--per-prompt", help="Acts that each prompt gets.", min=1)] = 1.0,
@@ -343,6 +343,7 @@ app.command()(cli_people.simulate)
 app.command()(cli_people.evaluate)
 app.command()(cli_demo.replay)
 app.command(hidden=True)(cli_people.judge)
+app.command(hidden=True)(cli_people.judge_states)
 app.command(hidden=True)(cli_people.populations)
 app.command("best-of", hidden=True)(cli_demo.best_of)
 

@@ -128,7 +128,7 @@ def replay_rejected(
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Send rejected records again, as they were, once what was wrong is fixed; the join counts each act once."""
+    """Send rejected records again, as they were, once what was wrong is fixed; the join counts nothing twice."""
     if bool(record) == bool(reason):
         raise typer.BadParameter("name one record, or a reason with --reason")
     settings = load(config, assign, data_dir)
@@ -183,7 +183,9 @@ def _trace_lines(found: dict[str, Any]) -> str:
             use = f": {piece['use']}" if "use" in piece else ""
             lines.append(f"      -> {piece['piece']} {_words(piece, _PIECE_FRAME)}{use}")
         if act["status"] == "joined" and not act["evidence"]:
-            lines.append("      -> no evidence: a comment teaches nothing by itself, and a domain may leave an act out")
+            lines.append(
+                "      -> no evidence: a comment teaches nothing by itself, and a domain may leave feedback out"
+            )
     return "\n".join(lines)
 
 

@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 def lineage(
     channel: Annotated[str, typer.Argument(help='Channel of the release, as "domain/tenant".')] = "",
     version: Annotated[int | None, typer.Argument(help="Version of the release.", min=0)] = None,
-    act: Annotated[str, typer.Option("--act", help="Id of an act of feedback: which releases learnt from it.")] = "",
+    act: Annotated[str, typer.Option("--act", help="Id of a piece of feedback: which releases learnt from it.")] = "",
     interaction: Annotated[
         str, typer.Option("--interaction", help="Id of an interaction: which releases learnt from feedback on it.")
     ] = "",
-    most: Annotated[int, typer.Option("--most", help="Number of withdrawn acts to name.", min=0)] = 100,
+    most: Annotated[int, typer.Option("--most", help="Number of withdrawn pieces of feedback to name.", min=0)] = 100,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Show what a release came from and what of it was withdrawn since, or which releases had an act of feedback."""
+    """Show what a release came from and what of it was withdrawn since, or which releases had a piece of feedback."""
     named = bool(act or interaction)
     if named == bool(channel) or bool(channel) != (version is not None):
-        raise typer.BadParameter("name a release (CHANNEL VERSION), or an act with --act or --interaction")
+        raise typer.BadParameter("name a release (CHANNEL VERSION), or a piece of feedback with --act or --interaction")
     settings = load(config, assign, data_dir)
     from plaudit.release.registry import Registry
 
@@ -122,10 +122,10 @@ def _release_lines(found: dict[str, Any]) -> str:
     if found["erased"]:
         lines.append("  erasure     it may have learnt from somebody who was erased: it goes out of service")
     if found["acts"] is None:
-        lines.append("  acts        not kept of this release")
+        lines.append("  feedback    not kept of this release")
     elif found["acts"]:
         gone = ", ".join(f"{count} {fate}" for fate, count in found["withdrawn"].items())
-        lines.append(f"  acts        {found['acts']}; since then {gone or 'all still count'}")
+        lines.append(f"  feedback    {found['acts']}; since then {gone or 'all still count'}")
         lines += [
             f"              {row['became']}: {row['feedback_id']} on {row['interaction_id']}"
             for row in found["withdrawn_acts"]

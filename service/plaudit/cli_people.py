@@ -35,9 +35,9 @@ def simulate(
     tenant: TenantOption = "default",
     seed: SeedOption = 0,
     round_: Annotated[int, typer.Option("--round", help="The same people again: new questions, new noise.", min=0)] = 0,
-    events: Annotated[int, typer.Option(help="Acts of feedback; 0 goes on until SIGTERM.", min=0)] = 1780,
+    events: Annotated[int, typer.Option(help="Pieces of feedback; 0 goes on until SIGTERM.", min=0)] = 1780,
     acts_per_interaction: Annotated[
-        float, typer.Option(help="Mean acts about one reply; 0, with --events 0, asks only.", min=0)
+        float, typer.Option(help="Mean pieces of feedback about one reply; 0, with --events 0, asks only.", min=0)
     ] = 3.3,
     concurrency: Annotated[int, typer.Option(help="Requests open at once.", min=1)] = 32,
     base_share: Annotated[
@@ -144,6 +144,20 @@ def judge(
     _write(judge_picks(population, content, chosen, seed).to_json(), out)
 
 
+def judge_states(
+    states: Annotated[
+        list[Path], typer.Option(help="File of a turn that learn.compared_turns left; several may come.")
+    ],
+    population: PopulationOption = "instruction",
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option(help="File for the figures, instead of standard output.")] = None,
+) -> None:
+    """Let the hidden gold judge the states that turns compared, beside the reward that training saw."""
+    from plaudit.simulate.states import judge_states as judged
+
+    _write(judged(population, [json.loads(path.read_text(encoding="utf-8")) for path in states], seed), out)
+
+
 def populations(
     out: Annotated[Path | None, typer.Option(help="File for the list, instead of standard output.")] = None,
 ) -> None:
@@ -189,5 +203,5 @@ def _say_now_and_then() -> Any:
 def _sentence(counts: dict[str, Any]) -> str:
     return (
         f"{counts['replies']} replies to {counts['requests']} requests, {counts['requests_failed']} failed; "
-        f"{counts['acknowledged']} acts acknowledged, {counts['acts_failed']} failed"
+        f"{counts['acknowledged']} pieces of feedback acknowledged, {counts['acts_failed']} failed"
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from plaudit.evidence.quarantine import Quarantine, Quarantined
     from plaudit.settings import Settings
 
-raters_app = typer.Typer(help="Raters whose acts are kept and not learnt from.", no_args_is_help=True)
+raters_app = typer.Typer(help="Raters whose feedback is kept and not learnt from.", no_args_is_help=True)
 
 ChannelArgument = Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')]
 RaterArgument = Annotated[str, typer.Argument(help="The rater's pseudonym, as evidence names it.")]
@@ -36,7 +36,7 @@ def list_raters(
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """List raters in quarantine: since when, why, by whom, and how many acts do not count."""
+    """List raters in quarantine: since when, why, by whom, and how many pieces of feedback do not count."""
     with _quarantine(load(config, assign, data_dir)) as quarantine:
         found = quarantine.list(channel_of(channel) if channel else None, ended=ended)
     if as_json:
@@ -55,7 +55,7 @@ def quarantine_rater(
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Learn nothing from a rater's acts, past and future ones, from the next turn on."""
+    """Learn nothing from a rater's feedback, past and future, from the next turn on."""
     settings = load(config, assign, data_dir)
     with _quarantine(settings) as quarantine:
         name = _pseudonym(settings, channel, rater, person)
@@ -72,14 +72,14 @@ def release_rater(
     assign: SetOption = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Let a rater's acts count again; no anomaly puts that rater back."""
+    """Let a rater's feedback count again; no anomaly puts that rater back."""
     settings = load(config, assign, data_dir)
     with _quarantine(settings) as quarantine:
         name = _pseudonym(settings, channel, rater, person)
         done = quarantine.release(channel_of(channel), name, by=_operator())
     if not done:
         raise typer.BadParameter(f"{name} is not in quarantine; `plaudit raters list` shows who is", param_hint="RATER")
-    typer.echo(f"the acts of {name} count again")
+    typer.echo(f"the feedback of {name} counts again")
 
 
 @contextmanager
@@ -119,7 +119,6 @@ def _row(each: Quarantined) -> dict[str, Any]:
 
 
 def _line(each: Quarantined) -> str:
-    words = (
-        f"{each.channel}  {each.rater}  {each.acts} acts, since {each.since:%Y-%m-%d %H:%M} by {each.by}: {each.reason}"
-    )
+    since = f"since {each.since:%Y-%m-%d %H:%M} by {each.by}: {each.reason}"
+    words = f"{each.channel}  {each.rater}  {each.acts} pieces of feedback, {since}"
     return f"{words}; let out {each.until:%Y-%m-%d %H:%M} by {each.released_by}" if each.until else words

@@ -67,7 +67,7 @@ class Metrics:
             "serve", "completions", "Completions and options recorded.", "channel", "purpose", "valid"
         )
         self.feedback_accepted = self._counter(
-            "serve", "feedback_accepted", "Acts of feedback made durable.", "domain", "kind"
+            "serve", "feedback_accepted", "Pieces of feedback made durable.", "domain", "kind"
         )
         self.consent_withheld = self._counter(
             "serve",
@@ -77,7 +77,7 @@ class Metrics:
             "withheld",
         )
         self.redactions = self._counter("serve", "redactions", "Pieces of personal data replaced.", "kind")
-        self.feedback_refused = self._counter("serve", "feedback_refused", "Acts of feedback refused.", "reason")
+        self.feedback_refused = self._counter("serve", "feedback_refused", "Pieces of feedback refused.", "reason")
         self.plugin_failures = self._counter(
             "serve, join, learn",
             "plugin_failures",
@@ -166,7 +166,7 @@ class Metrics:
         self.freshness_seconds = self._histogram(
             "serve",
             "feedback_to_served_seconds",
-            "Seconds from the acknowledgement of the newest act that a release learnt from to its first reply here.",
+            "Seconds from the acknowledgement of the newest feedback of a release to its first reply here.",
             _FRESHNESS_SECONDS,
             "channel",
         )
@@ -182,7 +182,7 @@ class Metrics:
     def _join(self) -> None:
         self.join_records = self._counter("join", "join_records", "Records read by the join.", "topic")
         self.join_joined = self._counter(
-            "join", "join_joined", "Acts of feedback joined to their interaction.", "channel"
+            "join", "join_joined", "Pieces of feedback joined to their interaction.", "channel"
         )
         self.join_evidence = self._counter("join", "join_evidence", "Rows of evidence written.", "channel", "kind")
         self.join_rejected = self._counter("join", "join_rejected", "Records sent to plaudit.rejected.", "reason")
@@ -201,7 +201,9 @@ class Metrics:
         self.erasures_overdue = self._gauge(
             "join", "erasures_overdue", "Erasures of these that have taken longer than privacy.retrain_days allows."
         )
-        self.join_waiting = self._gauge("join", "join_waiting", "Acts that wait for their interaction.", "channel")
+        self.join_waiting = self._gauge(
+            "join", "join_waiting", "Pieces of feedback that wait for their interaction.", "channel"
+        )
         self.join_lag = self._gauge("join", "join_lag_records", "Records not yet read.", "topic", "partition")
         self.join_seconds = self._histogram(
             "join", "join_batch_seconds", "Seconds of one transaction of the join.", _STEP_SECONDS

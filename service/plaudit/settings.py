@@ -513,6 +513,8 @@ class ChannelLearnSettings(Section):
     """So too a rater with this many thumbs or comparisons, all one way, if others answer otherwise; 0: nobody."""
     kept_mb: int = Field(default=512, ge=0, le=1_000_000)
     """Maximum size (MiB) of the features, and of the base answers, that a turn leaves on disk for the next; 0: none."""
+    compared_turns: int = Field(default=0, ge=0, le=1_000)
+    """Newest turns whose compared states' answers to held-out prompts stay in `kept/`, for a judge; 0: none."""
 
 
 class LearnSettings(ChannelLearnSettings):

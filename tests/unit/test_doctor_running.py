@@ -92,7 +92,7 @@ def test_a_learner_that_waits_is_a_note_with_what_to_do_and_a_failed_turn_is_bad
     beat(database, "learn", said={})
     found = by_check(make())["learning"]
     assert (found.status, "0 of 200 new training events" in found.message) == ("note", True)
-    assert found.remedy.startswith("about 450 more acts of feedback")
+    assert found.remedy.startswith("about 450 more pieces of feedback")
     TurnOutcomes(database).remember(CHANNEL, "", "", "failed", "the adapter is damaged")
     found = by_check(make())["learning"]
     assert (found.status, "the adapter is damaged" in found.message) == ("bad", True)

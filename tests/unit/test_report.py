@@ -187,3 +187,30 @@ def test_decisions_are_told_by_their_worth_and_columns_that_say_nothing_are_left
     assert "Diversity" not in page
     assert "Advantages" not in Report({**report.data, "advantages": "gae"}).markdown()
     assert "by-release.png" in {path.name for path in report.write(tmp_path)}
+
+
+def judged_turn(fall, most_reward=6):
+    states = [
+        {"iteration": n, "reward": n / 10, "kl_base_nats_per_sequence": n / 2, "gold_win_rate": rate(0.5 + won)}
+        for n, won in ((0, 0.0), (3, 0.2), (6, 0.1))
+    ]
+    found = {"as_of": "2026-11-01T10:00:00+00:00", "live": 0, "chosen": 3, "progressed": True, "prompts": 24}
+    return {**found, "states": states, "most_reward": most_reward, "most_gold": 3, "fall": fall}
+
+
+@pytest.mark.parametrize(
+    ("fall", "most", "words"),
+    [
+        ({"estimate": 0.1, "low": 0.04, "high": 0.2, "n": 24}, 6, "more reward was less preferred"),
+        ({"estimate": 0.1, "low": -0.04, "high": 0.2, "n": 24}, 6, "which may be chance"),
+        (None, 3, "is also the one that wins most often"),
+    ],
+)
+def test_whether_a_turn_was_optimised_too_far_is_said_by_its_figures(tmp_path, fall, most, words):
+    page = next(p for p in Report(data(turns=[judged_turn(fall, most)])).write(tmp_path) if p.suffix == ".md")
+    said = page.read_text()
+    assert "Turn 1 proposed its state after 3 iterations: 1.5 nats from the base, reward 0.30" in said
+    assert words in said
+    assert json.loads((tmp_path / "report.json").read_text())["turns"][0]["states"][2]["reward"] == 0.6
+    height = struct.unpack(">II", (tmp_path / "by-iteration.png").read_bytes()[16:24])[1]
+    assert height == 1044  # three panels: reward, the preference on the same answers, and what the gate believed

@@ -76,7 +76,7 @@ def test_nothing_yet_has_every_need_and_advice_in_what_people_can_do(surveyed):
     found = of([])
     assert all(need.have == 0 for need in found.needs)
     assert "choices between two answers or 130 rankings of 4, for the comparisons" in found.advice
-    assert "about 450 more acts of feedback (45% count here)" in found.advice
+    assert "about 450 more pieces of feedback (45% count here)" in found.advice
     assert "feedback of about 25 more people (20% count here)" in found.advice
     assert "about 240 more different prompts (25% count here)" in found.advice
     assert found.words.startswith("0 of 200 new training events, ")
@@ -88,7 +88,9 @@ def test_what_is_met_is_not_advised():
 
 def test_the_present_mix_is_reckoned_on():
     said = needs.advice([Need(needs.COMPARISONS, 142, 150)], 1136, PlainDomain().declaration)
-    assert said.startswith("about 64 more acts as they come now, or 40 choices between two answers or 7 rankings")
+    assert said.startswith(
+        "about 64 more pieces of feedback as they come now, or 40 choices between two answers or 7 rankings"
+    )
 
 
 def test_shares_come_from_the_bounds_of_the_splits():

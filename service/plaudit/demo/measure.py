@@ -43,6 +43,7 @@ def releases(
             {
                 "version": release.version,
                 "state": str(release.state),
+                "as_of": _iso(manifest.as_of),
                 "live_from": _iso(began),
                 "live_until": _iso(ended),
                 "gold_win_rate": figures.pop("gold_win_rate", None),

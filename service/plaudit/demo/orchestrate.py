@@ -27,6 +27,7 @@ from plaudit.evidence.store import EvidenceStore, JoinCounts
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings, load_settings
 from plaudit.settings_text import toml
+from plaudit.store import kept
 
 LEARNER_FILE = "learner.json"
 # From this step of a turn on (5, register) a release goes live within a second or two.
@@ -97,6 +98,7 @@ class _Demo:
             self._turn(turn)
         self.progress.stage(plan.JUDGE)
         judged = self._evaluate()
+        states = self._judge_states()
         self.processes.end(serving)
         self.progress.stage(plan.PICK)
         self._pick(judged)
@@ -105,7 +107,7 @@ class _Demo:
         self.progress.stage(plan.AUDIT)
         self._settle(joining)
         self.processes.end(joining)
-        return self._measure(judged, replay)
+        return {**self._measure(judged, replay), "turns": states}
 
     # Stages ------------------------------------------------------------------------------------------
 
@@ -238,6 +240,19 @@ class _Demo:
         self.processes.run("evaluate", arguments, self._tick)
         judged: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return judged
+
+    def _judge_states(self) -> list[dict[str, Any]]:
+        """What the hidden preference says of the states that each turn compared; nothing for decisions."""
+        left = sorted(kept.folder_of(self.settings.data_dir, self.channel).glob("compared-*.json"))
+        if not left:
+            return []
+        out = self.options.out / "states.json"
+        arguments = people.judge_states_arguments(
+            population=self.who.name, seed=self.options.seed, states=left, out=out
+        )
+        self.processes.run("judge-states", arguments, self._tick)
+        found: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))
+        return found
 
     def _pick(self, judged: dict[str, Any]) -> None:
         """Adds a baseline: what the newest reward model likes best among the base's answers, or the options."""
@@ -423,7 +438,7 @@ def _clear(options: DemoOptions) -> None:
         shutil.rmtree(options.out / name, ignore_errors=True)
     for pattern in (
         *("ledger-*.json", "populations.json", "evaluation.json", "answers.json"),
-        *("pick*.json", "replay.json", "report.*"),
+        *("pick*.json", "states.json", "replay.json", "report.*"),
     ):
         for path in options.out.glob(pattern):
             path.unlink()

@@ -1,8 +1,8 @@
 """The simulated people as the demo sees them: command lines, and what they wrote down.
 
 Enters: sizes and file names; the ledgers and judgements that the simulator's process wrote. Leaves: arguments of
-`plaudit simulate` and `plaudit evaluate`, and plain values. Never imports a population: the gold preference lives in
-the simulator's process alone.
+`plaudit simulate`, `evaluate`, `judge` and `judge-states`, and plain values. Never imports a population: the gold
+preference lives in the simulator's process alone.
 """
 
 from __future__ import annotations
@@ -96,6 +96,12 @@ def judge_arguments(*, population: str, seed: int, answers: Path, picks: Path, o
         *("judge", "--population", population, "--seed", str(seed)),
         *("--answers", str(answers), "--picks", str(picks), "--out", str(out)),
     ]
+
+
+def judge_states_arguments(*, population: str, seed: int, states: Sequence[Path], out: Path) -> list[str]:
+    """Arguments of `plaudit judge-states`."""
+    files = [part for path in states for part in ("--states", str(path))]
+    return ["judge-states", "--population", population, "--seed", str(seed), *files, "--out", str(out)]
 
 
 def read_ledger(path: Path) -> Ledger:

@@ -247,7 +247,8 @@ def settings_table(options: DemoOptions, people: People, model: Path) -> dict[st
         "serve": {"host": "127.0.0.1", "port": 0, "metrics_port": 0},
         "join": {"metrics_port": 0},
         "log": {"kind": options.log},
-        "learn": {"seed": options.seed, "min_events": 1, "metrics_port": 0},
+        # What the states of each turn said is judged at the end, when there is nothing left to learn.
+        "learn": {"seed": options.seed, "min_events": 1, "metrics_port": 0, "compared_turns": scale(people).turns},
         "plugins": {"allow": [people.domain]},
         # What the people ask for: callers, training and gate use one length.
         "policy": {"max_tokens": people.max_tokens},

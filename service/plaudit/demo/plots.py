@@ -99,17 +99,24 @@ def _by_release(data: Data) -> Any:
 
 
 def _by_iteration(data: Data) -> Any:
-    """How far each turn went: the reward of its states above, what people's hidden preference says below."""
-    turns = [row for row in data["releases"] if row["version"] and row.get("iterates")]
+    """How far each turn went: the reward of its states above, what people's hidden preference says below.
+
+    Reward and preference have a panel each over the same distances, from the same answers: if one rises while the
+    other falls, a policy was optimised too far.
+    """
+    turns = _turns(data)
+    golden = [turn for turn in turns if turn["states"][0].get("gold_win_rate")]
     judged = [row for row in data["releases"] if row["version"] and row.get("gold_win_rate")]
     # One point of one figure is no comparison.
     judged = judged if len(judged) > 1 or any(row.get("score_win_rate") for row in judged) else []
-    panels = bool(turns) + bool(judged)
+    panels = bool(turns) + bool(golden) + bool(judged)
     if not panels:
         return None
-    figure, axes = _figure(panels, height=0.6 + 2.6 * panels, sharex=True)
+    figure, axes = _figure(panels, height=0.6 + 2.7 * panels, sharex=True)
     if turns:
         _rewards(axes[0], turns)
+    if golden:
+        _golds(axes[1], golden)
     if judged:
         _believed(axes[-1], judged)
     axes[-1].set_xlabel("distance from the base: KL per answer, nats", fontsize=9, color=MUTED)
@@ -117,10 +124,33 @@ def _by_iteration(data: Data) -> Any:
     return figure
 
 
+def _turns(data: Data) -> list[Data]:
+    """Turns with their states, each with its number (from 1), what became of it in words, and the state proposed.
+
+    Judged states if the run has them, of every turn; else what manifests hold, which only releases have.
+    """
+    by_time = {row["as_of"]: row for row in data["releases"] if row.get("as_of")}
+    found: list[Data] = []
+    for number, turn in enumerate(data.get("turns") or [], start=1):
+        release = by_time.get(turn["as_of"], {})
+        fate = "" if release.get("live_from") else " (refused)" if turn["progressed"] else " (proposed nothing)"
+        found.append({"number": number, "fate": fate, "chosen": turn["chosen"], "states": turn["states"]})
+    return found or [
+        {
+            "number": row["version"],
+            "fate": "" if row.get("live_from") else " (refused)",
+            "chosen": row.get("chosen"),
+            "states": row["iterates"],
+        }
+        for row in data["releases"]
+        if row["version"] and row.get("iterates")
+    ]
+
+
 def _rewards(axes: Any, turns: Sequence[Data]) -> None:
-    for row in turns:
-        colour = _VERSIONS[row["version"] % len(_VERSIONS)]
-        states = [(each["kl_base_nats_per_sequence"], each["reward"], each["iteration"]) for each in row["iterates"]]
+    for turn in turns:
+        colour = _VERSIONS[turn["number"] % len(_VERSIONS)]
+        states = [(each["kl_base_nats_per_sequence"], each["reward"], each["iteration"]) for each in turn["states"]]
         axes.plot([kl for kl, _, _ in states], [reward for _, reward, _ in states], "o-", color=colour, markersize=4)
         for kl, reward, iteration in states:
             axes.annotate(
@@ -132,20 +162,54 @@ def _rewards(axes: Any, turns: Sequence[Data]) -> None:
                 color=MUTED,
                 ha="center",
             )
-        chosen = next((state for state in states if state[2] == row.get("chosen")), states[-1])
-        axes.plot([chosen[0]], [chosen[1]], "o", color=colour, markersize=9)
-        name = f"turn {row['version']}" + ("" if row.get("live_from") else " (refused)")
-        # To the left, because the next turn begins where this one ended, and goes right; if there is room.
-        room = chosen[0] > 0.25 * max(state[0] for state in states)
-        place, side = ((-8, 8), "right") if room else ((8, -14), "left")
-        axes.annotate(name, chosen[:2], place, textcoords="offset points", fontsize=9, color=colour, ha=side)
+        chosen = _proposed(turn)
+        place = (chosen["kl_base_nats_per_sequence"], chosen["reward"])
+        axes.plot([place[0]], [place[1]], "o", color=colour, markersize=9)
+        _name_turn(axes, turn, place, colour)
     axes.set_ylabel("reward", fontsize=9, color=MUTED)
     axes.margins(y=0.2)
     _titled(
         axes,
         "What training saw, iteration by iteration",
-        "Reward by each turn's own reward model on prompts kept out of training; large: the state that was chosen",
+        "Reward by each turn's own reward model on prompts kept out of training; large: the state that was proposed",
     )
+
+
+def _golds(axes: Any, turns: Sequence[Data]) -> None:
+    for turn in turns:
+        colour = _VERSIONS[turn["number"] % len(_VERSIONS)]
+        states = [(each["kl_base_nats_per_sequence"], each["gold_win_rate"]) for each in turn["states"]]
+        axes.plot([kl for kl, _ in states], [rate["estimate"] for _, rate in states], "o-", color=colour, markersize=4)
+        for kl, rate in states:
+            axes.plot([kl, kl], [rate["low"], rate["high"]], color=colour, linewidth=0.9, alpha=0.55)
+        chosen = _proposed(turn)
+        place = (chosen["kl_base_nats_per_sequence"], chosen["gold_win_rate"]["estimate"])
+        axes.plot([place[0]], [place[1]], "o", color=colour, markersize=9)
+        _name_turn(axes, turn, place, colour, percent(place[1]))
+    axes.axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.set_ylabel("wins against the base", fontsize=9, color=MUTED)
+    axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+    axes.margins(y=0.1)
+    prompts = len(turns) and min(turn["states"][0]["gold_win_rate"]["n"] for turn in turns)
+    _titled(
+        axes,
+        "What the hidden preference says of the same answers",
+        f"Win-rate against the base on the same {prompts} prompts, 95% intervals; no training code can read it",
+    )
+
+
+def _proposed(turn: Data) -> Data:
+    """The state that was proposed, or from which the next turn goes on if nothing was."""
+    states: Sequence[Data] = turn["states"]
+    return next((state for state in states if state["iteration"] == turn["chosen"]), states[-1])
+
+
+def _name_turn(axes: Any, turn: Data, place: tuple[float, float], colour: str, value: str = "") -> None:
+    # To the left, because the next turn begins where this one ended, and goes right; if there is room.
+    room = place[0] > 0.25 * max(state["kl_base_nats_per_sequence"] for state in turn["states"])
+    offset, side = ((-8, 8), "right") if room else ((8, -14), "left")
+    name = f"turn {turn['number']}{turn['fate']}" + (f": {value}" if value else "")
+    axes.annotate(name, place, offset, textcoords="offset points", fontsize=9, color=colour, ha=side)
 
 
 def _believed(axes: Any, judged: Sequence[Data]) -> None:

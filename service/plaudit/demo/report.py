@@ -33,7 +33,7 @@ _CLOSE = 0.1
 _FIRST = "by-release.png"
 _ALT = {
     "by-release.png": "What the hidden preference says of each release and of baselines that need no training",
-    "by-iteration.png": "Reward and win-rate by distance from the base",
+    "by-iteration.png": "Reward of each turn's states, and what the hidden preference says of the same answers",
     "swaps.png": "Requests per second by release around each swap",
 }
 
@@ -72,7 +72,7 @@ class Report:
             _headline(self.data, first),
             _releases(self.data),
             _baselines(self.data),
-            *(["## How it got there", *rest] if rest else []),
+            *(["## How it got there", *_turns(self.data), *rest] if rest else []),
             _examples(self.data),
             _gates(self.data),
             _loop(self.data),
@@ -165,6 +165,47 @@ def _gates(data: Mapping[str, Any]) -> str:
     if not parts:
         return ""
     return "## What the gate said\n\n" + "\n\n".join(parts)
+
+
+def _turns(data: Mapping[str, Any]) -> list[str]:
+    """Of each turn whose states were judged: what it proposed, and whether more reward was less gold."""
+    lines = []
+    for place, turn in enumerate(data.get("turns") or [], start=1):
+        states = {state["iteration"]: state for state in turn["states"]}
+        chosen, most = states.get(turn["chosen"]), states[turn["most_reward"]]
+        if chosen is None:
+            continue
+        proposed = f"proposed its state after {turn['chosen']} iterations" if turn["progressed"] else "proposed nothing"
+        if turn["progressed"]:
+            proposed += (
+                f": {chosen['kl_base_nats_per_sequence']:.1f} nats from the base, reward {chosen['reward']:.2f}, "
+                f"win-rate by the hidden preference {rate(chosen['gold_win_rate'])}"
+            )
+        lines.append(f"- Turn {place} {proposed}. {_parted(turn, states, most)}")
+    if not lines:
+        return []
+    first = (
+        "A turn compares several states of the policy by the reward model, on prompts kept out of its training. After "
+        "all learning had ended, the hidden preference judged the same answers. If a policy is optimised too far, the "
+        "reward goes on rising while the win-rate falls."
+    )
+    return [first, "\n".join(lines)]
+
+
+def _parted(turn: Mapping[str, Any], states: Mapping[int, Any], most: Mapping[str, Any]) -> str:
+    """Whether the state with the most reward is also the one that wins most, by the interval of the difference."""
+    begin = f"The state with the most reward ({turn['most_reward']} iterations)"
+    fall = turn["fall"]
+    if fall is None:
+        return f"{begin} is also the one that wins most often: no over-optimisation is to be seen."
+    best = states[turn["most_gold"]]["gold_win_rate"]["estimate"]
+    beside = (
+        f"{begin} wins {most['gold_win_rate']['estimate']:.3f}, the one that wins most ({turn['most_gold']} "
+        f"iterations) {best:.3f}; the difference is {rate(fall)}"
+    )
+    if fall["low"] > 0:
+        return f"{beside}: more reward was less preferred, so that this turn could have gone too far."
+    return f"{beside}, which may be chance: no over-optimisation is to be seen."
 
 
 def _examples(data: Mapping[str, Any]) -> str:

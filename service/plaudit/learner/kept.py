@@ -185,12 +185,12 @@ class Kept:
                 "processor": f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}",
             }
         )
-        self._base, self._files = base, files
+        self._base, self.files = base, files
         self.answers = Answers(files, engine, release, seed)
 
     def features(self, layers: tuple[int, int]) -> Features:
         """Activations of the input of one layer, and below another."""
-        return Features(self._files, self._base, layers)
+        return Features(self.files, self._base, layers)
 
 
 def _digest(*parts: Sequence[int]) -> str:

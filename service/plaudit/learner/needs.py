@@ -28,8 +28,8 @@ GATE_PROMPTS = "gate prompts"
 COMPARISONS = "calibration comparisons"
 CONTRASTS = "calibration contrasts between one rater's thumbs"
 RATERS = "calibration raters"
-TRAIN_ACTS = "usable acts of train raters"
-GATE_ACTS = "usable acts of gate raters"
+TRAIN_ACTS = "usable pieces of feedback of train raters"
+GATE_ACTS = "usable pieces of feedback of gate raters"
 
 # Answers in a ranking that advice speaks of, and the pairs in it.
 RANKED = 4
@@ -104,7 +104,7 @@ def advice(needs: Iterable[Need], acts: int, declaration: Declaration) -> str:
     trains = share(groups, Split.TRAIN) * (1.0 if few else share(raters, Split.TRAIN))
     said = []
     if need := short.get(EVENTS):
-        said.append(f"about {about(_missing(need) / trains)} more acts of feedback ({trains:.0%} count here)")
+        said.append(f"about {about(_missing(need) / trains)} more pieces of feedback ({trains:.0%} count here)")
     if need := short.get(COMPARISONS) or short.get(CONTRASTS):
         said.append(_for_comparisons(need, acts, judges, kinds))
     if need := short.get(RATERS):
@@ -130,7 +130,11 @@ def _for_comparisons(need: Need, acts: int, judges: float, kinds: frozenset[Feed
         ways.append(f"{about(missing)} labels")
     if FeedbackKind.THUMBS in kinds and (need.what == CONTRASTS or not ways):
         ways.append(f"{about(missing / MOST_CONTRASTS_OF_ONE * _THUMBS_OF_ONE)} thumbs, {_THUMBS_OF_ONE} per person")
-    now = f"about {about(_missing(need) * acts / need.have)} more acts as they come now" if need.have else ""
+    now = (
+        f"about {about(_missing(need) * acts / need.have)} more pieces of feedback as they come now"
+        if need.have
+        else ""
+    )
     cheapest = " or ".join(ways)
     return f"{now}, or {cheapest}, for the comparisons" if now else f"about {cheapest}, for the comparisons"
 

@@ -20,6 +20,7 @@ from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine
 from plaudit.engine.ranks import Ranks
 from plaudit.evidence.store import FrozenDataSet
+from plaudit.policy.iterates import Iterate
 from plaudit.policy.rollout import Sample, TrainPrompt
 from plaudit.settings import ModelSettings, PolicySettings
 from plaudit.types import Channel, Sampling
@@ -40,6 +41,14 @@ RewardFunction = Callable[[Sequence[Sample]], Rewarded]
 
 TextChecks = Callable[[Sequence[Sample]], tuple[str, ...]]
 """Names of the gate's checks on texts that completions of held-out prompts fail; empty if they pass."""
+
+
+Looked = Callable[[Iterate, Sequence[Sample]], None]
+"""Is told of each state that was compared, with its answers to the held-out prompts."""
+
+
+def unheard(iterate: Iterate, samples: Sequence[Sample]) -> None:
+    """For a task whose states nobody else wants to see."""
 
 
 def no_text_checks(samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -93,7 +102,8 @@ class CompletionTask(PolicyTask):
     """A policy of completions, which `engine` samples.
 
     `text_checks` says which checks of the gate their texts fail on held-out prompts. `practice` is asked beside
-    `train`. `ranks`: processes that share out sampling and passes; None: this one alone.
+    `train`. `looked` hears of each state that is compared. `ranks`: processes that share out sampling and passes; None:
+    this one alone.
     """
 
     engine: Engine
@@ -103,6 +113,7 @@ class CompletionTask(PolicyTask):
     sampling: Sampling
     text_checks: TextChecks = no_text_checks
     practice: Practice = Practice()
+    looked: Looked = unheard
     ranks: Ranks | None = None
 
 

@@ -157,7 +157,7 @@ class PolicyTrainer:
         kl_base = kl_live = self._kl(rollout, None)
         if self.task.live is not None:
             kl_live = self._kl(rollout, LIVE)
-        return Iterate(
+        iterate = Iterate(
             iteration=iteration,
             rewards=tuple(rewards.tolist()),
             kl_base=kl_base,
@@ -165,6 +165,8 @@ class PolicyTrainer:
             refused=self.task.text_checks(rollout.samples),
             harms=self._harms(),
         )
+        self.task.looked(iterate, rollout.samples)
+        return iterate
 
     def _harms(self) -> tuple[float, ...]:
         """Of each held-out practice case the share of answers that do harm, under the newest weights."""
@@ -256,7 +258,7 @@ class PolicyTrainer:
         return logprobs
 
     def _shares(self, rollout: Rollout, rows: Sequence[int]) -> list[Scored | None]:
-        """Rows of a rollout by rank: those of the first are left where they are."""
+        """Rows of a rollout by rank: those of the first stay in place."""
         temperature, shares = self.task.sampling.temperature, list[Scored | None]()
         for rank, part in enumerate(split(len(rows), self._ranks.size)):
             own = [rows[i] for i in part]

@@ -137,6 +137,23 @@ class Files:
         except OSError as error:
             log.warning("nothing is kept for the next turn", file=name, why=str(error))
 
+    def leave(self, name: str, text: str, pattern: str, newest: int) -> None:
+        """Write a text under its own name, and remove all but the `newest` files, by name, that match the pattern.
+
+        Nothing is written if it is larger than `most_bytes`, or if somebody forgot the channel since the turn began.
+        """
+        content = text.encode()
+        try:
+            known = self._stamp and (self._folder / STAMP).read_text() == self._stamp
+            if known and len(content) <= self.most_bytes:
+                self._put(name, lambda file: file.write(content))
+                for old in sorted(self._folder.glob(pattern))[:-newest]:
+                    old.unlink(missing_ok=True)
+        except FileNotFoundError:
+            log.info("what was kept is forgotten", file=name)
+        except OSError as error:
+            log.warning("a file was not written", file=name, why=str(error))
+
     def _put(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         path = self._folder / f"{name}.new"
         with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:

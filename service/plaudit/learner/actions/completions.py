@@ -10,6 +10,7 @@ from plaudit.errors import RequestRefused
 from plaudit.evidence.store import FrozenDataSet, PromptRow
 from plaudit.learner import staging
 from plaudit.learner.actions.protocol import Fitted, Frozen, Measured
+from plaudit.learner.compared import ComparedStates
 from plaudit.learner.context import Turn
 from plaudit.learner.held_out import HeldOutTexts
 from plaudit.learner.measure import Measurer, kl_by_prompt, logprobs_of
@@ -64,7 +65,8 @@ class Completions:
         settings = turn.settings
         train, held_out = hold_out(frozen.train, settings.policy)
         practice = practice_of(turn, {prompt.group for prompt in frozen.prompts} - {prompt.group for prompt in train})
-        return Ppo().optimise(
+        states = ComparedStates(turn, frozen.references)
+        optimised = Ppo().optimise(
             CompletionTask(
                 channel=turn.channel,
                 engine=turn.engine,
@@ -82,6 +84,7 @@ class Completions:
                     outlook=settings.policy.advantage == "gae",
                 ),
                 practice=practice,
+                looked=states.looked,
                 text_checks=HeldOutTexts(turn.base, turn.plugin, frozen.references, settings.gate),
                 sampling=untruncated(turn.sampling),
                 model=settings.model,
@@ -92,6 +95,8 @@ class Completions:
                 ranks=turn.learner.ranks,
             )
         )
+        states.leave(optimised)
+        return optimised
 
     def measure(self, turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) -> Measured:
         """Answers to gate prompts beside those of base and live, judged by the gate's reward model."""
