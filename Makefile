@@ -57,8 +57,8 @@ demo-quick: $(READY) $(ENGINE_$(ENGINE)) ## The same loop with a tiny model, in 
 test: $(READY) ## Run the tests; what needs a server that is not there is skipped, and says so
 	$(PYTEST) $(ARGS)
 
-test-fast: $(READY) ## The tests of single parts: no server, no training, about a minute
-	$(PYTEST) -m 'not slow and not needs_kafka and not needs_postgres' tests/unit tests/numerics tests/contract $(ARGS)
+test-fast: $(READY) ## The tests of single parts: no processes of their own, no server, no training
+	$(PYTEST) -m 'not slow and not apart and not needs_kafka and not needs_postgres' tests/unit tests/numerics tests/contract $(ARGS)
 
 check: lint types contracts proto-check test ## All that a commit on main must pass
 

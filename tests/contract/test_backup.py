@@ -143,6 +143,7 @@ def bucket(tmp_path, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.apart
 def test_a_registry_in_s3_is_backed_up_and_comes_back(tmp_path, bucket):
     here = Settings(data_dir=tmp_path / "here", store=StoreSettings(registry=f"{bucket}/here"))
     filled(here)
@@ -229,6 +230,7 @@ while True:
 """
 
 
+@pytest.mark.apart
 def test_a_backup_under_writes_has_a_log_that_holds_all_that_its_store_has_read(tmp_path):
     here = elsewhere(tmp_path / "here")
     filled(here, acts=1)

@@ -131,6 +131,7 @@ class EventLogContract:
             offsets = [offset for each, offset in places if each == partition]
             assert offsets == list(range(len(offsets)))
 
+    @pytest.mark.apart
     def test_every_thread_and_every_process_gets_its_own_offset(self, settings, log, consume):
         places = []
 

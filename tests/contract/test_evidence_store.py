@@ -404,6 +404,7 @@ def test_a_wrong_url_is_a_clear_refusal(url: str) -> None:
         EvidenceStore(url)
 
 
+@pytest.mark.apart
 def test_evidence_is_imported_without_torch() -> None:
     code = "import plaudit.evidence.join, plaudit.evidence.store, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

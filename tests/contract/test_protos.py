@@ -34,16 +34,19 @@ def buf():
     return program
 
 
+@pytest.mark.apart
 def test_the_protos_pass_the_linter(buf):
     linted = subprocess.run([buf, "lint"], cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
+@pytest.mark.apart
 def test_the_protos_are_formatted(buf):
     formatted = subprocess.run([buf, "format", "--diff", "--exit-code"], cwd=ROOT, capture_output=True, text=True)
     assert formatted.returncode == 0, formatted.stdout + formatted.stderr
 
 
+@pytest.mark.apart
 def test_the_generated_code_is_that_of_the_protos(tmp_path):
     pytest.importorskip("grpc_tools", reason="NO GENERATOR: install the dependency group proto")
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))

@@ -58,6 +58,7 @@ def _declared(thing, name, kind, reflected, compared_to):
     return kind != "table" or name in METADATA.tables
 
 
+@pytest.mark.apart
 def test_processes_that_open_an_empty_database_at_once_all_work(store_url):
     at = str(time.time() + 3)
     started = [
@@ -122,6 +123,7 @@ def test_a_file_that_others_could_read_is_narrowed(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.apart
 def test_what_is_written_after_a_second_opening_is_there_when_another_process_has_ended(tmp_path):
     """To open and close the file beside SQLite would drop this process's locks on it, and its write-ahead log goes."""
     url, log_file = f"sqlite:///{tmp_path / 'store.sqlite'}", tmp_path / "log.sqlite"

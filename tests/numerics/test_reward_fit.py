@@ -252,6 +252,7 @@ def test_heads_alone_learn_it_too_and_leave_the_base_without_adapter(base: Base,
     assert not torch.allclose(heads[:, 0], heads[:, 1]), "bootstrap draws must tell the heads apart"
 
 
+@pytest.mark.apart
 def test_an_adapters_training_begins_at_the_heads_optimum(base: Base, data: FrozenDataSet):
     still = SETTINGS.model_copy(update={"adapter_lr": 0.0, "head_lr": 0.0})
     alone = SETTINGS.model_copy(update={"adapter": False})

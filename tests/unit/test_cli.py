@@ -53,6 +53,7 @@ def registry(tmp_path):
         yield opened
 
 
+@pytest.mark.apart
 def test_help_is_quick_and_loads_nothing_heavy():
     program = (
         "import sys; sys.argv = ['plaudit', '--help']\n"

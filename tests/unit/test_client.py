@@ -146,6 +146,7 @@ def test_a_client_tries_for_as_long_as_it_says_and_ends_with_the_last_error(serv
     assert len(served[0].seen) == 1
 
 
+@pytest.mark.apart
 def test_a_server_that_is_back_is_found_before_the_client_gives_up(served):
     """The library's own wait before it connects again grows to two minutes; ours stays below a second."""
     with socket.socket() as free:
@@ -387,6 +388,7 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments():
         ], name
 
 
+@pytest.mark.apart
 def test_a_client_that_starts_first_waits_for_its_server(served, caplog, monkeypatch):
     # Longer than it would ask a busy one again.
     monkeypatch.setattr(client_calls, "PATIENCE_SECONDS", 0.2)
@@ -423,6 +425,7 @@ def test_a_client_that_starts_first_waits_for_its_server(served, caplog, monkeyp
 CLIENT_ALONE = ("grpc", "google", "grpc_status", "tenacity", "uuid6", "typing_extensions", "plaudit")
 
 
+@pytest.mark.apart
 def test_the_client_needs_nothing_but_what_it_is_installed_with():
     """Every other import is refused, as if it were not installed."""
     code = f"""

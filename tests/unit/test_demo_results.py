@@ -43,6 +43,7 @@ def report(seed=0, quick=False, **more):
     }
 
 
+@pytest.mark.apart
 def test_the_pages_and_the_chart_are_what_the_reports_make_of_them():
     done = subprocess.run([sys.executable, ROOT / "scripts" / "demo_results.py", "--check"], check=False)
     assert done.returncode == 0, "python scripts/demo_results.py writes them again"

@@ -284,6 +284,7 @@ def test_the_ledger_finds_lost_and_doubled_acts():
     assert ledger.counts()["retries"] == 3
 
 
+@pytest.mark.apart
 def test_training_code_cannot_reach_a_gold_preference():
     program = (
         "import importlib, pkgutil, sys\n"

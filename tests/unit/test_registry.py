@@ -372,6 +372,7 @@ with Registry((directory / "url").read_text(), str(directory / "registry")) as r
 """
 
 
+@pytest.mark.apart
 def test_of_two_processes_that_promote_from_one_state_exactly_one_wins(registry: Registry, tmp_path: Path) -> None:
     for _ in range(2):
         gated(registry, tmp_path)
@@ -536,6 +537,7 @@ with Registry((directory / "url").read_text(), str(directory / "registry")) as r
 
 
 @pytest.mark.parametrize("point", ["release.1", "release.2"])
+@pytest.mark.apart
 def test_a_crash_while_registering_loses_and_doubles_nothing(registry: Registry, tmp_path: Path, point: str) -> None:
     manifest, folder = draft(), artifacts(tmp_path)
     (tmp_path / "draft.json").write_text(manifest.to_json())

@@ -36,6 +36,7 @@ with stop._cond:
         pytest.param(IN_THE_MIDST_OF_WAITING, id="in the midst of waiting"),
     ],
 )
+@pytest.mark.apart
 def test_a_signal_ends_the_wait(when):
     program = START + when + "assert stop.wait()\nprint('ended')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=500)
@@ -63,6 +64,7 @@ finally:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.apart
 def test_a_signal_during_the_start_ends_it_and_a_second_one_does_not_cut_off_the_clean_up(number):
     with subprocess.Popen([sys.executable, "-c", STARTING, "0.5"], stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout.readline() == "starts\n"
@@ -88,6 +90,7 @@ with Processes(Path(sys.argv[1]), threads=1) as processes:
 """
 
 
+@pytest.mark.apart
 def test_a_demo_that_is_ended_ends_its_children(tmp_path):
     with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as running:
         child = int(running.stdout.readline())
@@ -98,6 +101,7 @@ def test_a_demo_that_is_ended_ends_its_children(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="which signals a process catches is read from /proc")
+@pytest.mark.apart
 def test_every_command_catches_signals_before_it_loads_anything(tmp_path):
     """PID 1 of a container has no default reaction: a signal that nothing catches is lost."""
     code = "import time; from plaudit import cli; cli.app = lambda: time.sleep(60); cli.main()"
@@ -140,6 +144,7 @@ finally:
 
 
 @pytest.mark.parametrize("keeper", KEEPERS)
+@pytest.mark.apart
 def test_children_end_with_their_parent_even_if_it_is_killed(keeper, tmp_path):
     runs = tmp_path / "runs"
     child = KEPT.replace("sys.argv[1]", repr(str(runs)))

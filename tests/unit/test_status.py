@@ -211,6 +211,7 @@ def test_a_folder_that_holds_nothing_is_said_and_stays_empty(tmp_path, monkeypat
     structlog.reset_defaults()
 
 
+@pytest.mark.apart
 def test_watch_looks_again_until_it_is_ended(settings, registry):
     code = "import sys; from plaudit.cli import main; sys.argv = ['plaudit', *sys.argv[1:]]; main()"
     words = ["status", "--watch", "--json", "--every", "0.2", "--data-dir", str(settings.data_dir)]

@@ -99,6 +99,7 @@ def test_shares_come_from_the_bounds_of_the_splits():
     assert needs.share(group_bounds(), Split.CALIBRATION) == 0.0
 
 
+@pytest.mark.apart
 def test_a_survey_needs_no_torch():
     code = "import plaudit.learner.survey, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

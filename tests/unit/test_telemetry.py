@@ -56,6 +56,7 @@ def test_places_end_where_a_chain_of_causes_was_cut():
 
 
 @pytest.mark.parametrize("thread", ["main", "another"])
+@pytest.mark.apart
 def test_a_crash_is_told_without_its_message(thread):
     bang = "int(secret)" if thread == "main" else "threading.Thread(target=int, args=(secret,)).start()"
     code = (
