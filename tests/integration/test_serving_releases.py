@@ -1,5 +1,6 @@
 """What a replica does with releases: follows, proves, refuses, forgets; and what operators see."""
 
+import contextlib
 import datetime as dt
 import shutil
 import socket
@@ -378,23 +379,15 @@ def test_a_watcher_sees_the_state_and_then_each_change(local, client, make_relea
     client.generate("echo", "Hello", max_tokens=2)
     row = make_release(local.registry, CHANNEL, 1)
     seen = []
-    began, ended = threading.Event(), threading.Event()
-
-    def watch():
-        try:
-            for state in client.watch(NAME, timeout=8.0):
-                seen.append((state.generation, state.live))
-                began.set()
-        except DeadlinePassed:
-            ended.set()
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    assert began.wait(8)
-    client.promote(NAME, row.version)
-    _wait_until(lambda: seen == [(0, 0), (1, row.version)])
-    assert ended.wait(30)
-    watcher.join(10)
+    with contextlib.closing(client.watch(NAME, timeout=300.0)) as states:
+        for state in states:
+            seen.append((state.generation, state.live))
+            if state.live == row.version:
+                break
+            client.promote(NAME, row.version)
+    assert seen == [(0, 0), (1, row.version)]
+    with pytest.raises(DeadlinePassed):
+        list(client.watch(NAME, timeout=0.3))
 
 
 def test_serving_goes_on_while_the_channel_states_cannot_be_read(local, client, monkeypatch):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plaudit.errors import LogUnavailable
-from plaudit.eventlog import EventLog, Topic
+from plaudit.eventlog import EventLog, Record, Topic
 from plaudit.eventlog.codec import Rejected, decode
 
 _WAIT_SECONDS = 15.0  # for a broker to hand out the partitions
@@ -54,8 +54,18 @@ def read_rejected(log: EventLog, most: int, reason: str = "", name: str = "") ->
     newest: OrderedDict[tuple[str, int, int, str], Rejected] = OrderedDict()
     read: dict[tuple[Topic, int], int] = {}
     patience = time.monotonic() + _WAIT_SECONDS
+    records: Sequence[Record] = ()
     try:
         while True:
+            late = not records and time.monotonic() > patience
+            # Asked before each poll, which waits at the end of the log.
+            if consumer.assigned():
+                # Offsets below the end may hold nothing any more (retention): then an empty poll has to do.
+                ends = consumer.end_positions()
+                if late or all(read.get(place, 0) >= end for place, end in ends.items()):
+                    return Rejections(dict(sorted(counts.items())), tuple(newest.values()))
+            elif late:
+                raise LogUnavailable(f"no partition of {Topic.REJECTED} was handed out in {_WAIT_SECONDS:.0f} s; retry")
             records = consumer.poll(_POLL_SECONDS, _RECORDS)
             for record in records:
                 read[record.topic, record.partition] = record.offset + 1
@@ -69,14 +79,5 @@ def read_rejected(log: EventLog, most: int, reason: str = "", name: str = "") ->
                 newest[identity] = said
                 if len(newest) > most:
                     newest.popitem(last=False)
-            if records:
-                continue
-            if consumer.assigned():
-                ends = consumer.end_positions()
-                # Offsets below the end may hold nothing any more (retention), so an empty poll at the end is enough.
-                if all(read.get(place, 0) >= end for place, end in ends.items()) or time.monotonic() > patience:
-                    return Rejections(dict(sorted(counts.items())), tuple(newest.values()))
-            elif time.monotonic() > patience:
-                raise LogUnavailable(f"no partition of {Topic.REJECTED} was handed out in {_WAIT_SECONDS:.0f} s; retry")
     finally:
         consumer.close()
