@@ -134,11 +134,13 @@ def _turns(data: Data) -> list[Data]:
     for number, turn in enumerate(data.get("turns") or [], start=1):
         release = by_time.get(turn["as_of"], {})
         fate = "" if release.get("live_from") else " (refused)" if turn["progressed"] else " (proposed nothing)"
-        found.append({"number": number, "fate": fate, "chosen": turn["chosen"], "states": turn["states"]})
+        facts = {name: turn[name] for name in ("chosen", "states")}
+        found.append({"number": number, "fate": fate, "proposed": turn["progressed"], **facts})
     return found or [
         {
             "number": row["version"],
             "fate": "" if row.get("live_from") else " (refused)",
+            "proposed": True,
             "chosen": row.get("chosen"),
             "states": row["iterates"],
         }
@@ -164,7 +166,7 @@ def _rewards(axes: Any, turns: Sequence[Data]) -> None:
             )
         chosen = _proposed(turn)
         place = (chosen["kl_base_nats_per_sequence"], chosen["reward"])
-        axes.plot([place[0]], [place[1]], "o", color=colour, markersize=9)
+        axes.plot([place[0]], [place[1]], "o", color=colour, markersize=9 if turn["proposed"] else 4)
         _name_turn(axes, turn, place, colour)
     axes.set_ylabel("reward", fontsize=9, color=MUTED)
     axes.margins(y=0.2)
@@ -184,7 +186,7 @@ def _golds(axes: Any, turns: Sequence[Data]) -> None:
             axes.plot([kl, kl], [rate["low"], rate["high"]], color=colour, linewidth=0.9, alpha=0.55)
         chosen = _proposed(turn)
         place = (chosen["kl_base_nats_per_sequence"], chosen["gold_win_rate"]["estimate"])
-        axes.plot([place[0]], [place[1]], "o", color=colour, markersize=9)
+        axes.plot([place[0]], [place[1]], "o", color=colour, markersize=9 if turn["proposed"] else 4)
         _name_turn(axes, turn, place, colour, percent(place[1]))
     axes.axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_ylabel("wins against the base", fontsize=9, color=MUTED)
@@ -209,7 +211,9 @@ def _name_turn(axes: Any, turn: Data, place: tuple[float, float], colour: str, v
     room = place[0] > 0.25 * max(state["kl_base_nats_per_sequence"] for state in turn["states"])
     offset, side = ((-8, 8), "right") if room else ((8, -14), "left")
     name = f"turn {turn['number']}{turn['fate']}" + (f": {value}" if value else "")
-    axes.annotate(name, place, offset, textcoords="offset points", fontsize=9, color=colour, ha=side)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+    offset_points = {"textcoords": "offset points", "fontsize": 9, "color": colour, "ha": side}
+    axes.annotate(name, place, offset, bbox=behind, zorder=4, **offset_points)
 
 
 def _believed(axes: Any, judged: Sequence[Data]) -> None:
