@@ -239,7 +239,8 @@ def test_bodies_that_are_no_requests_get_an_error_and_no_text_back(plain):
         assert 400 <= answer.status_code < 500, body
         assert answer.json()["error"]["code"] in ("INVALID_FIELD", "HANDLE_FORGED")
         assert "secret" not in answer.text
-    assert plain.get("/nothing").json()["error"]["code"] == "NOT_OFFERED"
+    for path in ("/nothing", "/models/"):
+        assert plain.get(path).json()["error"]["code"] == "NOT_OFFERED"
     assert plain.get("/chat/completions").status_code == 405
 
 

@@ -60,7 +60,7 @@ class Routes:
 
     def app(self) -> Starlette:
         """The application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route(path, _whole(path, answer), methods=[method])
                 for path, method, answer in (
@@ -75,6 +75,8 @@ class Routes:
             ],
             exception_handlers={PlauditError: _failed, grpc.aio.AioRpcError: _refused, HTTPException: _no_route},
         )
+        app.router.redirect_slashes = False  # a redirect has no error's shape, and clients drop the body behind it
+        return app
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
