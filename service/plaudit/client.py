@@ -36,8 +36,8 @@ from plaudit.client_catalogue import (
 from plaudit.client_messages import (
     BulkAcknowledged,
     News,
-    act_of,
-    bulk_acknowledged,
+    bulk_acknowledgements,
+    bulk_messages,
     move,
     retraction,
     stream_event,
@@ -198,10 +198,12 @@ class Plaudit:
     def submit_many(
         self, acts: Iterable[feedback_pb2.Feedback], *, timeout: float | None = None
     ) -> Iterator[BulkAcknowledged]:
-        """Sends many acts (see `drafts`) and gives one acknowledgement for each, in order; `timeout` in seconds."""
-        requests = (feedback_pb2.StreamFeedbackRequest(feedback=act_of(act)) for act in acts)
-        for answer in self._each(self._stubs.feedback.StreamFeedback(requests, timeout=timeout)):
-            yield bulk_acknowledged(answer)
+        """Sends many acts (see `drafts`) and gives one acknowledgement for each, in order; `timeout` in seconds.
+
+        Acts of a list go together, up to 256 in a message, which costs less; those of an iterator one by one.
+        """
+        for answer in self._each(self._stubs.feedback.StreamFeedback(bulk_messages(acts), timeout=timeout)):
+            yield from bulk_acknowledgements(answer)
 
     def retract(self, handle: str, feedback_id: str, *, rater: str = "", session_id: str = "") -> dt.datetime:
         """Withdraws an act, and tells when the withdrawal was accepted.

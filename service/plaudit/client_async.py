@@ -38,7 +38,8 @@ from plaudit.client_messages import (
     BulkAcknowledged,
     News,
     act_of,
-    bulk_acknowledged,
+    bulk_acknowledgements,
+    bulk_messages,
     move,
     retraction,
     stream_event,
@@ -148,12 +149,13 @@ class AsyncPlaudit:
                 async for act in acts:
                     yield feedback_pb2.StreamFeedbackRequest(feedback=act_of(act))
             else:
-                for act in acts:
-                    yield feedback_pb2.StreamFeedbackRequest(feedback=act_of(act))
+                for message in bulk_messages(acts):
+                    yield message
 
         self._check_loop()
         async for answer in self._each(self._stubs.feedback.StreamFeedback(requests(), timeout=timeout)):
-            yield bulk_acknowledged(answer)
+            for acknowledged_act in bulk_acknowledgements(answer):
+                yield acknowledged_act
 
     async def retract(self, handle: str, feedback_id: str, *, rater: str = "", session_id: str = "") -> dt.datetime:
         """As `Plaudit.retract`."""

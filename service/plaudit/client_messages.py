@@ -7,7 +7,7 @@ frozen types. Never talks to the network.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,9 @@ from plaudit.v1 import assistant_pb2, errors_pb2, feedback_pb2, releases_pb2
 from plaudit.wire import error_classes
 
 Answer = TypeVar("Answer")
+
+TOGETHER_ACTS = 256  # what a message of a bulk stream may hold
+TOGETHER_BYTES = 48 * 1024  # below the smallest limit that a server can set for a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,33 @@ def submission(act: Any) -> feedback_pb2.SubmitFeedbackRequest:
     return feedback_pb2.SubmitFeedbackRequest(feedback=act_of(act))
 
 
-def bulk_acknowledged(answer: feedback_pb2.StreamFeedbackResponse) -> BulkAcknowledged:
-    """The typed acknowledgement of one act of a bulk stream."""
+def bulk_messages(acts: Iterable[Any]) -> Iterator[feedback_pb2.StreamFeedbackRequest]:
+    """Messages of a bulk stream: acts of a sequence together, those of an iterator one by one.
+
+    Whoever gives an iterator may wait for an answer before the next act. Raises InvalidField for what is no act.
+    """
+    if not isinstance(acts, Sequence):
+        for act in acts:
+            yield feedback_pb2.StreamFeedbackRequest(feedback=act_of(act))
+        return
+    together, size = list[feedback_pb2.Feedback](), 0
+    for act in acts:
+        own = act_of(act).ByteSize()
+        if together and (len(together) == TOGETHER_ACTS or size + own > TOGETHER_BYTES):
+            yield feedback_pb2.StreamFeedbackRequest(acts=together)
+            together, size = [], 0
+        together.append(act)
+        size += own
+    if together:
+        yield feedback_pb2.StreamFeedbackRequest(acts=together)
+
+
+def bulk_acknowledgements(answer: feedback_pb2.StreamFeedbackResponse) -> list[BulkAcknowledged]:
+    """The typed acknowledgements of a message of a bulk stream, in order of its acts."""
+    return [_bulk_acknowledged(each) for each in answer.answers or (answer,)]
+
+
+def _bulk_acknowledged(answer: feedback_pb2.StreamFeedbackResponse) -> BulkAcknowledged:
     if answer.accepted:
         return BulkAcknowledged(answer.index, answer.feedback_id, None)
     reason = errors_pb2.ErrorReason.Name(answer.reason).removeprefix("ERROR_REASON_")

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from plaudit import client_calls
 from plaudit.client import AsyncPlaudit, Plaudit
+from plaudit.client_messages import bulk_messages
 from plaudit.errors import (
     DeadlinePassed,
     InvalidField,
@@ -348,8 +349,26 @@ def test_feedback_from_a_kept_handle_carries_it(served, client):
 
 def test_a_bulk_refusal_comes_as_its_error(client):
     give = drafts("handle", ("a",))
-    answers = list(client.submit_many([give.thumbs_up() for _ in range(3)]))
+    answers = list(client.submit_many(iter([give.thumbs_up() for _ in range(3)])))
     assert [type(answer.error) for answer in answers] == [type(None), LogUnavailable, type(None)]
+
+
+def test_acts_of_a_list_go_together_within_what_a_message_may_hold():
+    give = drafts("handle", ("a",))
+    many = [give.thumbs_up() for _ in range(600)]
+    messages = list(bulk_messages(many))
+    assert [act for message in messages for act in message.acts] == many
+    assert max(len(message.acts) for message in messages) == 256
+    long = [give.comment("x" * 20_000) for _ in range(5)] + [give.comment("x" * 100_000), give.thumbs_up()]
+    messages = list(bulk_messages(long))
+    assert [len(message.acts) for message in messages] == [2, 2, 1, 1, 1]
+    assert list(bulk_messages([])) == []
+
+
+def test_acts_of_an_iterator_go_one_by_one_because_the_next_may_wait_for_an_answer():
+    acts = [drafts("handle", ("a",)).thumbs_up() for _ in range(2)]
+    messages = list(bulk_messages(iter(acts)))
+    assert [(message.feedback, len(message.acts)) for message in messages] == [(act, 0) for act in acts]
 
 
 def test_texts_are_options_of_their_own_name(client):
