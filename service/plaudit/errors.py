@@ -394,6 +394,8 @@ class Misconfigured(Broken):
 class LearnerProcessLost(Broken):
     """A process that shares a learner's passes is gone; start all of them again."""
 
+    reason = "LEARNER_PROCESS_LOST"
+
 
 class InternalError(Broken):
     """A bug in the service; its logs have the details under the request's id."""

@@ -16,7 +16,7 @@ import uuid6
 from plaudit.client import Plaudit
 from plaudit.engine.base import Base
 from plaudit.engine.torch_engine import TorchEngine
-from plaudit.eventlog import open_log
+from plaudit.eventlog import codec, open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.splits import rater_split
 from plaudit.evidence.store import EvidenceStore
@@ -24,6 +24,7 @@ from plaudit.learner.loop import open_learner
 from plaudit.plugins import load_plugins
 from plaudit.release import registry
 from plaudit.replies import drafts
+from plaudit.serving import interceptors, validate
 from plaudit.serving.handle import pseudonym
 from plaudit.settings import Settings
 from plaudit.testing.models import tiny_model
@@ -66,6 +67,8 @@ def counted_ids(first=1):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uuid6, "uuid7", next_id)
+        for module in (codec, interceptors, validate):
+            patch.setattr(module, "new_id", lambda: str(next_id()))
         yield
 
 

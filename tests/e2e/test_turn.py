@@ -17,6 +17,7 @@ from plaudit import waiting
 from plaudit.demo.audit import read_log
 from plaudit.domain import DecodeSpec
 from plaudit.engine import adapters
+from plaudit.engine.ranks import Alone
 from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import Topic
 from plaudit.eventlog.codec import ReleaseChange, decode
@@ -206,8 +207,8 @@ def test_a_turn_asks_its_gate_prompts_that_no_update_has_seen(settings_of, learn
             asked[step] |= {job.prompt.tokens for job in jobs if job.release.version != 0}
         return learner.engine.submit(jobs)
 
-    spied = dataclasses.replace(learner, engine=Wrapped(learner.engine, submit=submit))
-    look(spied, CHANNEL, Watch())
+    engine = Wrapped(learner.engine, submit=submit)
+    look(dataclasses.replace(learner, engine=engine, ranks=Alone(learner.base, engine)), CHANNEL, Watch())
     salt = learner.registry.salt(CHANNEL)
     groups = {}
     for row in learner.store.prompts(CHANNEL):

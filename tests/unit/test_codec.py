@@ -6,7 +6,7 @@ import datetime as dt
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from plaudit import types
 from plaudit.errors import PlauditError, RecordUnusable, Undecodable
@@ -186,6 +186,8 @@ def test_damaged_bytes_are_undecodable_or_a_noun(noun, data):
         codec.decode(bytes(value[: data.draw(st.integers(0, len(value)))]))
 
 
+@example(0.0)
+@example(-0.0)
 @given(floats32 | st.just(struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]))
 def test_any_temperature_that_a_record_can_hold_decodes_to_its_32_bits(temperature):
     envelope = events_pb2.Envelope()

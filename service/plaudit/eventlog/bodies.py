@@ -514,9 +514,13 @@ def _named(names: dict[Any, Any], message: ProtoMessage, field: str) -> Any:
     return names[value]
 
 
-@functools.lru_cache(maxsize=1024)  # a channel samples with few temperatures
 def _shortest(value: float) -> float:
     """The shortest decimal that this 32-bit value stands for, so that a temperature of 0.7 comes back as 0.7."""
+    return _shortest_above_zero(value) if value > 0 else value  # 0 and -0 would be one key of the cache
+
+
+@functools.lru_cache(maxsize=1024)  # a channel samples with few temperatures
+def _shortest_above_zero(value: float) -> float:
     for digits in range(1, 9):
         short = float(f"{value:.{digits}g}")
         try:
