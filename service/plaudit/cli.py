@@ -181,7 +181,9 @@ def learn_plan(
     thumbs: Annotated[str, typer.Option("--thumbs", help="Share of the feedback that is thumbs, such as 70%.")] = "",
     choices: Annotated[str, typer.Option("--choices", help="Share that choose between two answers.")] = "",
     rankings: Annotated[str, typer.Option("--rankings", help="Share that rank four answers.")] = "",
-    per_prompt: Annotated[float, typer.Option("--per-prompt", help="Acts that each prompt gets.", min=1)] = 1.0,
+    per_prompt: Annotated[
+        float, typer.Option("--per-prompt", help="Pieces of feedback that each prompt gets.", min=1)
+    ] = 1.0,
     as_json: JsonOption = False,
     config: ConfigOption = None,
     assign: SetOption = None,

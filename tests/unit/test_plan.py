@@ -41,7 +41,7 @@ def test_what_can_never_be_is_said(monkeypatch):
     monkeypatch.setattr(module, "MOST_ACTS", 800)
     found = plan(Mix(raters=2, choices=1.0), Settings())
     assert found.whole.half is None
-    assert "more than 800 acts in half of 20 draws" in as_text(found)
+    assert "more than 800 pieces of feedback in half of 20 draws" in as_text(found)
     assert {need.what: reach.half for need, reach in found.needs}[needs.RATERS] is None
 
 

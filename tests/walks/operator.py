@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -212,7 +213,8 @@ def test_an_operator_goes_from_up_through_a_refusal_to_a_roll_back(operator):
             answer = client.generate("instruction", "list 7 kinds of tea", n=1, max_tokens=8)
         assert answer.completions[0].release_version == 0
         assert "odd answers" in operator.run("release", "history", CHANNEL)
-        assert "refused: kl_base" in operator.run("release", "list", CHANNEL)
+        # Of a refusal each failed check is listed; others may fail beside the one that this walk sets.
+        assert re.search(r"refused: .*\bkl_base\b", operator.run("release", "list", CHANNEL))
         assert "BAD" not in operator.run("doctor")
         clock("release history and list say all of it; doctor finds nothing wrong")
         print(operator.run("status"))

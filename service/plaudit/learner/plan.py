@@ -67,8 +67,8 @@ class Mix:
         if self.raters < 1 or self.per_prompt < 1 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(
                 f"{self.raters} raters with {self.thumbs:.0%} thumbs, {self.choices:.0%} choices and "
-                f"{self.rankings:.0%} rankings, {self.per_prompt:g} acts per prompt: write at least one rater, "
-                "at least one act per prompt, and shares that add up to 100%"
+                f"{self.rankings:.0%} rankings, {self.per_prompt:g} pieces of feedback per prompt: write at least "
+                "one rater, at least one piece per prompt, and shares that add up to 100%"
             )
 
     def __str__(self) -> str:
@@ -248,11 +248,11 @@ def as_text(found: Plan) -> str:
     """The plan for people."""
     per = found.mix.per_prompt
     lines = [
-        f"{found.mix}; {per:g} act{'s' * (per != 1)} per prompt",
+        f"{found.mix}; {per:g} piece{'s' * (per != 1)} of feedback per prompt",
         f"A first turn begins after {_acts(found.whole.half)} in half of {DRAWS} draws of who counts for what, after",
         f"{_acts(found.whole.safe)} in nine of ten. What comes last: {found.decides}.",
         "",
-        f"  {'acts until it is met':<52} {'half':>8} {'9 of 10':>8}",
+        f"  {'pieces of feedback until it is met':<52} {'half':>8} {'9 of 10':>8}",
         *(
             f"  {f'{need.want} {need.what}':<52} {_number(reach.half):>8} {_number(reach.safe):>8}"
             for need, reach in found.needs
@@ -278,7 +278,9 @@ _WHY = (
 
 
 def _acts(count: int | None) -> str:
-    return f"more than {MOST_ACTS} acts" if count is None else f"about {_number(count)} acts"
+    return (
+        f"more than {MOST_ACTS} pieces of feedback" if count is None else f"about {_number(count)} pieces of feedback"
+    )
 
 
 def _number(count: int | None) -> str:
