@@ -226,7 +226,7 @@ def ask(channel: grpc.Channel, call: Call, data: bytes, found: Found) -> None:
             for raw in channel.stream_stream(method)(iter([data]), timeout=seconds):
                 items += 1
                 answer = feedback_pb2.StreamFeedbackResponse.FromString(raw)
-                if not answer.accepted and not answer.reason:
+                if any(not each.accepted and not each.reason for each in answer.answers or (answer,)):
                     found.add("no reason", f"{call.method} {data!r}: refused without a reason")
         elif streamed:
             items = sum(1 for _ in channel.unary_stream(method)(data, timeout=seconds))
