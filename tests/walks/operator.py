@@ -58,6 +58,8 @@ prompts = 24
 min_prompts = 8
 kl_base = {kl_base}
 distinct_ratio = 0.0
+win_base = 0.3
+win_live = 0.3
 reward_comparisons = 60
 [learn]
 metrics_port = 0

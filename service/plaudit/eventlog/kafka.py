@@ -50,6 +50,7 @@ METADATA_SECONDS = 10  # after so long a partition that was added is read
 HANGING_SECONDS = 1.0
 # kafka-python may stop fetching when its partitions change while it waits at their end; then it is made anew.
 SILENT_SECONDS = 5.0
+FORMING_SECONDS = 30.0
 RECONNECT_SECONDS = 1.0
 BATCH_BYTES = 256 * 1024  # of one partition in one request
 # Kafka's own framing of a record, its key included, on top of the largest value.
@@ -268,10 +269,11 @@ class KafkaLogConsumer:
                 return []
             if batches:
                 self._heard = time.monotonic()
-            elif self._consumer.group_metadata().state is not MemberState.STABLE:
-                self._heard = time.monotonic()  # a member of a group that forms has nothing to fetch
-            elif time.monotonic() - self._heard > SILENT_SECONDS:
-                self._listen_again()
+            else:
+                # A member of a group that forms has nothing to fetch, but no group forms for ever.
+                forms = self._consumer.group_metadata().state is not MemberState.STABLE
+                if time.monotonic() - self._heard > (FORMING_SECONDS if forms else SILENT_SECONDS):
+                    self._listen_again(forms)
         return [
             Record(
                 self._topic_of[partition.topic],
@@ -285,17 +287,15 @@ class KafkaLogConsumer:
             for message in messages
         ]
 
-    def _listen_again(self) -> None:
-        """A new client instead of one that fetches nothing although records wait for it."""
+    def _listen_again(self, forms: bool) -> None:
+        """A new client instead of one whose group `forms` for too long, or that fetches nothing though records wait."""
         self._heard = time.monotonic()
-        partitions = [self._partition(*place) for place in self._assigned]
-        if not partitions:
-            return
-        ends = self._consumer.end_offsets(partitions)
-        waiting = sum(max(0, ends[each] - self._consumer.position(each)) for each in partitions)
-        if not waiting:
-            return
-        _log.warning("event_log_consumer_made_anew", waiting=waiting, silent_seconds=SILENT_SECONDS)
+        if not forms:
+            partitions = [self._partition(*place) for place in self._assigned]
+            ends = self._consumer.end_offsets(partitions) if partitions else {}
+            if all(self._consumer.position(each) >= ends[each] for each in partitions):
+                return
+        _log.warning("event_log_consumer_made_anew", group_forms=forms)
         self._assigned = frozenset()
         self._consumer.close(autocommit=False, timeout_ms=int(self._settings.timeout_seconds * 1000))
         self._consumer = self._subscribed()
