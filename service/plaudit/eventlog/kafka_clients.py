@@ -72,7 +72,7 @@ def keep_finished_joins(consumer: Any) -> None:
 
     kafka-python 3.0 throws such a result away and joins again, and if the leader of a group joins again, everybody has
     to. So on a machine where joining takes longer than a poll, a group is formed anew for minutes and nobody fetches.
-    There is no public way; a client that lacks the members is left as it is, and said once.
+    There is no public way. A client that lacks these members is left as it is, and one warning says so.
     """
     coordinator: Any = getattr(consumer, "_coordinator", None)
     if missing := [name for name in JOINING if not hasattr(coordinator, name)]:
@@ -97,7 +97,7 @@ def keep_finished_joins(consumer: Any) -> None:
 
 @functools.cache
 def _say_once_of(missing: tuple[str, ...]) -> None:
-    _log.warning("kafka_client_unknown", version=kafka.__version__, missing=missing, tested="constraints.txt")
+    _log.warning("kafka_client_unknown", version=kafka.__version__, missing=missing, tested="the version in constraints.txt")
 
 
 def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
