@@ -97,7 +97,7 @@ def keep_finished_joins(consumer: Any) -> None:
 
 @functools.cache
 def _say_once_of(missing: tuple[str, ...]) -> None:
-    _log.warning("kafka_client_unknown", version=kafka.__version__, missing=missing, tested="the version in constraints.txt")
+    _log.warning("kafka_client_unknown", version=kafka.__version__, missing=missing, tested="constraints.txt")
 
 
 def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
