@@ -219,7 +219,7 @@ def test_nothing_is_replaced_unasked_or_under_a_process_that_runs(tmp_path):
 
 
 WRITE = """
-import sys, uuid
+import sys, time, uuid
 from plaudit.eventlog import open_log
 from plaudit.settings import Settings
 from plaudit.testing.evidence import append, make_interaction
@@ -227,11 +227,12 @@ log = open_log(Settings(data_dir=sys.argv[1]))
 print("ready", flush=True)
 while True:
     append(log, make_interaction(uuid.uuid4().hex))
+    time.sleep(0.002)  # what is joined below stays little
 """
 
 
 @pytest.mark.apart
-def test_a_backup_under_writes_has_a_log_that_holds_all_that_its_store_has_read(tmp_path):
+def test_a_backup_under_writes_has_a_log_that_holds_all_that_its_store_has_read(tmp_path, monkeypatch):
     here = elsewhere(tmp_path / "here")
     filled(here, acts=1)
     writer = subprocess.Popen([sys.executable, "-c", WRITE, str(here.data_dir)], stdout=subprocess.PIPE)
@@ -239,6 +240,19 @@ def test_a_backup_under_writes_has_a_log_that_holds_all_that_its_store_has_read(
     log, store = open_log(here), EvidenceStore(here.store_url)
     join, stop = Join(log, store, {CHANNEL.domain: PlainDomain()}, here.join), threading.Event()
     joining = threading.Thread(target=join.run, args=(stop,))
+    copy, copied = module._copy_sqlite, []
+
+    def copy_once_the_join_has_read_more(source, target):
+        """However quick a backup is, the log and the store move on before and between its copies."""
+        read, deadline = store.counts(CHANNEL).interactions, time.monotonic() + 300
+        while store.counts(CHANNEL).interactions <= read:
+            assert joining.is_alive(), "the join has ended"
+            assert time.monotonic() < deadline, f"the join stays at {read} interactions"
+            time.sleep(0.001)
+        copied.append(source.name)
+        copy(source, target)
+
+    monkeypatch.setattr(module, "_copy_sqlite", copy_once_the_join_has_read_more)
     joining.start()
     try:
         for number in range(3):
@@ -251,12 +265,14 @@ def test_a_backup_under_writes_has_a_log_that_holds_all_that_its_store_has_read(
         writer.stdout.close()
         store.close()
         log.close()
-    there = elsewhere(tmp_path / "there")
-    restore(there, tmp_path / "kept2")
-    log, store = open_log(there), EvidenceStore(there.store_url)
-    join = Join(log, store, {CHANNEL.domain: PlainDomain()}, there.join)  # refuses a store ahead of its log
-    before = store.counts(CHANNEL).interactions
-    join_all(join)
-    assert store.counts(CHANNEL).interactions >= before > 1
-    for each in (join, store, log):
-        each.close()
+    assert len(copied) == 6, "a store and a log for each backup"
+    for number in range(3):
+        there = elsewhere(tmp_path / f"there{number}")
+        restore(there, tmp_path / f"kept{number}")
+        log, store = open_log(there), EvidenceStore(there.store_url)
+        join = Join(log, store, {CHANNEL.domain: PlainDomain()}, there.join)
+        before = store.counts(CHANNEL).interactions
+        join_all(join)  # refuses a store ahead of its log
+        assert store.counts(CHANNEL).interactions > before > 1, "what was not read yet is in the log"
+        for each in (join, store, log):
+            each.close()
