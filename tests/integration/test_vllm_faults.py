@@ -187,12 +187,13 @@ def test_a_server_that_comes_back_gets_what_it_missed(fake, other, engine_of, ad
 def test_metrics_tell_of_each_server_whether_it_is_up_and_what_it_was_proved_with(fake, other, engine_of, adapter):
     other.status = 503
     engine, metrics = engine_of(fake, other), Metrics(CollectorRegistry())
-    observe(engine, metrics)
+    seen = observe(engine, metrics)
 
     def told(name, server):
         return metrics.registry.get_sample_value(f"plaudit_engine_server_{name}", {"server": server.address})
 
     assert [told("up", each) for each in (fake, other)] == [1, 0]
+    assert seen.servers() == {fake.address: True, other.address: False}
     engine.stage(ONE, adapter(1))
     # Loaded is not proved.
     assert told("adapters", fake) == 0
@@ -202,6 +203,7 @@ def test_metrics_tell_of_each_server_whether_it_is_up_and_what_it_was_proved_wit
     fake.status = 503
     wait_until(lambda: (told("up", fake), told("adapters", fake)) == (0, 0))
     assert told("up", other) == 1
+    assert seen.servers() == {fake.address: False, other.address: True}
 
 
 def test_without_any_server_requests_are_refused_with_the_addresses_and_come_back_with_it(fake, engine_of):

@@ -29,6 +29,7 @@ from plaudit.release.gate import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.reading import refusals
 from plaudit.release.registry import Promote, Registry, RollBack
+from plaudit.serving.router import Router
 from plaudit.settings import load_settings
 from plaudit.store import processes as module
 from plaudit.store.outcomes import TurnOutcomes
@@ -126,6 +127,23 @@ def test_a_refusal_is_shown_with_check_value_bound_and_next_step(settings, regis
 
     registry.change(CHANNEL, RollBack(), expected_generation=None, actor="operator:ada", reason="odd answers")
     assert "(by operator:ada: odd answers)" in as_text(deployment(settings, PLUGINS))
+
+
+def test_a_replica_says_which_of_its_vllm_servers_take_requests(settings, registry):
+    up = {"http://a:8000": True, "http://b:8000": False}
+    router = Router(
+        registry,
+        None,
+        Metrics(CollectorRegistry()),
+        base_digest="ab" * 32,
+        domains=(),
+        poll_seconds=0.05,
+        ready_at_start=0,
+        beat=Beat(registry.database, "serve"),
+        engine_servers=lambda: up,
+    )
+    router.look()
+    assert "; 1 of 2 vLLM servers take requests, NOT http://b:8000" in as_text(deployment(settings, PLUGINS))
 
 
 def test_processes_are_seen_until_they_end_and_missed_if_they_fall_silent(settings, registry, monkeypatch):

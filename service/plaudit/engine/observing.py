@@ -11,6 +11,7 @@ class EngineMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._servers: dict[str, bool] = {}
 
     def queued(self, seconds: float) -> None:
         """See Observer."""
@@ -33,11 +34,16 @@ class EngineMetrics:
 
     def server(self, address: str, up: bool, adapters: int) -> None:
         """See Observer."""
+        self._servers[address] = up
         self._metrics.engine_server_up.labels(address).set(up)
         self._metrics.engine_server_adapters.labels(address).set(adapters)
 
+    def servers(self) -> dict[str, bool]:
+        """Whether each server, by its address, takes requests now; empty for an engine that has none."""
+        return dict(self._servers)
 
-def observe(engine: Engine, metrics: Metrics) -> None:
+
+def observe(engine: Engine, metrics: Metrics) -> EngineMetrics:
     """Let an engine's work be seen in the metrics of its process, from now on."""
     metrics.engine_decoding.set_function(lambda: engine.load()[0])
     metrics.engine_waiting.set_function(lambda: engine.load()[1])
@@ -45,4 +51,6 @@ def observe(engine: Engine, metrics: Metrics) -> None:
     metrics.engine_kv_limit_bytes.set_function(lambda: engine.usage().kv_limit)
     metrics.engine_slots.set_function(lambda: engine.usage().slots)
     metrics.engine_slots_used.set_function(lambda: engine.usage().slots_used)
-    engine.observe(EngineMetrics(metrics))
+    seen = EngineMetrics(metrics)
+    engine.observe(seen)
+    return seen

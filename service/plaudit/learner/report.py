@@ -330,6 +330,15 @@ def _erasure_lines(people: ErasureReport, now: str) -> list[str]:
     return [f"erasures: {'; '.join(said)}; the oldest asked {_when(people.oldest, now)}"] if said else []
 
 
+def _engine_servers(up: Mapping[str, bool]) -> str:
+    away = sorted(address for address, takes in up.items() if not takes)
+    if not up:
+        return ""
+    return f"; {len(up) - len(away)} of {len(up)} vLLM servers take requests" + (
+        f", NOT {', '.join(away)}" if away else ""
+    )
+
+
 def _process_lines(found: Deployment) -> str:
     lines = []
     if found.rejected:
@@ -348,6 +357,7 @@ def _process_lines(found: Deployment) -> str:
             if kind == "serve":
                 behind = [name for name, serves in each.facts.get("serves", {}).items() if serves["behind"]]
                 facts = f"; BEHIND on {', '.join(behind)}" if behind else ""
+                facts += _engine_servers(each.facts.get("servers", {}))
             began = _when(each.started_at.isoformat(timespec="seconds"), found.now)
             lines.append(f"{kind:<6} {state}, {each.owner}, since {began}{facts}")
     return "\n".join(lines)

@@ -72,6 +72,7 @@ class Router:
         bell: Callable[[], Consumer] | None = None,
         beat: Beat | None = None,
         look_also: Callable[[], None] = lambda: None,
+        engine_servers: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
         self._registry = registry
         self._staging = staging
@@ -84,6 +85,7 @@ class Router:
         self._bell = bell
         self._beat = beat
         self._look_also = look_also
+        self._engine_servers = engine_servers
         self._serving: dict[Channel, _Serving] = {}
         self._told: dict[Channel, tuple[int, str]] = {}  # what the log was told last of a channel that is behind
         self._unanswered: dict[ReleaseKey, dt.datetime] = {}  # live since a swap, and no reply yet
@@ -143,7 +145,7 @@ class Router:
                 self._metrics.follower_errors.inc()
                 log.error("cannot follow a channel", channel=str(state.channel), error=type(error).__name__)
         if self._beat is not None:
-            self._beat.beat({"serves": self._facts()})
+            self._beat.beat({"serves": self._facts(), "servers": dict(self._engine_servers())})
 
     def _facts(self) -> dict[str, dict[str, object]]:
         """For people (`plaudit status`): what this replica serves, by channel."""

@@ -129,6 +129,7 @@ class Server:
             bell=_bell(event_log),
             beat=Beat(registry.database, "serve"),
             look_also=ErasedWatch(registry.database, recorder).look,
+            engine_servers=observe(engine, metrics).servers,
         )
         generation = Generation(
             engine,
@@ -177,7 +178,6 @@ class Server:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflect((*SERVICES, health.SERVICE_NAME), server)
-        observe(engine, metrics)
 
     def start(self) -> int:
         """Stages and proves what the channels serve, then listens; returns the port."""
