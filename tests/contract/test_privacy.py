@@ -38,6 +38,7 @@ from plaudit.settings import (
     Settings,
     StoreSettings,
 )
+from plaudit.store.kept import folder_of
 from plaudit.store.leases import Leases
 from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Channel, Comment, Consent, Correction, Feedback, Interaction, Thumbs, without_text
@@ -230,6 +231,33 @@ def test_of_several_joins_one_sweeps_and_counts_and_the_command_sees_what_is_lef
     assert json.loads(command(*asked).stdout)["counts"] == {}
     assert metrics.privacy_deleted.labels("interactions")._value.get() == 1
     sweep.close()
+
+
+def test_expire_forgets_what_turns_kept_of_the_channels_that_lost_something_and_of_no_other(
+    world: World, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    young, now = Channel("plain", "young"), dt.datetime.now(dt.UTC)
+    world.join(
+        make_interaction("old", completed_at=now - dt.timedelta(days=31)),
+        make_interaction("young", channel=young, completed_at=now),
+    )
+
+    def kept() -> list[Channel]:
+        return [channel for channel in (CHANNEL, young) if (folder_of(tmp_path, channel) / "features").exists()]
+
+    for channel in (CHANNEL, young):
+        folder_of(tmp_path, channel).mkdir(parents=True)
+        (folder_of(tmp_path, channel) / "features").touch()
+    asked = ["privacy", "expire", "--json", "--data-dir", str(tmp_path), "--set", f"store.url={world.url}"]
+    asked += ["--set", "privacy.retention_days=30"]
+    command(*asked, "--dry-run")
+    assert kept() == [CHANNEL, young]
+    assert json.loads(command(*asked).stdout)["counts"] == {"interactions": 1}
+    assert kept() == [young]
+    sweep = Sweep(kept_for(tmp_path, world.url, young=30), Metrics(CollectorRegistry()))
+    sweep.look()  # a join that starts makes sure that the files' bytes are clean, and nothing has ended since
+    sweep.close()
+    assert kept() == [young]
 
 
 def test_the_doctor_says_that_kafka_keeps_records_longer_than_a_channel_promises() -> None:

@@ -105,9 +105,9 @@ def test_no_more_is_kept_than_is_allowed(turn, base, tmp_path):
     kept_by_a_turn(turn, base, texts(base, *("tea " * n for n in range(1, 40))), most_bytes=100_000)
     size = (folder_of(tmp_path, CHANNEL) / FEATURES).stat().st_size
     assert 50_000 < size < 110_000
-    forget(tmp_path)
+    forget(tmp_path, CHANNEL)
     kept_by_a_turn(turn, base, texts(base, "tea"), most_bytes=0)
-    assert not (tmp_path / "kept").exists()
+    assert not folder_of(tmp_path, CHANNEL).exists()
 
 
 def test_a_learner_on_a_machine_that_cannot_keep_features_says_so(turn, base, tmp_path, monkeypatch):

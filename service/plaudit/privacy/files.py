@@ -16,16 +16,14 @@ from plaudit.store.database import Database
 from plaudit.types import Channel
 
 
-def scrub(
-    settings: Settings, database: Database, *, lost: Iterable[Channel] | None = None, compact: bool = False
-) -> bool:
+def scrub(settings: Settings, database: Database, *, lost: Iterable[Channel] = (), compact: bool = False) -> bool:
     """Takes what was deleted out of the files' bytes; False if a reader was in the way: try again later.
 
     PostgreSQL: the space of deleted rows is freed for use; its server overwrites it as it uses it. compact: writes
     SQLite files anew, without pages that an earlier version left behind. What a learner on this disk kept from turn to
-    turn of the channels that lost something (None: of all) goes too. Raises sqlite3.OperationalError.
+    turn of the channels that lost something goes too. Raises sqlite3.OperationalError.
     """
-    for channel in (None,) if lost is None else lost:
+    for channel in lost:
         kept.forget(settings.data_dir, channel)
     files = [] if settings.log.kind == "kafka" else [settings.data_dir / LOG_FILE]
     if database.engine.dialect.name == "sqlite":

@@ -1,8 +1,9 @@
 """Retention: what is older than a channel's `privacy.retention_days` is deleted.
 
 Enters: settings, the store, the embedded log's file and the registry. Leaves: all three without what is too old, and
-counts by what was deleted. A step is bounded (STEP_ROWS of each kind), so that the join, which runs it, is never held
-up for long; the next step goes on where this one ended. Kafka's topics have a retention of their own.
+counts by what was deleted. With a channel's rows goes what turns on this disk kept of its texts. A step is bounded
+(STEP_ROWS of each kind), so that the join, which runs it, is never held up for long; the next step goes on where this
+one ended. Kafka's topics have a retention of their own.
 
 The embedded log loses only what the join has read, so that nothing is skipped unread. Age is the log's own time of a
 record, of an interaction when it was completed, of feedback without an interaction when it was accepted.
@@ -27,6 +28,7 @@ from plaudit.evidence.tables import from_micros, to_micros
 from plaudit.release.moves import ReleaseRow
 from plaudit.release.registry import PROBE_ANSWERS, Registry
 from plaudit.settings import Settings
+from plaudit.store import kept
 from plaudit.types import Channel
 
 STEP_ROWS = 2_000
@@ -72,7 +74,6 @@ class Retention:
         self._cursor = _Cursor()
         self._answers_gone: set[tuple[str, int]] = set()
         self._shortest = settings.shortest_retention_days
-        self.lost: set[Channel] = set()  # channels that lost something that a learner may have kept
 
     def run(self) -> Counter[str]:
         """Looks at all there is; what was deleted, or would be."""
@@ -117,8 +118,10 @@ class Retention:
                 continue
             with self._database.writing() as connection:
                 removed = removal.remove_older(connection, channel, before, STEP_ROWS)
-            if removed:
-                self.lost.add(channel)
+                if removed:  # before the rows are gone: whoever dies here has deleted nothing
+                    kept.forget(self._settings.data_dir, channel)
+            if removed:  # and afterwards: a turn that began in between has read them
+                kept.forget(self._settings.data_dir, channel)
             found += removed
             more = more or removed["interactions"] >= STEP_ROWS
         return Step(found, more)

@@ -54,7 +54,6 @@ class Sweep:
         self._clock = clock
         self._next = self._next_retention = clock()
         self._scrubbed = not settings.shortest_retention_days  # else an earlier process may not have got to it
-        self._scrubbed_once = self._scrubbed
         self._registry: Registry | None = None
         self._retention: Retention | None = None
 
@@ -93,12 +92,7 @@ class Sweep:
             self._metrics.privacy_deleted.labels(what).inc(count)
         self._scrubbed = self._scrubbed and not step.found
         if not step.more and not self._scrubbed:
-            # What an earlier process deleted and did not get out of the files, nobody knows.
-            lost = self._retention.lost if self._scrubbed_once else None
-            self._scrubbed = scrub(self._settings, registry.database, lost=lost)
-            if self._scrubbed:
-                self._scrubbed_once = True
-                self._retention.lost.clear()
+            self._scrubbed = scrub(self._settings, registry.database)
         return step.more
 
 

@@ -37,15 +37,14 @@ def folder_of(data_dir: Path, channel: Channel) -> Path:
     return data_dir / FOLDER / urllib.parse.quote(f"{channel.domain}@{channel.tenant}", safe="@")
 
 
-def forget(data_dir: Path, channel: Channel | None = None) -> None:
-    """Remove what turns of a channel left, of every channel if None.
+def forget(data_dir: Path, channel: Channel) -> None:
+    """Remove what turns of a channel left.
 
     A turn that is under way writes nothing afterwards. The channel's next turn computes everything itself.
     """
-    folder = data_dir / FOLDER if channel is None else folder_of(data_dir, channel)
     aside = data_dir / f"{FOLDER}.{secrets.token_hex(8)}"
     try:
-        folder.rename(aside)  # at once for whoever reads or writes
+        folder_of(data_dir, channel).rename(aside)  # at once for whoever reads or writes
     except FileNotFoundError:
         return
     shutil.rmtree(aside)
