@@ -135,6 +135,64 @@ def test_the_outbox_is_left_although_its_callers_never_pause(tmp_path, brokers):
     log.close()
 
 
+def test_in_an_outage_nobody_waits_for_records_that_another_process_moves(tmp_path, brokers):
+    brokers.away = True
+    first = opened(tmp_path, brokers)
+    first.append(Topic.FEEDBACK, "a", b"0")
+    brokers.away = False
+    assert eventually(lambda: first.state().records == 0)  # from now on it is the one that moves records
+    brokers.away = True
+    first.append(Topic.FEEDBACK, "a", b"1")
+    second = OutboxLog(tmp_path, lambda: brokers, OutboxSettings(patience_seconds=30))
+    time.sleep(1.5)  # it sees that a few records are left, which it may not move
+    started = time.monotonic()
+    second.append(Topic.FEEDBACK, "a", b"2")
+    assert time.monotonic() - started < 20
+    brokers.away = False
+    assert eventually(lambda: second.append(Topic.FEEDBACK, "a", b"3")[0] == 0), "it, too, goes to Kafka again"
+    assert [value for _, value in brokers.values()][:3] == [b"0", b"1", b"2"]
+    first.close()
+    second.close()
+
+
+def test_records_of_one_process_go_on_after_another_has_left_the_outbox(tmp_path, brokers):
+    brokers.away = True
+    both = [opened(tmp_path, brokers) for _ in range(2)]
+    both[0].append(Topic.FEEDBACK, "a", b"0")
+    brokers.away = False
+    assert eventually(lambda: both[0].append(Topic.FEEDBACK, "a", b"1")[0] == 0)
+    assert eventually(lambda: both[1].append(Topic.FEEDBACK, "a", b"2")[0] == 0, seconds=60)
+    assert both[1].state().records == 0
+    for each in both:
+        each.close()
+
+
+def test_a_broker_that_hangs_as_the_outbox_is_left_costs_its_callers_one_wait(tmp_path, brokers):
+    brokers.away = True
+    hangs = threading.Event()
+
+    def drained(topic, records):
+        if not hangs.is_set():  # one more comes as the last ones are moved, and it is not answered
+            brokers.lock.acquire()
+            log.append(topic, "a", b"1")
+            hangs.set()
+
+    log = OutboxLog(tmp_path, brokers.connect, OutboxSettings(patience_seconds=1), drained=drained)
+    log.append(Topic.FEEDBACK, "a", b"0")
+    brokers.away = False
+    assert hangs.wait(300)
+    waits = []
+    for n in range(2, 6):
+        started = time.monotonic()
+        assert log.append(Topic.FEEDBACK, "a", b"%d" % n)[0] == PARTITION_UNKNOWN
+        waits.append(time.monotonic() - started)
+    brokers.lock.release()
+    assert sum(wait > 0.5 for wait in waits) <= 1, waits
+    assert eventually(lambda: log.state().records == 0)
+    assert [value for _, value in brokers.values()] == [b"%d" % n for n in range(6)]
+    log.close()
+
+
 def test_what_lies_in_the_outbox_survives_its_process_and_comes_first(tmp_path, brokers):
     brokers.away = True
     log = opened(tmp_path, brokers)  # it opens although no broker answers

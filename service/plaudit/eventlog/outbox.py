@@ -14,8 +14,8 @@ The protocol (the same numbers stand in docs/join.md; `outbox.N` is the fail poi
 A crash between 3 and 4 sends them again: the same bytes under the same event id, which the join knows. A record that
 the brokers were given and did not acknowledge in time may be there twice for the same reason.
 
-While the last few records are moved, whoever comes waits for it, at most `patience_seconds`: otherwise a caller who
-never pauses would keep the outbox in use, one record behind another.
+While the last few records are moved, whoever comes waits for it, for `patience_seconds` from its beginning at most:
+otherwise a caller who never pauses would keep the outbox in use, one record behind another.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class OutboxLog:
         self._box = SqliteEventLog(folder / OUTBOX_FILE)
         self._lock = threading.Lock()
         self._way = threading.Condition(self._lock)
-        self._held = False  # whoever comes waits until the last records are moved
+        self._held_until = 0.0  # whoever comes waits while the last records are moved, and never longer
         self._closed = False
         self._entering = 0  # appends that are on their way into the outbox
         self._reserved = 0
@@ -121,8 +121,8 @@ class OutboxLog:
         for _, value in items:
             check_size(topic, value)
         with self._way:
-            if self._held:
-                self._way.wait_for(lambda: not self._held, self._settings.patience_seconds)
+            if (held := self._held_until - time.monotonic()) > 0:
+                self._way.wait_for(lambda: not self._held_until or self._closed, held)
             if self._closed:
                 raise LogUnavailable("the event log is closed", topic=topic)
             kafka = self._kafka if self._direct else None
@@ -170,6 +170,7 @@ class OutboxLog:
             if self._closed:
                 return
             self._closed = True
+            self._way.notify_all()
         self._wake.set()
         self._thread.join(CLOSING_SECONDS)
         left = self.state().records
@@ -239,11 +240,11 @@ class OutboxLog:
     def _open_the_way(self) -> None:
         """Appends go to Kafka again, once the last records are moved and nobody is on the way into the outbox.
 
-        Gives up after the patience of whoever waits meanwhile.
+        Gives up after the patience of whoever waits meanwhile. Nobody waits for records that another process moves.
         """
         deadline = time.monotonic() + self._settings.patience_seconds
         with self._way:
-            self._held = True
+            self._held_until = deadline if self._may_move() else 0.0
         try:
             while not self._direct and not self._closed and time.monotonic() < deadline:
                 with self._lock:
@@ -253,9 +254,10 @@ class OutboxLog:
                     self._wake.clear()
         finally:
             with self._way:
-                self._held = False
+                self._held_until = 0.0
                 self._way.notify_all()
         if self._direct:
+            fcntl.flock(self._guard, fcntl.LOCK_UN)  # another process may have records here, and moves them itself
             _log.info("outbox.is_empty")
 
     def _move(self) -> int:
