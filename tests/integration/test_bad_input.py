@@ -203,15 +203,22 @@ def test_acts_that_come_together_are_answered_together_and_each_by_itself(served
         feedback_pb2.StreamFeedbackRequest(acts=acts[-1:]),
     ]
     answers = list(feedback.StreamFeedback(iter(messages), timeout=60))
-    assert [len(answer.answers) for answer in answers] == [len(acts), 0, 257, 2, 256, 1]
+    assert [len(answer.answers) for answer in answers] == [len(acts), 0, 0, 0, 256, 1]
     assert [one.accepted for one in answers[0].answers] == [True, *[False] * len(ACTS), True]
     assert [answer.accepted for answer in answers] == [False, True, False, False, True, True]
+    assert {answers[place].reason for place in (2, 3)} == {errors_pb2.ERROR_REASON_INVALID_FIELD}
+    # Places in the stream count every act, also those of a message that was refused as a whole.
+    sizes = [max(1, len(message.acts)) for message in messages]
+    assert [answer.index for answer in answers] == [0, *itertools.accumulate(sizes[:-1])]
     assert all(
-        one.reason == errors_pb2.ERROR_REASON_INVALID_FIELD for place in (2, 3) for one in answers[place].answers
+        [one.index for one in answer.answers] == list(range(answer.index, answer.index + len(answer.answers)))
+        for answer in answers
     )
-    each = [one for answer in answers for one in answer.answers or (answer,)]
-    assert [one.index for one in each] == list(range(len(each)))
-    assert [answer.index for answer in answers] == [
-        0,
-        *itertools.accumulate(len(each.answers or (each,)) for each in answers[:-1]),
-    ]
+
+
+def test_a_message_of_very_many_acts_is_refused_by_a_short_answer(served):
+    feedback = served[3]
+    many = feedback_pb2.StreamFeedbackRequest(acts=[feedback_pb2.Feedback()] * 100_000)
+    (answer,) = feedback.StreamFeedback(iter([many]), timeout=60)
+    assert answer.reason == errors_pb2.ERROR_REASON_INVALID_FIELD
+    assert answer.ByteSize() < many.ByteSize() / 100

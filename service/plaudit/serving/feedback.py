@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from plaudit.access.limits import Limits
 from plaudit.access.rights import caller
@@ -64,16 +64,18 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         """See feedback.proto. Items that came while the last append ran share the next one."""
         index = 0
         for batch in _ReadAhead(request_iterator, context).batches(Call(context, self._stream_seconds)):
-            messages = [_acts_of(message) for message in batch]
-            answers = iter(self._answers([act for acts in messages for act in acts], index))
-            index += sum(map(len, messages))
+            messages: list[list[_Said]] = []
+            for message in batch:
+                messages.append(_acts_of(message, index))
+                index += _acts_in(message)
+            answers = iter(self._answers([act for acts in messages for act in acts]))
             for message, acts in zip(batch, messages, strict=True):
-                if _come_together(message):
-                    own = list(itertools.islice(answers, len(acts)))
+                own = list(itertools.islice(answers, len(acts)))
+                if isinstance(message, Unreadable) or not message.acts or acts[0].fault is not None:
+                    yield own[0]
+                else:
                     accepted = all(answer.accepted for answer in own)
                     yield feedback_pb2.StreamFeedbackResponse(index=own[0].index, accepted=accepted, answers=own)
-                else:
-                    yield next(answers)
 
     def RetractFeedback(
         self, request: feedback_pb2.RetractFeedbackRequest, context: Any
@@ -86,24 +88,24 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         self._log.append(Topic.FEEDBACK, retraction.interaction_id, record)
         return feedback_pb2.RetractFeedbackResponse(accepted_at=timestamp(retraction.accepted_at))
 
-    def _answers(self, acts: Sequence[_Said], first: int) -> list[feedback_pb2.StreamFeedbackResponse]:
-        """One answer per act, in order, with its index from `first`; the accepted ones are durable together."""
+    def _answers(self, acts: Sequence[_Said]) -> list[feedback_pb2.StreamFeedbackResponse]:
+        """One answer per act, in order; the accepted ones are durable together."""
         answers: list[feedback_pb2.StreamFeedbackResponse] = []
         accepted: list[tuple[int, Feedback]] = []
         name = caller().name
-        for place, (said, fault) in enumerate(acts):
+        for place, said in enumerate(acts):
             try:
-                if fault is not None:
-                    raise fault
                 self._limits.key(name)
-                feedback = self._decide(said)
+                if said.fault is not None:
+                    raise said.fault
+                feedback = self._decide(said.message)
             except PlauditError as error:
-                answers.append(_refusal(error, said.feedback_id, first + place))
+                answers.append(_refusal(error, said.message.feedback_id, said.place))
             else:
                 accepted.append((place, feedback))
                 answers.append(
                     feedback_pb2.StreamFeedbackResponse(
-                        index=first + place, feedback_id=feedback.feedback_id, accepted=True
+                        index=said.place, feedback_id=feedback.feedback_id, accepted=True
                     )
                 )
         try:
@@ -111,7 +113,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         except PlauditError as error:
             # Nothing of the batch is acknowledged; what did become durable is the same act when it is sent again.
             for place, feedback in accepted:
-                answers[place] = _refusal(error, feedback.feedback_id, first + place)
+                answers[place] = _refusal(error, feedback.feedback_id, acts[place].place)
         return answers
 
     def _decide(self, message: feedback_pb2.Feedback) -> Feedback:
@@ -136,26 +138,30 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
             self._metrics.feedback_accepted.labels(domain, kind).inc(count)
 
 
-# An act of a stream, and what is wrong with the message that brought it, if that is so.
-_Said: TypeAlias = tuple[feedback_pb2.Feedback, PlauditError | None]
+class _Said(NamedTuple):
+    """An act of a stream and its place there, or what is wrong with the message that brought it."""
+
+    place: int
+    message: feedback_pb2.Feedback
+    fault: PlauditError | None = None
 
 
-def _come_together(message: Any) -> bool:
-    return not isinstance(message, Unreadable) and bool(message.acts)
+def _acts_of(message: Any, index: int) -> list[_Said]:
+    """The acts of a message whose first one is at `index`; a single one if the message as a whole is refused.
 
-
-def _acts_of(message: Any) -> list[_Said]:
-    """The acts of a message; just one that is none if the message cannot be read."""
+    However many acts it holds: answers to each would be far larger than what was sent.
+    """
     if isinstance(message, Unreadable):
-        return [(feedback_pb2.Feedback(), message.error)]
+        return [_Said(index, feedback_pb2.Feedback(), message.error)]
     if not message.acts:
-        return [(message.feedback, None)]
-    fault = None
+        return [_Said(index, message.feedback)]
     if message.HasField("feedback"):
-        fault = refused("acts", "set beside feedback", "empty if feedback is set")
-    elif len(message.acts) > _BATCH:
-        fault = refused("acts", f"{len(message.acts)} acts", f"at most {_BATCH}")
-    return [(act, fault) for act in message.acts]
+        return [
+            _Said(index, feedback_pb2.Feedback(), refused("acts", "set beside feedback", "empty if feedback is set"))
+        ]
+    if (count := len(message.acts)) > _BATCH:
+        return [_Said(index, feedback_pb2.Feedback(), refused("acts", f"{count} acts", f"at most {_BATCH}"))]
+    return [_Said(index + place, act) for place, act in enumerate(message.acts)]
 
 
 class _Queue(queue.Queue[Any]):
@@ -179,7 +185,7 @@ class _Queue(queue.Queue[Any]):
 
 
 def _acts_in(message: Any) -> int:
-    """What a message counts as: its acts, and one at least."""
+    """How many places in the stream a message takes: its acts, and one at least."""
     return max(1, len(message.acts)) if isinstance(message, feedback_pb2.StreamFeedbackRequest) else 1
 
 
