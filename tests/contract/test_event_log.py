@@ -12,9 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import structlog
+from kafka import TopicPartition
 from kafka.coordinator.base import BaseCoordinator, Generation
+from kafka.structs import MemberState
 from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured
 from plaudit.eventlog import Place, Topic, open_log
+from plaudit.eventlog import kafka as kafka_log
 from plaudit.eventlog import sqlite as sqlite_log
 from plaudit.eventlog.codec import record_mark
 from plaudit.eventlog.kafka_clients import JOINING, keep_finished_joins
@@ -612,3 +615,82 @@ def test_the_tested_client_has_what_joining_needs_and_another_is_left_as_it_is()
     assert other._coordinator.join_group_async is None
     (line,) = lines
     assert (line["event"], line["missing"]) == ("kafka_client_unknown", JOINING[1:])
+
+
+class SlowClient:
+    """Stands for Kafka's client, whose polls bring nothing: a group of one partition, with a record that waits."""
+
+    def __init__(self):
+        self.state, self.partition, self.closed = MemberState.STABLE, TopicPartition("plaudit.feedback", 0), False
+
+    def poll(self, timeout_ms, max_records):
+        self.clock.now += timeout_ms / 1000
+        return {}
+
+    def group_metadata(self):
+        return SimpleNamespace(state=self.state)
+
+    def assignment(self):
+        return {self.partition} if self.state is MemberState.STABLE else set()
+
+    def beginning_offsets(self, partitions):
+        return dict.fromkeys(partitions, 0)
+
+    def end_offsets(self, partitions):
+        return dict.fromkeys(partitions, 1)
+
+    def position(self, partition):
+        return 0
+
+    def seek(self, partition, offset):
+        pass
+
+    def close(self, **_):
+        self.closed = True
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    made = []
+
+    def subscribed(self):
+        made.append(SlowClient())
+        made[-1].clock = clock
+        return made[-1]
+
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(kafka_log, "time", clock)
+    monkeypatch.setattr(kafka_log.KafkaLogConsumer, "_subscribed", subscribed)
+    return clock, made, kafka_log.KafkaLogConsumer(KafkaSettings(bootstrap="none:1"), [Topic.FEEDBACK], "test", dict)
+
+
+def test_a_worker_that_was_busy_keeps_its_client_whatever_the_first_poll_brings(slow):
+    clock, made, consumer = slow
+    consumer.poll(0.1, 10)
+    clock.now += 60  # a batch in the store
+    for state in (MemberState.STABLE, MemberState.REBALANCING):
+        made[-1].state = state
+        consumer.poll(0.1, 10)
+        clock.now += 60
+        consumer.poll(0.1, 10)
+    assert [client.closed for client in made] == [False]
+
+
+def test_a_group_that_took_long_to_form_gives_its_first_records_time(slow):
+    _, made, consumer = slow
+    made[-1].state = MemberState.REBALANCING
+    for _ in range(29):
+        consumer.poll(1.0, 10)
+    made[-1].state = MemberState.STABLE
+    for _ in range(4):
+        consumer.poll(1.0, 10)
+    assert [client.closed for client in made] == [False]
+
+
+@pytest.mark.parametrize(("state", "polls"), [(MemberState.STABLE, 8), (MemberState.REBALANCING, 32)])
+def test_a_client_that_brings_nothing_poll_after_poll_is_made_anew(slow, state, polls):
+    _, made, consumer = slow
+    made[-1].state = state
+    for _ in range(polls):
+        consumer.poll(1.0, 10)
+    assert [client.closed for client in made] == [True, False]

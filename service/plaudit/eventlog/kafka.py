@@ -49,6 +49,8 @@ SESSION_SECONDS = 10
 METADATA_SECONDS = 10  # after so long a partition that was added is read
 HANGING_SECONDS = 1.0
 # kafka-python may stop fetching when its partitions change while it waits at their end; then it is made anew.
+# Both are of polls in a row that brought nothing: a worker that was busy meanwhile could hear nothing, and neither can
+# one whose group forms, but no group forms for ever.
 SILENT_SECONDS = 5.0
 FORMING_SECONDS = 30.0
 RECONNECT_SECONDS = 1.0
@@ -222,7 +224,7 @@ class KafkaLogConsumer:
         self._admin: Any = None
         self._topic_ids: dict[Topic, str] = {}  # empty until somebody asks for them
         self._group = settings.topic_prefix + group
-        self._heard = time.monotonic()
+        self._silent = 0.0  # seconds of polls in a row that brought nothing
         self._consumer = self._subscribed()
 
     def _subscribed(self) -> Any:
@@ -252,6 +254,7 @@ class KafkaLogConsumer:
 
     def poll(self, timeout_seconds: float, max_records: int) -> list[Record]:
         """Records in order per partition; joins the group, and finds its place, on the way."""
+        began = time.monotonic()
         with self._failing("polled"):
             try:
                 batches = self._consumer.poll(timeout_ms=int(timeout_seconds * 1000), max_records=max_records)
@@ -267,12 +270,10 @@ class KafkaLogConsumer:
                 self._topic_ids = {}
                 self._take_places()
                 return []
-            if batches:
-                self._heard = time.monotonic()
-            else:
-                # A member of a group that forms has nothing to fetch, but no group forms for ever.
+            self._silent = 0.0 if batches else self._silent + time.monotonic() - began
+            if self._silent > SILENT_SECONDS:
                 forms = self._consumer.group_metadata().state is not MemberState.STABLE
-                if time.monotonic() - self._heard > (FORMING_SECONDS if forms else SILENT_SECONDS):
+                if not forms or self._silent > FORMING_SECONDS:
                     self._listen_again(forms)
         return [
             Record(
@@ -289,7 +290,7 @@ class KafkaLogConsumer:
 
     def _listen_again(self, forms: bool) -> None:
         """A new client instead of one whose group `forms` for too long, or that fetches nothing though records wait."""
-        self._heard = time.monotonic()
+        self._silent = 0.0
         if not forms:
             partitions = [self._partition(*place) for place in self._assigned]
             ends = self._consumer.end_offsets(partitions) if partitions else {}
@@ -349,6 +350,7 @@ class KafkaLogConsumer:
         put back if this fails, so that no record is ever handed out from a place that the store did not name.
         """
         self._assignments.changed.clear()
+        self._silent = 0.0
         try:
             self._assigned = self._current()
             partitions = [self._partition(*place) for place in sorted(self._assigned)]
