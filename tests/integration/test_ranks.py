@@ -15,7 +15,7 @@ from plaudit.engine import adapters, ranks
 from plaudit.engine.base import Base
 from plaudit.engine.ranks import Alone, Here, lead
 from plaudit.engine.torch_engine import TorchEngine
-from plaudit.errors import LearnerProcessLost, Misconfigured
+from plaudit.errors import InternalError, LearnerProcessLost, Misconfigured, PromptTooLong
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 from plaudit.learner.outcome import TurnOutcome, failed
@@ -94,6 +94,67 @@ def two(folder, base, engine, seconds=1800):
 def pair(folder, base, engine):
     with two(folder, base, engine) as found:
         yield found
+
+
+# Shares that break --------------------------------------------------------------------------------------
+
+
+def _answered(here, share):
+    if share == "refused":
+        raise PromptTooLong("a prompt of 9,999 tokens", limit=512)
+    if share == "broken":
+        raise ValueError("what somebody wrote")
+    return f"{share} of {here.base.digest}"
+
+
+def test_what_a_share_raises_ends_the_turn_and_no_process(base, pair):
+    both = pair[0]
+    with pytest.raises(PromptTooLong, match="9,999") as refused:
+        both.spread(_answered, ["good", "refused"], None)
+    assert refused.value.metadata == {"limit": "512"}
+    with pytest.raises(InternalError, match="ValueError at process 1") as broken:
+        both.spread(_answered, [None, "broken"], None)
+    assert "somebody" not in str(broken.value)
+    assert failed(broken.value).outcome is TurnOutcome.FAILED
+    with pytest.raises(ValueError, match="somebody"):
+        both.spread(_answered, ["broken", "good"], None)
+    both.check()
+    assert both.spread(_answered, ["one", "two"], None) == [f"one of {base.digest}", f"two of {base.digest}"]
+
+
+def test_an_update_that_ends_early_keeps_no_activations(base, engine, pair):
+    both = pair[0]
+    adapters.inject(base, "early", layers=LAYERS, rank=2, alpha=4, seed=0)
+    try:
+        with adapters.active(base, "early"), torch.enable_grad():
+            both.forward(_logits, [[1, 2], [3]], "early")
+        both.spread(_answered, ["one", "two"], None)
+        assert both._own is None
+    finally:
+        adapters.remove(base, "early")
+
+
+def _logits(here, tokens):
+    base = here.base
+    return base.logits(base.upper(base.trunk(torch.tensor([tokens]), 0), 0))[0, :, 0].cpu()
+
+
+def test_a_process_with_another_base_is_refused_and_may_end(base, engine, monkeypatch):
+    told = []
+
+    def gathered(own, found, dst):
+        found[:] = [own, {**own, "base": "another"}]
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(ranks, "_begin", lambda patience: None)
+    monkeypatch.setattr(ranks.dist, "gather_object", gathered)
+    monkeypatch.setattr(ranks.dist, "scatter_object_list", lambda heard, said, src: told.append(said))
+    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: told.append("over"))
+    with pytest.raises(Misconfigured, match="process 1 of this learner has another base"):
+        lead(Here(base, engine), 60)
+    assert told == [[None, None], "over"]
 
 
 # A policy ----------------------------------------------------------------------------------------------
@@ -279,8 +340,13 @@ def _digest(here, share):
 
 def test_places_that_make_no_sense_are_refused():
     assert ranks.place({}) == (0, 1)
-    assert ranks.place({"RANK": "1", "WORLD_SIZE": "2"}) == (1, 2)
-    for environ in ({"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "first"}, {"RANK": "-1", "WORLD_SIZE": "2"}):
+    assert ranks.place({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}) == (1, 2)
+    for environ in (
+        {"RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "first"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+    ):
         with pytest.raises(Misconfigured, match="torchrun"):
             ranks.place(environ)
 

@@ -3,8 +3,8 @@
 `torchrun` starts them. Rank 0 is the learner, the others follow it. Enters: a pass, as a function of a module and a
 share for each rank. Leaves, at rank 0: what each share came to, and the sum of all shares' gradients. Whatever is
 drawn, the loss, the optimiser and every store are rank 0's alone, which sends the adapter's weights with each pass;
-followers hold a base and remember nothing between passes. So a fit is what one process would make, but for the order in
-which sums are rounded.
+followers hold a base, the same as rank 0's, and remember nothing between passes. So a fit is what one process would
+make, but for the order in which sums are rounded. What a share raises is raised at rank 0, and the followers go on.
 
 Shares travel as pickles over gloo, without encryption: for machines that trust each other and the network between them.
 """
@@ -23,10 +23,12 @@ import structlog
 import torch
 import torch.distributed as dist
 
+from plaudit import __version__
 from plaudit.engine import adapters
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine
-from plaudit.errors import LearnerProcessLost, Misconfigured
+from plaudit.errors import InternalError, LearnerProcessLost, Misconfigured, PlauditError
+from plaudit.telemetry import places
 
 Share = TypeVar("Share")
 Made = TypeVar("Made")
@@ -63,7 +65,10 @@ class Ranks(Protocol):
     def forward(
         self, work: Callable[[Here, Share], torch.Tensor], shares: Sequence[Share | None], adapter: str
     ) -> torch.Tensor:
-        """The shares' tensors one behind the other, with gradient; `backward` completes the pass behind the loss's."""
+        """The shares' tensors, which are on the CPU, one behind the other, with gradient.
+
+        `backward` completes the pass behind the loss's.
+        """
 
     def backward(self, adapter: str) -> None:
         """Add to the adapter's gradient what flows back into the last `forward`; asked behind the loss's backward."""
@@ -121,16 +126,17 @@ def place(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
         rank, size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
     except ValueError:
         rank, size = -1, 0
-    if not 0 <= rank < size:
-        found = f"RANK={environ.get('RANK')}, WORLD_SIZE={environ.get('WORLD_SIZE')}"
-        raise Misconfigured(f"{found}: start the learner by torchrun, or unset both", setting="RANK")
+    if not 0 <= rank < size or (size > 1 and not environ.get("MASTER_ADDR")):
+        found = ", ".join(f"{name}={environ.get(name)}" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+        raise Misconfigured(f"{found}: start the learner by torchrun, or unset all of them", setting="RANK")
     return rank, size
 
 
 def lead(here: Here, seconds: float) -> Ranks:
     """The processes that `torchrun` started, at rank 0, once all have come.
 
-    `seconds`: how long it waits for another one, now and at each pass. Raises LearnerProcessLost.
+    `seconds`: how long it waits for another one, now and at each pass. Raises LearnerProcessLost, or
+    Misconfigured if one of them computes with something else.
     """
     return _Leading(here, seconds)
 
@@ -139,6 +145,7 @@ def follow(here: Here) -> None:
     """Compute shares for rank 0 until it ends; raises LearnerProcessLost if it goes away."""
     with _or_lost("rank 0 of this learner went away"):
         _begin(_IDLE)
+        dist.gather_object(_facts(here), None, dst=0)
     try:
         _follow(here)
     finally:
@@ -150,6 +157,28 @@ def _begin(patience: dt.timedelta) -> None:
     # Each process has a patience of its own.
     dist.init_process_group("gloo", rank=rank, world_size=size, timeout=patience)
     log.info("processes share the passes of fits", rank=rank, processes=size)
+
+
+def _facts(here: Here) -> dict[str, str]:
+    """What all of them must have alike: a share that is computed otherwise is another policy's."""
+    return {
+        "base": here.base.digest,
+        "format": f"{here.base.dtype}, {here.base.format}, {here.engine.base_dtype}",
+        "torch": torch.__version__,
+        "plaudit": __version__,
+    }
+
+
+def _check_alike(found: Sequence[Mapping[str, str]]) -> None:
+    own = found[0]
+    for rank, other in enumerate(found):
+        for name in own:
+            if other[name] != own[name]:
+                raise Misconfigured(
+                    f"process {rank} of this learner has another {name} ({other[name]}) than process 0 ({own[name]}); "
+                    "start all of them from one installation, on machines of one kind, with the same settings",
+                    setting="model.path",
+                )
 
 
 @contextlib.contextmanager
@@ -189,6 +218,21 @@ class _Back:
     gradient: torch.Tensor | None
 
 
+class _Failed(NamedTuple):
+    """In place of what a follower's share came to."""
+
+    error: PlauditError
+
+    @classmethod
+    def by(cls, error: Exception) -> _Failed:
+        """Our own errors as they are; of others only the kind, for their words may quote people's."""
+        if isinstance(error, PlauditError):
+            return cls(error)
+        rank = place()[0]
+        log.error("a share of a pass broke", rank=rank, places=places(error))
+        return cls(InternalError(f"{type(error).__name__} at process {rank} of this learner; its log says where"))
+
+
 class _Leading:
     """Ranks over gloo, at rank 0."""
 
@@ -199,8 +243,15 @@ class _Leading:
         # The last `forward`: own result with its graph, and by rank what the loss sees of it.
         self._own: torch.Tensor | None = None
         self._seen: list[torch.Tensor | None] = []
+        found: list[Any] = [None] * self.size
         with self._talking():
             _begin(dt.timedelta(seconds=seconds))
+            dist.gather_object(_facts(here), found, dst=0)
+        try:
+            _check_alike(found)
+        except Misconfigured:
+            self.close()
+            raise
 
     def spread(
         self, work: Callable[[Here, Share], Made], shares: Sequence[Share | None], adapter: str | None
@@ -249,6 +300,7 @@ class _Leading:
         self, work: Callable[[Here, Share], Made], shares: Sequence[Share | None], adapter: str | None, gradient: bool
     ) -> list[Made | None]:
         assert len(shares) == self.size, f"{len(shares)} shares for {self.size} ranks"
+        self._own, self._seen = None, []  # an update that ended early left a graph here
         sent = None if adapter is None else _sent(self._here.base, adapter)
         own: Made | None = None
         found: list[Any] = [None] * self.size
@@ -258,6 +310,9 @@ class _Leading:
         finally:  # the others answer, whatever happened here
             with self._talking():
                 dist.gather_object(None, found, dst=0)
+        for each in found:
+            if isinstance(each, _Failed):
+                raise each.error
         return [own, *found[1:]]
 
     def _say(self, orders: Sequence[Any]) -> None:
@@ -273,6 +328,9 @@ class _Leading:
                 yield
         except LearnerProcessLost as error:
             self._lost = error
+            raise
+        except (SystemExit, KeyboardInterrupt):  # amid what was said
+            self._lost = LearnerProcessLost("this learner was told to end")
             raise
 
 
@@ -298,13 +356,14 @@ def _follow(here: Here) -> None:
         if order is None:
             return
         if isinstance(order, _Pass):
-            kept, made = None, None
-            name = None if order.adapter is None else _put(here.base, order.adapter, shapes)
-            if order.share is not None:
-                with adapters.active(here.base, name), torch.set_grad_enabled(order.gradient):
-                    made = order.work(here, order.share)
-            if order.gradient and made is not None:
-                kept, made = made, made.detach().cpu()
+            kept, name = None, None
+            try:
+                name = None if order.adapter is None else _put(here.base, order.adapter, shapes)
+                made = _computed(here, order, name)
+            except Exception as error:  # that share's trouble, and its turn's
+                made = _Failed.by(error)
+            if order.gradient and isinstance(made, torch.Tensor):
+                kept, made = made, made.detach()
             dist.gather_object(made, None, dst=0)
         else:
             assert name is not None, "a gradient belongs to an adapter"
@@ -313,9 +372,16 @@ def _follow(here: Here) -> None:
                 parameter.grad = None
             if kept is not None and order.gradient is not None:
                 with adapters.active(here.base, name):
-                    kept.backward(order.gradient.to(kept.device))  # type: ignore[no-untyped-call]
+                    kept.backward(order.gradient)  # type: ignore[no-untyped-call]
             kept = None
             dist.reduce(_gradient(parameters), dst=0)
+
+
+def _computed(here: Here, order: _Pass, name: str | None) -> Any:
+    if order.share is None:
+        return None
+    with adapters.active(here.base, name), torch.set_grad_enabled(order.gradient):
+        return order.work(here, order.share)
 
 
 def _put(base: Base, sent: _Adapter, shapes: dict[str, tuple[int, int, int, int]]) -> str:

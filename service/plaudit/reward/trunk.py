@@ -300,15 +300,15 @@ class TrunkCache:
         An empty response has its state at EOS for the mean. With gradient to the adapter if autograd is on.
         """
         self.fill(completions)
-        # Those of one prompt are computed by one rank: they share it.
+        # Those of one prompt stand together, and share it in one rank's passes.
         first = {each.prompt: place for place, each in reversed(list(enumerate(completions)))}
         order = sorted(range(len(completions)), key=lambda place: first[completions[place].prompt])
         shares = self._shares([completions[place] for place in order])
         if torch.is_grad_enabled() and adapter is not None:
             found = self.ranks.forward(_above, shares, adapter)
         else:
-            found = torch.cat([each.to(self.base.device) for each in self.ranks.spread(_above, shares, adapter)])
-        last, mean = found[torch.tensor(order).argsort().to(found.device)].to(self.base.device).unbind(1)
+            found = torch.cat(self.ranks.spread(_above, shares, adapter))
+        last, mean = found[torch.tensor(order).argsort()].to(self.base.device).unbind(1)
         return last, mean
 
     def pooled_here(self, completions: Sequence[Completion]) -> Tensor:
@@ -388,8 +388,8 @@ class _Above(NamedTuple):
 
 
 def _above(here: Here, share: _Above) -> Tensor:
-    """What `pooled` gives of them, (N, 2, H)."""
-    return _cache(here, share).pooled_here(share.completions)
+    """What `pooled` gives of them, (N, 2, H), on the CPU."""
+    return _cache(here, share).pooled_here(share.completions).cpu()
 
 
 @torch.no_grad()
