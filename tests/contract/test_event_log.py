@@ -37,10 +37,18 @@ def read(consumer, count, seconds=300.0):
     return records
 
 
+def until(holds, seconds=300.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
 def settled(consumer):
     """The consumer once it has partitions (a group of Kafka takes its time to form)."""
     deadline = time.monotonic() + 300
-    while not consumer.assigned() and time.monotonic() < deadline:
+    while not consumer.assigned():
+        assert time.monotonic() < deadline, "the group has not formed"
         assert consumer.poll(0.2, 1) == []
     return consumer
 
@@ -149,7 +157,7 @@ class EventLogContract:
             thread.start()
         for thread in threads:
             thread.join()
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
         records = read(consume(), THREADS * EACH + 40)
         at = {(record.partition, record.offset): record for record in records}
@@ -215,9 +223,7 @@ class EventLogContract:
         partition, offset = log.append(Topic.FEEDBACK, "k", b"v")
 
         def read_from_the_future():
-            consumer = consume(positions={(Topic.FEEDBACK, partition): offset + 2})
-            for _ in range(100):
-                consumer.poll(0.2, 10)
+            read(consume(positions={(Topic.FEEDBACK, partition): offset + 2}), 1)
 
         with pytest.raises(Misconfigured, match=r"ends at offset .*plaudit join reset"):
             read_from_the_future()
@@ -265,25 +271,35 @@ class TestEmbedded(EventLogContract):
     def settings(self, tmp_path):
         return Settings(data_dir=tmp_path / "data")
 
-    def test_concurrent_appends_share_a_commit(self, settings, log):
-        # Somebody else holds the file, so that all callers gather behind the first, and none of them is written alone.
+    @pytest.fixture
+    def patient(self, settings):
+        """A log that waits for as long as the machine needs while somebody else holds the file, and who holds it."""
+        log = sqlite_log.SqliteEventLog(settings.data_dir / "log.sqlite", busy_seconds=600)
         blocker = sqlite3.connect(settings.data_dir / "log.sqlite", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
+        yield log, blocker
+        blocker.close()
+        log.close()
+
+    def test_concurrent_appends_share_a_commit(self, patient):
+        # Somebody else holds the file, so that all callers gather behind the first, and none of them is written alone.
+        log, blocker = patient
         commits = []
         log._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
         threads = [threading.Thread(target=log.append, args=(Topic.FEEDBACK, "k", b"v")) for _ in range(64)]
-        for thread in threads:
+        threads[0].start()
+        until(lambda: log._writing and not log._waiting)
+        for thread in threads[1:]:
             thread.start()
-        deadline = time.monotonic() + 300
-        while len(log._waiting) < 63 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: len(log._waiting) == 63)
         blocker.execute("ROLLBACK")
         for thread in threads:
             thread.join()
-        blocker.close()
         assert len(commits) == 2
 
-    def test_a_caller_who_is_interrupted_when_its_turn_comes_hands_it_on(self, settings, log, monkeypatch):
+    def test_a_caller_who_is_interrupted_when_its_turn_comes_hands_it_on(self, patient, monkeypatch):
+        log, blocker = patient
+
         class Interrupted(sqlite_log._Batch):
             def __init__(self, *given):
                 super().__init__(*given)
@@ -297,9 +313,6 @@ class TestEmbedded(EventLogContract):
             def release(self):
                 """Its turn comes, or its record is written."""
 
-        blocker = sqlite3.connect(settings.data_dir / "log.sqlite", isolation_level=None)
-        blocker.execute("BEGIN IMMEDIATE")
-
         def append():
             with contextlib.suppress(KeyboardInterrupt):
                 log.append(Topic.FEEDBACK, "k", b"v")
@@ -311,13 +324,11 @@ class TestEmbedded(EventLogContract):
         for waiting in range(3):
             threads.append(threading.Thread(target=append))
             threads[-1].start()
-            eventually = time.monotonic() + 10
-            while (len(log._waiting) < waiting or not log._writing) and time.monotonic() < eventually:
-                time.sleep(0.005)
+            # The first one writes alone: only once it has taken its own record are the others of a later turn.
+            until(lambda waiting=waiting: log._writing and len(log._waiting) == waiting)
         blocker.execute("ROLLBACK")
         for thread in threads:
-            thread.join(10)
-        blocker.close()
+            thread.join(300)
         assert log.append(Topic.FEEDBACK, "k", b"v") == (0, 2), "the interrupted record is not there, the others are"
 
     def test_a_log_of_0_1_0_gets_its_index_and_keeps_its_records(self, settings):
@@ -447,16 +458,26 @@ class TestKafka(EventLogContract):
     @pytest.fixture
     def settings(self, kafka_bootstrap, tmp_path):
         prefix = f"t{uuid.uuid4().hex[:12]}."
-        kafka = KafkaSettings(bootstrap=kafka_bootstrap, topic_prefix=prefix, partitions=3, timeout_seconds=10)
+        kafka = KafkaSettings(bootstrap=kafka_bootstrap, topic_prefix=prefix, partitions=3, timeout_seconds=60)
         return Settings(data_dir=tmp_path, log=LogSettings(kind="kafka", kafka=kafka))
 
+    @pytest.fixture
+    def unhurried(self, monkeypatch):
+        """A group that forms slowly keeps its members: a new client would be one more that comes and goes."""
+        monkeypatch.setattr(kafka_log, "FORMING_SECONDS", 600.0)
+
+    @pytest.mark.usefixtures("unhurried")
     def test_one_group_shares_the_partitions_and_takes_over(self, log, consume):
         stored = {}
         one = settled(consume(Topic.INTERACTIONS, Topic.FEEDBACK, group="join", positions=stored))
         assert len(one.assigned()) == 6
         two = consume(Topic.INTERACTIONS, Topic.FEEDBACK, group="join", positions=stored)
+
+        def shared():  # not in the midst of forming, when a member has nothing
+            return one.assigned() and two.assigned() and len(one.assigned()) + len(two.assigned()) == 6
+
         deadline = time.monotonic() + 300
-        while not (two.assigned() and len(one.assigned()) < 6) and time.monotonic() < deadline:
+        while not shared() and time.monotonic() < deadline:
             one.poll(0.1, 100)
             two.poll(0.1, 100)
         assert not one.assigned() & two.assigned()
@@ -478,10 +499,11 @@ class TestKafka(EventLogContract):
             "a group forms once for each member that comes or goes"
         )
 
+    @pytest.mark.usefixtures("unhurried")
     def test_what_joining_comes_to_between_two_polls_counts(self, consume):
         # A worker that is busy with its records polls now and then: its group must not be formed anew each time.
         members = [consume(Topic.INTERACTIONS, Topic.FEEDBACK, group="join") for _ in range(2)]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while sorted(len(each.assigned()) for each in members) != [2, 4] and time.monotonic() < deadline:
             for each in members:
                 assert each.poll(0.02, 100) == []
@@ -561,14 +583,25 @@ class TestKafka(EventLogContract):
 @pytest.mark.slow
 @pytest.mark.usefixtures("kafka_leftovers")
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-def test_an_outage_is_answered_at_once_and_forgotten_when_it_ends(mortal_kafka, tmp_path):
+def test_an_outage_is_answered_at_once_and_forgotten_when_it_ends(mortal_kafka, tmp_path, monkeypatch):
     bootstrap, kill, start = mortal_kafka
     kafka = KafkaSettings(bootstrap=bootstrap, timeout_seconds=5)
     log = open_log(Settings(data_dir=tmp_path, log=LogSettings(kind="kafka", kafka=kafka)))
+
+    def append_at_last(value):
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            with contextlib.suppress(LogUnavailable):
+                return log.append(Topic.FEEDBACK, "k", value)
+            time.sleep(0.2)
+        pytest.fail(f"nobody takes {value!r}")
+
     consumer = log.consumer([Topic.FEEDBACK], "join", dict)
-    log.append(Topic.FEEDBACK, "k", b"before")
-    assert [record.value for record in read(consumer, 1)] == [b"before"]
+    append_at_last(b"before")
+    assert {record.value for record in read(consumer, 1)} == {b"before"}
     kill()
+    # Between two attempts to connect, however long this machine takes from one line to the next.
+    monkeypatch.setattr(kafka_log, "RECONNECT_SECONDS", 3600.0)
     for _ in range(2):  # the first waits for its record, the second for a new connection
         with pytest.raises(LogUnavailable):
             log.append(Topic.FEEDBACK, "k", b"unknown")
@@ -576,14 +609,10 @@ def test_an_outage_is_answered_at_once_and_forgotten_when_it_ends(mortal_kafka, 
     with pytest.raises(LogUnavailable, match="away"):
         log.append(Topic.FEEDBACK, "k", b"refused")
     assert time.monotonic() - begin < kafka.timeout_seconds
+    monkeypatch.undo()
+    log._retry_at = 0.0
     start()
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        try:
-            log.append(Topic.FEEDBACK, "k", b"after")
-            break
-        except LogUnavailable:
-            time.sleep(0.2)
+    append_at_last(b"after")
     assert b"after" in {record.value for record in read(consumer, 1)}
     consumer.close()
     log.close()

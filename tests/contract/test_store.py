@@ -19,6 +19,7 @@ from plaudit.errors import Misconfigured, StoreUnavailable
 from plaudit.eventlog import Topic
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.store import database as module
+from plaudit.store import leases as leases_module
 from plaudit.store.database import METADATA, SCHEMA, Database
 from plaudit.store.leases import LeaseHeld, LeaseLost, Leases
 from plaudit.store.outcomes import TURN_OUTCOME, TurnOutcomes
@@ -27,9 +28,10 @@ from plaudit.types import Channel
 CHANNEL = Channel("instruction", "default")
 MIGRATIONS = Path(module.__file__).parent / "migrations"
 OPEN = """
-import sys, time
+import sys
 from plaudit.store.database import Database
-time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print("ready", flush=True)
+sys.stdin.readline()
 Database(sys.argv[1]).close()
 """
 
@@ -60,11 +62,13 @@ def _declared(thing, name, kind, reflected, compared_to):
 
 @pytest.mark.apart
 def test_processes_that_open_an_empty_database_at_once_all_work(store_url):
-    at = str(time.time() + 3)
-    started = [
-        subprocess.Popen([sys.executable, "-c", OPEN, store_url, at], stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-c", OPEN, store_url], **pipes) for _ in range(4)]
+    for process in started:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+    for process in started:
+        process.stdin.write("now\n")
+        process.stdin.flush()
     ends = [(process.communicate(timeout=500)[1], process.returncode) for process in started]
     assert [code for _, code in ends] == [0] * 4, ends
 
@@ -197,7 +201,8 @@ def test_a_server_that_cut_its_connections_is_asked_again(postgres_url, postgres
     TurnOutcomes(opened).remember(CHANNEL, "e", "s", "refused", "")
     server = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
-        cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+        # Waits until each is gone: one that goes a moment later breaks a question that has begun.
+        cut = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = :name"
         connection.execute(sa.text(cut), {"name": sa.make_url(postgres_url).database})
     server.dispose()
     assert TurnOutcomes(opened).last(CHANNEL) is not None
@@ -247,17 +252,16 @@ def test_a_holder_whose_time_is_over_is_fenced_off(database):
         newer.check(connection)
 
 
-def test_a_lease_is_renewed_while_its_holder_works_and_given_back_at_the_end(database):
-    leases = Leases(database, "worker", seconds=1.5)
+def test_a_lease_is_renewed_while_its_holder_works_and_given_back_at_the_end(database, monkeypatch):
+    # Long for a busy machine, and renewed each tenth of a second.
+    monkeypatch.setattr(leases_module, "RENEWALS", 6000)
+    leases = Leases(database, "worker", seconds=600.0)
     with leases.take("learn") as lease:
         first = leases.holder("learn").expires_at
-        waited = threading.Event()
-        for _ in range(200):
-            if (holder := leases.holder("learn")) is not None and holder.expires_at > first:
-                break
-            waited.wait(0.05)
-        else:
-            pytest.fail("nobody renewed it")
+        deadline = time.monotonic() + 300
+        while (holder := leases.holder("learn")).expires_at <= first:
+            assert time.monotonic() < deadline, "nobody renewed it"
+            time.sleep(0.02)
         assert holder.token == lease.token
     assert leases.holder("learn") is None
 
@@ -289,16 +293,19 @@ def test_many_takers_get_a_lease_one_after_another(database):
 
 def test_nobody_takes_a_lease_while_its_holder_writes(database):
     held = Leases(database, "holder", seconds=0).take("learn")
-    taken = threading.Event()
+    tries, taken = threading.Event(), threading.Event()
 
     def take():
-        Leases(database, "rival").take("learn")
+        rival = Leases(database, "rival")
+        tries.set()
+        rival.take("learn")
         taken.set()
 
     with database.writing() as connection:
         held.check(connection)
         rival = threading.Thread(target=take)
         rival.start()
+        assert tries.wait(300)
         assert not taken.wait(0.5)
     rival.join()
     assert taken.is_set()
