@@ -1,5 +1,8 @@
 """Fixtures of tests over a real channel: the tiny base once a session, an engine and a server for each test."""
 
+import threading
+import time
+
 import pytest
 from plaudit.settings import EngineSettings, ModelSettings
 
@@ -21,6 +24,44 @@ def tiny_engine(tiny_base):
     engine = TorchEngine(tiny_base, EngineSettings(widths=(4, 16)), ModelSettings(adapter_layers=ADAPTER_LAYERS))
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def stands():
+    """Lets an engine stand still before a decode step: `with stands(engine, after=steps) as reached, go_on`.
+
+    `reached` is set once it stands and `go_on` lets it go on; a job that was cancelled lets it go on too, so that a
+    test may wait for a cancellation that comes over a network. Then no test depends on how quick an engine is.
+    """
+    return Standing
+
+
+class Standing:
+    SECONDS = 300.0
+
+    def __init__(self, engine, after=0):
+        self.engine, self.left = engine, after
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def __enter__(self):
+        self.engine._step = self._step
+        return self.reached, self.go_on
+
+    def __exit__(self, *_):
+        self.go_on.set()
+        del self.engine._step
+
+    def _step(self, lane):
+        self.left -= 1
+        if self.left < 0:
+            self.reached.set()
+            ends = time.monotonic() + self.SECONDS
+            while not (self.go_on.wait(0.002) or self._cancelled() or time.monotonic() > ends):
+                pass
+        type(self.engine)._step(self.engine, lane)
+
+    def _cancelled(self):
+        return any(ticket.cancelled for ticket in list(self.engine._rows.values()))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from plaudit.types import Binary, Channel, FinishReason
 from plaudit_echo.plugin import Echo
 from prometheus_client import CollectorRegistry
 
-BUDGET = 0.3
+BUDGET = 1.0  # seconds: a busy machine hands a call that is quick over and back within a part of it
 CALLERS = 16
 
 
@@ -99,9 +99,9 @@ def test_a_domain_that_hangs_leaves_the_other_domains_of_its_server_alone(tmp_pa
         assert {error.metadata["why"] for error in errors} == {"late", "hangs"}
         assert {error.metadata["member"] for error in errors if error.metadata["why"] == "late"} == {member}
         # From now on nobody waits for it: a refusal takes no thread, no slot of the engine and no time.
-        began = time.perf_counter()
+        plugins["hangs"]._calls._seconds = 1e6  # whoever waited for it would not come back
         assert [ask(None).metadata["why"] for _ in range(20)] == ["hangs"] * 20
-        assert time.perf_counter() - began < 20 * BUDGET
+        plugins["hangs"]._calls._seconds = BUDGET
         assert client.generate("echo", "tea?", max_tokens=2).interaction_id
         # While it hangs, no member of it is called: the first one that a request needs is what it fails by.
         told = [
@@ -111,9 +111,9 @@ def test_a_domain_that_hangs_leaves_the_other_domains_of_its_server_alone(tmp_pa
         assert tiny_engine.load() == (0, 0), "a request that failed holds nothing in the engine"
         # A domain that comes back is served again, without a restart.
         gate.set()
-        for _ in range(500):
-            if not plugins["hangs"].hanging:
-                break
+        ends = time.monotonic() + 300
+        while plugins["hangs"].hanging:
+            assert time.monotonic() < ends, "calls have not come back"
             time.sleep(0.01)
         assert answered(client)
         domains = {record.channel.domain for record in server.records(Topic.INTERACTIONS)}

@@ -51,18 +51,18 @@ WITHOUT_PEFT = "import sys; sys.modules['peft'] = None; "
 
 
 @contextmanager
-def started(command, tmp_path, data):
-    """A process of the command line, and the file of its standard error."""
+def started(command, tmp_path, data, first=""):
+    """A process of the command line that runs the code `first`, and the file of its standard error."""
     flags = {
         "model.path": tiny_model(tmp_path / "model"),
         "serve.port": 0,
         "serve.metrics_port": 0,
-        "serve.drain_seconds": 20,
+        "serve.drain_seconds": 600,
         "model.adapter_layers": 2,
         "log_format": "json",
     }
     arguments = [part for key, value in flags.items() for part in ("--set", f"{key}={value}")]
-    code = CODE if command == "learn" else WITHOUT_PEFT + CODE
+    code = first + (CODE if command == "learn" else WITHOUT_PEFT + CODE)
     with (tmp_path / "log").open("w") as log:
         running = subprocess.Popen(
             [sys.executable, "-c", code, command, "--data-dir", str(data), *arguments], stderr=log
@@ -117,7 +117,7 @@ def test_a_replica_drains_on_sigterm_and_what_it_acknowledged_is_in_the_log(proc
     _wait_until(lambda: read_address(data) is not None or running.poll() is not None, 300)
     assert running.poll() is None, log.read_text()
     acknowledged, after = [], []
-    with Plaudit(read_address(data), patience=0.0, timeout=30.0) as client:
+    with Plaudit(read_address(data), patience=0.0, timeout=300.0) as client:
         assert client.generate("echo", "Hello", max_tokens=2).handle
         stream = client.stream("echo", "Hello", n=4, max_tokens=300)
         next(stream)
@@ -129,7 +129,9 @@ def test_a_replica_drains_on_sigterm_and_what_it_acknowledged_is_in_the_log(proc
     assert running.wait(300) == 0, log.read_text()
     event_log = open_log(Settings(data_dir=data))
     consumer = event_log.consumer((Topic.INTERACTIONS,), "test", dict)
-    recorded = {decode(record.value).interaction_id for record in consumer.poll(1.0, 100)}
+    recorded = set()
+    while records := consumer.poll(1.0, 100):
+        recorded |= {decode(record.value).interaction_id for record in records}
     consumer.close()
     event_log.close()
     assert {*acknowledged, *after} <= recorded
@@ -233,7 +235,7 @@ class Stalled:
     widths = (4,)
 
     def __init__(self):
-        self.cancelled = 0
+        self.submitted = self.cancelled = 0
         self.breaks = None
         self.refuses = None
 
@@ -243,6 +245,7 @@ class Stalled:
     def submit(self, jobs):
         if self.refuses:
             raise self.refuses
+        self.submitted += len(jobs)
         return [StalledTicket(self, job) for job in jobs]
 
     @contextmanager
@@ -304,19 +307,24 @@ def stalled(tmp_path):
 
 def test_the_deadline_of_a_stalled_completion_cancels_its_tickets(stalled):
     engine, server, client = stalled
-    for call in (
-        lambda: client.generate("echo", "Hello", n=3, timeout=1.0),
-        lambda: list(client.stream("echo", "Hello", n=3, timeout=1.0)),
-    ):
-        engine.cancelled = 0
-        with pytest.raises(DeadlinePassed):
-            call()
-        _wait_until(lambda: engine.cancelled == 3)
     value = server.metrics.registry.get_sample_value
-    _wait_until(lambda: value("plaudit_requests_in_flight") == 0)
     labels = {"service": "AssistantService", "code": "DEADLINE_EXCEEDED"}
-    for method in ("Generate", "StreamGenerate"):
-        assert value("plaudit_requests_total", {**labels, "method": method}) == 1
+    for method, call in (
+        ("Generate", lambda seconds: client.generate("echo", "Hello", n=3, timeout=seconds)),
+        ("StreamGenerate", lambda seconds: list(client.stream("echo", "Hello", n=3, timeout=seconds))),
+    ):
+        engine.submitted = engine.cancelled = 0
+        # On a slow machine a deadline may pass before the engine has the jobs: then a later one does it.
+        tries = 0
+        for seconds in (1.0, 5.0, 25.0, 125.0):
+            tries += 1
+            with pytest.raises(DeadlinePassed):
+                call(seconds)
+            _wait_until(lambda: value("plaudit_requests_in_flight") == 0)
+            if engine.submitted:
+                break
+        assert (engine.submitted, engine.cancelled) == (3, 3)
+        assert 1 <= value("plaudit_requests_total", {**labels, "method": method}) <= tries
     # Of the stream people saw something, of the other call nothing.
     (stopped,) = server.records(Topic.INTERACTIONS)
     assert [each.finish_reason for each in stopped.candidates] == [FinishReason.CANCELLED] * 3
@@ -334,17 +342,17 @@ def test_a_call_that_outlives_the_drain_is_ended(tmp_path):
 
         def ask():
             try:
-                client.generate("echo", "Hello", timeout=60.0)
+                client.generate("echo", "Hello", timeout=600.0)
             except (Cancelled, NotServing) as error:
                 outcome.append(error)
 
         caller = threading.Thread(target=ask)
         caller.start()
-        _wait_until(lambda: server.metrics.registry.get_sample_value("plaudit_requests_in_flight") == 1)
+        _wait_until(lambda: engine.submitted == 1)
         began = time.monotonic()
         server.server.stop()
-        caller.join(30)
-        assert time.monotonic() - began < 30
+        caller.join(300)
+        assert time.monotonic() - began < 300, "its own deadline is later"
         assert len(outcome) == 1
         _wait_until(lambda: engine.cancelled == 1)
 
@@ -408,21 +416,26 @@ def _signed(signer):
     )
 
 
-def test_a_replica_that_is_told_to_end_while_it_starts_does_not_start(process):
-    running, data, log = process
-    status = f"/proc/{running.pid}/status"
-    if not os.path.exists(status):
-        pytest.skip("which signals a process catches is read from /proc")
+# A start that has no end, however quick the machine is: the base is never loaded.
+NO_ENGINE = "import time; from plaudit.engine import opening; opening.open_engine = lambda settings: time.sleep(3600); "
 
-    def catches():
-        with open(status) as lines:
-            return int(lines.read().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1
 
-    _wait_until(catches, 300)
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(300) == 128 + signal.SIGTERM
-    assert "listens" not in log.read_text()
-    assert read_address(data) is None
+def test_a_replica_that_is_told_to_end_while_it_starts_does_not_start(tmp_path):
+    data = tmp_path / "data"
+    with started("serve", tmp_path, data, NO_ENGINE) as (running, log):
+        status = f"/proc/{running.pid}/status"
+        if not os.path.exists(status):
+            pytest.skip("which signals a process catches is read from /proc")
+
+        def catches():
+            with open(status) as lines:
+                return int(lines.read().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1
+
+        _wait_until(catches, 300)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(300) == 128 + signal.SIGTERM
+        assert "listens" not in log.read_text()
+        assert read_address(data) is None
 
 
 def test_a_taken_port_names_itself(tmp_path, tiny_engine):

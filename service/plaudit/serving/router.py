@@ -207,6 +207,11 @@ class Router:
 
     def _activate(self, state: ChannelState, serving: _Serving | None, routed: Routed, started: float) -> None:
         channel, name = state.channel, str(state.channel)
+        # A start, or the way back to an older release, says nothing about how fast people are heard.
+        forward = serving is not None and routed.key.version > serving.now.key.version
+        if forward and routed.newest_feedback_at is not None:
+            # Before the swap: its first reply may come at once, from another thread.
+            self._unanswered[routed.key] = routed.newest_feedback_at
         # One assignment: a request sees the former release or this one, never a mixture.
         self._serving[channel] = _Serving(routed, state.generation)
         self._told.pop(channel, None)
@@ -217,10 +222,6 @@ class Router:
             seconds = time.perf_counter() - started
             self._metrics.swaps.labels(name).inc()
             self._metrics.set_release_info(channel, routed.key.version, routed.key.digest)
-            # A start, or the way back to an older release, says nothing about how fast people are heard.
-            forward = serving is not None and routed.key.version > serving.now.key.version
-            if forward and routed.newest_feedback_at is not None:
-                self._unanswered[routed.key] = routed.newest_feedback_at
             self._metrics.swap_seconds.observe(seconds)
             log.info("serves", channel=name, version=routed.key.version, generation=state.generation, seconds=seconds)
 
