@@ -128,6 +128,7 @@ class Plaudit:
 
     def close(self) -> None:
         """Closes the channel."""
+        self._stubs.close()
         self._channel.close()
 
     def generate(
@@ -164,7 +165,7 @@ class Plaudit:
         self,
         domain: str,
         prompt: Prompt,
-        choices: Sequence[Choosable],
+        choices: Sequence[Choosable] = (),
         *,
         timeout: float | None = None,
         **options: Unpack[ChooseOptions],
@@ -174,8 +175,8 @@ class Plaudit:
         Args:
             domain: Name of the domain that decides.
             prompt: As of `generate`.
-            choices: The options, 2 to 50: texts, `Option(option_id, text)`, or objects with these two; none if the
-                domain makes them itself.
+            choices: The options, 2 to 50: texts, `Option(option_id, text)`, or objects with these two; left out
+                if the domain makes them itself.
             timeout: As of `generate`.
             options: See `ChooseOptions`.
         """

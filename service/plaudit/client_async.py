@@ -24,6 +24,7 @@ from plaudit.client_calls import (
     call_error,
     channel_options,
     checked_target,
+    closed,
     failed_attempt,
 )
 from plaudit.client_catalogue import (
@@ -85,6 +86,7 @@ class AsyncPlaudit:
         )
         self._stubs = Stubs(self._channel, credentials)
         self._target = target
+        self._closed = False
         self._timeout = timeout
         self._patience = patience
 
@@ -96,6 +98,7 @@ class AsyncPlaudit:
 
     async def close(self) -> None:
         """Closes the channel."""
+        self._closed = True
         await self._channel.close()
 
     async def generate(
@@ -117,7 +120,7 @@ class AsyncPlaudit:
         self,
         domain: str,
         prompt: Prompt,
-        choices: Sequence[Choosable],
+        choices: Sequence[Choosable] = (),
         *,
         timeout: float | None = None,
         **options: Unpack[ChooseOptions],
@@ -285,6 +288,8 @@ class AsyncPlaudit:
                 "this AsyncPlaudit was made in another event loop, which has ended; make one per loop: "
                 "`async with AsyncPlaudit(target) as client:` inside the function that asyncio.run gets"
             )
+        if self._closed:
+            raise closed()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

@@ -52,13 +52,15 @@ def checked_target(target: str) -> str:
     """The target; raises InvalidField if it is none that gRPC can reach."""
     if not isinstance(target, str) or not target:
         raise InvalidField(f'the target is {target!r}; write "host:port", such as "127.0.0.1:50051"', field="target")
-    scheme, _, rest = target.partition("://")
+    scheme, separator, rest = target.partition("://")
     if scheme in ("http", "https"):
         raise InvalidField(
             f'the target is {target!r}; write "{rest.rstrip("/") or "host:port"}", without {scheme}://. The client '
             "speaks gRPC (serve.port); the HTTP door is another port",
             field="target",
         )
+    if not separator and ":" not in target:  # gRPC would take port 443
+        raise InvalidField(f'the target is {target!r}, without a port; write "{target}:50051"', field="target")
     return target
 
 
@@ -74,7 +76,14 @@ def call_error(call: Any, target: str) -> PlauditError:
         return error
     proxies = [] if is_loopback(target) else [name for name in _PROXY_VARIABLES if os.environ.get(name)]
     through = f"; the variable {proxies[0]} sends this call through a proxy" if proxies else ""
-    return NotServing(f"{error.message} (target {target}{through})")
+    details = error.message.removeprefix(f"{grpc.StatusCode.UNAVAILABLE.name}: ")
+    if "http1.x" in details:
+        return NotServing(
+            f"{target} speaks HTTP, not gRPC: it may be the HTTP door (serve.http_port); name the gRPC port (serve.port)"
+        )
+    return NotServing(
+        f"nothing answers at {target}{through}; see that `plaudit serve` runs there and listens (gRPC says: {details})"
+    )
 
 
 def unreached(call: Any) -> bool:
@@ -158,6 +167,22 @@ class Stubs:
         self.feedback: Any = _Bringing(feedback_pb2_grpc.FeedbackServiceStub(channel), credentials)
         self.releases: Any = _Bringing(releases_pb2_grpc.ReleaseServiceStub(channel), credentials)
         self.domains: Any = _Bringing(domains_pb2_grpc.DomainServiceStub(channel), credentials)
+
+    def close(self) -> None:
+        """After this each call is refused in the client's own words."""
+        self.assistant = self.feedback = self.releases = self.domains = _Closed()
+
+
+def closed() -> InvalidField:
+    """The error of a call of a client that was closed."""
+    return InvalidField("this client is closed; make another, or call inside its `with` block", field="client")
+
+
+class _Closed:
+    """Stands for the stubs of a client that was closed."""
+
+    def __getattr__(self, method: str) -> Any:
+        raise closed()
 
 
 class _Bringing:

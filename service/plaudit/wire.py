@@ -90,7 +90,9 @@ def from_call(call: Any) -> PlauditError:
         grpc.StatusCode.RESOURCE_EXHAUSTED: MessageTooLarge,
         grpc.StatusCode.UNIMPLEMENTED: NotOffered,
     }
-    return by_code.get(code, InternalError)(f"{code.name}: {message}")
+    kind = by_code.get(code, InternalError)
+    # The library's words for its own deadline repeat the code; the class's say what to do.
+    return kind() if kind is DeadlinePassed else kind(f"{code.name}: {message}")
 
 
 def _cut(text: str, most: int) -> str:

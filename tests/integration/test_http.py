@@ -192,6 +192,8 @@ REFUSED = {
         "INVALID_FIELD",
     ),
     "tool role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "INVALID_FIELD"),
+    "no answer": ({"n": 0}, "n", "INVALID_FIELD"),
+    "a tag too long": ({"metadata": {"page": "x" * 600}}, "metadata[page]", "INVALID_FIELD"),
     "no message": ({"messages": []}, "messages", "EMPTY_PROMPT"),
     "a domain of choices": ({"model": "echo-choice"}, "model", "WRONG_ACTION"),
     "unknown of ours": ({"plaudit": {"colour": "red"}}, "plaudit", "INVALID_FIELD"),
@@ -209,6 +211,7 @@ def test_what_cannot_be_done_is_refused_in_openais_shape_with_our_reason(door, p
         error = answer.json()["error"]
         assert (error["param"], error["code"]) == (param, code)
         assert error["message"]
+        assert "sampling." not in error["message"], "of another door"
     assert door.records(Topic.INTERACTIONS) == []
 
 
@@ -234,14 +237,51 @@ def test_bodies_that_are_no_requests_get_an_error_and_no_text_back(plain):
     for body in (b'{"a": NaN}', b'{"seed": ' + b"9" * 5000 + b"}", '{"model": "echo"}'.encode("utf-16")):
         answer = plain.post("/chat/completions", content=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_FIELD"), body[:20]
-    for body in ({"handle": 7}, {"secret": 1}, {"handle": "x", "thumbs": {"up": "secret"}}, []):
-        answer = plain.post("/feedback", json=body)
-        assert 400 <= answer.status_code < 500, body
-        assert answer.json()["error"]["code"] in ("INVALID_FIELD", "HANDLE_FORGED")
-        assert "secret" not in answer.text
     for path in ("/nothing", "/models/"):
         assert plain.get(path).json()["error"]["code"] == "NOT_OFFERED"
     assert plain.get("/chat/completions").status_code == 405
+
+
+WRONG_FEEDBACK = {
+    "no object": ([], "", "is not a JSON object"),
+    "no handle": ({"thumbs": {"up": True}}, "handle", "came with the answer"),
+    "a handle of another type": ({"handle": 7}, "handle", "must be a text"),
+    "nothing said": ({}, "act", "send one of thumbs, choice"),
+    "a misspelt field": ({"ratter": "ada", "thumbs": {"up": True}}, "ratter", "did you mean 'rater'?"),
+    "an unknown field inside": ({"thumbs": {"candidate": "secret", "up": True}}, "thumbs.candidate", "'candidate_id'"),
+    "two kinds": ({"thumbs": {"up": True}, "comment": {"text": "secret"}}, "comment", "each by itself"),
+    "a bare thumb": ({"thumbs": True}, "thumbs", '{"up": ...}'),
+    # Taken as the message's default, this would be a thumb down that nobody gave.
+    "a thumb without direction": ({"thumbs": {}}, "thumbs.up", "true or false"),
+    "a thumb of null": ({"thumbs": {"up": None}}, "thumbs.up", "true or false"),
+    "a thumb of another type": ({"thumbs": {"up": "secret"}}, "thumbs.up", "true or false"),
+    "a rating without value": ({"rating": {}}, "rating.value", "a number"),
+    "a rating in words": ({"rating": {"value": "secret"}}, "rating.value", "a number"),
+    "a signal without value": ({"signal": {"name": "liked"}}, "signal.value", "a number"),
+    "a list of another type": ({"choice": {"chosen_id": "#0"}, "reasons": 3}, "", "protos/plaudit/v1"),
+    "no candidate of two": ({"thumbs": {"up": True}}, "candidate_id", "#0 to #1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FEEDBACK)
+def test_feedback_that_cannot_be_taken_names_its_field_and_what_to_write(door, client, plain, case):
+    body, param, words = WRONG_FEEDBACK[case]
+    if isinstance(body, dict) and param != "handle":
+        reply = client.chat.completions.create(model="echo", messages=HELLO, n=2, max_tokens=2)
+        body = {"handle": reply.plaudit["handle"], **body}
+    answer = plain.post("/feedback", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"] or "") == (400, param), error
+    assert words in error["message"]
+    assert "secret" not in answer.text
+    assert door.records(Topic.FEEDBACK) == []
+
+
+def test_numbers_of_feedback_may_be_texts_as_in_the_protos_json(door, client, plain):
+    reply = client.chat.completions.create(model="echo", messages=HELLO, max_tokens=2)
+    given = plain.post("/feedback", json={"handle": reply.plaudit["handle"], "rating": {"value": "0.5"}})
+    assert given.status_code == 200, given.text
+    assert door.records(Topic.FEEDBACK)[0].act.value == 0.5
 
 
 WRONG = {

@@ -222,6 +222,9 @@ def test_an_error_names_the_target_and_the_proxy_in_between(monkeypatch):
         (lambda c: c.generate("echo", "hi", temperature=10**400), "temperature", "cannot be sent"),
         (lambda _: Plaudit("http://127.0.0.1:8000"), "target", "127.0.0.1:8000"),
         (lambda _: Plaudit(None), "target", "host:port"),
+        (lambda _: Plaudit("plaudit.example"), "target", "plaudit.example:50051"),
+        (lambda c: c.close() or c.generate("echo", "hi"), "client", "closed"),
+        (lambda c: c.close() or list(c.stream("echo", "hi")), "client", "closed"),
         (lambda c: c.generate("echo", "hi", max_token=3), "max_token", "did you mean 'max_tokens'?"),
         (lambda c: c.generate("echo", "hi", n=-1), "n", "-1"),
         (lambda c: c.generate("echo", "hi", temperature="warm"), "temperature", "warm"),
@@ -257,6 +260,13 @@ def test_an_asyncio_client_outside_its_loop_says_what_to_do(served):
     async def used(client):
         await client.generate("echo", "hi")
 
+    async def closed():
+        async with AsyncPlaudit(served[1]) as client:
+            pass
+        await client.generate("echo", "hi")
+
+    with pytest.raises(InvalidField, match="closed"):
+        asyncio.run(closed())
     client = asyncio.run(made())
     with pytest.raises(Misconfigured, match="one per loop"):
         asyncio.run(used(client))
@@ -277,7 +287,10 @@ def test_a_move_of_a_release_is_not_tried_again_because_it_has_no_key(served, cl
 
 
 def test_nobody_at_the_target_is_not_serving():
-    with Plaudit("127.0.0.1:1", patience=0.0, timeout=2.0) as client, pytest.raises(NotServing):
+    with (
+        Plaudit("127.0.0.1:1", patience=0.0, timeout=2.0) as client,
+        pytest.raises(NotServing, match="nothing answers at 127.0.0.1:1;.*plaudit serve"),
+    ):
         client.generate("echo", "hi")
 
 

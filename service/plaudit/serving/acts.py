@@ -19,6 +19,7 @@ from plaudit.domain import Declaration, DomainPlugin
 from plaudit.errors import (
     HandleWrongRater,
     IncompleteRanking,
+    InvalidField,
     NotStored,
     OutOfScale,
     RetractionByOther,
@@ -90,9 +91,8 @@ class Acts:
         feedback_id = identifier("feedback_id", message.feedback_id)
         session_id = short_text("session_id", message.session_id, MAX_SESSION_BYTES)
         if message.WhichOneof("act") is None:
-            raise refused(
-                "act", "missing", "one of thumbs, choice, ranking, correction, rating, label, signal, comment"
-            )
+            kinds = ", ".join(field.name for field in message.DESCRIPTOR.oneofs_by_name["act"].fields)
+            raise InvalidField(f"the feedback says nothing; send one of {kinds}", field="act", limit=kinds)
         act = checked_act(named(act_from_proto(message), claims.candidate_ids), claims, plugin.declaration)
         channel = Channel(claims.domain, claims.tenant)
         return Feedback(
@@ -145,6 +145,8 @@ class Acts:
 
     def _who(self, handle: str, person: str, now: dt.datetime) -> tuple[HandleClaims, str]:
         """The handle's claims and the pseudonym of who acts."""
+        if not handle:
+            raise refused("handle", "missing", "the handle that came with the answer")
         claims = self._signer.verify(handle, now)
         check_channel(Channel(claims.domain, claims.tenant))
         if not claims.stored:
@@ -224,7 +226,13 @@ def _check_value(act: Thumbs | Correction | Rating | LabelAct | Signal, declarat
         case Signal(_, name, strength):
             scales = dict(declaration.signals)
             if name not in scales:
-                raise _undeclared(f"signal {name[:64]!r}", declaration)
+                declared = ", ".join(sorted(scales)) or "none"
+                raise UndeclaredKind(
+                    f"{declaration.name} takes no signal {name[:64]!r}; it takes {declared}",
+                    domain=declaration.name,
+                    kind=f"signal {name[:64]!r}",
+                    declared=declared,
+                )
             _check_scale(f"signal.value of {name}", strength, scales[name])
 
 
@@ -247,6 +255,12 @@ def _check_candidates(named: Iterable[str], claims: HandleClaims, declaration: D
                 f"{candidate[:64]!r} is not among the first {places} options; a slate of {declaration.name} shows no "
                 "others",
                 candidate_id=candidate[:64],
+            )
+        if not candidate:
+            raise UnknownCandidate(
+                f"the feedback names no candidate, and the answer has {len(claims.candidate_ids)}; name one by its id "
+                f"or its place, #0 to #{len(claims.candidate_ids) - 1}",
+                candidate_id="",
             )
         if candidate not in claims.candidate_ids:
             raise UnknownCandidate(
@@ -301,9 +315,8 @@ def _whole_conversation(message: feedback_pb2.Feedback, act: Act, declaration: D
     return True
 
 
-def _undeclared(kind: FeedbackKind | str, declaration: Declaration) -> UndeclaredKind:
+def _undeclared(kind: FeedbackKind, declaration: Declaration) -> UndeclaredKind:
     declared = sorted(str(kind) for kind in declaration.kinds)
-    declared += [f"signal {name!r}" for name, _ in declaration.signals]
     return UndeclaredKind(
         f"{declaration.name} takes no feedback of kind {kind}; it takes {', '.join(declared)}",
         domain=declaration.name,

@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from plaudit.errors import InternalError, InvalidField, InvalidText, MessageTooLarge, PlauditError
 from plaudit.serving.http import shapes
+from plaudit.serving.http.messages import parsed
 from plaudit.telemetry import get_logger
 from plaudit.v1 import (
     assistant_pb2,
@@ -43,6 +44,15 @@ TENANT_HEADER, SESSION_HEADER = "x-plaudit-tenant", "x-plaudit-session"
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 # Headers that travel on as the call's metadata.
 _PASSED_ON = (REQUEST_ID_KEY, "traceparent", "authorization")
+_METHODS = {
+    "/v1/models": "GET",
+    "/v1/models/{name}": "GET",
+    "/v1/chat/completions": "POST",
+    "/v1/domains": "GET",
+    "/v1/feedback": "POST",
+    "/v1/feedback/retract": "POST",
+    "/healthz": "GET",
+}
 
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -60,19 +70,17 @@ class Routes:
 
     def app(self) -> Starlette:
         """The application."""
+        answers: Mapping[str, Answer] = {
+            "/v1/models": self.models,
+            "/v1/models/{name}": self.model,
+            "/v1/chat/completions": self.chat,
+            "/v1/domains": self.domains,
+            "/v1/feedback": self.feedback,
+            "/v1/feedback/retract": self.retract,
+            "/healthz": self.healthz,
+        }
         app = Starlette(
-            routes=[
-                Route(path, _whole(path, answer), methods=[method])
-                for path, method, answer in (
-                    ("/v1/models", "GET", self.models),
-                    ("/v1/models/{name}", "GET", self.model),
-                    ("/v1/chat/completions", "POST", self.chat),
-                    ("/v1/domains", "GET", self.domains),
-                    ("/v1/feedback", "POST", self.feedback),
-                    ("/v1/feedback/retract", "POST", self.retract),
-                    ("/healthz", "GET", self.healthz),
-                )
-            ],
+            routes=[Route(path, _whole(path, answers[path]), methods=[method]) for path, method in _METHODS.items()],
             exception_handlers={PlauditError: _failed, grpc.aio.AioRpcError: _refused, HTTPException: _no_route},
         )
         app.router.redirect_slashes = False  # a redirect has no error's shape, and clients drop the body behind it
@@ -108,14 +116,14 @@ class Routes:
 
     async def feedback(self, request: Request) -> Response:
         """POST /v1/feedback: the JSON of a plaudit.v1.Feedback."""
-        act = _parsed(await self._body(request), feedback_pb2.Feedback())
+        act = parsed(await self._body(request), feedback_pb2.Feedback())
         stub = feedback_pb2_grpc.FeedbackServiceStub(self._open())
         sent = feedback_pb2.SubmitFeedbackRequest(feedback=act)
         return _json(await stub.SubmitFeedback(sent, timeout=self._deadline, metadata=_metadata(request)))
 
     async def retract(self, request: Request) -> Response:
         """POST /v1/feedback/retract: the JSON of a plaudit.v1.RetractFeedbackRequest."""
-        sent = _parsed(await self._body(request), feedback_pb2.RetractFeedbackRequest())
+        sent = parsed(await self._body(request), feedback_pb2.RetractFeedbackRequest())
         stub = feedback_pb2_grpc.FeedbackServiceStub(self._open())
         return _json(await stub.RetractFeedback(sent, timeout=self._deadline, metadata=_metadata(request)))
 
@@ -128,7 +136,7 @@ class Routes:
         for each in (await self._models(request))["data"]:
             if each["id"] == request.path_params["name"]:
                 return JSONResponse(each)
-        return _error(404, "not_found_error", "there is no such model; see /v1/models", "UNKNOWN_MODEL")
+        return _error(404, "not_found_error", "there is no such model; GET /v1/models lists them", "UNKNOWN_DOMAIN")
 
     async def domains(self, request: Request) -> Response:
         """GET /v1/domains: the JSON of a plaudit.v1.ListDomainsResponse with all domains."""
@@ -224,7 +232,7 @@ def _json_of(data: bytes) -> Any:
             "a text in the body holds half a character (one of \\ud800 to \\udfff alone); send whole ones", field=""
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidField("the body is no JSON; send a JSON object in UTF-8", field="") from error
+        raise InvalidField("the body is not JSON; send a JSON object in UTF-8", field="") from error
     return value
 
 
@@ -275,16 +283,6 @@ def _metadata(request: Request) -> list[tuple[str, str]]:
     return [(name, value) for name, value in found if value.isascii() and value.isprintable()]
 
 
-def _parsed(body: Any, message: Any) -> Any:
-    try:
-        return json_format.ParseDict(body, message)
-    except (json_format.ParseError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        # The library's message may quote what people wrote.
-        raise InvalidField(
-            f"the body is no {message.DESCRIPTOR.full_name} in JSON; its fields stand in protos/plaudit/v1", field=""
-        ) from error
-
-
 def _json(message: Any, *, every_field: bool = False) -> JSONResponse:
     return JSONResponse(
         json_format.MessageToDict(
@@ -306,7 +304,10 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _no_route(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for these alone"
-    what = {404: "there is nothing at this path", 405: "this path takes another method"}
+    what = {
+        404: f"there is nothing at this path; there are {', '.join(_METHODS)}",
+        405: "this path takes another method; there are " + ", ".join(f"{m} {path}" for path, m in _METHODS.items()),
+    }
     return _error(error.status_code, "invalid_request_error", what.get(error.status_code, error.detail), "NOT_OFFERED")
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from plaudit.client_requests import messages_of
-from plaudit.errors import InvalidField, PlauditError
+from plaudit.errors import InvalidField, PlauditError, WrongAction
+from plaudit.returned import MAX_COMPLETIONS
 from plaudit.v1 import assistant_pb2
 
 MODEL_VERSION = "@"  # "domain@version" names a release.
@@ -70,14 +71,17 @@ class Asked:
 def asked(body: Any, tenant: str, session_id: str) -> Asked:
     """The request of a chat completion's body; raises InvalidField with the parameter that cannot be taken."""
     if not isinstance(body, Mapping):
-        raise InvalidField("the body is no JSON object; send what OpenAI's chat completions take", field="")
+        raise InvalidField("the body is not a JSON object; send what OpenAI's chat completions take", field="")
     for name, value in body.items():
         if name not in _TAKEN and not any(value is nothing or value == nothing for nothing in _NOTHING):
             raise _not_supported(name)
     domain, version = _model(body.get("model"))
     ours = body.get("plaudit") or {}
-    if not isinstance(ours, Mapping) or set(ours) - _OUR_FIELDS:
-        raise InvalidField(f"plaudit takes {', '.join(sorted(_OUR_FIELDS))}, and nothing else", field="plaudit")
+    if not isinstance(ours, Mapping):
+        raise InvalidField("plaudit is not a JSON object", field="plaudit")
+    for name in set(ours) - _OUR_FIELDS:
+        short, takes = name[:_LONGEST_NAME], ", ".join(sorted(_OUR_FIELDS))
+        raise InvalidField(f"plaudit has no field {short!r}; it takes {takes}", field="plaudit")
     sampling: dict[str, Any] = {
         name: read(body[name], name) for name, read in _SAMPLING.items() if body.get(name) is not None
     }
@@ -100,7 +104,7 @@ def asked(body: Any, tenant: str, session_id: str) -> Asked:
         messages=_messages(body.get("messages")),
         passages=_passages(ours.get("passages", [])),
         purpose=_purpose(ours.get("purpose", "serve")),
-        n=1 if body.get("n") is None else _whole(body["n"], "n"),
+        n=1 if body.get("n") is None else _whole(body["n"], "n", least=1, most=MAX_COMPLETIONS),
         sampling=assistant_pb2.Sampling(stop=stops, **sampling),
         release_versions=[] if version is None else [version],
         tags=_tags(body.get("metadata")),
@@ -189,8 +193,20 @@ def failure(error: PlauditError) -> tuple[int, dict[str, Any]]:
     kind = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
         status, "invalid_request_error" if status < 500 else "server_error"
     )
-    param = _OPENAI_FIELDS.get(error.wrong_field, error.wrong_field.removeprefix("sampling.")) or None
-    return status, {"error": {"message": error.message, "type": kind, "param": param, "code": error.reason}}
+    param = _openai_name(error.wrong_field)
+    message = error.message
+    if param and message.startswith(error.wrong_field):  # the service's own name of the field
+        message = param + message.removeprefix(error.wrong_field)
+    if isinstance(error, WrongAction):
+        message = f"{message.partition(';')[0]}; the HTTP door has completions alone: ask it over gRPC (Choose)"
+    return status, {"error": {"message": message, "type": kind, "param": param or None, "code": error.reason}}
+
+
+def _openai_name(field: str) -> str:
+    """A field of our request by the name that OpenAI's clients know."""
+    if field.startswith("tags["):
+        return "metadata" + field.removeprefix("tags")
+    return _OPENAI_FIELDS.get(field, field.removeprefix("sampling."))
 
 
 def models(domains: Sequence[str], releases: Mapping[str, Sequence[int]]) -> dict[str, Any]:
@@ -225,14 +241,14 @@ def _model(name: Any) -> tuple[str, int | None]:
 
 def _messages(messages: Any) -> list[assistant_pb2.Message]:
     if not isinstance(messages, list):
-        raise InvalidField("messages is no list of messages", field="messages")
+        raise InvalidField("messages is not a list; send [{\"role\": \"user\", \"content\": \"...\"}]", field="messages")
     return messages_of(messages)
 
 
 def _tags(metadata: Any) -> dict[str, str]:
     tags = metadata or {}
     if not isinstance(tags, Mapping) or not all(isinstance(value, str) for value in tags.values()):
-        raise InvalidField("metadata is no object of texts", field="metadata")
+        raise InvalidField("metadata is not an object whose values are texts", field="metadata")
     return dict(tags)
 
 
@@ -249,14 +265,14 @@ def _passages(passages: Any) -> list[assistant_pb2.Passage]:
         for each in passages
     ):
         raise InvalidField(
-            "plaudit.passages is no list of objects with passage_id, text and source", field="plaudit.passages"
+            "plaudit.passages is not a list of objects with passage_id, text and source", field="plaudit.passages"
         )
     return [assistant_pb2.Passage(**each) for each in passages]
 
 
 def _purpose(name: Any) -> assistant_pb2.Purpose:
     if not isinstance(name, str) or name not in _PURPOSES:
-        raise InvalidField("plaudit.purpose is none of serve, explore, evaluate", field="plaudit.purpose")
+        raise InvalidField("plaudit.purpose must be serve, explore or evaluate", field="plaudit.purpose")
     return _PURPOSES[name]
 
 
@@ -267,14 +283,14 @@ def _number(value: Any, field: str) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidField(f"{field} is no number that a computer can hold", field=field)
+        raise InvalidField(f"{field} is not a finite number", field=field)
     return number
 
 
-def _whole(value: Any, field: str, most: int = 2**31 - 1) -> int:
+def _whole(value: Any, field: str, most: int = 2**31 - 1, least: int = 0) -> int:
     whole = int(value) if isinstance(value, float) and value.is_integer() else value  # some clients write 5.0
-    if isinstance(whole, bool) or not isinstance(whole, int) or not 0 <= whole <= most:
-        raise InvalidField(f"{field} is no whole number from 0 to {most}", field=field)
+    if isinstance(whole, bool) or not isinstance(whole, int) or not least <= whole <= most:
+        raise InvalidField(f"{field} is not a whole number from {least} to {most}", field=field)
     return whole
 
 
@@ -283,7 +299,7 @@ _SAMPLING: Mapping[str, Callable[[Any, str], float]] = {"temperature": _number, 
 
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
-        raise InvalidField(f"{field} is no text", field=field)
+        raise InvalidField(f"{field} is not a text", field=field)
     return value
 
 
