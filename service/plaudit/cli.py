@@ -245,10 +245,10 @@ def status(
             typer.echo("\x1b[2J\x1b[H", nl=False)  # an empty screen
         if as_json:  # one line per look, so that a program can follow
             typer.echo(json.dumps(found.as_dict(), indent=None if watch else 2, ensure_ascii=False, default=str))
-        else:
+        elif only is None or found.channels:
             typer.echo(f"{found.now}\n" * watch + as_text(found))
         if only is not None and not found.channels:
-            typer.echo(f"{channel} has never been asked; `plaudit status` lists the channels", err=True)
+            typer.echo(f"plaudit: nobody has asked {channel} yet; `plaudit status` lists the channels", err=True)
             raise typer.Exit(1)
         stop = stop or (stop_on_signals() if watch else None)
         if stop is None or stop.wait(every):

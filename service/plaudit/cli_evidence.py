@@ -176,9 +176,7 @@ def _trace_lines(found: dict[str, Any]) -> str:
         lines.append("  no feedback")
     for act in found["feedback"]:
         reason = f" ({act['reason']})" if act["reason"] else ""
-        lines.append(
-            f"  {act['accepted_at']}  {_words(act, _ACT_FRAME)}: {act['status']}{reason}, by {act['who'][:12]}"
-        )
+        lines.append(f"  {act['accepted_at']}  {_words(act, _ACT_FRAME)}: {act['status']}{reason}, by {act['who']}")
         for piece in act["evidence"]:
             use = f": {piece['use']}" if "use" in piece else ""
             lines.append(f"      -> {piece['piece']} {_words(piece, _PIECE_FRAME)}{use}")

@@ -122,7 +122,8 @@ def _release_lines(found: dict[str, Any]) -> str:
     if found["erased"]:
         lines.append("  erasure     it may have learnt from somebody who was erased: it goes out of service")
     if found["acts"] is None:
-        lines.append("  feedback    not kept of this release")
+        why = "not kept of this release" if found["version"] else "none: this is the base"
+        lines.append(f"  feedback    {why}")
     elif found["acts"]:
         gone = ", ".join(f"{count} {fate}" for fate, count in found["withdrawn"].items())
         lines.append(f"  feedback    {found['acts']}; since then {gone or 'all still count'}")

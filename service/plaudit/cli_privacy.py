@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plaudit.release.registry import Registry
     from plaudit.settings import Settings
 
-privacy_app = typer.Typer(help="The end of people's data.", no_args_is_help=True)
+privacy_app = typer.Typer(help="Erase a person, or what is older than may be kept.", no_args_is_help=True)
 
 _NAMES = {
     "log_records": "records of the embedded log",

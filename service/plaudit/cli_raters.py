@@ -1,4 +1,4 @@
-"""`plaudit raters`: raters whose acts are kept and not learnt from, and the operator's word on each.
+"""`plaudit raters`: raters whose feedback is kept and not learnt from, and the operator's word on each.
 
 Raters go by their pseudonyms, as evidence names them. `--person` finds the pseudonym of a name: the name itself is kept
 nowhere.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 
 raters_app = typer.Typer(help="Raters whose feedback is kept and not learnt from.", no_args_is_help=True)
 
+PSEUDONYM_DIGITS = 32
+_PART_OF_PSEUDONYM = re.compile(f"[0-9a-f]{{4,{PSEUDONYM_DIGITS - 1}}}")
+
 ChannelArgument = Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')]
-RaterArgument = Annotated[str, typer.Argument(help="The rater's pseudonym, as evidence names it.")]
+RaterArgument = Annotated[
+    str, typer.Argument(help="The rater's pseudonym, 32 digits, as `plaudit evidence show` prints it.")
+]
 PersonOption = Annotated[bool, typer.Option("--person", help="RATER is a name as callers send it, not a pseudonym.")]
 
 
@@ -98,7 +104,15 @@ def _pseudonym(settings: Settings, channel: str, rater: str, person: bool) -> st
     from plaudit.serving.handle import pseudonym
     from plaudit.serving.keys import pseudonym_key
 
-    return pseudonym(pseudonym_key(settings), channel_of(channel).tenant, rater) if person else rater
+    if person:
+        return pseudonym(pseudonym_key(settings), channel_of(channel).tenant, rater)
+    if _PART_OF_PSEUDONYM.fullmatch(rater):
+        raise typer.BadParameter(
+            f"{rater} is a part of a pseudonym; give all its {PSEUDONYM_DIGITS} digits, as `plaudit evidence show` "
+            "prints them, or a name as callers send it with --person",
+            param_hint="RATER",
+        )
+    return rater
 
 
 def _operator() -> str:

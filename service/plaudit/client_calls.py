@@ -79,7 +79,7 @@ def call_error(call: Any, target: str) -> PlauditError:
     details = error.message.removeprefix(f"{grpc.StatusCode.UNAVAILABLE.name}: ")
     if "http1.x" in details:
         return NotServing(
-            f"{target} speaks HTTP, not gRPC: it may be the HTTP door (serve.http_port); name the gRPC port (serve.port)"
+            f"{target} speaks HTTP, not gRPC: it may be the HTTP door (serve.http_port); name the gRPC port, serve.port"
         )
     return NotServing(
         f"nothing answers at {target}{through}; see that `plaudit serve` runs there and listens (gRPC says: {details})"

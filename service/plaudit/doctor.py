@@ -238,7 +238,11 @@ def _model(settings: Settings) -> Iterator[Finding]:
     folder = Path(name)
     if not name:
         yield Finding(
-            "model", "bad", "model.path is empty", "name a folder or a hub id; `plaudit model prepare` makes one"
+            "model",
+            "bad",
+            "model.path is empty",
+            "name a folder or a hub id; `plaudit model prepare` makes one. If processes run here with --config or "
+            "--set, give the doctor the same",
         )
         return
     if not folder.exists():

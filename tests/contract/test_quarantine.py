@@ -152,6 +152,8 @@ def test_an_operator_lists_quarantines_and_lets_out(tmp_path, own_log):
     (row,) = json.loads(done("list", "plain/acme", "--json"))
     assert row["rater"] == pseudonym(pseudonym_key(Settings(data_dir=tmp_path)), "acme", "ana")
     assert row["by"].startswith("operator:")
+    # A part of it would name nobody, and nothing would happen.
+    assert "all its 32 digits" in done("quarantine", "plain/acme", row["rater"][:12], "--reason", "again", code=2)
     assert "already" in done("quarantine", "plain/acme", row["rater"], "--reason", "again")
     assert "a bot" in done("list")
     done("release", "plain/acme", row["rater"])

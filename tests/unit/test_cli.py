@@ -252,7 +252,7 @@ def test_a_library_that_is_not_installed_is_named_with_the_extra_that_brings_it(
 def test_people_who_would_never_give_their_acts_are_refused(plaudit):
     code, _, err = plaudit("simulate", "--acts-per-interaction", "0", "--population", "echo-choice")
     assert code == 1
-    assert "1780 acts are never given" in err
+    assert "1780 pieces of feedback are never given" in err
 
 
 def test_people_whom_nobody_answers_say_why(plaudit):

@@ -108,8 +108,8 @@ def advice(needs: Iterable[Need], acts: int, declaration: Declaration) -> str:
     if need := short.get(COMPARISONS) or short.get(CONTRASTS):
         said.append(_for_comparisons(need, acts, judges, kinds))
     if need := short.get(RATERS):
-        people = "prompts" if few else "people"
-        said.append(f"feedback of about {about(_missing(need) / judges)} more {people} ({judges:.0%} count here)")
+        verb, people = ("on", "prompts") if few else ("of", "people")
+        said.append(f"feedback {verb} about {about(_missing(need) / judges)} more {people} ({judges:.0%} count here)")
     if need := short.get(GATE_PROMPTS) or short.get(TRAIN_PROMPTS):
         portion = share(groups, Split.GATE if need.what == GATE_PROMPTS else Split.TRAIN)
         said.append(f"about {about(_missing(need) / portion)} more different prompts ({portion:.0%} count here)")

@@ -18,6 +18,7 @@ def card(release: Mapping[str, Any]) -> str:
     manifest, decision = release["manifest"], release.get("decision") or {}
     checks: Sequence[Mapping[str, Any]] = decision.get("checks", [])
     slices = [check for check in checks if check["name"].startswith(_SLICE)]
+    learnt = bool(manifest["evidence_counts"])
     lines = [
         f"# {release['channel']}, version {release['version']}: {release['state']}",
         "",
@@ -25,7 +26,7 @@ def card(release: Mapping[str, Any]) -> str:
         "",
         "## What it learnt from",
         "",
-        *_table(("evidence", "items"), sorted(manifest["evidence_counts"].items())),
+        *(_table(("evidence", "items"), sorted(manifest["evidence_counts"].items())) if learnt else ["Nothing."]),
     ]
     if slices:
         worst = min(slices, key=lambda check: check["value"])

@@ -75,8 +75,8 @@ def simulate(
         raise Misconfigured(f"concurrency is {settings.concurrency}; it must be 1 or more", field="concurrency")
     if settings.events is not None and not settings.acts_per_interaction > 0:
         raise Misconfigured(
-            f"{settings.events} acts are never given with acts_per_interaction {settings.acts_per_interaction:g}; give "
-            "events 0 to ask without rating until SIGTERM",
+            f"{settings.events} pieces of feedback are never given at {settings.acts_per_interaction:g} per answer; "
+            "give events 0 (--events 0) to ask without rating until SIGTERM",
             field="acts_per_interaction",
         )
     simulation = _Simulation(settings, ledger or SimulationLedger(), progress, stop or threading.Event())

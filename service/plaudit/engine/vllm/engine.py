@@ -432,7 +432,7 @@ class VllmEngine:
     def _check_length(self, prompt: int, more: int) -> None:
         if prompt + more > self.context_length:
             raise PromptTooLong(
-                f"the prompt has {prompt} tokens, and with {more} more it exceeds the context of {self.context_length}; "
+                f"the prompt has {prompt} tokens, with {more} more it exceeds the context of {self.context_length}; "
                 "shorten the prompt or ask for fewer tokens",
                 tokens=prompt + more,
                 limit=self.context_length,

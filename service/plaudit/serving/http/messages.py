@@ -27,14 +27,16 @@ _WANTED = {
 
 
 def parsed(body: Any, message: Any) -> Any:
-    """`message`, filled from its JSON; raises InvalidField. Fields are taken by their names in the proto, or in camelCase."""
+    """`message`, filled from its JSON, with the proto's field names or camelCase; raises InvalidField."""
     _check(body, message.DESCRIPTOR, "")
     try:
         return json_format.ParseDict(body, message)
     except (json_format.ParseError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         # The library's message may quote what people wrote.
         name = message.DESCRIPTOR.full_name
-        raise InvalidField(f"the body is not a {name} in JSON; its fields stand in protos/plaudit/v1", field="") from error
+        raise InvalidField(
+            f"the body is not a {name} in JSON; its fields stand in protos/plaudit/v1", field=""
+        ) from error
 
 
 def _check(value: Any, kind: Descriptor, path: str) -> None:
@@ -86,7 +88,9 @@ def _unknown(name: str, kind: Descriptor, path: str) -> InvalidField:
     known = [field.name for field in kind.fields]
     near = difflib.get_close_matches(short, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-    return InvalidField(f"{path or kind.name} has no field {short!r}; {hint}", field=f"{path}.{short}" if path else short)
+    return InvalidField(
+        f"{path or kind.name} has no field {short!r}; {hint}", field=f"{path}.{short}" if path else short
+    )
 
 
 def _example(kind: Descriptor) -> str:

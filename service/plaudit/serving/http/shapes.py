@@ -241,7 +241,7 @@ def _model(name: Any) -> tuple[str, int | None]:
 
 def _messages(messages: Any) -> list[assistant_pb2.Message]:
     if not isinstance(messages, list):
-        raise InvalidField("messages is not a list; send [{\"role\": \"user\", \"content\": \"...\"}]", field="messages")
+        raise InvalidField('messages is not a list; send [{"role": "user", "content": "..."}]', field="messages")
     return messages_of(messages)
 
 
