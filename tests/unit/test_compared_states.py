@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import structlog
 from plaudit.simulate.asking import plugin_of
 from plaudit.simulate.population import load_population
 from plaudit.simulate.states import judge_states
@@ -80,10 +81,22 @@ def test_only_the_newest_turns_stay_and_an_erasure_takes_them(tmp_path):
     assert not folder.exists()
 
 
-def test_the_learner_leaves_states_only_if_it_is_asked(monkeypatch):
-    from plaudit.learner.compared import ComparedStates
+def test_the_learner_leaves_states_only_if_it_is_asked_and_clears_away_what_it_left_before(tmp_path):
+    from plaudit.learner.compared import FILES, ComparedStates
 
-    turn = SimpleNamespace(settings=SimpleNamespace(learn=SimpleNamespace(compared_turns=0)))
+    files = Files(tmp_path, CHANNEL, erasures=0, most_bytes=1000, count=lambda *_: None)
+    files.leave("compared-1.json", "what people read", FILES, 2)
+    turn = SimpleNamespace(
+        settings=SimpleNamespace(learn=SimpleNamespace(compared_turns=0)), kept=SimpleNamespace(files=files)
+    )
     states = ComparedStates(turn, None)
     states.looked(None, [None])  # nothing is read of what was sampled
     states.leave(None)
+    assert list(folder_of(tmp_path, CHANNEL).glob(FILES)) == []
+
+
+def test_a_file_that_may_not_be_kept_is_said(tmp_path):
+    files = Files(tmp_path, CHANNEL, erasures=0, most_bytes=0, count=lambda *_: None)
+    with structlog.testing.capture_logs() as lines:
+        files.leave("compared-1.json", "{}", "compared-*.json", 2)
+    assert "learn.kept_mb" in lines[0]["why"]

@@ -7,6 +7,7 @@ read again by the learner: a demo's hidden preference judges the answers after a
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from plaudit.policy.optimizer import Optimised
 from plaudit.policy.rollout import Sample
 
 STEM = "compared"  # The first word of the files' names.
+FILES = f"{STEM}-*.json"
 
 
 class ComparedStates:
@@ -42,7 +44,10 @@ class ComparedStates:
         self._states.append({**iterate.as_dict(), "answers": answers})
 
     def leave(self, optimised: Optimised) -> None:
-        """Writes what was taken; earlier turns' files beyond `learn.compared_turns` go."""
+        """Writes what was taken; earlier turns' files beyond `learn.compared_turns` go, all of them if that is 0."""
+        if not self._newest:
+            with contextlib.suppress(OSError):  # the next turn comes by here again
+                self._turn.kept.files.thin(FILES, 0)
         if not self._states:
             return
         content = {
@@ -54,4 +59,4 @@ class ComparedStates:
             "states": self._states,
         }
         name = f"{STEM}-{self._turn.as_of:%Y%m%dT%H%M%S.%f}.json"
-        self._turn.kept.files.leave(name, json.dumps(content, ensure_ascii=False), f"{STEM}-*.json", self._newest)
+        self._turn.kept.files.leave(name, json.dumps(content, ensure_ascii=False), FILES, self._newest)

@@ -142,16 +142,24 @@ class Files:
         Nothing is written if it is larger than `most_bytes`, or if somebody forgot the channel since the turn began.
         """
         content = text.encode()
+        if len(content) > self.most_bytes:
+            why = f"{len(content)} bytes; learn.kept_mb allows {self.most_bytes}"
+            log.warning("a file was not written", file=name, why=why)
+            return
         try:
-            known = self._stamp and (self._folder / STAMP).read_text() == self._stamp
-            if known and len(content) <= self.most_bytes:
+            if self._stamp and (self._folder / STAMP).read_text() == self._stamp:
                 self._put(name, lambda file: file.write(content))
-                for old in sorted(self._folder.glob(pattern))[:-newest]:
-                    old.unlink(missing_ok=True)
+                self.thin(pattern, newest)
         except FileNotFoundError:
             log.info("what was kept is forgotten", file=name)
         except OSError as error:
             log.warning("a file was not written", file=name, why=str(error))
+
+    def thin(self, pattern: str, newest: int) -> None:
+        """Remove all but the `newest` files, by name, that match the pattern. Raises OSError."""
+        several = sorted(self._folder.glob(pattern))
+        for old in several[: max(0, len(several) - newest)]:
+            old.unlink(missing_ok=True)
 
     def _put(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         path = self._folder / f"{name}.new"
