@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-import uuid6
+from plaudit.ids import new_id
 
 CLIENTS = 4
 
@@ -65,8 +65,8 @@ class Load:
             request.sampling.max_tokens, request.n = 6, 2
             reply = self._try(chance, asks, lambda stub, request=request: stub.Generate(request, timeout=10.0), 1)
             for _ in range(chance.randrange(1, 6) if reply is not None else 0):
-                ids = {"feedback_id": str(uuid6.uuid7()), "rater": str(uuid.uuid4())}
-                act = feedback_pb2.Feedback(handle=reply.handle, **ids)
+                named = {"feedback_id": new_id(), "rater": str(uuid.uuid4())}
+                act = feedback_pb2.Feedback(handle=reply.handle, **named)
                 judge(act, reply, chance)
                 key = (reply.interaction_id, act.feedback_id)
                 with self._ledger.lock:

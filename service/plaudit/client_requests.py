@@ -11,8 +11,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
-import uuid6
-
+from plaudit import ids
 from plaudit.errors import InvalidField
 from plaudit.types import Message, Option, Passage, Purpose
 from plaudit.v1 import assistant_pb2
@@ -225,7 +224,7 @@ def _passage(each: Any) -> Any:
 
 
 def _common(prompt: Prompt, fields: dict[str, Any]) -> dict[str, Any]:
-    fields.setdefault("interaction_id", str(uuid6.uuid7()))
+    fields.setdefault("interaction_id", ids.new_id())
     purpose = fields.pop("purpose", Purpose.SERVE)
     if not isinstance(purpose, str) or purpose not in _PURPOSES:
         raise InvalidField(f"purpose is {purpose!r}; use serve, explore or evaluate", field="purpose")

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypedDict, TypeVar, Unpack
 
-import uuid6
-
+from plaudit import ids
 from plaudit.client_requests import filled, known
 from plaudit.errors import InvalidField, UnknownCandidate
 from plaudit.types import FinishReason
@@ -200,7 +199,7 @@ class FeedbackGiver(Generic[Sent]):
         return self.send(
             filled(
                 feedback_pb2.Feedback,
-                feedback_id=str(uuid6.uuid7()),
+                feedback_id=ids.new_id(),
                 handle=self.handle,
                 **act,
                 **known(about, ActOptions),

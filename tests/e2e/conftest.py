@@ -12,11 +12,11 @@ import shutil
 import uuid
 
 import pytest
-import uuid6
+from plaudit import ids
 from plaudit.client import Plaudit
 from plaudit.engine.base import Base
 from plaudit.engine.torch_engine import TorchEngine
-from plaudit.eventlog import codec, open_log
+from plaudit.eventlog import open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.splits import rater_split
 from plaudit.evidence.store import EvidenceStore
@@ -24,7 +24,6 @@ from plaudit.learner.loop import open_learner
 from plaudit.plugins import load_plugins
 from plaudit.release import registry
 from plaudit.replies import drafts
-from plaudit.serving import interceptors, validate
 from plaudit.serving.handle import pseudonym
 from plaudit.settings import Settings
 from plaudit.testing.models import tiny_model
@@ -63,12 +62,10 @@ def counted_ids(first=1):
 
     def next_id():
         number = next(numbers)
-        return uuid6.UUID(int=(1_800_000_000_000 + number) << 80 | 0x7 << 76 | 0x8 << 60 | number)
+        return str(uuid.UUID(int=(1_800_000_000_000 + number) << 80 | 0x7 << 76 | 0x8 << 60 | number))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uuid6, "uuid7", next_id)
-        for module in (codec, interceptors, validate):
-            patch.setattr(module, "new_id", lambda: str(next_id()))
+        patch.setattr(ids, "new_id", next_id)
         yield
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 
 import pytest
-import uuid6
 from plaudit.client import Plaudit
+from plaudit.ids import new_id
 from plaudit.plugins import load_plugins
 from plaudit.serving.generation import _unit_of
 from plaudit.settings import Settings
@@ -29,7 +29,7 @@ def served(tmp_path, tiny_engine):
 def ids(*, compared, count):
     found = []
     while len(found) < count:
-        name = str(uuid6.uuid7())
+        name = new_id()
         if (_unit_of("compare", name) < 0.5) is compared:
             found.append(name)
     return found

@@ -454,7 +454,7 @@ def test_a_client_that_starts_first_waits_for_its_server(served, caplog, monkeyp
 
 
 # What `pip install plaudit` brings, and the standard library.
-CLIENT_ALONE = ("grpc", "google", "grpc_status", "tenacity", "uuid6", "typing_extensions", "plaudit")
+CLIENT_ALONE = ("grpc", "google", "grpc_status", "tenacity", "typing_extensions", "plaudit")
 
 
 @pytest.mark.apart

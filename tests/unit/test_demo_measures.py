@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import uuid6
+from plaudit import ids
 from plaudit.demo import audit, measure, people
 from plaudit.demo.audit import LogContents, Reply
 from plaudit.demo.processes import DemoFailed, Processes
@@ -54,7 +54,7 @@ def reply(begun: float, ended: float, *versions: int, purpose: Purpose = Purpose
         for place, version in enumerate(versions)
     )
     interaction = Interaction(
-        interaction_id=str(uuid6.uuid7()),
+        interaction_id=ids.new_id(),
         channel=CHANNEL,
         purpose=purpose,
         action=Action.COMPLETION,
@@ -79,7 +79,7 @@ class Row:
 
 
 def test_the_time_in_an_id_is_when_the_request_began():
-    identifier = str(uuid6.uuid7())
+    identifier = ids.new_id()
     assert abs(audit.moment_of(identifier) - dt.datetime.now(dt.UTC)) < dt.timedelta(seconds=5)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import uuid6
-
+from plaudit import ids
 from plaudit.errors import Undecodable
 from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import Decoded, decode
@@ -76,7 +76,7 @@ def read_log(log: EventLog, channel: Channel) -> LogContents:
 
 def moment_of(identifier: str) -> dt.datetime:
     """The time in a UUIDv7 (RFC 9562, section 5.7: the first 48 bits are milliseconds since 1970)."""
-    return dt.datetime.fromtimestamp((uuid6.UUID(identifier).int >> 80) / 1000, dt.UTC)
+    return dt.datetime.fromtimestamp((uuid.UUID(identifier).int >> 80) / 1000, dt.UTC)
 
 
 def feedback_counts(
@@ -104,7 +104,7 @@ def feedback_counts(
 
 
 def _records(log: EventLog, topics: tuple[Topic, ...]) -> Iterator[Decoded]:
-    consumer = log.consumer(topics, f"plaudit-audit-{uuid6.uuid7()}", dict)
+    consumer = log.consumer(topics, f"plaudit-audit-{ids.new_id()}", dict)
     deadline = time.monotonic() + _LONGEST_SECONDS
     at: dict[tuple[Topic, int], int] = {}
     try:

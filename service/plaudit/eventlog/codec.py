@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 
+from plaudit import ids
 from plaudit.errors import Undecodable
 from plaudit.eventlog import bodies
 from plaudit.eventlog.bodies import (
@@ -24,7 +25,6 @@ from plaudit.eventlog.bodies import (
     act_from_proto,
     act_to_proto,
 )
-from plaudit.ids import new_id
 from plaudit.types import Feedback, Interaction, Purpose
 from plaudit.v1 import events_pb2, feedback_pb2
 
@@ -188,7 +188,7 @@ def request_digest(interaction: Interaction) -> bytes:
 
 def _envelope(occurred_at: dt.datetime, producer: str, traceparent: str, event_id: str | None) -> events_pb2.Envelope:
     return events_pb2.Envelope(
-        event_id=event_id if event_id is not None else new_id(),
+        event_id=event_id if event_id is not None else ids.new_id(),
         occurred_at=bodies.timestamp(occurred_at),
         producer=producer,
         schema=SCHEMA,

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from plaudit import ids
 from plaudit.access.admission import Admission
 from plaudit.access.limits import Limits
 from plaudit.access.rights import calling
@@ -30,7 +31,6 @@ from plaudit.errors import (
     PlauditError,
     QueueFull,
 )
-from plaudit.ids import new_id
 from plaudit.metrics import Metrics
 from plaudit.settings import LimitSettings
 from plaudit.telemetry import RequestIds, child_traceparent, get_logger, request_ids
@@ -185,7 +185,7 @@ class _Around:
         self._admission = admission
         self._metadata = metadata
         self._ids = RequestIds(
-            metadata.get(REQUEST_ID_KEY, "")[:_MAX_REQUEST_ID_CHARS] or new_id(),
+            metadata.get(REQUEST_ID_KEY, "")[:_MAX_REQUEST_ID_CHARS] or ids.new_id(),
             child_traceparent(metadata.get("traceparent", "")),
         )
 

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from plaudit import ids
 from plaudit.access.rights import caller
 from plaudit.errors import EmptyPrompt, InvalidField, InvalidText
-from plaudit.ids import new_id
 from plaudit.returned import (
     MAX_COMPLETIONS,
     MAX_OPTION_BYTES,
@@ -170,7 +170,7 @@ def short_text(field: str, value: str, max_bytes: int, *, required: bool = False
 def identifier(field: str, value: str) -> str:
     """A UUID in canonical form, made here if empty."""
     if not value:
-        return new_id()
+        return ids.new_id()
     if not _UUID.fullmatch(value):
         raise refused(field, repr(value[:64]), "a UUID in canonical lower-case form (UUIDv7), or empty")
     return value

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import uuid6
-
+from plaudit import ids
 from plaudit.errors import Misconfigured, PlauditError
 from plaudit.simulate.asking import Answer, Question, ask_of, plugin_of
 from plaudit.simulate.connection import Connection
@@ -138,7 +137,7 @@ class Panel:
         def answer(numbered: tuple[int, SimPrompt]) -> Answer:
             index, prompt = numbered
             question = Question(
-                interaction_id=str(uuid6.uuid7()),
+                interaction_id=ids.new_id(),
                 channel=self._channel,
                 request=asked(prompt, system),
                 n=samples or self.settings.samples,

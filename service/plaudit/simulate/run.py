@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
-import uuid6
-
+from plaudit import ids
 from plaudit.errors import Misconfigured, ReleaseNotServable, UnknownRelease
 from plaudit.simulate.asking import Answer, Question, ask_of, plugin_of
 from plaudit.simulate.connection import Connection, Refused
@@ -188,7 +187,7 @@ class _Simulation:
     def _ask(self, visit: Visit) -> Answer | None:
         settings = self.settings
         question = Question(
-            interaction_id=str(uuid6.uuid7()),
+            interaction_id=ids.new_id(),
             channel=self.channel,
             request=visit.prompt.request,
             n=visit.n,
@@ -218,7 +217,7 @@ class _Simulation:
         except Refused as error:
             if not question.versions or not isinstance(error.error, ReleaseNotServable | UnknownRelease):
                 raise
-        return self._connection.ask(dataclasses.replace(question, interaction_id=str(uuid6.uuid7()), versions=()))
+        return self._connection.ask(dataclasses.replace(question, interaction_id=ids.new_id(), versions=()))
 
     def _purpose(self, visit: Visit) -> Purpose:
         """EXPLORE for a share of the requests that is drawn by lot, apart from all other draws."""
@@ -246,7 +245,7 @@ class _Simulation:
         return live
 
     def _submit(self, answer: Answer, rater: Rater, act: SimAct) -> None:
-        feedback_id, sent = str(uuid6.uuid7()), _now()
+        feedback_id, sent = ids.new_id(), _now()
         self.ledger.sent()
         try:
             attempts = self._connection.submit(feedback_id=feedback_id, handle=answer.handle, rater=rater.name, act=act)
