@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from plaudit.eventlog import Topic, open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.evidence.tables import to_micros
+from plaudit.learner import report
 from plaudit.learner.outcome import Result, TurnOutcome
 from plaudit.learner.report import as_text, deployment
 from plaudit.learner.status import Status
@@ -155,7 +157,7 @@ def test_processes_are_seen_until_they_end_and_missed_if_they_fall_silent(settin
     status.step(2, "reward")
     found = processes(registry.database)
     assert [(each.kind, each.lost) for each in found] == [("join", False), ("learn", False)]
-    assert found[0].facts == {"unread": 3}
+    assert found[0].facts["unread"] == 3
     (channel,) = deployment(settings, PLUGINS).channels
     assert channel.step == "step 2 reward"
     assert "a turn runs: step 2 reward" in as_text(deployment(settings, PLUGINS))
@@ -167,6 +169,23 @@ def test_processes_are_seen_until_they_end_and_missed_if_they_fall_silent(settin
     join.end()
     status.close()
     assert current(processes(registry.database), "join") == []
+
+
+def test_a_process_at_a_long_step_is_seen_all_the_same(settings, registry, monkeypatch):
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
+    beat, rows = Beat(registry.database, "learn"), functools.partial(processes, registry.database)
+    beat.beat({"step": 2}, now=True)
+    assert rows()[0].facts["step"] == 2
+    give_up = time.monotonic() + 300
+    while rows()[0].quiet < 0.2:  # written again, although nobody calls `beat` meanwhile
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    assert "busy with one thing" not in as_text(deployment(settings, PLUGINS))
+    monkeypatch.setattr(report, "_LONG_SECONDS", 0.1)
+    assert "; busy with one thing, or hanging, for 0 min" in as_text(deployment(settings, PLUGINS))
+    beat.end()
+    time.sleep(0.2)
+    assert rows() == [], "a beat that ended is not written again"
 
 
 def test_people_who_are_being_erased_are_counted_until_nothing_of_them_is_left(settings, registry):

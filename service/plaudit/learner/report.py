@@ -35,6 +35,7 @@ from plaudit.types import Channel
 TURNS = 3
 KINDS = ("serve", "join", "learn")
 _HOUR = dt.timedelta(hours=1)
+_LONG_SECONDS = 120.0  # A process that tells no news for longer is at a long step, or hangs.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,6 +359,8 @@ def _process_lines(found: Deployment) -> str:
                 behind = [name for name, serves in each.facts.get("serves", {}).items() if serves["behind"]]
                 facts = f"; BEHIND on {', '.join(behind)}" if behind else ""
                 facts += _engine_servers(each.facts.get("servers", {}))
+            if each.quiet > _LONG_SECONDS and not each.lost:
+                facts += f"; busy with one thing, or hanging, for {each.quiet / 60:.0f} min"
             began = _when(each.started_at.isoformat(timespec="seconds"), found.now)
             lines.append(f"{kind:<6} {state}, {each.owner}, since {began}{facts}")
     return "\n".join(lines)

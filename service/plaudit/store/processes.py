@@ -7,11 +7,13 @@ the row alone.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,39 +53,59 @@ class Process:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def quiet(self) -> float:
+        """Seconds that it had told no news of its work when it was seen last: it is at one long step, or hangs."""
+        return float(self.facts.get("quiet", 0.0))
+
+    @property
     def lost(self) -> bool:
         """Whether it must be taken for stopped."""
         return self.silent > LOST_SECONDS
 
 
 class Beat:
-    """The row of this process. For one thread at a time."""
+    """The row of this process. A thread of its own keeps it fresh, whatever long step the others are at."""
 
     def __init__(self, database: Database, kind: str) -> None:
         self._database = database
         self._kind = kind
         self._owner = f"{socket.gethostname()[:100]}:{os.getpid()}"
         self._name = f"{kind} {self._owner}:{secrets.token_hex(4)}"
+        self._facts: dict[str, Any] = {}
+        self._said = time.monotonic()
         self._next = 0.0
+        self._row = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def beat(self, facts: Mapping[str, Any], *, now: bool = False) -> None:
-        """Write the row if it is time to, or at once; never raises what a store's trouble is."""
-        if not now and time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + BEAT_SECONDS
-        try:
-            with self._database.writing() as connection:
-                self._write(connection, json.dumps(facts))
-        except (PlauditError, sa.exc.IntegrityError):
-            pass
+        """Say what the process does, at once or with the next beat; never raises what a store's trouble is."""
+        self._facts, self._said = dict(facts), time.monotonic()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep, name=f"beat {self._kind}", daemon=True)
+            self._thread.start()
+        if now or time.monotonic() >= self._next:
+            self._tell()
 
     def end(self) -> None:
         """Take the row away: the process ends as it was told to."""
-        try:
-            with self._database.writing() as connection:
-                connection.execute(sa.delete(PROCESS).where(PROCESS.c.name == self._name))
-        except PlauditError:
-            pass
+        self._ended.set()
+        with self._row, contextlib.suppress(PlauditError), self._database.writing() as connection:
+            connection.execute(sa.delete(PROCESS).where(PROCESS.c.name == self._name))
+
+    def _keep(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            if time.monotonic() >= self._next:
+                self._tell()
+
+    def _tell(self) -> None:
+        with self._row:
+            if self._ended.is_set():
+                return
+            self._next = time.monotonic() + BEAT_SECONDS
+            with contextlib.suppress(PlauditError, sa.exc.IntegrityError), self._database.writing() as connection:
+                quiet = round(time.monotonic() - self._said, 1)
+                self._write(connection, json.dumps({**self._facts, "quiet": quiet}))
 
     def _write(self, connection: sa.Connection, facts: str) -> None:
         now = self._database.now(connection)
