@@ -11,10 +11,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from plaudit.engine import adapters, ranks
+from plaudit.engine import adapters, torchrun
 from plaudit.engine.base import Base
-from plaudit.engine.ranks import Alone, Here, lead
+from plaudit.engine.ranks import Alone, Here, split
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.engine.torchrun import lead
 from plaudit.errors import InternalError, LearnerProcessLost, Misconfigured, PromptTooLong
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
@@ -39,8 +40,9 @@ CLOSE = 0.01
 FOLLOWER = f"""
 import sys
 from plaudit.engine.base import Base
-from plaudit.engine.ranks import Here, follow
+from plaudit.engine.ranks import Here
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.engine.torchrun import follow
 from plaudit.settings import EngineSettings, ModelSettings
 
 base = Base.load(sys.argv[1], device="cpu", dtype="float32")
@@ -148,10 +150,10 @@ def test_a_process_with_another_base_is_refused_and_may_end(base, engine, monkey
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(ranks, "_begin", lambda patience: None)
-    monkeypatch.setattr(ranks.dist, "gather_object", gathered)
-    monkeypatch.setattr(ranks.dist, "scatter_object_list", lambda heard, said, src: told.append(said))
-    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: told.append("over"))
+    monkeypatch.setattr(torchrun, "_begin", lambda patience: None)
+    monkeypatch.setattr(torchrun.dist, "gather_object", gathered)
+    monkeypatch.setattr(torchrun.dist, "scatter_object_list", lambda heard, said, src: told.append(said))
+    monkeypatch.setattr(torchrun.dist, "destroy_process_group", lambda: told.append("over"))
     with pytest.raises(Misconfigured, match="process 1 of this learner has another base"):
         lead(Here(base, engine), 60)
     assert told == [[None, None], "over"]
@@ -223,14 +225,14 @@ def test_two_processes_make_the_policy_of_one(base, engine, pair, tmp_path, monk
         assert [each[name] for each in one.statistics] == [each[name] for each in both.statistics]
     assert apart(alone, shared) < CLOSE * moved
     # What that bound can see: a gradient without the other process's share.
-    whole = ranks.dist.reduce
+    whole = torchrun.dist.reduce
 
     def own_share(total, dst):
         own = total.clone()
         whole(total, dst=dst)
         total.copy_(own)
 
-    monkeypatch.setattr(ranks.dist, "reduce", own_share)
+    monkeypatch.setattr(torchrun.dist, "reduce", own_share)
     _, half = policy(base, engine, tmp_path / "half", pair[0])
     assert apart(alone, half) > 10 * CLOSE * moved
 
@@ -339,8 +341,8 @@ def _digest(here, share):
 
 
 def test_places_that_make_no_sense_are_refused():
-    assert ranks.place({}) == (0, 1)
-    assert ranks.place({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}) == (1, 2)
+    assert torchrun.place({}) == (0, 1)
+    assert torchrun.place({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}) == (1, 2)
     for environ in (
         {"RANK": "1", "WORLD_SIZE": "2"},
         {"RANK": "2", "WORLD_SIZE": "2"},
@@ -348,9 +350,9 @@ def test_places_that_make_no_sense_are_refused():
         {"RANK": "-1", "WORLD_SIZE": "2"},
     ):
         with pytest.raises(Misconfigured, match="torchrun"):
-            ranks.place(environ)
+            torchrun.place(environ)
 
 
 def test_parts_cover_everything_once():
-    assert ranks.split(5, 2) == [range(0, 2), range(2, 5)]
-    assert ranks.split(1, 3) == [range(0, 0), range(0, 0), range(0, 1)]
+    assert split(5, 2) == [range(0, 2), range(2, 5)]
+    assert split(1, 3) == [range(0, 0), range(0, 0), range(0, 1)]

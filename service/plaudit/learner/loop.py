@@ -21,8 +21,9 @@ from plaudit.engine.base import Base
 from plaudit.engine.frozen import quicken
 from plaudit.engine.observing import observe
 from plaudit.engine.packed import number_format
-from plaudit.engine.ranks import Alone, Here, follow, lead, place
+from plaudit.engine.ranks import Alone, Here
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.engine.torchrun import follow, lead, place
 from plaudit.errors import StoreUnavailable
 from plaudit.eventlog import open_log
 from plaudit.evidence.store import EvidenceStore
@@ -138,7 +139,7 @@ def open_learner(
     """Everything that turns share: base, engine, log, store, registry, plugins.
 
     `rollouts`: settings of the engine; by default those that suit the settings (`rollout_engine`). `processes`: as many
-    compute together, and this is rank 0 (`engine.ranks`).
+    compute together, and this is rank 0 (`engine.torchrun`).
     With `wait` it comes when log and store do; without it raises LogUnavailable or StoreUnavailable.
     """
 
