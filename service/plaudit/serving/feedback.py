@@ -34,7 +34,11 @@ from plaudit.v1 import feedback_pb2, feedback_pb2_grpc
 # One append takes what has come meanwhile: few enough for one record batch, enough to share a disk flush.
 _BATCH = 256
 _READ_AHEAD = 2 * _BATCH
+_ACT_BYTES = 16_384  # so that what is read ahead has 8 MiB at most, and one message
 _LOOK_SECONDS = 0.2
+
+
+_Message = feedback_pb2.StreamFeedbackRequest
 
 
 class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: ignore[misc]
@@ -165,28 +169,29 @@ def _acts_of(message: Any, index: int) -> list[_Said]:
 
 
 class _Queue(queue.Queue[Any]):
-    """A queue whose size is the number of acts in it, however many come in one message."""
+    """A queue whose size is the number of acts in it, however many a message holds; a long one counts as several."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
-        self._acts = 0
+        self._load = 0
 
     def _qsize(self) -> int:
-        return self._acts
+        return self._load
 
     def _put(self, item: Any) -> None:
-        self._acts += _acts_in(item)
-        super()._put(item)
+        load = max(_acts_in(item), item.ByteSize() // _ACT_BYTES if isinstance(item, _Message) else 0)
+        self._load += load
+        super()._put((item, load))
 
     def _get(self) -> Any:
-        item = super()._get()
-        self._acts -= _acts_in(item)
+        item, load = super()._get()
+        self._load -= load
         return item
 
 
 def _acts_in(message: Any) -> int:
     """How many places in the stream a message takes: its acts, and one at least."""
-    return max(1, len(message.acts)) if isinstance(message, feedback_pb2.StreamFeedbackRequest) else 1
+    return max(1, len(message.acts)) if isinstance(message, _Message) else 1
 
 
 class _ReadAhead:
