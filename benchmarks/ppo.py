@@ -21,7 +21,6 @@ A GPU (`--device cuda`) has not been measured.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -48,7 +47,6 @@ from sized import ALPHA, RANK, model_folder
 HERE = Path(__file__).resolve().parent
 BASE = ReleaseKey("bench/default", 0, "base")
 TEMPERATURE, REFERENCES = 0.7, 2
-OURS, THEIRS = "plaudit", "TRL"
 
 
 def main() -> None:
@@ -56,8 +54,6 @@ def main() -> None:
     if arguments.side:
         answer(arguments)
         return
-    if arguments.peer_python is None:
-        print("NO PEER: --peer-python was not given, so that ours is measured alone", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="plaudit-ppo-") as scratch:
         folder = arguments.models or Path(scratch)
         model_folder(folder, arguments.size)
@@ -74,8 +70,7 @@ def main() -> None:
 
 def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", type=Path, help="interpreter of an environment that has TRL and PEFT")
-    parser.add_argument("--size", default="15M", help="tiny, 15M, 135M")
+    sides.options(parser)
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 4], help="upper layers that carry adapters")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=4, help="completions of a prompt")
@@ -83,13 +78,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=32, help="tokens of a completion")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--minibatch", type=int, default=16, help="completions of an update")
-    parser.add_argument("--dtype", default="float32", help="engine.dtype of ours")
     parser.add_argument("--value", choices=("whole", "adapters"), default="whole", help="how TRL's value model learns")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--models", type=Path, help="folder that keeps the models; default a temporary one")
-    parser.add_argument("--out", type=Path, help="write the JSON here, and a PNG beside it")
     parser.add_argument("--side", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
@@ -101,9 +90,7 @@ def measured(folder: Path, layers: int, arguments: argparse.Namespace) -> dict[s
         *(f"--{name}={getattr(arguments, name)}" for name in ("prompts", "samples", "prompt", "new", "epochs")),
         *(f"--{name}={getattr(arguments, name)}" for name in ("minibatch", "threads", "dtype", "value", "rounds")),
     ]
-    commands: dict[str, list[str | Path]] = {OURS: [sys.executable, __file__, "--side", *work]}
-    if arguments.peer_python is not None:
-        commands[THEIRS] = [arguments.peer_python, HERE / "trl_ppo.py", *work]
+    commands = sides.commands(arguments.peer_python, [__file__, "--side", *work], [HERE / "trl_ppo.py", *work])
     facts, found = sides.in_turns(commands, rounds=arguments.rounds, warm=1, threads=arguments.threads)
     done = [{key: each[key] for key in ("completions", "tokens", "updates")} for own in found.values() for each in own]
     assert all(each == done[0] for each in done), f"the sides did not do the same work: {done}"

@@ -24,7 +24,6 @@ import json
 import math
 import random
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,7 +46,7 @@ from sized import ALPHA, RANK, model_folder
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
-OURS, THEIRS = "plaudit", "TRL"
+OURS, THEIRS = sides.OURS, sides.THEIRS
 NOW = dt.datetime(2027, 1, 4, tzinfo=dt.UTC)
 LENGTHS = (16, 32)  # tokens of a completion
 WORDS = 60  # that people of a round use
@@ -60,8 +59,6 @@ def main() -> None:
     if arguments.side:
         answer(arguments)
         return
-    if arguments.peer_python is None:
-        print("NO PEER: --peer-python was not given, so that ours is measured alone", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="plaudit-reward-") as scratch:
         folder = arguments.models or Path(scratch)
         source = model_folder(folder, arguments.size)
@@ -77,19 +74,12 @@ def main() -> None:
 
 def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", type=Path, help="interpreter of an environment that has TRL and PEFT")
+    sides.options(parser)
     parser.add_argument("--peer-lr", type=float, default=1e-3, help="step size of TRL's")
-    parser.add_argument("--size", default="15M", help="tiny, 15M, 135M")
     parser.add_argument("--pairs", type=int, default=400, help="pairs of a fit")
     parser.add_argument("--held-out", type=int, default=400, help="pairs that both are judged by")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
-    parser.add_argument("--dtype", default="float32", help="engine.dtype of ours")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the first round; the next ones follow")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--models", type=Path, help="folder that keeps the models; default a temporary one")
-    parser.add_argument("--out", type=Path, help="write the JSON here, and a PNG beside it")
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
@@ -100,9 +90,8 @@ def measured(folder: Path, scratch: Path, arguments: argparse.Namespace) -> dict
         *("--size", arguments.size, "--models", str(folder), "--device", arguments.device, "--side", str(scratch)),
         *(f"--{name}={getattr(arguments, name)}" for name in ("threads", "dtype", "rounds", "seed")),
     ]
-    commands: dict[str, list[str | Path]] = {OURS: [sys.executable, __file__, *work]}
-    if arguments.peer_python is not None:
-        commands[THEIRS] = [arguments.peer_python, HERE / "trl_reward.py", *work, f"--lr={arguments.peer_lr}"]
+    theirs = [HERE / "trl_reward.py", *work, f"--lr={arguments.peer_lr}"]
+    commands = sides.commands(arguments.peer_python, [__file__, *work], theirs)
     facts, found = sides.in_turns(commands, rounds=arguments.rounds, warm=1, threads=arguments.threads)
     pairs = [json.loads((scratch / f"pairs-{n}.json").read_text()) for n in range(1, arguments.rounds + 1)]
     right = {name: [each["right"] for each in own] for name, own in found.items()}

@@ -8,6 +8,7 @@ imported here until something is drawn: a peer's environment has no plaudit.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from typing import Any
 
 MIB = 2**20
 CLOCKS = ("cpu", "wall")
+OURS, THEIRS = "plaudit", "TRL"
 
 
 class Rounds:
@@ -99,6 +101,28 @@ class Side:
             raise SystemExit(f"{' '.join(self._command)} ended with exit code {self._process.wait()}")
         found: dict[str, Any] = json.loads(line)
         return found
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What a benchmark beside a peer may be told."""
+    parser.add_argument("--peer-python", type=Path, help="interpreter of an environment that has TRL and PEFT")
+    parser.add_argument("--size", default="15M", help="tiny, 15M, 135M")
+    parser.add_argument("--dtype", default="float32", help="engine.dtype of ours")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", type=Path, help="folder that keeps the models; default a temporary one")
+    parser.add_argument("--out", type=Path, help="write the JSON here, and a PNG beside it")
+
+
+def commands(
+    peer: Path | None, ours: Sequence[str | Path], theirs: Sequence[str | Path]
+) -> dict[str, list[str | Path]]:
+    """Commands of both sides, given without their interpreters; without a peer's interpreter of ours alone."""
+    if peer is None:
+        print("NO PEER: --peer-python was not given, so that ours is measured alone", file=sys.stderr)
+        return {OURS: [sys.executable, *ours]}
+    return {OURS: [sys.executable, *ours], THEIRS: [peer, *theirs]}
 
 
 def in_turns(

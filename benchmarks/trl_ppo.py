@@ -6,13 +6,13 @@ Started by ppo.py. A callback measures each of the trainer's steps and holds it 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import sides
 import torch
+import trl_set_up
 from datasets import Dataset
 from peft import LoraConfig, inject_adapter_in_model
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -23,8 +23,6 @@ from transformers import (
     TrainerCallback,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def main() -> None:
@@ -53,8 +51,7 @@ class Turns(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Before the first step."""
-        packages = ("trl", "torch", "transformers", "peft", "accelerate")
-        self._rounds.wait(versions={name: importlib.metadata.version(name) for name in packages})
+        self._rounds.wait(versions=trl_set_up.versions())
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Behind each step."""
@@ -72,10 +69,7 @@ def trainer(arguments: argparse.Namespace, scratch: Path, rounds: sides.Rounds) 
     )
     last = policy.config.num_hidden_layers
     lora = LoraConfig(
-        r=8,
-        lora_alpha=16,
-        lora_dropout=0.0,
-        target_modules=LINEARS,
+        **trl_set_up.ADAPTERS,
         layers_to_transform=list(range(max(0, last - arguments.layers), last)),
         task_type="CAUSAL_LM",
     )
@@ -112,14 +106,9 @@ def trainer(arguments: argparse.Namespace, scratch: Path, rounds: sides.Rounds) 
             stop_token=None,
             total_episodes=batch * (arguments.rounds + 1),
             num_sample_generations=0,
-            gradient_checkpointing=False,
-            bf16=False,
             use_cpu=arguments.device == "cpu",
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
             seed=0,
+            **trl_set_up.PLAIN,
         ),
         processing_class=tokenizer,
         model=policy,

@@ -7,7 +7,6 @@ counts.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import tempfile
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 
 import sides
 import torch
+import trl_set_up
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 JUDGED_AT_ONCE = 50
 
 
@@ -28,8 +27,7 @@ def main() -> None:
     rounds = sides.Rounds()
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
-    packages = ("trl", "torch", "transformers", "peft", "accelerate")
-    rounds.wait(versions={name: importlib.metadata.version(name) for name in packages})
+    rounds.wait(versions=trl_set_up.versions())
     for number in range(arguments.rounds + 1):
         pairs = json.loads((arguments.side / f"pairs-{number}.json").read_text())
         with tempfile.TemporaryDirectory(prefix="trl-reward-") as scratch:
@@ -61,27 +59,15 @@ def made(arguments: argparse.Namespace, pairs: dict[str, Any], seed: int, scratc
             learning_rate=arguments.lr,
             num_train_epochs=1,
             per_device_train_batch_size=8,
-            gradient_checkpointing=False,
-            bf16=False,
             use_cpu=arguments.device == "cpu",
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
             seed=seed,
+            **trl_set_up.PLAIN,
         ),
         train_dataset=Dataset.from_dict(
             {name: [whole(pairs, each, side) for each in pairs["train"]] for side, name in names()}
         ),
         processing_class=AutoTokenizer.from_pretrained(folder),
-        peft_config=LoraConfig(
-            r=8,
-            lora_alpha=16,
-            lora_dropout=0.0,
-            target_modules=LINEARS,
-            modules_to_save=["score"],
-            task_type="SEQ_CLS",
-        ),
+        peft_config=LoraConfig(**trl_set_up.ADAPTERS, modules_to_save=["score"], task_type="SEQ_CLS"),
     )
 
 
