@@ -72,7 +72,7 @@ class PromptTooLong(RequestRefused):
 
 
 class InvalidField(RequestRefused):
-    """A field is missing or outside its limits."""
+    """A field is missing or outside its limits; the message names it and what it must be."""
 
     reason = "INVALID_FIELD"
 
@@ -105,7 +105,7 @@ class UnknownRelease(RequestRefused):
 
 
 class UnknownFeedback(RequestRefused):
-    """No act of this id was acknowledged on the handle's interaction."""
+    """No feedback of this id was acknowledged on the handle's interaction."""
 
     code = "NOT_FOUND"
     reason = "UNKNOWN_FEEDBACK"
@@ -119,7 +119,7 @@ class UnknownErasure(RequestRefused):
 
 
 class UnknownTenant(RequestRefused):
-    """The operator of the service does not name this tenant."""
+    """The service does not answer for this tenant; its operator names tenants in serve.tenants."""
 
     code = "NOT_FOUND"
     reason = "UNKNOWN_TENANT"
@@ -133,7 +133,7 @@ class UnknownChannel(RequestRefused):
 
 
 class ReleaseNotServable(RequestRefused):
-    """The release exists and this replica cannot serve it."""
+    """The release exists, but this replica cannot serve it; its log says why."""
 
     code = "FAILED_PRECONDITION"
     reason = "RELEASE_NOT_SERVABLE"
@@ -147,7 +147,7 @@ class HandleForged(RequestRefused):
 
 
 class HandleExpired(RequestRefused):
-    """The handle's time is over."""
+    """The handle's time is over; no more feedback on this interaction is taken."""
 
     code = "PERMISSION_DENIED"
     reason = "HANDLE_EXPIRED"
@@ -168,42 +168,42 @@ class NotStored(RequestRefused):
 
 
 class UndeclaredKind(RequestRefused):
-    """The domain does not declare this kind of feedback."""
+    """The domain does not take this kind of feedback; ListDomains says which it takes."""
 
     reason = "UNDECLARED_KIND"
     field = "act"
 
 
 class UndeclaredReason(RequestRefused):
-    """The domain does not declare this reason (aspect)."""
+    """The domain does not declare this reason; ListDomains says which it declares."""
 
     reason = "UNDECLARED_REASON"
     field = "reasons"
 
 
 class UnknownCandidate(RequestRefused):
-    """The feedback names a candidate that is not in the handle."""
+    """The feedback names a candidate that the handle does not have, or none of several."""
 
     reason = "UNKNOWN_CANDIDATE"
     field = "candidate_id"
 
 
 class IncompleteRanking(RequestRefused):
-    """A ranking names every candidate of the interaction once."""
+    """The ranking leaves candidates out or repeats one; it must name each of the interaction's once."""
 
     reason = "INCOMPLETE_RANKING"
     field = "ranking.candidate_ids"
 
 
 class OutOfScale(RequestRefused):
-    """The value is outside the scale that the domain declares."""
+    """The value is outside the scale that the domain declares; ListDomains says which that is."""
 
     reason = "OUT_OF_SCALE"
     field = "value"
 
 
 class MessageTooLarge(RequestRefused):
-    """The message is larger than the service takes."""
+    """The message is larger than the service takes (serve.max_message_bytes)."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "MESSAGE_TOO_LARGE"
@@ -259,7 +259,7 @@ class BadCredentials(RequestRefused):
 
 
 class RoleNeeded(RequestRefused):
-    """The caller's roles do not allow this."""
+    """The caller's roles do not allow this; the message names the role that does."""
 
     code = "PERMISSION_DENIED"
     reason = "ROLE_NEEDED"
@@ -273,7 +273,7 @@ class NotYourChannel(RequestRefused):
 
 
 class TooManyRaters(RequestRefused):
-    """As many different raters as may have given feedback under this handle."""
+    """As many raters as are allowed (access.limits.raters_per_handle) have given feedback under this handle."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "TOO_MANY_RATERS"
@@ -418,21 +418,21 @@ class IdConflict(RecordUnusable):
 
 
 class AnotherAnswer(RecordUnusable):
-    """A request was answered twice under one id; this act is about the answer that the log does not hold first."""
+    """A request was answered twice under one id; this feedback is about the answer that does not count."""
 
     code = "FAILED_PRECONDITION"
     reason = "ANOTHER_ANSWER"
 
 
 class RetractionByOther(RecordUnusable):
-    """Only the rater who gave an act can withdraw it."""
+    """Only the rater who gave feedback can withdraw it."""
 
     code = "PERMISSION_DENIED"
     reason = "RETRACTION_BY_OTHER"
 
 
 class Undecodable(RecordUnusable):
-    """The record is not an Envelope of this schema."""
+    """The record cannot be read: it is not an Envelope of this schema."""
 
     reason = "UNDECODABLE"
 

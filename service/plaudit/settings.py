@@ -213,7 +213,7 @@ class LimitSettings(Section):
     key_per_minute: float = Field(default=0, ge=0, le=100_000_000)
     """Calls of one key or token, and items of its streams."""
     tenant_per_minute: float = Field(default=0, ge=0, le=100_000_000)
-    """Requests and acts of one tenant."""
+    """Requests and pieces of feedback of one tenant."""
     rater_per_minute: float = Field(default=0, ge=0, le=100_000_000)
     """Acts of one rater."""
     raters_per_handle: int = Field(default=100, ge=0, le=1_000_000)
@@ -508,9 +508,9 @@ class ChannelLearnSettings(Section):
     seed: int = Field(default=0, ge=0, le=4_294_967_295)
     """Seed of all that is drawn; the turn that makes version v draws from seed + v."""
     quarantine_acts_per_minute: int = Field(default=0, ge=0, le=1_000_000)
-    """A rater with more acts within a minute is put in quarantine before a turn learns (docs/access.md); 0: nobody."""
+    """A rater who gives more feedback within a minute is put in quarantine before a turn (docs/access.md); 0: none."""
     quarantine_one_answer: int = Field(default=0, ge=0, le=1_000_000)
-    """So too a rater with this many thumbs or comparisons, all one way, if others answer otherwise; 0: nobody."""
+    """The same for a rater with this many thumbs or comparisons, all one way, if others answer otherwise; 0: nobody."""
     kept_mb: int = Field(default=512, ge=0, le=1_000_000)
     """Maximum size (MiB) of the features, and of the base answers, that a turn leaves on disk for the next; 0: none."""
     compared_turns: int = Field(default=0, ge=0, le=1_000)

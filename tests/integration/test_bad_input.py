@@ -121,8 +121,8 @@ ACTS = {
     "a label that is not declared": label(0, "perhaps"),
     "a signal that is not declared": signal(0, 1.0, "stare"),
     "a signal or rating outside its scale, or not a number": signal(0, math.nan),
-    "an act on an option that the request did not have": signal(7, 1.0),
-    "an act on an item of a slate that was not shown": signal(SHOWN, 1.0),
+    "feedback on an option that the request did not have": signal(7, 1.0),
+    "feedback on an item of a slate that was not shown": signal(SHOWN, 1.0),
     "a ranking that leaves options out": {"ranking": feedback_pb2.Ranking(candidate_ids=["#0", "#1"])},
     "a choice of an option over itself": {"choice": feedback_pb2.Choice(chosen_id="#0", other_id="#0")},
 }

@@ -286,7 +286,7 @@ def _asked(
 
 
 def _name(interaction: Interaction, feedback: Feedback) -> str:
-    """Whom the evidence counts for, across interactions (docs/join.md, "Acts without a rater")."""
+    """Whom the evidence counts for, across interactions (docs/join.md, "Feedback without a rater")."""
     return feedback.who if feedback.rater or feedback.session_id else nameless(interaction.end_user)
 
 

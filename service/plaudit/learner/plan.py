@@ -302,7 +302,10 @@ def row(mix: Mix, settings: Settings) -> str:
 
 def table(settings: Settings) -> str:
     """The table of docs/operate.md."""
-    lines = ["| who gives what | half of the draws | nine of ten | what comes last |", "|---|---|---|---|"]
+    lines = [
+        "| who gives what | enough in half of the draws | in nine of ten | what is met last |",
+        "|---|---|---|---|",
+    ]
     return "\n".join([*lines, *(row(mix, settings) for mix in TABLE)]) + "\n"
 
 

@@ -349,7 +349,9 @@ def _process_lines(found: Deployment) -> str:
     for kind in KINDS:
         of_kind = [each for each in found.running if each.kind == kind]
         if not of_kind:
-            lines.append(f"{kind:<6} does not run: nobody has seen it within a day")
+            lines.append(
+                f"{kind:<6} does not run, or is still starting; start it: plaudit {kind}, or all three: plaudit up"
+            )
         for each in of_kind:
             state = f"NOT SEEN for {each.silent:.0f} s" if each.lost else "runs"
             facts = ""
