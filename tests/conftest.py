@@ -1,8 +1,11 @@
 """Fixtures that several kinds of tests share: real servers, started where they can be and skipped loudly elsewhere."""
 
+import contextlib
 import gc
 import logging
 import os
+import random
+import socket
 import subprocess
 import uuid
 import warnings
@@ -30,6 +33,24 @@ def pytest_collection_finish():
     """What all imports left is there to the end: no collection of garbage looks at it again."""
     gc.collect()
     gc.freeze()
+
+
+# Linux and macOS give other programs' own sockets the ports above; so nobody takes one of these by chance.
+LISTENED_PORTS = range(15_000, 32_000)
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Gives ports that nobody has, for a program that listens there a while later."""
+
+    def found():
+        while True:
+            port = random.choice(LISTENED_PORTS)
+            with contextlib.suppress(OSError), socket.socket() as tried:
+                tried.bind(("127.0.0.1", port))
+                return port
+
+    return found
 
 
 def _kafka(command, folder, *more):

@@ -114,15 +114,13 @@ def test_postgresql_and_a_registry_that_is_no_folder_come_back(tmp_path, postgre
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
+def bucket(tmp_path, monkeypatch, free_port):
     """A bucket of a real S3 server, by its URL."""
     program = TOOLS / "bin" / "versitygw"
     if not program.exists():
         pytest.skip(f"NO S3: no {program} (PLAUDIT_TEST_TOOLS); no registry on S3 was backed up or restored")
     s3fs = pytest.importorskip("s3fs", reason="NO S3 CLIENT: pip install 'plaudit[s3]'; no registry on S3 was tested")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        where = f"127.0.0.1:{found.getsockname()[1]}"
+    where = f"127.0.0.1:{free_port()}"
     keys = {"ROOT_ACCESS_KEY": "plaudit", "ROOT_SECRET_KEY": "plaudit-secret"}
     (tmp_path / "s3" / "models").mkdir(parents=True)
     command = [program, "--port", where, "posix", tmp_path / "s3"]
@@ -132,10 +130,12 @@ def bucket(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["ROOT_SECRET_KEY"])
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     s3fs.S3FileSystem.clear_instance_cache()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(where.split(":"), timeout=1):
+    deadline = time.monotonic() + 300
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(where.split(":"), timeout=60):
             break
+        assert server.poll() is None, "the server has ended"
+        assert time.monotonic() < deadline, "the server does not answer"
         time.sleep(0.05)
     yield "s3://models"
     server.kill()

@@ -511,6 +511,26 @@ class TestKafka(EventLogContract):
         assert sorted(len(each.assigned()) for each in members) == [2, 4]
         assert members[0]._consumer.group_metadata().generation_id <= 3
 
+    def test_a_group_that_takes_too_long_to_form_is_joined_by_a_new_client(self, log, consume, monkeypatch):
+        log.append(Topic.FEEDBACK, "k", b"v")
+        idle = settled(consume(group="join"))  # is polled no more, so that the group waits for it
+        late = consume(group="join")
+        client = late._consumer
+        for name in ("SILENT_SECONDS", "FORMING_SECONDS"):
+            monkeypatch.setattr(kafka_log, name, 0.0)  # over at once, on any machine
+        deadline = time.monotonic() + 300
+        with structlog.testing.capture_logs() as lines:
+            while not lines and time.monotonic() < deadline:
+                assert late.poll(0.01, 10) == []
+        assert [(line["event"], line["group_forms"]) for line in lines] == [("event_log_consumer_made_anew", True)]
+        assert late._consumer is not client
+        for name in ("SILENT_SECONDS", "FORMING_SECONDS"):
+            monkeypatch.setattr(kafka_log, name, 600.0)
+        client = late._consumer
+        idle.close()
+        (record,) = read(late, 1)
+        assert (record.value, late._consumer) == (b"v", client)
+
     def test_acknowledged_places_are_visible_to_lag_tools(self, settings, log, consume):
         from kafka import KafkaConsumer, TopicPartition
 

@@ -29,7 +29,7 @@ def test_rows_waits_prefixes_and_memory_are_counted(tiny_engine):
             )
             for n in range(count)
         ]
-        return [ticket.result(30).tokens for ticket in tiny_engine.submit(jobs)]
+        return [ticket.result(300).tokens for ticket in tiny_engine.submit(jobs)]
 
     tokens = sum(len(each) for each in answer(3))
     assert value("first_token_seconds_count") == value("queue_seconds_count") == 3

@@ -82,12 +82,12 @@ def test_one_long_row_in_a_wide_lane_takes_its_own_tokens_and_no_more(start, sma
     token = engine._layout.token_bytes
     assert token == 1024
     (short,) = engine.submit([_job(_prompt(60, 1), max_tokens=60, width=64)])
-    short.result(60)
+    short.result(300)
     (long,) = engine.submit([_job(_prompt(480, 2), max_tokens=30, width=64)])
-    next(long.deltas(60))
+    next(long.deltas(300))
     # A rectangle of 64 rows would be 32 MiB: this is 4 rows of 128, 1 of 512, and the prompt while it is computed.
     assert engine._budget.held <= (4 * 128 + 512) * token + 480 * engine._layout.prompt_bytes
-    long.result(60)
+    long.result(300)
     _idle(engine)
     # The long row's memory went with it.
     assert engine._budget.held == 4 * 128 * token
@@ -101,9 +101,9 @@ def test_rows_in_blocks_are_bit_equal_to_their_replay_and_to_a_plain_pass(start,
         for n, length in enumerate(lengths * 3)
     ]
     tickets = [engine.submit([job])[0] for job in jobs]
-    crowded = [ticket.result(120) for ticket in tickets]
+    crowded = [ticket.result(300) for ticket in tickets]
     for job, made in list(zip(jobs, crowded, strict=True))[::2]:
-        alone = engine.submit([job])[0].result(60)
+        alone = engine.submit([job])[0].result(300)
         assert (alone.tokens, alone.logprobs_raw) == (made.tokens, made.logprobs_raw)
         if job.release == BASE:
             assert made.logprobs_raw == pytest.approx(_plain(tiny_base, job.prompt, made.tokens), abs=1e-3)
@@ -126,12 +126,12 @@ def test_jobs_that_do_not_fit_now_wait_and_the_budget_holds(start, monkeypatch):
     ]
     # Several of one prompt in a group, too.
     groups = [jobs[:1], *([job, job, job] for job in jobs[1:])]
-    made = [[ticket.result(120) for ticket in tickets] for tickets in [engine.submit(group) for group in groups]]
+    made = [[ticket.result(300) for ticket in tickets] for tickets in [engine.submit(group) for group in groups]]
     assert max(peaks) <= engine._budget.limit == 2**20
     assert max(peaks) > engine._budget.limit / 2, "the budget must be short for this test to mean anything"
     _idle(engine)
     for group, results in list(zip(groups, made, strict=True))[::5]:
-        again = engine.submit([group[0]])[0].result(60)
+        again = engine.submit([group[0]])[0].result(300)
         if again.width == results[0].width:
             assert again.tokens == results[0].tokens
     assert engine._admission._cached <= engine._budget.limit // 8
@@ -144,7 +144,7 @@ def test_a_job_that_never_fits_is_refused_with_the_figures(start):
         engine.submit([_job(_prompt(480), max_tokens=30)])
     assert refused.value.metadata == {"needed_mb": "2", "limit_mb": "1"}
     assert refused.value.code == "RESOURCE_EXHAUSTED"
-    assert engine.submit([_job(_prompt(300), max_tokens=200)])[0].result(60).tokens
+    assert engine.submit([_job(_prompt(300), max_tokens=200)])[0].result(300).tokens
     assert engine.load() == (0, 0)
 
 
@@ -158,16 +158,16 @@ def test_a_large_job_is_not_overtaken_for_ever(start):
         assert large.width or not begun, "a job that came later began first"
         time.sleep(0.001)
     for ticket in [*before, large, *after]:
-        ticket.result(120)
+        ticket.result(300)
 
 
 def test_options_wait_for_memory_and_get_it(start):
     engine = start(kv_memory_mb=1)
     running = [engine.submit([_job(_prompt(250, n), seed=n, max_tokens=150)])[0] for n in range(6)]
     ticket = engine.score_options(_prompt(300, 7), [[7, 8], [9]], BASE)
-    assert [len(each) for each in ticket.result(120)] == [3, 2]
+    assert [len(each) for each in ticket.result(300)] == [3, 2]
     for each in running:
-        each.result(120)
+        each.result(300)
     with pytest.raises(RequestTooLarge):
         engine._admission.check_prompt(EncodedPrompt((5,) * 900))
 
@@ -177,9 +177,9 @@ def test_a_computed_prompt_that_waits_for_a_row_makes_room(start):
     # Prompt and row take 1,012 of 1,024 KiB, so the second job waits with its prompt's 500; the options need 600.
     waiting = engine.submit([_job(_prompt(400), seed=n, max_tokens=20) for n in range(3)])
     ticket = engine.score_options(_prompt(480, 7), [[7, 8]], BASE)
-    assert [len(each) for each in ticket.result(60)] == [3]
-    alone = engine.submit([_job(_prompt(400), seed=2, max_tokens=20)])[0].result(60)
-    assert [each.result(60) for each in waiting][2].logprobs_raw == alone.logprobs_raw
+    assert [len(each) for each in ticket.result(300)] == [3]
+    alone = engine.submit([_job(_prompt(400), seed=2, max_tokens=20)])[0].result(300)
+    assert [each.result(300) for each in waiting][2].logprobs_raw == alone.logprobs_raw
 
 
 def test_memory_comes_back_whatever_ends_a_job(start):
@@ -192,7 +192,7 @@ def test_memory_comes_back_whatever_ends_a_job(start):
             ticket.cancel()
     for ticket in tickets:
         try:
-            ticket.result(60)
+            ticket.result(300)
         except Cancelled:
             continue
     _idle(engine)
@@ -205,7 +205,7 @@ def test_prefixes_that_callers_invent_are_forgotten(start):
     engine = start()
     for number in range(40):
         prompt = EncodedPrompt((*(3 + (number * 7 + i) % 300 for i in range(50)), 9, 10), 50)
-        engine.submit([_job(prompt, max_tokens=1)])[0].result(60)
+        engine.submit([_job(prompt, max_tokens=1)])[0].result(300)
     assert len(engine._admission._cache) == 16
     assert engine._admission._cached == 16 * 50 * engine._layout.prompt_bytes
 
@@ -228,7 +228,7 @@ def test_every_family_that_is_served_decodes_from_blocks(tmp_path, small_blocks,
         engine.stage(BASE, None)
         jobs = [_job(_prompt(length, length), seed=length, max_tokens=12) for length in (20, 100, 200)]
         for job, ticket in zip(jobs, engine.submit(jobs), strict=True):
-            made = ticket.result(60)
+            made = ticket.result(300)
             ids = torch.tensor([[*job.prompt.tokens, *made.tokens]])
             with torch.no_grad():
                 logprobs = torch.log_softmax(base.model(input_ids=ids, use_cache=False).logits[0].float(), -1)

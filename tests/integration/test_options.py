@@ -3,6 +3,7 @@
 import math
 import random
 import threading
+import time
 import weakref
 
 import pytest
@@ -72,7 +73,7 @@ def test_options_with_their_end_are_scored_as_by_a_plain_pass(engine, tiny_base,
     prompt = _prompt(engine)
     options = [engine.encode_text(text) for text in WORDS]
     for key, temperature, name in ((BASE, 1.0, None), (ONE, 0.7, "check")):
-        found = engine.score_options(prompt, options, key).result(60)
+        found = engine.score_options(prompt, options, key).result(300)
         if name:
             adapters.load(tiny_base, name, folder)
         for option, logprobs in zip(options, found, strict=True):
@@ -80,7 +81,7 @@ def test_options_with_their_end_are_scored_as_by_a_plain_pass(engine, tiny_base,
             assert logprobs == pytest.approx(wanted, rel=1e-5, abs=1e-5)
         if name:
             adapters.remove(tiny_base, name)
-    assert found != engine.score_options(prompt, options, ONE, 1.0).result(60)
+    assert found != engine.score_options(prompt, options, ONE, 1.0).result(300)
 
 
 def test_an_option_does_not_win_because_it_begins_another(engine):
@@ -88,9 +89,9 @@ def test_an_option_does_not_win_because_it_begins_another(engine):
     for number in range(20):
         prompt = _prompt(engine, f"question {number} of you")
         job = Job(prompt=prompt, release=BASE, sampling=Sampling(temperature=0, max_tokens=2), seed=0)
-        (longer,) = (ticket.result(60).tokens for ticket in engine.submit([job]))
+        (longer,) = (ticket.result(300).tokens for ticket in engine.submit([job]))
         # Cold, because this model ends its turn with nearly the same small probability everywhere.
-        begun, whole = engine.score_options(prompt, [longer[:1], longer], BASE, 0.1).result(60)
+        begun, whole = engine.score_options(prompt, [longer[:1], longer], BASE, 0.1).result(300)
         # All but the end is what they have in common.
         assert begun[0] == pytest.approx(whole[0], rel=1e-5, abs=1e-5)
         # Different replies exclude each other.
@@ -188,12 +189,12 @@ def test_what_cannot_be_scored_is_refused_with_the_figures(engine, tiny_base, fo
     with pytest.raises(OptionsTooLong, match=str(room + 1)) as refused:
         engine.score_options(prompt, [[7] * room], BASE)
     assert refused.value.metadata == {"tokens": str(room + 1), "limit": str(room)}
-    engine.score_options(prompt, [[7] * (room - 1)], BASE).result(60)
+    engine.score_options(prompt, [[7] * (room - 1)], BASE).result(300)
     small = _engine(tiny_base, folder, score_tokens=50)
     try:
         with pytest.raises(OptionsTooLong, match="51 tokens together"):
             small.score_options(prompt, [[7] * 30, [8] * 20], BASE)
-        small.score_options(prompt, [[7] * 30, [8] * 19], BASE).result(60)
+        small.score_options(prompt, [[7] * 30, [8] * 19], BASE).result(300)
     finally:
         small.close()
     with pytest.raises(ReleaseNotServable):
@@ -210,19 +211,20 @@ def _long_options(engine, prompt, count, seed=0):
 
 def test_options_wait_in_the_queue_of_completions_and_can_be_given_up(engine):
     prompt = _prompt(engine)
-    tickets = [engine.score_options(prompt, _long_options(engine, prompt, 8, n), BASE) for n in range(8)]
-    with pytest.raises(QueueFull, match="8 requests wait"):
-        engine.score_options(prompt, [[7]], BASE)
-    with pytest.raises(QueueFull):
-        engine.submit([Job(prompt=prompt, release=BASE, sampling=Sampling(), seed=0)])
-    with pytest.raises(TimeoutError):
-        tickets[-1].result(0.001)
-    for ticket in tickets:
-        ticket.cancel()
+    with engine._lock:  # the engine does nothing meanwhile, however quick it is
+        tickets = [engine.score_options(prompt, _long_options(engine, prompt, 8, n), BASE) for n in range(8)]
+        with pytest.raises(QueueFull, match="8 requests wait"):
+            engine.score_options(prompt, [[7]], BASE)
+        with pytest.raises(QueueFull):
+            engine.submit([Job(prompt=prompt, release=BASE, sampling=Sampling(), seed=0)])
+        with pytest.raises(TimeoutError):
+            tickets[-1].result(0.001)
+        for ticket in tickets:
+            ticket.cancel()
     for ticket in tickets[1:]:
         with pytest.raises(Cancelled):
-            ticket.result(60)
-    assert len(engine.score_options(prompt, [[7]], BASE).result(60)[0]) == 2
+            ticket.result(300)
+    assert len(engine.score_options(prompt, [[7]], BASE).result(300)[0]) == 2
     # A proof of a release is not refused because callers wait.
     assert len(engine.score(prompt, [[7]], BASE)[0]) == 1
 
@@ -231,23 +233,34 @@ def test_decoding_goes_on_between_pieces_and_neither_changes_the_other(engine):
     prompt = _prompt(engine)
     options = _long_options(engine, prompt, 12)
     job = Job(prompt=prompt, release=ONE, sampling=Sampling(max_tokens=40), seed=3)
-    alone = engine.submit([job])[0].result(60)
-    apart = engine.score_options(prompt, options[:1], BASE).result(60)[0]
+    alone = engine.submit([job])[0].result(300)
+    apart = engine.score_options(prompt, options[:1], BASE).result(300)[0]
+    free, waiting = engine._free, []
+    engine._free = lambda *row: (waiting.append(len(engine._scores)), free(*row))
     ticket = engine.score_options(prompt, options, BASE)
     (stream,) = engine.submit([job])
-    beside = stream.result(60)
+    beside = stream.result(300)
     # 12 x 300 tokens are 225 pieces of 16; 40 tokens need 40 steps.
-    assert engine._scores, "the completion had to wait for the options"
+    assert waiting == [1], "the completion had to wait for the options"
     assert beside.logprobs_raw == alone.logprobs_raw
-    assert ticket.result(120)[0] == pytest.approx(apart, rel=1e-5, abs=1e-5)
+    assert ticket.result(300)[0] == pytest.approx(apart, rel=1e-5, abs=1e-5)
 
 
 def test_closing_ends_options_that_wait(tiny_base, folder):
     engine = _engine(tiny_base, folder)
     prompt = _prompt(engine)
+    piece = engine._score_piece
+
+    def last_piece():  # there is none before the engine is told to end
+        ends = time.monotonic() + 300
+        while not engine._ended and time.monotonic() < ends:
+            time.sleep(0.001)
+        piece()
+
+    engine._score_piece = last_piece
     ticket = engine.score_options(prompt, _long_options(engine, prompt, 8), BASE)
     closer = threading.Thread(target=engine.close)
     closer.start()
-    closer.join(60)
+    closer.join(300)
     with pytest.raises(Exception, match="retry elsewhere"):
         ticket.result(1)

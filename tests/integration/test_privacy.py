@@ -123,11 +123,11 @@ def test_an_operator_erases_a_person_while_the_service_runs(tmp_path, tiny_engin
         join = Join(server.log, store, plugins, JoinSettings())
         sweep = Sweep(server.settings, Metrics(CollectorRegistry()), server.log)
         asked = privacy_pb2.ErasePersonRequest(tenant="default", person="ana")
-        erasure_id = stub.ErasePerson(asked, timeout=10).erasure_id
+        erasure_id = stub.ErasePerson(asked, timeout=300).erasure_id
         join_all(join)
         sweep.look()
         named = privacy_pb2.GetErasureReceiptRequest(erasure_id=erasure_id)
-        receipt = stub.GetErasureReceipt(named, timeout=10)
+        receipt = stub.GetErasureReceipt(named, timeout=300)
         assert receipt.state == privacy_pb2.ERASURE_STATE_DONE
         assert json.loads(receipt.receipt_json)["deleted"] == {"log_records": 2}  # the join had read nothing
         key = Ed25519PublicKey.from_public_bytes(receipt.public_key)
@@ -145,5 +145,5 @@ def test_an_operator_erases_a_person_while_the_service_runs(tmp_path, tiny_engin
         for each in (join, sweep, store):
             each.close()
         with pytest.raises(grpc.RpcError) as caught:
-            stub.GetErasureReceipt(privacy_pb2.GetErasureReceiptRequest(erasure_id=str(uuid.uuid4())), timeout=10)
+            stub.GetErasureReceipt(privacy_pb2.GetErasureReceiptRequest(erasure_id=str(uuid.uuid4())), timeout=300)
         assert isinstance(from_call(caught.value), UnknownErasure)

@@ -4,7 +4,6 @@ import dataclasses
 import datetime as dt
 import os
 import random
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -70,11 +69,8 @@ def engine(base):
 
 
 @contextmanager
-def two(folder, base, engine, seconds=1800):
+def two(folder, base, engine, port, seconds=1800):
     """This process as rank 0, and another that follows it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     other = subprocess.Popen([sys.executable, "-c", FOLLOWER, str(folder)], env={**os.environ, **place, "RANK": "1"})
     try:
@@ -86,15 +82,15 @@ def two(folder, base, engine, seconds=1800):
             yield both, other
         finally:
             both.close()
-        assert other.wait(60) in (0, -9)
+        assert other.wait(300) in (0, -9)
     finally:
         other.kill()
         other.wait()
 
 
 @pytest.fixture(scope="module")
-def pair(folder, base, engine):
-    with two(folder, base, engine) as found:
+def pair(folder, base, engine, free_port):
+    with two(folder, base, engine, free_port()) as found:
         yield found
 
 

@@ -455,7 +455,7 @@ def test_a_taken_port_names_itself(tmp_path, tiny_engine):
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
-def test_an_ipv6_host_serves_calls_and_metrics(tmp_path, tiny_engine, host):
+def test_an_ipv6_host_serves_calls_and_metrics(tmp_path, tiny_engine, host, free_port):
     if not socket.has_ipv6 or not os.path.exists("/proc/net/if_inet6"):
         pytest.skip("this machine has no IPv6")
     settings = serve_settings(tmp_path / "data")
@@ -466,9 +466,7 @@ def test_an_ipv6_host_serves_calls_and_metrics(tmp_path, tiny_engine, host):
         assert target.startswith("[::1]:")
         with Plaudit(target, patience=0.0, timeout=30.0) as client:
             assert client.generate("echo", "Hello", max_tokens=2).handle
-    with socket.socket(socket.AF_INET6) as free:
-        free.bind(("::1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     expose(Metrics(CollectorRegistry()), port, host)
     with socket.create_connection(("::1", port), timeout=30):
         pass

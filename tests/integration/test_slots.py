@@ -43,7 +43,7 @@ def _job(engine, key, max_tokens=8):
 def _ask(engine, key, folder):
     with engine.hold(key, folder) as loaded:
         (ticket,) = engine.submit([_job(engine, key)])
-    return loaded, ticket.result(30).tokens
+    return loaded, ticket.result(300).tokens
 
 
 def test_the_least_recently_used_adapter_makes_room_and_comes_back_as_it_was(engine, folders):
@@ -57,20 +57,21 @@ def test_the_least_recently_used_adapter_makes_room_and_comes_back_as_it_was(eng
     assert _ask(engine, b, folders[b]) == (True, answers[b][1])
 
 
-def test_slots_in_use_stay_and_say_so(engine, folders):
+def test_slots_in_use_stay_and_say_so(engine, folders, stands):
     a, b, c = KEYS[:3]
     engine.stage(a, folders[a])
-    with engine.hold(b, folders[b]):
-        (running,) = engine.submit([_job(engine, b, max_tokens=400)])
-        with pytest.raises(SlotsInUse, match="2 adapter slots") as refused:
-            engine.stage(c, folders[c])
-        assert refused.value.retryable
-    # The block has ended and the job has not.
-    with pytest.raises(SlotsInUse), engine.hold(c, folders[c]):
-        pass
-    running.cancel()
-    with pytest.raises(Cancelled):
-        running.result(30)
+    with stands(engine, after=3):
+        with engine.hold(b, folders[b]):
+            (running,) = engine.submit([_job(engine, b, max_tokens=400)])
+            with pytest.raises(SlotsInUse, match="2 adapter slots") as refused:
+                engine.stage(c, folders[c])
+            assert refused.value.retryable
+        # The block has ended and the job has not.
+        with pytest.raises(SlotsInUse), engine.hold(c, folders[c]):
+            pass
+        running.cancel()
+        with pytest.raises(Cancelled):
+            running.result(300)
     assert _ask(engine, c, folders[c])[0]
     assert set(engine.staged()) == {a, c}
     engine.unstage(a)
@@ -93,20 +94,20 @@ def test_serving_goes_on_while_an_adapter_is_read(engine, folders):
 
     def load(slot):
         reading.set()
-        assert go_on.wait(60)
+        assert go_on.wait(300)
         engine._bank.write(slot, *adapter_files.read(folders[b]))
 
     first = threading.Thread(target=lambda: found.append(engine._slots.hold(b, load, 1.0)))
     first.start()
-    assert reading.wait(60)
+    assert reading.wait(300)
     second = threading.Thread(target=lambda: found.append(engine._slots.hold(b, load, 1.0)))
     second.start()
-    assert len(engine.submit([_job(engine, a)])[0].result(30).tokens) == 8
+    assert len(engine.submit([_job(engine, a)])[0].result(300).tokens) == 8
     assert set(engine.staged()) == {a}
     assert found == []
     go_on.set()
-    first.join(60)
-    second.join(60)
+    first.join(300)
+    second.join(300)
     # Who came second waited for the first one's weights.
     assert sorted(found) == [False, True]
 
@@ -131,7 +132,7 @@ def test_more_releases_than_slots_all_answer_as_alone(engine, folders):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(300)
     assert wrong == []
     assert len(busy) < 48
     assert len(engine.staged()) <= 2

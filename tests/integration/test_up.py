@@ -68,12 +68,15 @@ def test_one_command_runs_all_keeps_them_up_and_ends_them(running):
     before = until(lambda: all_three(process.pid))
     assert set(before) == {"serve", "join", "learn"}
 
+    def speak():
+        return {line.partition(" |")[0].strip() for line in log.read_text().splitlines() if " |" in line}
+
+    until(lambda: speak() >= {"serve", "join"})
     os.kill(before["join"], signal.SIGKILL)
     after = until(lambda: all_three(process.pid, but=before["join"]))
     assert after["serve"] == before["serve"]
-    text = log.read_text()
-    assert "join ended with code -9" in text
-    assert {line.partition(" |")[0].strip() for line in text.splitlines() if " |" in line} >= {"serve", "join", "up"}
+    assert "join ended with code -9" in log.read_text()
+    assert "up" in speak()
 
     process.terminate()
     assert process.wait(300) == 0

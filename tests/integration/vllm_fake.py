@@ -20,7 +20,8 @@ class Fake:
         self.adapters = {}
         self.loads = []
         self.unloads = []
-        self.open = 0
+        self.open = 0  # streams
+        self.lock = threading.Lock()
         self.requests = []
         self.status = 200
         self.break_after = None  # tokens, of the next stream
@@ -81,7 +82,7 @@ def _handler(fake):  # noqa: C901 - every call of a server
                 return self._answer(fake.status, {"error": {"message": "broken"}})
             if self.path == "/v1/load_lora_adapter":
                 fake.loads.append(body["lora_name"])
-                fake.load.wait(10)
+                fake.load.wait(600)
                 fake.adapters[body["lora_name"]] = body["lora_path"]
                 return self._answer(200, {})
             if self.path == "/v1/unload_lora_adapter":
@@ -114,14 +115,15 @@ def _handler(fake):  # noqa: C901 - every call of a server
             if fake.garbage:
                 self.wfile.write(b'data: {"object": "something else"}\n\n')
                 return
-            fake.open += 1
+            with fake.lock:
+                fake.open += 1
             breaks, fake.break_after = fake.break_after, None
             drawn, last = random.Random(body["seed"]), body["prompt"][-1]
             greedy = body["temperature"] == 0
             try:
                 for at in range(body["max_tokens"]):
                     if at == 2:
-                        fake.hold.wait(10)
+                        fake.hold.wait(600)
                     if at == breaks or fake.always_breaks:
                         return
                     row = fake.logprobs(body["model"], last, 1.0 if greedy else body["temperature"])
@@ -136,7 +138,8 @@ def _handler(fake):  # noqa: C901 - every call of a server
             except OSError:  # the engine has gone
                 pass
             finally:
-                fake.open -= 1
+                with fake.lock:
+                    fake.open -= 1
 
     return Handler
 
@@ -153,6 +156,8 @@ def fake_server(port=0):
     try:
         yield fake
     finally:
+        fake.hold.set()
+        fake.load.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -103,7 +103,7 @@ def test_a_join_started_on_a_full_disk_says_so_and_goes_on_once_there_is_room(sm
         filler.unlink()
         ready = eventually(lambda: [line for line in lines if line["event"] == "join.ready"])
         stop.set()
-        worker.join(20)
+        worker.join(300)
     assert ready
     assert "full" in lines[0]["why"]
     assert str(folder) in lines[0]["why"]
@@ -126,7 +126,7 @@ def test_a_join_whose_disk_fills_up_waits_and_loses_nothing(small_disk, tmp_path
         filler.unlink()
         assert eventually(lambda: store.counts(CHANNEL).interactions == 200)
         stop.set()
-        worker.join(20)
+        worker.join(300)
     assert "store.sqlite cannot grow: its disk is full" in lines[0]["why"]
     store.close()
     log.close()
@@ -160,7 +160,7 @@ def test_it_starts_on_a_folder_that_is_not_there_yet(tmp_path, request, kind):
         worker.start()
         ready = eventually(lambda: [line for line in lines if line["event"] == "join.ready"])
         stop.set()
-        worker.join(60)
+        worker.join(300)
     assert ready
     assert not worker.is_alive()
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -172,5 +172,5 @@ def test_the_process_ends_when_told_to(tmp_path):
     worker = threading.Thread(target=run_join, args=(settings, stop))
     worker.start()
     stop.set()
-    worker.join(20)
+    worker.join(300)
     assert not worker.is_alive()

@@ -44,7 +44,7 @@ def test_a_signal_ends_the_wait(when):
 
 
 def test_a_wait_without_a_signal_ends_at_its_time():
-    program = START + "began = time.monotonic()\nassert not stop.wait(0.6)\nassert 0.6 <= time.monotonic() - began < 5"
+    program = START + "began = time.monotonic()\nassert not stop.wait(0.6)\nassert 0.6 <= time.monotonic() - began < 60"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=500)
 
 
@@ -55,10 +55,10 @@ from plaudit.signals import end_on_signals
 end_on_signals()
 try:
     print("starts", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 finally:
     print("cleans up", flush=True)
-    time.sleep(float(sys.argv[1]))
+    sys.stdin.readline()
     print("is clean", flush=True)
 """
 
@@ -66,12 +66,15 @@ finally:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.apart
 def test_a_signal_during_the_start_ends_it_and_a_second_one_does_not_cut_off_the_clean_up(number):
-    with subprocess.Popen([sys.executable, "-c", STARTING, "0.5"], stdout=subprocess.PIPE, text=True) as running:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STARTING], **pipes) as running:
         assert running.stdout.readline() == "starts\n"
         running.send_signal(number)
         assert running.stdout.readline() == "cleans up\n"
         running.send_signal(signal.SIGTERM)
         running.send_signal(signal.SIGINT)
+        running.stdin.write("both signals are sent\n")
+        running.stdin.flush()
         assert running.stdout.read() == "is clean\n"
         assert running.wait(300) == 128 + number
 
@@ -86,7 +89,7 @@ end_on_signals()
 with Processes(Path(sys.argv[1]), threads=1) as processes:
     child = processes.start("join", ["join", "--data-dir", sys.argv[1] + "/data"])
     print(child.process.pid, flush=True)
-    time.sleep(120)
+    time.sleep(600)
 """
 
 
@@ -104,11 +107,11 @@ def test_a_demo_that_is_ended_ends_its_children(tmp_path):
 @pytest.mark.apart
 def test_every_command_catches_signals_before_it_loads_anything(tmp_path):
     """PID 1 of a container has no default reaction: a signal that nothing catches is lost."""
-    code = "import time; from plaudit import cli; cli.app = lambda: time.sleep(60); cli.main()"
+    code = "import time; from plaudit import cli; cli.app = lambda: time.sleep(600); cli.main()"
     with subprocess.Popen([sys.executable, "-c", code]) as running:
         status = Path(f"/proc/{running.pid}/status")
         caught = 0
-        for _ in range(600):
+        for _ in range(3000):
             caught = int(status.read_text().split("SigCgt:")[1].split()[0], 16)
             if caught >> (signal.SIGTERM - 1) & 1:
                 break
@@ -136,7 +139,7 @@ end_with_parent()
 assert "PLAUDIT_ENDS_WITH_STDIN" not in os.environ
 open(sys.argv[1], "w").close()
 try:
-    time.sleep(60)
+    time.sleep(600)  # longer than the test waits for its end
 finally:
     print("a line to a log that nobody reads any more", flush=True)
     os.remove(sys.argv[1])
@@ -148,7 +151,7 @@ finally:
 def test_children_end_with_their_parent_even_if_it_is_killed(keeper, tmp_path):
     runs = tmp_path / "runs"
     child = KEPT.replace("sys.argv[1]", repr(str(runs)))
-    program = f"import sys, time\n{KEEPERS[keeper]}time.sleep(60)"
+    program = f"import sys, time\n{KEEPERS[keeper]}time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", program, child, str(tmp_path)]) as parent:
         try:
             _until(runs.exists)

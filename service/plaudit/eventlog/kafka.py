@@ -298,7 +298,9 @@ class KafkaLogConsumer:
                 return
         _log.warning("event_log_consumer_made_anew", group_forms=forms)
         self._assigned = frozenset()
-        self._consumer.close(autocommit=False, timeout_ms=int(self._settings.timeout_seconds * 1000))
+        # The broker reads that it leaves after it has answered that it joins, and that is what does not come.
+        seconds = HANGING_SECONDS if forms else self._settings.timeout_seconds
+        self._consumer.close(autocommit=False, timeout_ms=int(seconds * 1000))
         self._consumer = self._subscribed()
 
     def assigned(self) -> frozenset[tuple[Topic, int]]:
