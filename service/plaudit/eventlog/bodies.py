@@ -32,7 +32,7 @@ REJECTED_SCHEMA = 1
 SEALED_SCHEMA = 1
 STATE_PREFIX = "RELEASE_STATE_"
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MICROSECOND = dt.timedelta(microseconds=1)
+_NANOS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +125,8 @@ def timestamp(moment: dt.datetime) -> Timestamp:
     """The moment, which must know its zone, to the microsecond."""
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone; times in the log are aware")
-    seconds, rest = divmod((moment - _EPOCH) // _MICROSECOND, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=1000 * rest)
+    since = moment - _EPOCH
+    return Timestamp(seconds=86_400 * since.days + since.seconds, nanos=1000 * since.microseconds)
 
 
 def moment(message: ProtoMessage, field: str) -> dt.datetime:
@@ -135,7 +135,9 @@ def moment(message: ProtoMessage, field: str) -> dt.datetime:
         raise Undecodable(f"{message.DESCRIPTOR.name} has no {field}")
     stamp: Timestamp = getattr(message, field)
     try:
-        return stamp.ToDatetime(tzinfo=dt.UTC)
+        if not 0 <= stamp.nanos < _NANOS:
+            raise ValueError(f"{stamp.nanos} nanoseconds")
+        return _EPOCH + dt.timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
     except (ValueError, OverflowError) as error:
         raise Undecodable(f"{message.DESCRIPTOR.name}.{field} is not a time ({error})") from error
 
@@ -279,24 +281,30 @@ def _candidate_from_proto(message: events_pb2.Candidate) -> types.Candidate:
     )
 
 
-def feedback_to_proto(feedback: Feedback) -> events_pb2.FeedbackRecorded:
-    """The message of an act, without the digest of its body."""
-    body = act_to_proto(feedback.act)
-    body.feedback_id = feedback.feedback_id
+def feedback_into(message: events_pb2.FeedbackRecorded, feedback: Feedback, accepted_at: Timestamp) -> None:
+    """Writes an act into its empty message, without its id and the digest of its body.
+
+    In place, as everything on the way of a piece of feedback: a message within another is copied otherwise.
+    """
+    body_into(message.feedback, feedback)
+    message.interaction_id = feedback.interaction_id
+    message.domain = feedback.channel.domain
+    message.tenant = feedback.channel.tenant
+    message.accepted_at.CopyFrom(accepted_at)
+    message.schema = FEEDBACK_SCHEMA
+    message.answer = bytes.fromhex(feedback.answer)
+
+
+def body_into(body: feedback_pb2.Feedback, feedback: Feedback) -> None:
+    """Writes what a person said into its empty message, without its id."""
+    act_into(body, feedback.act)
     body.rater = feedback.rater
     body.session_id = feedback.session_id
-    body.reasons.extend(feedback.reasons)
     body.whole_conversation = feedback.whole_conversation
-    body.tags.update(dict(feedback.tags))
-    return events_pb2.FeedbackRecorded(
-        feedback=body,
-        interaction_id=feedback.interaction_id,
-        domain=feedback.channel.domain,
-        tenant=feedback.channel.tenant,
-        accepted_at=timestamp(feedback.accepted_at),
-        schema=FEEDBACK_SCHEMA,
-        answer=bytes.fromhex(feedback.answer),
-    )
+    if feedback.reasons:
+        body.reasons.extend(feedback.reasons)
+    if feedback.tags:
+        body.tags.update(dict(feedback.tags))
 
 
 def feedback_from_proto(message: events_pb2.FeedbackRecorded) -> Feedback:
@@ -320,28 +328,40 @@ def feedback_from_proto(message: events_pb2.FeedbackRecorded) -> Feedback:
 def act_to_proto(act: Act) -> feedback_pb2.Feedback:
     """A Feedback message that carries this act and nothing else."""
     body = feedback_pb2.Feedback()
-    match act:
-        case types.Thumbs():
-            body.thumbs.CopyFrom(feedback_pb2.Thumbs(candidate_id=act.candidate_id, up=act.up))
-        case types.Choice():
-            body.choice.CopyFrom(
-                feedback_pb2.Choice(
-                    chosen_id=act.chosen_id, other_id=act.other_id, tie=act.tie, tie_offered=act.tie_offered
-                )
-            )
-        case types.Ranking():
-            body.ranking.CopyFrom(feedback_pb2.Ranking(candidate_ids=act.candidate_ids))
-        case types.Correction():
-            body.correction.CopyFrom(feedback_pb2.Correction(candidate_id=act.candidate_id, text=act.text))
-        case types.Rating():
-            body.rating.CopyFrom(feedback_pb2.Rating(candidate_id=act.candidate_id, value=act.value))
-        case types.LabelAct():
-            body.label.CopyFrom(feedback_pb2.Label(candidate_id=act.candidate_id, value=act.value))
-        case types.Signal():
-            body.signal.CopyFrom(feedback_pb2.Signal(candidate_id=act.candidate_id, name=act.name, value=act.value))
-        case types.Comment():
-            body.comment.CopyFrom(feedback_pb2.Comment(candidate_id=act.candidate_id, text=act.text))
+    act_into(body, act)
     return body
+
+
+def act_into(body: feedback_pb2.Feedback, act: Act) -> None:
+    """Writes an act into an empty Feedback message."""
+    said: Any
+    match act:
+        case types.Choice():
+            said = body.choice
+            said.chosen_id, said.other_id = act.chosen_id, act.other_id
+            said.tie, said.tie_offered = act.tie, act.tie_offered
+        case types.Ranking():
+            said = body.ranking
+            said.candidate_ids.extend(act.candidate_ids)
+        case types.Thumbs():
+            said = body.thumbs
+            said.candidate_id, said.up = act.candidate_id, act.up
+        case types.Correction():
+            said = body.correction
+            said.candidate_id, said.text = act.candidate_id, act.text
+        case types.Rating():
+            said = body.rating
+            said.candidate_id, said.value = act.candidate_id, act.value
+        case types.LabelAct():
+            said = body.label
+            said.candidate_id, said.value = act.candidate_id, act.value
+        case types.Signal():
+            said = body.signal
+            said.candidate_id, said.name, said.value = act.candidate_id, act.name, act.value
+        case types.Comment():
+            said = body.comment
+            said.candidate_id, said.text = act.candidate_id, act.text
+    said.SetInParent()  # which act it is, also if all its fields are empty
 
 
 def act_from_proto(message: feedback_pb2.Feedback) -> Act:

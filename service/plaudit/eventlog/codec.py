@@ -67,10 +67,10 @@ def encode_interaction(
 def encode_feedback(feedback: Feedback, *, producer: str, traceparent: str = "", event_id: str | None = None) -> bytes:
     """Bytes of the record for `plaudit.feedback`, with the digest of its body."""
     envelope = _envelope(feedback.accepted_at, producer, traceparent, event_id)
-    message = bodies.feedback_to_proto(feedback)
+    message = envelope.feedback
+    bodies.feedback_into(message, feedback, envelope.occurred_at)
     message.body_digest = _digest_of_body(message.feedback)
     message.feedback.feedback_id = feedback.feedback_id
-    envelope.feedback.CopyFrom(message)
     return envelope.SerializeToString(deterministic=True)
 
 
@@ -143,12 +143,13 @@ def body_digest(feedback: Feedback) -> bytes:
 
     Two records under one feedback id with equal digests are one act sent twice; otherwise they conflict.
     """
-    return _digest_of_body(bodies.feedback_to_proto(feedback).feedback)
+    body = feedback_pb2.Feedback()
+    bodies.body_into(body, feedback)
+    return _digest_of_body(body)
 
 
 def _digest_of_body(body: feedback_pb2.Feedback) -> bytes:
-    """Its digest; the id, which is no part of it, is taken out of the message."""
-    body.feedback_id = ""
+    """Its digest; the id is no part of it, and not yet in the message."""
     return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
 
 

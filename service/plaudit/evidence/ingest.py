@@ -38,11 +38,27 @@ from plaudit.types import Channel, Feedback, FeedbackKind, Interaction, Purpose,
 
 SWEEP_LIMIT = 1000  # interactions that one sweep takes up, so that a transaction stays short
 
-Row: TypeAlias = RowMapping
+Row: TypeAlias = RowMapping | dict[str, Any]
 
 _INTERACTIONS: Table = InteractionRow.metadata.tables["interactions"]
 _FEEDBACK: Table = FeedbackRow.metadata.tables["feedback"]
 _EVIDENCE: Table = EvidenceTable.metadata.tables["evidence"]
+
+
+@dataclass(slots=True)
+class _Arrived:
+    """An act or a retraction that the store does not have yet, and the row that it gets."""
+
+    row: dict[str, Any]
+    item: Feedback | Retraction
+
+
+@dataclass(slots=True)
+class Taken:
+    """Ids of the interactions whose feedback changed, and by id what has to be written of it."""
+
+    touched: set[str]
+    arrived: dict[str, list[_Arrived]] = field(default_factory=lambda: defaultdict(list))
 
 
 @dataclass(slots=True)
@@ -83,12 +99,12 @@ def write_interactions(
     return fresh, rejections
 
 
-def write_feedback(
+def take_feedback(
     connection: Connection, arrived: Sequence[tuple[Record, Feedback | Retraction]], now: dt.datetime
-) -> set[str]:
-    """Adds acts and retractions, as waiting; a repeat at most moves an act's acceptance to an earlier time.
+) -> Taken:
+    """Acts and retractions that are not there yet, to be written once it is known what becomes of them (`rederive`).
 
-    Returns the ids of the interactions whose feedback changed.
+    A repeat at most moves an act's acceptance to an earlier time.
     """
     ids = {item.interaction_id for _, item in arrived}
     columns = ("interaction_id", "feedback_id", "retraction", "digest", "accepted_at")
@@ -96,25 +112,26 @@ def write_feedback(
         (row["interaction_id"], row["feedback_id"], row["retraction"], row["digest"]): row["accepted_at"]
         for row in where_in(connection, _FEEDBACK, "interaction_id", ids, columns)
     }
-    fresh: dict[tuple[Any, ...], dict[str, Any]] = {}
+    fresh: dict[tuple[Any, ...], _Arrived] = {}
     earlier: dict[tuple[Any, ...], int] = {}
     for record, item in arrived:
         row = _feedback_row(record, item, now)
         key = (row["interaction_id"], row["feedback_id"], row["retraction"], row["digest"])
         if key not in accepted:
-            fresh[key] = row
+            fresh[key] = _Arrived(row, item)
         elif row["accepted_at"] < accepted[key]:
             if key in fresh:
-                fresh[key]["accepted_at"] = row["accepted_at"]
+                fresh[key].row["accepted_at"] = row["accepted_at"]
             else:
                 earlier[key] = row["accepted_at"]
         else:
             continue
         accepted[key] = row["accepted_at"]
-    if fresh:
-        connection.execute(insert(_FEEDBACK), list(fresh.values()))
     _update_feedback(connection, [(key, {"accepted_at": moment}) for key, moment in earlier.items()])
-    return {key[0] for key in (*fresh, *earlier)}
+    taken = Taken({key[0] for key in (*fresh, *earlier)})
+    for each in fresh.values():
+        taken.arrived[each.row["interaction_id"]].append(each)
+    return taken
 
 
 def rederive(
@@ -123,33 +140,46 @@ def rederive(
     fresh: Mapping[str, Interaction],
     plugins: Mapping[str, DomainPlugin],
     now: dt.datetime,
+    taken: Taken | None = None,
 ) -> Outcome:
-    """Builds the evidence of these interactions anew from all their feedback; those not there yet are left alone."""
+    """Builds the evidence of these interactions anew from all their feedback, and writes what was `taken` of it.
+
+    Feedback whose interaction is not there yet waits. `fresh`: interactions of this transaction, by id.
+    """
     outcome = Outcome()
     for ids in chunks(sorted(touched)):
         interactions = _lock_and_load(connection, ids, fresh)
-        by_interaction: dict[str, list[Row]] = defaultdict(list)
-        for row in where_in(connection, _FEEDBACK, "interaction_id", interactions):
-            by_interaction[row["interaction_id"]].append(row)
+        stored: dict[str, list[RowMapping]] = defaultdict(list)
+        for known in where_in(connection, _FEEDBACK, "interaction_id", interactions):
+            stored[known["interaction_id"]].append(known)
+        arrived = {each: taken.arrived[each] for each in ids if each in taken.arrived} if taken else {}
+        said = [each for each in interactions if each in stored or each in arrived]
         evidence: list[dict[str, Any]] = []
         changes: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         rejections: list[Rejection] = []
-        about = [_about(interactions[each], stored) for each, stored in by_interaction.items()]
-        for (interaction_id, stored), derived in zip(by_interaction.items(), derive(about, plugins), strict=True):
+        about = [_about(interactions[each], stored.get(each, ()), arrived.get(each, ())) for each in said]
+        for interaction_id, derived in zip(said, derive(about, plugins), strict=True):
             interaction = interactions[interaction_id]
             evidence += [_evidence_row(row, interaction) for row in derived.evidence]
             outcome.evidence.update((interaction.channel, row.kind) for row in derived.evidence)
-            for row, status, error in _changed(stored, derived):
-                reason = error.reason if error else ""
-                changes.append(((interaction_id, *_key(row)), {"status": status.value, "reason": reason}))
+            new = [each.row for each in arrived.get(interaction_id, ())]
+            for row, status, error in _changed([*stored.get(interaction_id, ()), *new], derived):
+                change = {"status": status.value, "reason": error.reason if error else ""}
+                if isinstance(row, dict):  # of those that arrived: not written yet
+                    row.update(change)
+                else:
+                    changes.append(((interaction_id, *_key(row)), change))
                 if error:
                     rejections.append(Rejection.of_row(row, error))
-                    outcome.rejected[reason] += 1
+                    outcome.rejected[error.reason] += 1
                 outcome.joined[interaction.channel] += status is Status.JOINED
-        connection.execute(delete(_EVIDENCE).where(_EVIDENCE.c.interaction_id.in_(list(by_interaction))))
+        if stored:
+            connection.execute(delete(_EVIDENCE).where(_EVIDENCE.c.interaction_id.in_(list(stored))))
         if evidence:
             connection.execute(insert(_EVIDENCE), evidence)
         _update_feedback(connection, changes)
+        if arrived:
+            connection.execute(insert(_FEEDBACK), [each.row for some in arrived.values() for each in some])
         write_rejections(connection, rejections, now)
     return outcome
 
@@ -230,20 +260,28 @@ def _lock_and_load(
     }
 
 
-def _about(interaction: Interaction, stored: Iterable[Row]) -> About:
+def _about(interaction: Interaction, stored: Iterable[Row], arrived: Iterable[_Arrived]) -> About:
+    said: list[tuple[Row, Feedback | None]] = [(row, None if row["retraction"] else _act_of(row)) for row in stored]
+    said += [(each.row, each.item if isinstance(each.item, Feedback) else None) for each in arrived]
     acts, retractions = [], []
-    for row in stored:
-        if row["retraction"]:
+    for row, feedback in said:
+        if feedback is None:
             channel = Channel(row["domain"], row["tenant"])
             retractions.append(
                 StoredRetraction(feedback_id=row["feedback_id"], channel=channel, who=row["who"], digest=row["digest"])
             )
         else:
-            feedback = decode(row["value"])
-            assert isinstance(feedback, Feedback), "the join stores acts of feedback only"
-            feedback = dataclasses.replace(feedback, accepted_at=from_micros(row["accepted_at"]))
+            accepted_at = from_micros(row["accepted_at"])
+            if feedback.accepted_at != accepted_at:
+                feedback = dataclasses.replace(feedback, accepted_at=accepted_at)
             acts.append(StoredAct(feedback=feedback, digest=row["digest"]))
     return About(interaction, acts, retractions)
+
+
+def _act_of(row: Row) -> Feedback:
+    feedback = decode(row["value"])
+    assert isinstance(feedback, Feedback), "the join stores acts of feedback only"
+    return feedback
 
 
 def _changed(stored: Iterable[Row], derived: Derived) -> Iterator[tuple[Row, Status, PlauditError | None]]:

@@ -9,9 +9,10 @@ The protocol (the same numbers stand in docs/join.md; `join.N` is the fail point
 1. Poll records from where the store's offsets stand.
 2. Decode each; what cannot be decoded or stored becomes a rejection.
 3. Begin a transaction and move the offsets, if they still stand where this worker believes them.
-4. Write interactions, acts, retractions and rejections that are not there yet, but for what
-   retention or an erasure has ended.
-5. Derive the evidence of every touched interaction anew; reject what waited too long.
+4. Write interactions and rejections that are not there yet, and take in acts and retractions,
+   but for what retention or an erasure has ended.
+5. Derive the evidence of every touched interaction anew; write the acts and retractions with
+   what became of them; reject what waited too long.
 6. Commit: records, evidence and offsets become durable together.
 7. Publish the rejections that are not marked as published.
 8. Mark them as published.
@@ -198,15 +199,15 @@ class Join:
             fail_point("join.3")
             left_out = self._leave_out(connection, batch, now)
             fresh, conflicts = ingest.write_interactions(connection, batch.interactions)
-            changed = ingest.write_feedback(connection, batch.feedback, now)
+            taken = ingest.take_feedback(connection, batch.feedback, now)
             rejections.write_rejections(connection, [*batch.rejections, *conflicts], now)
             fail_point("join.4")
-            touched = changed | set(fresh)
+            touched = taken.touched | set(fresh)
             if self._sweep or caught_up:
                 swept = ingest.joinable(connection)
                 self._sweep = len(swept) >= ingest.SWEEP_LIMIT
                 touched |= swept
-            outcome = ingest.rederive(connection, touched, fresh, self._plugins, now)
+            outcome = ingest.rederive(connection, touched, fresh, self._plugins, now, taken)
             if caught_up:
                 # Only then is it known that an interaction is missing rather than unread.
                 waited = dt.timedelta(seconds=self._settings.max_wait_seconds)

@@ -10,6 +10,7 @@ import datetime as dt
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, func, insert, select, update
 
@@ -37,8 +38,8 @@ class Rejection:
         return cls(record.topic.value, record.partition, record.offset, record.key, record.value, error)
 
     @classmethod
-    def of_row(cls, row: RowMapping, error: PlauditError) -> Rejection:
-        """The rejection of feedback as the store keeps it."""
+    def of_row(cls, row: RowMapping | dict[str, Any], error: PlauditError) -> Rejection:
+        """The rejection of feedback by its row."""
         return cls(row["topic"], row["partition"], row["offset"], row["key"], row["value"], error)
 
     @property

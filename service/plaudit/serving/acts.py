@@ -173,19 +173,24 @@ def named(act: Act, ids: Sequence[str]) -> Act:
     """
     match act:
         case Choice(chosen, other):
-            return dataclasses.replace(act, chosen_id=_id(chosen, ids), other_id=_id(other, ids))
+            ours, others = _id(chosen, ids), _id(other, ids)
+            if (ours, others) == (chosen, other):
+                return act
+            return dataclasses.replace(act, chosen_id=ours, other_id=others)
         case Ranking(candidates):
             return Ranking(tuple(_id(candidate, ids) for candidate in candidates))
         case Comment(""):
             return act  # on the whole interaction
         case _:
-            candidate = act.candidate_id or (ids[0] if len(ids) == 1 else "")
-            return dataclasses.replace(act, candidate_id=_id(candidate, ids))
+            candidate = _id(act.candidate_id or (ids[0] if len(ids) == 1 else ""), ids)
+            return act if candidate == act.candidate_id else dataclasses.replace(act, candidate_id=candidate)
 
 
 def _id(name: str, ids: Sequence[str]) -> str:
-    place = name.removeprefix("#")
-    if place == name or not (place.isascii() and place.isdigit() and len(place) < 4):
+    if not name.startswith("#"):
+        return name
+    place = name[1:]
+    if not (place.isascii() and place.isdigit() and len(place) < 4):
         return name
     return ids[int(place)] if int(place) < len(ids) else name
 
@@ -203,7 +208,7 @@ def checked_act(act: Act, claims: HandleClaims, declaration: Declaration) -> Act
             if chosen == other:
                 raise refused("choice", "one candidate compared with itself", "two different candidates")
             # Who says tie was offered one: the likelihood of a tie counts on it.
-            return dataclasses.replace(act, tie_offered=act.tie_offered or act.tie)
+            return dataclasses.replace(act, tie_offered=True) if act.tie else act
         case Comment(candidate, text):
             _check_candidates((candidate,) if candidate else (), claims, declaration)
             short_text("comment.text", text, MAX_COMMENT_BYTES, required=True)

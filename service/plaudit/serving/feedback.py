@@ -28,7 +28,7 @@ from plaudit.serving.interceptors import Unreadable
 from plaudit.serving.recording import PRODUCER
 from plaudit.serving.validate import refused
 from plaudit.telemetry import traceparent
-from plaudit.types import Feedback
+from plaudit.types import Feedback, FeedbackKind
 from plaudit.v1 import feedback_pb2, feedback_pb2_grpc
 
 # One append takes what has come meanwhile: few enough for one record batch, enough to share a disk flush.
@@ -51,6 +51,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         self._log = log
         self._metrics = metrics
         self._append_seconds = metrics.append_seconds.labels(Topic.FEEDBACK.value)
+        self._accepted: dict[tuple[str, FeedbackKind], Any] = {}
 
     def SubmitFeedback(
         self, request: feedback_pb2.SubmitFeedbackRequest, context: Any
@@ -138,8 +139,11 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         else:
             self._log.append_many(Topic.FEEDBACK, items)
         self._append_seconds.observe(time.perf_counter() - started)
-        for (domain, kind), count in Counter((act.channel.domain, act.kind.value) for act in acts).items():
-            self._metrics.feedback_accepted.labels(domain, kind).inc(count)
+        for what, count in Counter((act.channel.domain, act.kind) for act in acts).items():
+            counter = self._accepted.get(what)
+            if counter is None:  # of a domain that is served and a kind that it declares: there are few
+                counter = self._accepted[what] = self._metrics.feedback_accepted.labels(what[0], what[1].value)
+            counter.inc(count)
 
 
 class _Said(NamedTuple):

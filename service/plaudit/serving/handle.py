@@ -34,6 +34,8 @@ _UUID_MARK = 0xFF
 _LONGEST_TEXT = 0xFE
 # 50 options of an id of 254 bytes: nothing longer was ever signed, so nothing longer is decoded.
 _LONGEST_TOKEN = 32_768
+_EXPIRY_AND_ANSWER = struct.Struct(f">Q{ANSWER_BYTES}s")
+_COUNT = struct.Struct(">H")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,17 +80,16 @@ class HandleSigner:
         """The claims of a token; raises HandleForged or HandleExpired."""
         raw = _from_base64url(token)
         payload, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        reader = _Reader(payload)
-        kind = reader.byte()
+        kind = payload[0]
         if kind not in (_FORMAT, _FORMAT_NOT_STORED):
             raise HandleForged()
-        key_id = reader.text()
+        key_id, at = _key_id(payload)
         key = self._keys.get(key_id)
         # The MAC is computed for an unknown key too, so that the time of the answer does not tell which ids exist.
         expected = _mac(key if key is not None else b"\0", payload)
         if not hmac.compare_digest(expected, mac) or key is None:
             raise HandleForged()
-        claims = _decode(reader, stored=kind == _FORMAT)
+        claims = _decode(payload, at, stored=kind == _FORMAT)
         if now >= claims.expires_at:
             raise HandleExpired(
                 f"the handle expired at {claims.expires_at.isoformat()}; feedback on this interaction is closed",
@@ -144,27 +145,65 @@ def _encode(key_id: str, claims: HandleClaims) -> bytes:
     parts = [bytes([kind]), _text(key_id), struct.pack(">Q", int(claims.expires_at.timestamp()))]
     parts.append(_answer(claims.answer))
     parts += [_text(claims.tenant), _text(claims.domain), _text(claims.rater), _identifier(claims.interaction_id)]
-    parts.append(struct.pack(">H", len(claims.candidate_ids)))
+    parts.append(_COUNT.pack(len(claims.candidate_ids)))
     parts += [_identifier(candidate) for candidate in claims.candidate_ids]
     return b"".join(parts)
 
 
-def _decode(reader: _Reader, *, stored: bool) -> HandleClaims:
-    expires_at = dt.datetime.fromtimestamp(reader.unsigned(8), tz=dt.UTC)
-    answer = reader.take(ANSWER_BYTES).hex()
-    tenant, domain, rater = reader.text(), reader.text(), reader.text()
-    interaction_id = reader.identifier()
-    candidates = tuple(reader.identifier() for _ in range(reader.unsigned(2)))
+def _key_id(payload: bytes) -> tuple[str, int]:
+    """Id of the key, and where what follows it begins. Read before anything is proven."""
+    try:
+        key_id, at = _text_at(payload, 1)
+    except (IndexError, UnicodeDecodeError) as error:
+        raise HandleForged() from error
+    if at > len(payload):
+        raise HandleForged()
+    return key_id, at
+
+
+def _decode(payload: bytes, at: int, *, stored: bool) -> HandleClaims:
+    """The claims behind the key's id; a payload that ends early is forged."""
+    try:
+        expires, answer = _EXPIRY_AND_ANSWER.unpack_from(payload, at)
+        tenant, at = _text_at(payload, at + _EXPIRY_AND_ANSWER.size)
+        domain, at = _text_at(payload, at)
+        rater, at = _text_at(payload, at)
+        interaction_id, at = _identifier_at(payload, at)
+        (count,) = _COUNT.unpack_from(payload, at)
+        at += _COUNT.size
+        candidates = []
+        for _ in range(count):
+            candidate, at = _identifier_at(payload, at)
+            candidates.append(candidate)
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise HandleForged() from error
+    if at > len(payload):
+        raise HandleForged()
     return HandleClaims(
         tenant=tenant,
         domain=domain,
         interaction_id=interaction_id,
-        candidate_ids=candidates,
-        answer=answer,
+        candidate_ids=tuple(candidates),
+        answer=answer.hex(),
         rater=rater,
-        expires_at=expires_at,
+        expires_at=dt.datetime.fromtimestamp(expires, tz=dt.UTC),
         stored=stored,
     )
+
+
+def _text_at(payload: bytes, at: int) -> tuple[str, int]:
+    """A text, cut short if the payload ends within it, and where it ends."""
+    end = at + 1 + payload[at]
+    return payload[at + 1 : end].decode(), end
+
+
+def _identifier_at(payload: bytes, at: int) -> tuple[str, int]:
+    """As `_text_at`, for an id."""
+    if payload[at] != _UUID_MARK:
+        return _text_at(payload, at)
+    end = at + 17
+    digits = payload[at + 1 : end].hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}", end
 
 
 def _answer(mark: str) -> bytes:
@@ -187,40 +226,3 @@ def _identifier(value: str) -> bytes:
     except ValueError:
         return _text(value)
     return bytes([_UUID_MARK]) + parsed.bytes if str(parsed) == value else _text(value)
-
-
-class _Reader:
-    """Reads a payload from the front; a payload that ends early is forged."""
-
-    def __init__(self, payload: bytes) -> None:
-        self._payload = payload
-        self._at = 0
-
-    def take(self, count: int) -> bytes:
-        piece = self._payload[self._at : self._at + count]
-        if len(piece) != count:
-            raise HandleForged()
-        self._at += count
-        return piece
-
-    def byte(self) -> int:
-        return self.take(1)[0]
-
-    def unsigned(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def text(self) -> str:
-        return self._utf8(self.byte())
-
-    def identifier(self) -> str:
-        length = self.byte()
-        if length != _UUID_MARK:
-            return self._utf8(length)
-        digits = self.take(16).hex()
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-    def _utf8(self, length: int) -> str:
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError as error:
-            raise HandleForged() from error

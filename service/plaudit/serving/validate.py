@@ -157,6 +157,8 @@ def refused(field: str, value: object, limit: str) -> InvalidField:
 
 def short_text(field: str, value: str, max_bytes: int, *, required: bool = False) -> str:
     """A text of at most `max_bytes` bytes without NUL; raises InvalidText or InvalidField."""
+    if not value and not required:
+        return value
     if "\0" in value:
         raise InvalidText(f"{field} contains a NUL byte; remove it", field=field)
     size = len(value.encode())
