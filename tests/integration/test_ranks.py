@@ -22,7 +22,9 @@ from plaudit.learner.outcome import TurnOutcome, failed
 from plaudit.policy.optimizer import CompletionTask, Rewarded
 from plaudit.policy.rollout import TrainPrompt
 from plaudit.policy.train import Ppo
+from plaudit.reward import trunk
 from plaudit.reward.batch import Treatment
+from plaudit.reward.completion import Completion
 from plaudit.reward.fit import fit_reward
 from plaudit.reward.model import trunk_cache
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
@@ -314,6 +316,36 @@ def test_two_processes_fit_the_reward_model_of_one(base, engine, pair):
     assert steps == shared_steps == 10
     assert apart(adapter, shared_adapter) < CLOSE * moved
     assert apart(heads, shared_heads) < 1e-6
+
+
+class Counted(Alone):
+    """Two ranks in one process, which notes how many tokens each was sent, or sends."""
+
+    size = 2
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.most = 0
+
+    def spread(self, work, shares, adapter):
+        for share in (each for each in shares if each is not None):
+            texts = [(row.prompt, *row.shown) for row in share.rows] if hasattr(share, "rows") else share.completions
+            self.most = max(self.most, sum(len(part) for text in texts for part in text))
+        return super().spread(work, shares, adapter)
+
+
+def test_features_of_much_evidence_are_exchanged_in_parts(base, monkeypatch):
+    settings = RewardSettings(adapter_layers=2)
+    texts = [Completion(tuple(range(3, 9 + i % 5)), tuple(range(20, 24 + i))) for i in range(40)]
+    last, mean = trunk_cache(base, settings).plain(texts)
+    monkeypatch.setattr(trunk, "MOST_SENT_TOKENS", 150)
+    counted = Counted(base)
+    in_parts = trunk_cache(base, settings, ranks=counted)
+    with torch.no_grad():
+        for found in (in_parts.plain(texts), in_parts.pooled(texts)):
+            assert torch.allclose(found[0], last, atol=1e-5)
+            assert torch.allclose(found[1], mean, atol=1e-5)
+    assert 100 < counted.most < 300
 
 
 # Processes that go ------------------------------------------------------------------------------------

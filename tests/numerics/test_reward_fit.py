@@ -36,7 +36,7 @@ from plaudit.reward.dataset import (
 )
 from plaudit.reward.fit import NothingToFit, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache
-from plaudit.reward.trunk import pack
+from plaudit.reward.rows import pack
 from plaudit.settings import ModelSettings, RewardSettings
 from plaudit.testing.models import tiny_model
 from plaudit.types import (

@@ -1,17 +1,13 @@
-"""Runs completions through the base's layers, sharing each prompt, and keeps trunk activations.
+"""Runs completions through the base's layers, in rows that share each prompt (`reward.rows`), and keeps what it can.
 
-Completions of one prompt are packed into one row: the prompt once, then each completion's shown tokens and EOS, at
-the positions that they would have alone. A completion sees the prompt and itself, never its neighbours, so that
-packed and single passes give the same states. Enter: token ids. Leave: hidden states. Whether an adapter is on is
-the caller's affair; the trunk lies below all adapters, so its activations are computed once and kept. Passes that
-gradient flows back through are padded rows (few operators carry it); all others are flat (`reward.flat`).
+Enter: token ids. Leave: hidden states. Whether an adapter is on is the caller's affair; the trunk lies below all
+adapters, so its activations are computed once and kept.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,113 +18,12 @@ from plaudit.engine.ranks import Alone, Here, Ranks, split
 from plaudit.reward import flat
 from plaudit.reward.completion import Completion
 from plaudit.reward.flat import Row, spans
+from plaudit.reward.rows import MOST_PASS_TOKENS, pack, passes, run_rows
 
-# A row of one prompt and what shares it: longer rows waste attention, shorter ones repeat prompts.
-MOST_ROW_TOKENS = 384
-# One pass holds about this many padded tokens: activations of ten layers of a 135M model take 0.5 MB a token.
-MOST_PASS_TOKENS = 3072
-# Rows join a pass while they are at most this much longer than its shortest, or while it is too small to be worth it:
-# computing padding costs more than a pass more.
-MOST_STRETCH = 1.15
-LEAST_PASS_TOKENS = 192
+_Item = TypeVar("_Item")
 
-
-def pack(completions: Iterable[Completion]) -> list[Row]:
-    """Distinct completions as rows, shortest row first."""
-    by_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
-    for prompt, shown in completions:
-        by_prompt.setdefault(prompt, {})[shown] = None
-    rows = []
-    for prompt, several in by_prompt.items():
-        # A long prompt is repeated for half a row at most.
-        most = max(MOST_ROW_TOKENS, 2 * len(prompt))
-        held: list[tuple[int, ...]] = []
-        length = len(prompt)
-        for shown in several:
-            if held and length + len(shown) + 1 > most:
-                rows.append(Row(prompt, tuple(held)))
-                held, length = [], len(prompt)
-            held.append(shown)
-            length += len(shown) + 1
-        rows.append(Row(prompt, tuple(held)))
-    return sorted(rows, key=lambda row: row.length)
-
-
-def passes(rows: Sequence[Row], most: int = MOST_PASS_TOKENS) -> Iterator[list[Row]]:
-    """Consecutive rows (sorted by length) of one forward pass of at most `most` padded tokens, or of one row."""
-    batch: list[Row] = []
-    for row in rows:
-        full = (len(batch) + 1) * row.length > most
-        large = len(batch) * row.length >= LEAST_PASS_TOKENS
-        if batch and (full or (large and row.length > MOST_STRETCH * batch[0].length)):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def layout(rows: Sequence[Row], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Positions (B, T) and attention bias (B, 1, T, T): 0 where a token sees another, -inf elsewhere."""
-    width = max(row.length for row in rows)
-    positions = torch.zeros(len(rows), width, dtype=torch.long)
-    # 0 is the prompt, 1.. the completions; -1 marks the right padding, which sees and is seen by itself alone.
-    segment = torch.full((len(rows), width), -1, dtype=torch.long)
-    for index, row in enumerate(rows):
-        at = len(row.prompt)
-        positions[index, :at] = torch.arange(at)
-        segment[index, :at] = 0
-        for number, shown in enumerate(row.shown, start=1):
-            end = at + len(shown) + 1
-            positions[index, at:end] = torch.arange(len(row.prompt), len(row.prompt) + end - at)
-            segment[index, at:end] = number
-            at = end
-    same = segment[:, :, None] == segment[:, None, :]
-    of_prompt = (segment[:, None, :] == 0) & (segment[:, :, None] > 0)
-    earlier = torch.ones(width, width, dtype=torch.bool).tril()
-    bias = torch.zeros(len(rows), 1, width, width, dtype=dtype).masked_fill_(
-        ~((same | of_prompt) & earlier)[:, None], -math.inf
-    )
-    return positions.to(device), bias.to(device)
-
-
-class _SharedPrefix:
-    """Keys and values of the tokens with which every row of a pass begins: run once, then seen by all rows.
-
-    Offers `update` as a layer's cache would. With autograd on, gradient flows back to the one run.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Record at the first call of a layer, extend by what was recorded at the second; (B, Hk, T, D) each."""
-        if layer not in self._held:
-            self._held[layer] = (key, value)
-            return key, value
-        before = (each.expand(key.shape[0], -1, -1, -1) for each in self._held[layer])
-        keys, values = (torch.cat([old, own], 2) for old, own in zip(before, (key, value), strict=True))
-        return keys, values
-
-
-def run_rows(base: Base, rows: Sequence[Row], hidden: Tensor, start: int, stop: int) -> Tensor:
-    """Layers start..stop-1 over packed rows (B, T, H): (B, T, H). What all rows share is computed once."""
-    positions, bias = layout(rows, base.device, base.dtype)
-    shared = _shared_prefix([row.prompt for row in rows]) if len(rows) > 1 else 0
-    if not shared:
-        return base.run_layers(hidden, start, stop, positions=positions, mask=bias)
-    past = _SharedPrefix()
-    prefix = base.run_layers(hidden[:1, :shared], start, stop, past=past)
-    own = base.run_layers(
-        hidden[:, shared:], start, stop, positions=positions[:, shared:], mask=bias[:, :, shared:], past=past
-    )
-    return torch.cat([prefix.expand(len(rows), -1, -1), own], 1)
-
-
-def _shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens with which all prompts begin; under one system text that is half of a short prompt."""
-    first, last = min(prompts), max(prompts)
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+# What one exchange between processes holds for each of them: activations of a 135M model take 2.3 KB a token.
+MOST_SENT_TOKENS = 65_536
 
 
 class KeptFeatures(Protocol):
@@ -195,10 +90,10 @@ class TrunkCache:
     def fill(self, completions: Iterable[Completion]) -> None:
         """Compute what is missing."""
         rows = pack(c for c in completions if c not in self._completions and not self._take(c))
-        if rows:
-            size = self.ranks.size
+        size = self.ranks.size
+        for some in self._exchanges(rows, lambda row: row.length):
             # Rows are sorted by length: each rank has short ones and long ones.
-            shares = [_Below(rows[rank::size], self.start) if rank < len(rows) else None for rank in range(size)]
+            shares = [_Below(some[rank::size], self.start) if rank < len(some) else None for rank in range(size)]
             for found in self.ranks.spread(_below, shares, None):
                 for prompt, hidden in found.prompts.items():
                     self._prompts.setdefault(prompt, hidden)
@@ -209,6 +104,20 @@ class TrunkCache:
         wanted = list(completions)
         prompts = {each.prompt: self._prompts[each.prompt] for each in wanted}
         return Activations(prompts, {each: self._completions[each] for each in wanted})
+
+    def _exchanges(self, items: Sequence[_Item], tokens: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+        """The items, in as many parts as their activations take to be sent; all of them if nothing is sent."""
+        most = self.ranks.size * MOST_SENT_TOKENS
+        held: list[_Item] = []
+        load = 0
+        for item in items:
+            if self.ranks.size > 1 and held and load + tokens(item) > most:
+                yield held
+                held, load = [], 0
+            held.append(item)
+            load += tokens(item)
+        if held:
+            yield held
 
     def _shares(self, completions: Sequence[Completion]) -> list[_Above | None]:
         """Completions with their activations by rank; the first reads this cache."""
@@ -303,11 +212,11 @@ class TrunkCache:
         # Those of one prompt stand together, and share it in one rank's passes.
         first = {each.prompt: place for place, each in reversed(list(enumerate(completions)))}
         order = sorted(range(len(completions)), key=lambda place: first[completions[place].prompt])
-        shares = self._shares([completions[place] for place in order])
+        ordered = [completions[place] for place in order]
         if torch.is_grad_enabled() and adapter is not None:
-            found = self.ranks.forward(_above, shares, adapter)
+            found = self.ranks.forward(_above, self._shares(ordered), adapter)
         else:
-            found = torch.cat(self.ranks.spread(_above, shares, adapter))
+            found = self._spread_over(_above, ordered, adapter)
         last, mean = found[torch.tensor(order).argsort()].to(self.base.device).unbind(1)
         return last, mean
 
@@ -331,6 +240,13 @@ class TrunkCache:
         rows_of = torch.tensor([order[each] for each in completions], device=self.base.device)
         return torch.stack([torch.cat(lasts)[rows_of], torch.cat(means)[rows_of]], 1)
 
+    def _spread_over(
+        self, work: Callable[[Here, _Above], Tensor], completions: Sequence[Completion], adapter: str | None
+    ) -> Tensor:
+        """What the ranks make of completions, in order."""
+        parts = self._exchanges(completions, lambda each: len(each.prompt) + len(each.shown) + 1)
+        return torch.cat([made for some in parts for made in self.ranks.spread(work, self._shares(some), adapter)])
+
     @torch.no_grad()
     def plain(self, completions: Sequence[Completion]) -> tuple[Tensor, Tensor]:
         """What `pooled` gives with all adapters off, on the CPU: computed once per completion."""
@@ -338,7 +254,7 @@ class TrunkCache:
         missing = [each for each in dict.fromkeys(completions) if each not in self._plain]
         if missing:
             with adapters.active(self.base, None):
-                computed = torch.cat(self.ranks.spread(_plain, self._shares(missing), None))
+                computed = self._spread_over(_plain, missing, None)
             # Each in a tensor of its own, so that what is forgotten is free.
             self._plain.update((each, states.clone()) for each, states in zip(missing, computed, strict=True))
         last, mean = torch.stack([self._plain[each] for each in completions], 1)
