@@ -37,7 +37,7 @@ from plaudit.eventlog.outbox import OUTBOX_FILE
 from plaudit.settings import Settings
 from plaudit.store.database import SCHEMA, Database
 from plaudit.store.files import full_is_unavailable, private_database, private_folder
-from plaudit.store.processes import processes
+from plaudit.store.processes import PROCESS, processes
 
 FORMAT = 1
 CONTENTS = "backup.json"
@@ -193,7 +193,10 @@ def _put_store(settings: Settings, folder: Path, contents: Contents, replace: bo
         clean = ("--clean", "--if-exists") if replace else ()
         once = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges")
         _postgres("pg_restore", url, *once, *clean, str(source))
-    Database(settings.store_url).close()  # opens, and comes to this release's schema
+    database = Database(settings.store_url)  # opens, and comes to this release's schema
+    with closing(database), database.writing() as connection:
+        # None of the processes that ran on the other one runs on this.
+        connection.execute(sa.delete(PROCESS))
 
 
 def _copy_sqlite(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load, load_used
 
 if TYPE_CHECKING:
     from plaudit.eventlog.codec import Rejected
@@ -33,7 +33,7 @@ def show_evidence(
     data_dir: DataDirOption = None,
 ) -> None:
     """Show the feedback on an interaction: its status, the evidence it gave, what that is used for."""
-    settings = load(config, assign, data_dir)
+    settings = load_used(config, assign, data_dir)
     from plaudit.errors import NoInteraction
     from plaudit.evidence.trace import channel_of, trace
     from plaudit.plugins import load_plugins

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load_used
 
 if TYPE_CHECKING:
     from plaudit.release.registry import Registry
@@ -34,15 +34,16 @@ def lineage(
     named = bool(act or interaction)
     if named == bool(channel) or bool(channel) != (version is not None):
         raise typer.BadParameter("name a release (CHANNEL VERSION), or a piece of feedback with --act or --interaction")
-    settings = load(config, assign, data_dir)
+    whose = channel_of(channel) if channel else None
+    settings = load_used(config, assign, data_dir)
     from plaudit.release.registry import Registry
 
     with Registry(settings.store_url, settings.registry_root) as registry:
-        if version is None:
+        if whose is None or version is None:
             acts = _acts(registry, act, interaction)
             typer.echo(_json(acts) if as_json else _acts_lines(acts))
         else:
-            found = _release(registry, channel_of(channel), version, most)
+            found = _release(registry, whose, version, most)
             typer.echo(_json(found) if as_json else _release_lines(found))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
+from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load_used
 
 if TYPE_CHECKING:
     from plaudit.settings import Settings
@@ -196,7 +196,7 @@ def list_releases(
     data_dir: DataDirOption = None,
 ) -> None:
     """List a channel's releases: which serves, what each gained, why the gate refused it."""
-    found = _channels(target, config, assign, data_dir).releases(channel)
+    found = _channels(channel, target, config, assign, data_dir).releases(channel)
     if as_json:
         _echo_json(found)
         return
@@ -218,9 +218,9 @@ def release_history(
     """List who changed what a channel serves, when and why. Reads the registry itself."""
     from plaudit.release.registry import Registry
 
-    settings = load(config, assign, data_dir)
+    named, settings = channel_of(channel), load_used(config, assign, data_dir)
     with Registry(settings.store_url, settings.registry_root) as registry:
-        rows = [dataclasses.asdict(row) for row in registry.history(channel_of(channel))]
+        rows = [dataclasses.asdict(row) for row in registry.history(named)]
     if as_json:
         _echo_json([{**row, "at": row["at"].isoformat(timespec="seconds")} for row in rows])
         return
@@ -245,7 +245,7 @@ def show_release(
     data_dir: DataDirOption = None,
 ) -> None:
     """Print a release with its gate's decision and its manifest, as JSON."""
-    _echo_json(_channels(target, config, assign, data_dir).release(channel, version))
+    _echo_json(_channels(channel, target, config, assign, data_dir).release(channel, version))
 
 
 @release_app.command("card")
@@ -260,7 +260,7 @@ def release_card(
     """Print a release's card in Markdown: what it learnt from, for whom it is right, what the gate measured."""
     from plaudit.release.card import card
 
-    typer.echo(card(_channels(target, config, assign, data_dir).release(channel, version)), nl=False)
+    typer.echo(card(_channels(channel, target, config, assign, data_dir).release(channel, version)), nl=False)
 
 
 @release_app.command("probes")
@@ -272,7 +272,7 @@ def probe_answers(
     data_dir: DataDirOption = None,
 ) -> None:
     """Print a candidate's answers to the domain's safety probes that did harm, as JSON. Reads the registry itself."""
-    settings, named = load(config, assign, data_dir), channel_of(channel)
+    named, settings = channel_of(channel), load_used(config, assign, data_dir)
     from plaudit.release.registry import PROBE_ANSWERS, Registry
 
     with Registry(settings.store_url, settings.registry_root) as registry:
@@ -292,7 +292,7 @@ def promote(
     data_dir: DataDirOption = None,
 ) -> None:
     """Make a gated release live."""
-    channels = _channels(target, config, assign, data_dir)
+    channels = _channels(channel, target, config, assign, data_dir)
     _report(channels.promote(channel, version, expected_generation, reason), as_json)
 
 
@@ -309,7 +309,7 @@ def rollback(
     data_dir: DataDirOption = None,
 ) -> None:
     """Go back to an earlier release."""
-    channels = _channels(target, config, assign, data_dir)
+    channels = _channels(channel, target, config, assign, data_dir)
     _report(channels.roll_back(channel, to, expected_generation, reason), as_json)
 
 
@@ -326,12 +326,17 @@ def pin(
     data_dir: DataDirOption = None,
 ) -> None:
     """Pin the channel to its live release, so that the learner cannot change it, or unpin it."""
-    channels = _channels(target, config, assign, data_dir)
+    channels = _channels(channel, target, config, assign, data_dir)
     _report(channels.pin(channel, not off, expected_generation, reason), as_json)
 
 
-def _channels(target: str, config: Path | None, assign: list[str] | None, data_dir: Path | None) -> Channels:
-    return ServiceChannels(target) if target else RegistryChannels(load(config, assign, data_dir))
+def _channels(
+    channel: str, target: str, config: Path | None, assign: list[str] | None, data_dir: Path | None
+) -> Channels:
+    if target:
+        return ServiceChannels(target)
+    channel_of(channel)  # wrong usage is said first
+    return RegistryChannels(load_used(config, assign, data_dir))
 
 
 def _never_served(channel: str, settings: Settings) -> Exception:

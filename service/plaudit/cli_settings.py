@@ -40,6 +40,13 @@ def load(config: Path | None, assign: list[str] | None, data_dir: Path | None) -
     return settings
 
 
+def load_used(config: Path | None, assign: list[str] | None, data_dir: Path | None) -> Settings:
+    """As `load`, for a command that reads what is there: a mistyped directory is said, not made."""
+    settings = load(config, assign, data_dir)
+    settings.check_has_run()
+    return settings
+
+
 def channel_of(text: str) -> Channel:
     """The channel that an argument names; wrong usage for anything else."""
     from plaudit.types import Channel

@@ -701,6 +701,16 @@ class Settings(Section):
         """SQLAlchemy URL in force."""
         return self.store.url.get_secret_value() or f"sqlite:///{(self.data_dir / STORE_FILE).absolute()}"
 
+    def check_has_run(self) -> None:
+        """Raises Misconfigured if the store would be a file of the data directory and there is none."""
+        file = self.data_dir / STORE_FILE
+        if not self.store.url.get_secret_value() and not file.exists():
+            raise Misconfigured(
+                f"there is no {file}: nothing has run in this data directory; start it with `plaudit up`, or name "
+                "another with --data-dir",
+                setting="data_dir",
+            )
+
     @property
     def registry_root(self) -> str:
         """Artifact root in force."""

@@ -22,7 +22,7 @@ from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Registry
 from plaudit.serving.keys import handle_signer, pseudonym_key
 from plaudit.settings import Settings, StoreSettings
-from plaudit.store.processes import Beat
+from plaudit.store.processes import Beat, processes
 from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.types import Thumbs
 
@@ -72,11 +72,19 @@ def elsewhere(folder, url=""):
 def test_what_was_backed_up_comes_back_elsewhere(tmp_path, name):
     here, there = elsewhere(tmp_path / "here"), elsewhere(tmp_path / "there")
     filled(here)
+    store = EvidenceStore(here.store_url)
+    beat = Beat(store.database, "join")
+    beat.beat({}, now=True)
     backup(here, tmp_path / name)
+    beat.end()
+    store.close()
     assert (tmp_path / name).stat().st_mode & 0o077 == 0
     contents = restore(there, tmp_path / name)
     assert state(there) == state(here)
     assert differing_keys(there, contents) == []
+    store = EvidenceStore(there.store_url)
+    assert not processes(store.database), "what ran there runs nowhere here"
+    store.close()
     other = there.model_copy(update={"serve": there.serve.model_copy(update={"handle_keys": {}})})
     (other.data_dir / "pseudonym.key").write_bytes(b"x" * 32)
     assert differing_keys(other, contents) == ["pseudonym"]

@@ -191,6 +191,10 @@ def test_an_unknown_channel_and_an_absent_service_are_explained(plaudit, registr
     assert code == 1
     assert "127.0.0.1:1" in err
     assert "UNAVAILABLE" in err
+    code, _, err = plaudit("release", "list", str(CHANNEL), "--data-dir", str(tmp_path / "mistyped"))
+    assert code == 1
+    assert "nothing has run in this data directory" in err
+    assert not (tmp_path / "mistyped").exists(), "a command that reads makes nothing"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from plaudit.domain import DomainPlugin
-from plaudit.errors import Misconfigured, PlauditError
+from plaudit.errors import PlauditError
 from plaudit.eventlog import Topic, open_log
 from plaudit.evidence.places import next_offsets
 from plaudit.evidence.rejections import by_reason
@@ -26,7 +26,7 @@ from plaudit.release.gate import Decision
 from plaudit.release.moves import ChannelState
 from plaudit.release.reading import gain
 from plaudit.release.registry import Registry
-from plaudit.settings import STORE_FILE, Settings
+from plaudit.settings import Settings
 from plaudit.store.leases import Leases
 from plaudit.store.outcomes import RememberedTurn, TurnOutcomes
 from plaudit.store.processes import Process, current, processes
@@ -120,13 +120,7 @@ class Deployment:
 
 def deployment(settings: Settings, plugins: Mapping[str, DomainPlugin], only: Channel | None = None) -> Deployment:
     """Every channel that people have used, or one, as it stands now. Raises Misconfigured if there is no store."""
-    file = settings.data_dir / STORE_FILE
-    if not settings.store.url.get_secret_value() and not file.exists():
-        raise Misconfigured(
-            f"there is no {file}: nothing has run in this data directory; start it with `plaudit up`, or name another "
-            "with --data-dir",
-            setting="data_dir",
-        )
+    settings.check_has_run()
     with _opened(settings) as (store, registry):
         found = processes(store.database)
         with store.database.reading() as connection:
