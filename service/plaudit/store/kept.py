@@ -129,12 +129,16 @@ class Files:
             file.write(sha.digest())
 
         try:
-            if self._stamp and (self._folder / STAMP).read_text() == self._stamp:
+            if self._is_known():
                 self._put(name, written)
         except FileNotFoundError:
             log.info("what was kept is forgotten", file=name)
         except OSError as error:
             log.warning("nothing is kept for the next turn", file=name, why=str(error))
+
+    def _is_known(self) -> bool:
+        """Whether nobody forgot the channel since the turn began. Raises FileNotFoundError if somebody did."""
+        return bool(self._stamp) and (self._folder / STAMP).read_text() == self._stamp
 
     def leave(self, name: str, text: str, pattern: str, newest: int) -> None:
         """Write a text under its own name, and remove all but the `newest` files, by name, that match the pattern.
@@ -147,7 +151,7 @@ class Files:
             log.warning("a file was not written", file=name, why=why)
             return
         try:
-            if self._stamp and (self._folder / STAMP).read_text() == self._stamp:
+            if self._is_known():
                 self._put(name, lambda file: file.write(content))
                 self.thin(pattern, newest)
         except FileNotFoundError:
