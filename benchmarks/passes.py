@@ -108,7 +108,7 @@ class _Step:
         base, begin = self._base, TOKENS - COMPLETION
         with adapters.active(base, "trained"), torch.enable_grad():
             states = base.upper(self._hidden, self._start)[:, begin - 1 : -1].flatten(0, 1)
-            self.logprobs = token_logprobs(base.logits(states), self._ids[:, begin:].flatten(), 0.7)
+            self.logprobs = token_logprobs(base, states, self._ids[:, begin:].flatten(), 0.7)
 
     def forward_and_back(self) -> None:
         """Forward and back again."""

@@ -34,6 +34,7 @@ from plaudit.engine.frozen import quicken
 from plaudit.engine.packed import number_format
 from plaudit.engine.protocol import EncodedPrompt, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.learner.context import LEARNER_SLOTS
 from plaudit.policy.loop import on_the_base
 from plaudit.policy.optimizer import CompletionTask, Rewarded
 from plaudit.policy.rollout import Sample, TrainPrompt, sample
@@ -127,8 +128,14 @@ class Ours:
         base.eos_ids = frozenset()
         model = ModelSettings(adapter_layers=arguments.layers[0], adapter_rank=RANK, adapter_alpha=ALPHA)
         rows = arguments.prompts * arguments.samples
-        # As the learner sets up an engine for rollouts.
-        widths = EngineSettings(widths=(rows, 2 * rows), prefill_chunk=max(16, rows * 64), dtype=arguments.dtype)
+        # As the learner sets up an engine for rollouts, and a lane for the references: a turn asks for all of its own
+        # at once, so that its lanes are full.
+        widths = EngineSettings(
+            widths=tuple(sorted({arguments.prompts * REFERENCES, rows, 2 * rows})),
+            prefill_chunk=max(16, rows * 64),
+            adapter_slots=LEARNER_SLOTS,
+            dtype=arguments.dtype,
+        )
         self._engine = TorchEngine(base, widths, model)
         cleanup.callback(self._engine.close)
         quicken(base, number_format(arguments.dtype))

@@ -16,6 +16,7 @@ from plaudit.learner.measure import logprobs_of
 from plaudit.learner.references import SampledReferences
 from plaudit.learner.rewards import ModelReward, shown_so_far
 from plaudit.plugins import load_plugins
+from plaudit.policy import rollout as rollout_module
 from plaudit.policy.loop import kept
 from plaudit.policy.optimizer import CompletionTask, Practice, Rewarded, hold_out
 from plaudit.policy.ppo import sequence_kl
@@ -336,6 +337,33 @@ def test_the_controller_acts_at_each_update(base, engine, tmp_path):
     assert coefficients[0.01] > 1.05 * coefficients[1000.0]
 
 
+def test_an_update_in_passes_of_a_prompt_is_that_of_its_minibatch(base, engine, tmp_path, monkeypatch):
+    found = []
+    for tokens in (1, 10**6):
+        monkeypatch.setattr(rollout_module, "PASS_TOKENS", tokens)
+        trainer = _trainer(base, engine, tmp_path, reward=_even, samples=4, minibatch=8, epochs=1)
+        slopes = []
+        take = trainer._steps.take
+        monkeypatch.setattr(
+            trainer._steps,
+            "take",
+            lambda take=take, slopes=slopes: (
+                slopes.append([each.grad.clone() for each in adapters.parameters(base, "policy")]),
+                take(),
+            ),
+        )
+        stats = trainer.iterate(_prompts(engine, 4), 0)
+        found.append((slopes, stats))
+        trainer.unstage()
+        adapters.remove(base, "policy")
+    (one, by_prompt), (other, whole) = found
+    assert by_prompt.updates == whole.updates == len(one) == 2
+    for mine, wanted in zip(one[0], other[0], strict=True):
+        assert (mine - wanted).abs().max() <= 1e-5 * wanted.abs().max() + 1e-9
+    for name, wanted in whole.as_dict().items():
+        assert by_prompt.as_dict()[name] == pytest.approx(wanted, rel=1e-3, abs=1e-6), name
+
+
 def test_updates_end_inside_an_epoch_once_the_policy_has_moved_far_enough(base, engine, tmp_path):
     trainer = _trainer(
         base, engine, tmp_path, reward=_even, lr=5e-2, warmup_updates=1, minibatch=4, epochs=4, update_kl=0.02
@@ -403,8 +431,14 @@ def test_the_best_state_on_held_out_prompts_leaves(base, engine, tmp_path):
 def test_a_state_that_the_gate_would_refuse_for_its_texts_does_not_leave(base, engine, tmp_path):
     """More reward by saying less: the states that the checks refuse are passed over, and the reason names the check."""
     prompts = _prompts(engine, 16)
-    options = {"iterations": 4, "compared": 4, "samples": 8, "lr": 1e-2, "update_kl": 0.2, "kl_live_coef": 0.0}
+    options = {"iterations": 4, "compared": 4, "samples": 4, "epochs": 1, "kl_live_coef": 0.0}
     looks = []
+
+    def rising(samples):
+        """As _even for training; more at each look at the held-out prompts, whatever the policy learns."""
+        rewarded = _even(samples)
+        own = samples[0].prompt.group == prompts[8].group
+        return rewarded._replace(totals=torch.full_like(rewarded.totals, float(len(looks)))) if own else rewarded
 
     def refused(samples):
         assert {each.prompt.group for each in samples} == {p.group for p in prompts[8:]}
@@ -412,16 +446,17 @@ def test_a_state_that_the_gate_would_refuse_for_its_texts_does_not_leave(base, e
         return () if len(looks) in (1, 3) else ("distinct_2",)
 
     task = _task(
-        base, engine, tmp_path, reward=_even, train=prompts[:8], held_out=prompts[8:], text_checks=refused, **options
+        base, engine, tmp_path, reward=rising, train=prompts[:8], held_out=prompts[8:], text_checks=refused, **options
     )
     optimised = Ppo().optimise(task)
     assert len(looks) == 5
     assert [each["text_checks_failed"] for each in optimised.iterates] == [0, 1, 0, 1, 1]
-    assert optimised.chosen in (0, 2)
+    assert optimised.chosen == 2
     assert optimised.iterates[-1]["reward"] > optimised.iterates[2]["reward"]
 
-    all_refused = Ppo().optimise(dataclasses.replace(task, text_checks=lambda samples: ("distinct_2",)))
-    assert all_refused.chosen > 0, "if the start is refused, too, reward decides"
+    looks.clear()
+    always = dataclasses.replace(task, text_checks=lambda samples: looks.append(0) or ("distinct_2",))
+    assert Ppo().optimise(always).chosen == 4, "if the start is refused, too, reward decides"
 
 
 def _odd(samples):

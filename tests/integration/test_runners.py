@@ -11,6 +11,7 @@ from plaudit.engine import adapters, bank, fidelity, frozen, packed, runners
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.fused import Fused
+from plaudit.engine.llama import LlamaLayer
 from plaudit.engine.packed import Packed, stand_alone
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.runner import Modules
@@ -267,19 +268,28 @@ def test_ten_thousand_replies_in_random_company(saved):
     assert _bits_in_random_company(*saved, rounds=1700, seed=3) > 10_000
 
 
-def _gradients(base):
+def _gradients(base, mask=None, first=0, layers=2):
     ids = torch.tensor([_prompt(1, 30).tokens, _prompt(2, 30).tokens])
-    adapters.inject(base, "trained", layers=2, rank=4, alpha=8, seed=3)
+    adapters.inject(base, "trained", layers=layers, rank=4, alpha=8, seed=3)
     generator = torch.Generator().manual_seed(3)
     for parameter in adapters.parameters(base, "trained"):
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)  # with B = 0 A has no gradient
+    start = base.num_layers - layers
     with adapters.active(base, "trained"):
-        logits = base.logits(base.upper(base.trunk(ids, 2), 2))
+        hidden = base.run_layers(base.trunk(ids, start), start, base.num_layers, mask=mask, first=first)
+        logits = base.logits(base.norm(hidden))
         logits.square().mean().backward()
     found = [parameter.grad.clone() for parameter in adapters.parameters(base, "trained")]
     adapters.remove(base, "trained")
     assert all(bool(each.any()) for each in found)
     return logits.detach(), found
+
+
+def _holes(length):
+    """A causal mask (2, 1, T, T) in which tokens overlook others, each text its own."""
+    seen = torch.rand(2, 1, length, length, generator=torch.Generator().manual_seed(1)) < 0.6
+    seen |= torch.eye(length, dtype=torch.bool)
+    return torch.zeros(seen.shape).masked_fill_(~(seen & torch.ones(length, length).tril().bool()), float("-inf"))
 
 
 def test_a_base_is_trained_on_as_before_whatever_serves_it(saved):
@@ -296,19 +306,46 @@ def test_a_base_is_trained_on_as_before_whatever_serves_it(saved):
 
 
 @pytest.mark.skipif(not packed.usable(), reason="this torch has no packed linears")
-def test_training_on_packed_linears_has_the_same_logits_and_gradients(make, monkeypatch):
-    base = Base.load(make("llama biased"), context_length=256)
-    wanted, before = _gradients(base)
+@pytest.mark.parametrize("name", ["llama", "llama biased", "llama yarn", "mistral", "qwen2", "qwen3"])
+def test_training_on_packed_weights_has_the_same_logits_and_gradients(make, monkeypatch, name):
+    base = Base.load(make(name), context_length=128)
+    cases = [{}, {"mask": _holes(30), "layers": 4}, {"first": 9, "layers": 4}, {"mask": _holes(30), "first": 29}]
+    plain = [_gradients(base, **case) for case in cases]
     with monkeypatch.context() as broken:
-        broken.setattr(frozen.FrozenLinear, "forth", lambda self, inputs: 1.01 * self._forth(inputs))
+        whole = Packed._product
+        broken.setattr(Packed, "_product", lambda self, rows: 1.01 * whole(self, rows))
         assert not frozen.quicken(base)
-    assert torch.equal(_gradients(base)[0], wanted), "what gives other numbers is taken back"
+    base.packs.clear()
+    assert torch.equal(_gradients(base)[0], plain[0][0]), "what gives other numbers is taken back"
     assert frozen.quicken(base)
-    assert isinstance(base.layer(0).get_submodule("mlp.gate_proj").forward, frozen.FrozenLinear)
-    logits, after = _gradients(base)
-    assert torch.allclose(logits, wanted, atol=1e-4)
-    for mine, plain in zip(after, before, strict=True):
-        assert torch.allclose(mine, plain, rtol=1e-3, atol=1e-5 * float(plain.abs().max()))
+    # What is not of the family is computed by its own layers, whose linears alone are packed.
+    ours, linear = vars(base.layer(0)).get("forward"), base.layer(0).get_submodule("mlp.gate_proj").forward
+    assert isinstance(ours, LlamaLayer) == (name != "qwen3") != isinstance(linear, frozen.FrozenLinear)
+    for case, (logits, gradients) in zip(cases, plain, strict=True):
+        mine, found = _gradients(base, **case)
+        assert torch.allclose(mine, logits, atol=1e-4)
+        for own, wanted in zip(found, gradients, strict=True):
+            assert (own - wanted).abs().max() < 2e-5 * wanted.abs().max()
+
+
+def test_weights_are_packed_once_for_what_serves_and_what_learns(make):
+    base = Base.load(make("llama"), context_length=128)
+    engine = _engine(base, [])
+    try:
+        frozen.quicken(base)
+        serving, learning = engine._runner._layers[1], vars(base.layer(1))["forward"]._weights
+        assert serving.weights.qkv.packed is learning.qkv.packed
+        assert engine._runner._head is base.model.lm_head.forward._forth
+    finally:
+        engine.close()
+
+
+def test_a_layer_whose_linears_are_hooked_is_computed_by_its_own_modules(make):
+    base = Base.load(make("llama"), context_length=128)
+    frozen.quicken(base)
+    before = base.trunk(torch.arange(3, 20)[None], 2)
+    base.layer(1).get_submodule("mlp.gate_proj").register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert not torch.allclose(base.trunk(torch.arange(3, 20)[None], 2), before, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [Fused, Modules])

@@ -175,29 +175,47 @@ def test_the_controller_stays_within_its_bounds():
     assert ppo.next_kl_coef(0.006, 0.0, 10.0, gain=0.3, low=0.005, high=0.2) == 0.005
 
 
+class Head:
+    """As a base: logits are states times weights."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def logits(self, hidden):
+        return hidden @ self.weight.T
+
+    def logits_back(self, gradient):
+        return gradient @ self.weight
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.2, 2.0))
 def test_token_logprobs_are_those_of_the_tempered_softmax(seed, temperature):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(4, 9, generator=generator, dtype=torch.float64)
     tokens = torch.randint(9, (4,), generator=generator)
-    found = ppo.token_logprobs(logits, tokens, temperature)
+    found = ppo.token_logprobs(Head(torch.eye(9, dtype=torch.float64)), logits, tokens, temperature)
     weights = np.exp(logits.numpy() / temperature)
     wanted = np.log(weights[np.arange(4), tokens.numpy()] / weights.sum(1))
     assert np.allclose(found.numpy(), wanted)
 
 
-def test_the_gradient_of_token_logprobs_is_that_of_autograd():
+def test_the_gradient_of_token_logprobs_is_that_of_autograd_and_logits_never_live_whole():
     generator = torch.Generator().manual_seed(3)
     count = 2 * ppo.LOGIT_ROWS + 5  # in several parts, the last one short
-    logits = torch.randn(count, 11, generator=generator, dtype=torch.float64, requires_grad=True)
+    states = torch.randn(count, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = Head(torch.randn(11, 7, generator=generator, dtype=torch.float64))
     tokens, weights = torch.randint(11, (count,), generator=generator), torch.randn(count, generator=generator)
-    (ppo.token_logprobs(logits, tokens, 0.7) * weights).sum().backward()
-    found = logits.grad.clone()
-    logits.grad = None
-    plain = torch.log_softmax(logits / 0.7, dim=-1)[torch.arange(count), tokens]
+    asked = []
+    whole = head.logits
+    head.logits = lambda rows: asked.append(len(rows)) or whole(rows)
+    (ppo.token_logprobs(head, states, tokens, 0.7) * weights).sum().backward()
+    assert max(asked) == ppo.LOGIT_ROWS
+    found = states.grad.clone()
+    states.grad = None
+    plain = torch.log_softmax(whole(states) / 0.7, dim=-1)[torch.arange(count), tokens]
     (plain * weights).sum().backward()
-    assert torch.allclose(found, logits.grad, atol=1e-12)
+    assert torch.allclose(found, states.grad, atol=1e-12)
 
 
 def test_ppo_finds_the_better_arm_of_a_bandit():

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from transformers import (
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from plaudit.engine import fidelity, source
 from plaudit.engine.chat import Chat
+from plaudit.engine.packed import Packed
 from plaudit.engine.protocol import EncodedPrompt
 from plaudit.engine.targets import targets
 from plaudit.engine.threads import settle_kernels
@@ -107,6 +109,8 @@ class Base:
         self.end_of_turn = end_of_turn(tokenizer, self.eos_ids)
         # Of the linears' weights in passes over layers; `frozen` may make it another than the model's.
         self.format = self.dtype
+        # Packed copies of linears, by their place and format, as long as anybody computes with them; see `family`.
+        self.packs: WeakValueDictionary[tuple[str, torch.dtype], Packed] = WeakValueDictionary()
         # PEFT's wrapper once an adapter was injected; owned by `adapters`.
         self.peft: Any = None
 
@@ -228,8 +232,9 @@ class Base:
         positions: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         past: Any = None,
+        first: int = 0,
     ) -> torch.Tensor:
-        """Run layers start..stop-1 over hidden (B, T, H).
+        """Run layers start..stop-1 over hidden (B, T, H); the last one's output from token `first` on.
 
         positions (B or 1, T), from 0 if None; mask as `grouped_attention`; `past` has update(k, v, layer).
         """
@@ -239,11 +244,21 @@ class Base:
         angles = decoder.rotary_emb(hidden, position_ids=positions)
         if mask is None and past is None:
             mask = causal_bias(hidden.shape[1], hidden.shape[1], hidden.device, hidden.dtype)
-        for layer in decoder.layers[start:stop]:
+        more: dict[str, int] = {}
+        for index in range(start, stop):
+            layer = decoder.layers[index]
+            if first and index == stop - 1 and hasattr(vars(layer).get("forward"), "computes_from"):
+                # Tokens before it are still seen, and that is all that is left to do for them.
+                more = {"first": first}
             hidden = layer(
-                hidden, attention_mask=mask, position_ids=positions, past_key_values=past, position_embeddings=angles
+                hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=past,
+                position_embeddings=angles,
+                **more,
             )
-        return hidden
+        return hidden[:, first:] if first and not more else hidden
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings of token ids (B, T): (B, T, H)."""
@@ -270,6 +285,13 @@ class Base:
             return torch.mm(hidden, self.model.lm_head.weight.T, out=out)
         logits: torch.Tensor = self.model.lm_head(hidden)
         return logits.float()
+
+    def logits_back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient (N, H) of final hidden states, of the logits' (N, V)."""
+        head = self.model.lm_head
+        quick = getattr(vars(head).get("forward"), "back", None)  # see `frozen`
+        found: torch.Tensor = quick(gradient) if quick else gradient.to(head.weight.dtype) @ head.weight
+        return found
 
 
 def eos_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -7,9 +7,10 @@ import torch
 
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
+from plaudit.engine.family import Unfit
 from plaudit.engine.fidelity import COARSE, EXACT, apart, probe
 from plaudit.engine.frozen import quicken
-from plaudit.engine.fused import Fused, Unfit
+from plaudit.engine.fused import Fused
 from plaudit.engine.prefixes import attend_to, causal_bias
 from plaudit.engine.runner import Modules, Runner
 
@@ -25,7 +26,7 @@ def choose(base: Base, bank: AdapterBank, capture_layer: int, dtype: torch.dtype
         quick = Fused(base, bank, capture_layer, dtype)
         _require_same(base, quick, capture_layer)
     except Unfit as why:
-        packed = quicken(base, dtype)
+        packed = quicken(base, dtype, layers=False)  # the bank hooks linears
         log.info("the model's own layers serve", family=type(base.model).__name__, packed=packed, why=str(why))
         return Modules(base, bank, capture_layer)
     family, together = type(base.model).__name__, quick.stands_alone

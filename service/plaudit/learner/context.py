@@ -57,6 +57,10 @@ class Learner:
             each.close()
 
 
+# Adapters that a turn has in its engine at once: a candidate, what is live, and one that leaves.
+LEARNER_SLOTS = 3
+
+
 def rollout_engine(settings: Settings, processes: int = 1) -> EngineSettings:
     """The engine of a learner. Its widths are part of what a turn comes to: the last bits of a sum depend on them.
 
@@ -65,6 +69,8 @@ def rollout_engine(settings: Settings, processes: int = 1) -> EngineSettings:
     # Rollouts come in bursts: rows are filled before they decode, and nobody waits for the first token.
     rows = max(math.ceil(each.prompts / processes) * each.samples for each in settings.policies)
     changes = {"widths": (rows, 2 * rows), "prefill_chunk": rows * 64, "max_waiting": 1_000_000}
+    # Every pass multiplies by all slots, and weights of an empty one take as much memory.
+    changes["adapter_slots"] = min(settings.engine.adapter_slots, LEARNER_SLOTS)
     return settings.engine.model_copy(update=changes)
 
 

@@ -7,12 +7,12 @@ arXiv:1707.06347; with the KL penalty in the reward as in Ziegler et al. 2019, a
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 MOST_RATIO = 2.0  # Weight of one token in an estimate of the KL.
-LOGIT_ROWS = 64  # Rows of logits that are worked on at once: what fits into a processor's cache.
+LOGIT_ROWS = 64  # Rows of logits that are worked on at once: what a processor's cache holds.
 LEAST_SPREAD = 1e-5  # Advantages that differ by less, in rewards of about 1, are rounding.
 
 
@@ -137,32 +137,46 @@ def next_kl_coef(kl_coef: float, kl: float, target: float, *, gain: float, low: 
     return min(high, max(low, kl_coef * (1.0 + gain * error)))
 
 
-def token_logprobs(logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probs (N,) of tokens (N,) under softmax(logits / T), logits (N, V) in fp32."""
-    found: torch.Tensor = _TokenLogprobs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
+class Head(Protocol):
+    """The product that makes logits (N, V) in fp32 of states (N, H)."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+
+    def logits_back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient (N, H) of the states, of the logits' (N, V)."""
+
+
+def token_logprobs(head: Head, states: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probs (N,) of tokens (N,) under softmax(logits / T) of states (N, H); the head takes no gradient."""
+    found: torch.Tensor = _TokenLogprobs.apply(states, tokens, temperature, head)  # type: ignore[no-untyped-call]
     return found
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Keeps the logits alone, and makes its gradient in one piece of memory, a few rows at a time.
+    """Logits of LOGIT_ROWS rows at once: (N, V) never lives whole, nor does its gradient.
 
-    Autograd would hold and move half a dozen copies of (N, V), which for a large vocabulary is a tenth of an update.
+    A log-prob's gradient is its own row's alone, (onehot - softmax) / T times the head's weights, times a number that
+    comes later: so it is made at once, while the logits are there.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
-        totals = torch.cat([torch.logsumexp(rows / temperature, dim=-1) for rows in torch.split(logits, LOGIT_ROWS)])
-        ctx.save_for_backward(logits, tokens, totals)
-        ctx.temperature = temperature
-        return logits.gather(1, tokens[:, None])[:, 0] / temperature - totals
+    @torch.no_grad()
+    def forward(ctx: Any, states: torch.Tensor, tokens: torch.Tensor, temperature: float, head: Head) -> torch.Tensor:
+        found, slopes = [], []
+        for rows, own in zip(torch.split(states, LOGIT_ROWS), torch.split(tokens[:, None], LOGIT_ROWS), strict=True):
+            logits = head.logits(rows).div_(temperature)
+            totals = torch.logsumexp(logits, dim=-1, keepdim=True)
+            found.append((logits.gather(1, own) - totals)[:, 0])
+            if ctx.needs_input_grad[0]:
+                slope = logits.sub_(totals).exp_().neg_()
+                slope.scatter_add_(1, own, torch.ones_like(totals))
+                slopes.append(head.logits_back(slope.div_(temperature)))
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(found)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits, tokens, totals = ctx.saved_tensors
-        scale = gradients[0][:, None] / ctx.temperature
-        found = torch.empty_like(logits)
-        for part, rows, total, own in zip(
-            *(torch.split(x, LOGIT_ROWS) for x in (found, logits, totals, scale)), strict=True
-        ):
-            torch.div(rows, ctx.temperature, out=part).sub_(total[:, None]).exp_().mul_(-own)
-        return found.scatter_add_(1, tokens[:, None], scale), None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return slopes * gradients[0][:, None], None, None, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from plaudit.policy.ppo import token_logprobs
 from plaudit.types import Prompt, Sampling
 
 TRUNK_BATCH = 16
+# Tokens of a training pass, whose activations are what an update holds: a third of a minibatch's at a twelfth more time
+# (15M, 752 tokens in passes of 376), since each pass reads the weights.
+PASS_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +173,22 @@ def _trunk(samples: Sequence[Sample], base: Base, start_layer: int) -> list[torc
     return [found[row] for row in range(len(samples))]
 
 
+def passes(rollout: Rollout, rows: Sequence[int]) -> list[list[int]]:
+    """Consecutive rows by pass: of one prompt, or of several of PASS_TOKENS tokens together at most."""
+    found: list[list[int]] = []
+    held = 0
+    for prompt, several in itertools.groupby(rows, key=lambda row: rollout.samples[row].prompt.encoded.tokens):
+        own = list(several)
+        tokens = len(prompt) + sum(len(rollout.hidden[row]) - len(prompt) for row in own)
+        if found and held + tokens <= PASS_TOKENS:
+            found[-1] += own
+            held += tokens
+        else:
+            found.append(own)
+            held = tokens
+    return found
+
+
 def completion_states(base: Base, rollout: Rollout, rows: Sequence[int], start_layer: int) -> torch.Tensor:
     """Final hidden states (N, H) that predict each counting completion token of `rows`, in row order.
 
@@ -183,15 +203,17 @@ def completion_states(base: Base, rollout: Rollout, rows: Sequence[int], start_l
     hidden = torch.nn.utils.rnn.pad_sequence([part.hidden for part in parts], batch_first=True)  # (b, T, H)
     segments = torch.nn.utils.rnn.pad_sequence([part.segments for part in parts], batch_first=True, padding_value=-1)
     positions = torch.nn.utils.rnn.pad_sequence([part.positions for part in parts], batch_first=True)
+    first = min(rollout.starts[row] for row in rows)
     final = base.run_layers(
         hidden,
         start_layer,
         base.num_layers,
         positions=positions.to(device),
         mask=_branching_bias(segments).to(device, hidden.dtype),
+        first=first,
     )
     found = {
-        row: torch.cat([final[b, rollout.starts[row] : rollout.starts[row] + 1], final[b, begin:end]])
+        row: torch.cat([final[b, rollout.starts[row] - first][None], final[b, begin - first : end - first]])
         for b, part in enumerate(parts)
         for row, (begin, end) in part.spans.items()
     }
@@ -238,4 +260,4 @@ def completion_logprobs(
     """Log-probs (N,) of the counting completion tokens of `rows`, in row order, under the active adapter."""
     states = completion_states(base, rollout, rows, start_layer)
     tokens = rollout.tokens[list(rows)][rollout.mask[list(rows)]]
-    return token_logprobs(base.logits(states), tokens.to(states.device), temperature)
+    return token_logprobs(base, states, tokens.to(states.device), temperature)

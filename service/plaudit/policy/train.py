@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -24,7 +25,7 @@ from plaudit.policy import ppo
 from plaudit.policy.iterates import Iterate
 from plaudit.policy.loop import LIVE, NAME, Steps, controlled, draws, keep, on_the_base, run
 from plaudit.policy.optimizer import CompletionTask, Optimised
-from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate
+from plaudit.policy.rollout import Rollout, Sample, TrainPrompt, collate, passes
 from plaudit.policy.shares import Asked, Scored, logprobs_of, sampled
 from plaudit.policy.value import LinearValue, features
 from plaudit.settings import PolicySettings
@@ -59,6 +60,19 @@ class IterationStats:
     def as_dict(self) -> dict[str, float]:
         """For manifests and reports."""
         return asdict(self)
+
+
+class _Moved(NamedTuple):
+    """How far a pass of an update found the policy: parts of a minibatch's figures that add up to them.
+
+    `kl` to the base, nats, summed over the sequences; `approx_kl` to the sampling policy, nats per token, and
+    `clip_fraction` are weighed by the pass's share of tokens. `parity` is the largest change of a log-prob.
+    """
+
+    kl: float
+    approx_kl: float
+    clip_fraction: float
+    parity: float
 
 
 class Ppo:
@@ -250,7 +264,7 @@ class PolicyTrainer:
         """Log-probs (B, C) of a rollout's tokens under an adapter (None: the base)."""
         logprobs = torch.zeros_like(rollout.logprobs)
         with adapters.active(self.base, adapter):
-            for rows in self._batches(list(range(len(rollout.hidden)))):
+            for rows in self._passes(rollout, range(len(rollout.hidden))):
                 mask = rollout.mask[rows]
                 part = torch.zeros(mask.shape)
                 part[mask] = torch.cat(self._ranks.spread(logprobs_of, self._shares(rollout, rows), adapter))
@@ -304,26 +318,49 @@ class PolicyTrainer:
         clipped: list[float] = []
         with adapters.active(self.base, NAME), torch.enable_grad():
             for rows in self._minibatches(rollout):
-                mask = rollout.mask[rows]
-                old = rollout.logprobs[rows][mask]
-                logprobs = self._ranks.forward(logprobs_of, self._shares(rollout, rows), NAME)
+                # As the controller left them at the update before: a pass's slope is taken before the next pass.
+                advantages = self._weighed(parts, rollout.mask)
+                self._steps.zero()
+                moved = [
+                    self._slope(rollout, part, advantages, reference, int(rollout.mask[rows].sum()))
+                    for part in self._passes(rollout, rows)
+                ]
                 if not kls:
-                    parity = float((logprobs.detach() - old).abs().max())
-                self._control(ppo.moved_kl(logprobs.detach(), old, reference[rows][mask]) / len(rows))
-                advantages = self._weighed(parts, rollout.mask)[rows][mask]
-                counts = torch.ones_like(old, dtype=torch.bool)
-                result = ppo.policy_loss(logprobs, old, advantages, counts, self.settings.clip_range)
-                kls.append(float(result.approx_kl))
-                clipped.append(float(result.clip_fraction))
+                    parity = max(each.parity for each in moved)
+                self._control(sum(each.kl for each in moved) / len(rows))
+                kls.append(sum(each.approx_kl for each in moved))
+                clipped.append(sum(each.clip_fraction for each in moved))
                 if kls[-1] > self.settings.update_kl:
                     break
-                self._steps.zero()
-                result.loss.backward()  # type: ignore[no-untyped-call]
-                self._ranks.backward(NAME)
                 self._steps.take()
         # The last pass saw every completion, each under newer weights than the one before.
         last = kls[-len(rollout.hidden) // self.settings.minibatch :]
         return len(kls), sum(last) / len(last), sum(clipped) / len(clipped), parity
+
+    def _slope(
+        self, rollout: Rollout, rows: Sequence[int], advantages: torch.Tensor, reference: torch.Tensor, tokens: int
+    ) -> _Moved:
+        """Add the rows' part of the gradient of a minibatch of so many completion tokens; see `_Moved`."""
+        mask = rollout.mask[rows]
+        old = rollout.logprobs[rows][mask]
+        logprobs = self._ranks.forward(logprobs_of, self._shares(rollout, rows), NAME)
+        result = ppo.policy_loss(
+            logprobs, old, advantages[rows][mask], torch.ones_like(old).bool(), self.settings.clip_range
+        )
+        share = len(old) / tokens
+        (share * result.loss).backward()  # type: ignore[no-untyped-call]
+        self._ranks.backward(NAME)
+        own = logprobs.detach()
+        return _Moved(
+            kl=ppo.moved_kl(own, old, reference[rows][mask]),
+            approx_kl=share * float(result.approx_kl),
+            clip_fraction=share * float(result.clip_fraction),
+            parity=float((own - old).abs().max()),
+        )
+
+    def _passes(self, rollout: Rollout, rows: Sequence[int]) -> Sequence[Sequence[int]]:
+        """Rows by pass; a pass of several processes costs them an exchange, so that theirs are of a minibatch."""
+        return passes(rollout, rows) if self._ranks.size == 1 else list(self._batches(rows))
 
     def _control(self, kl: float) -> None:
         self._kl_coef = controlled(self._kl_coef, kl, self.settings.kl_target)
