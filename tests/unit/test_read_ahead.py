@@ -32,10 +32,12 @@ def test_a_stream_is_read_no_further_than_its_bound(message, most):
             yield message
 
     ahead = _ReadAhead(requests(), SimpleNamespace(is_active=lambda: True))
-    before = -1
-    while read[0] != before:  # until it waits
-        before = read[0]
-        time.sleep(0.3)
+    ends = time.monotonic() + 300
+    while not (ahead._items.full() and read[0] > ahead._items.unfinished_tasks):  # until it waits with one in hand
+        assert read[0] <= most
+        assert time.monotonic() < ends, "it does not wait"
+        time.sleep(0.005)
+    time.sleep(0.2)
     over.set()
     ahead._left.set()
-    assert 0 < before <= most
+    assert read[0] <= most
