@@ -220,7 +220,10 @@ def learn_plan(
 def _share(text: str) -> float:
     """A share as "70%" or "0.7", 0 if it is left out; raises ValueError."""
     text = text or "0"
-    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if share > 1:
+        raise ValueError(f"{text} is more than the whole; write a share as 70% or 0.7")
+    return share
 
 
 @app.command()

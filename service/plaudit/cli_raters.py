@@ -66,7 +66,14 @@ def quarantine_rater(
     with _quarantine(settings) as quarantine:
         name = _pseudonym(settings, channel, rater, person)
         done = quarantine.put(channel_of(channel), name, reason, by=_operator())
+        acts = [each.acts for each in quarantine.list(channel_of(channel)) if each.rater == name]
     typer.echo(f"{name} is in quarantine" if done else f"{name} was in quarantine already")
+    if not any(acts):
+        typer.echo(
+            f"no feedback by {name} counts in {channel} so far"
+            + ("" if person else "; a name as callers send it needs --person"),
+            err=True,
+        )
 
 
 @raters_app.command("release")

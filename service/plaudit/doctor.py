@@ -187,6 +187,9 @@ def _store(settings: Settings) -> Iterator[Finding]:
 def _registry(settings: Settings) -> Iterator[Finding]:
     from plaudit.release.registry import Registry
 
+    if not settings.store.url.get_secret_value() and not (settings.data_dir / STORE_FILE).exists():
+        yield Finding("registry", "good", f"{settings.registry_root} is made at the first start")
+        return
     registry = Registry(settings.store_url, settings.registry_root)
     states = registry.states()
     for state in states:

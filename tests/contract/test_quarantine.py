@@ -155,6 +155,8 @@ def test_an_operator_lists_quarantines_and_lets_out(tmp_path, own_log):
     # A part of it would name nobody, and nothing would happen.
     assert "all its 32 digits" in done("quarantine", "plain/acme", row["rater"][:12], "--reason", "again", code=2)
     assert "already" in done("quarantine", "plain/acme", row["rater"], "--reason", "again")
+    assert "needs --person" in done("quarantine", "plain/acme", "bob", "--reason", "a name, not a pseudonym")
+    done("release", "plain/acme", "bob")
     assert "a bot" in done("list")
     done("release", "plain/acme", row["rater"])
     assert "not in quarantine" in done("release", "plain/acme", row["rater"], code=2)

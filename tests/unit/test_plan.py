@@ -84,5 +84,6 @@ def test_the_command_takes_shares_in_per_cent(monkeypatch, capsys, tmp_path):
     assert (code, json.loads(out)["mix"]["rankings"]) == (0, 1.0)
     code, out, _ = run("--rankings", "100%", "--json")  # what is left out is 0
     assert (code, json.loads(out)["mix"]["thumbs"]) == (0, 0.0)
+    assert "70% or 0.7" in run("--thumbs", "70")[2]
     assert run("--thumbs", "most")[0] == run("--thumbs", "10%")[0] == 2
     structlog.reset_defaults()
