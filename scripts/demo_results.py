@@ -23,7 +23,7 @@ BEGIN, END = "<!-- demo: begin -->", "<!-- demo: end -->"
 
 KEPT = (
     *("domain", "population", "headline", "quick", "seed", "seconds", "versions", "requests", "feedback", "replay"),
-    *("freshness_seconds", "baselines", "constant_answer_text", "filled_in_pattern"),
+    *("freshness_seconds", "baselines", "constant_answer_text", "filled_in_pattern", "busy"),
 )
 OF_A_RELEASE = (
     *("version", "state", "live_from", "gold_win_rate", "gold_win_rate_seen", "gold_win_rate_unseen"),
@@ -46,11 +46,12 @@ def main() -> None:
     """Take a report, write the pages, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--add", type=Path, help="report.json of a demo of texts")
+    parser.add_argument("--busy", action="store_true", help="the run shared its cores with other programs: say so")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something would change")
     options = parser.parse_args()
     runs = json.loads(RUNS.read_text(encoding="utf-8"))["runs"] if RUNS.exists() else []
     if options.add:
-        runs = added(runs, json.loads(options.add.read_text(encoding="utf-8")))
+        runs = added(runs, json.loads(options.add.read_text(encoding="utf-8")) | {"busy": options.busy})
         RUNS.write_text(json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     wanted = {
         CHART: chart(shown(runs)),
@@ -102,7 +103,7 @@ def sentence(runs: Sequence[Run]) -> str:
     parts = [
         f"![{title(runs)}; docs/results.md has the figures](docs/img/win-rate.svg)",
         f"`{command}` on {MODELS[first['quick']]}, seed {first['seed']}, two CPU cores, "
-        f"{first['seconds'] / 60:.0f} minutes: {first['feedback']['acknowledged']:,} pieces of feedback. "
+        f"{minutes(first)}: {first['feedback']['acknowledged']:,} pieces of feedback. "
         f"**{claim}** on held-out prompts; {cheap(first)}. {traffic(first)}",
     ]
     if len(runs) > 1:
@@ -113,6 +114,12 @@ def sentence(runs: Sequence[Run]) -> str:
         )
         parts.append(f"Other seeds, {more}.")
     return "\n\n".join(parts)
+
+
+def minutes(run: Run) -> str:
+    """How long it took."""
+    beside = " beside other programs, which took most of both cores" if run.get("busy") else ""
+    return f"{run['seconds'] / 60:.0f} minutes{beside}"
 
 
 def cheap(run: Run) -> str:
@@ -155,7 +162,7 @@ def run_part(run: Run) -> str:
     served = live(run)
     command = "plaudit demo --quick" if run["quick"] else "plaudit demo"
     text = (
-        f"`{command} --seed {run['seed']}`, {run['seconds'] / 60:.1f} minutes: {run['feedback']['acknowledged']:,} "
+        f"`{command} --seed {run['seed']}`, {minutes(run)}: {run['feedback']['acknowledged']:,} "
         f"pieces of feedback ({run['feedback']['lost']} lost, {run['feedback']['doubled']} counted twice) made "
         f"{len(served)} release{'s' * (len(served) != 1)} that went live. {traffic(run)}"
     )
