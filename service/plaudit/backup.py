@@ -116,7 +116,7 @@ def verified(folder: Path) -> Contents:
         contents = Contents(**{**said, "files": {name: tuple(each) for name, each in said["files"].items()}})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadArtifact(
-            f"{folder} has no readable {CONTENTS} ({type(error).__name__}): it is no backup, or one that was not ended"
+            f"{folder} has no readable {CONTENTS} ({type(error).__name__}): it is not a backup, or not a complete one"
         ) from error
     if contents.format != FORMAT:
         raise BadArtifact(f"{folder} is a backup of format {contents.format}; this release reads {FORMAT}")
@@ -329,7 +329,9 @@ def _unpacked(source: Path) -> Iterator[Path]:
             with tarfile.open(source) as tar:
                 tar.extractall(folder, filter="data")
         except (tarfile.TarError, OSError) as error:
-            raise BadArtifact(f"{source} cannot be unpacked ({type(error).__name__}): it is no whole backup") from error
+            raise BadArtifact(
+                f"{source} cannot be unpacked ({type(error).__name__}): it is not a complete backup"
+            ) from error
         yield Path(folder)
 
 

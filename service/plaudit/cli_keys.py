@@ -43,7 +43,7 @@ def create(
         raise typer.BadParameter("a name has 1 to 100 printable characters", param_hint="NAME")
     unknown = sorted(set(role) - set(Role))
     if unknown:
-        raise typer.BadParameter(f"{unknown[0]!r} is no role; there are {', '.join(Role)}", param_hint="--role")
+        raise typer.BadParameter(f"{unknown[0]!r} is not a role; roles are {', '.join(Role)}", param_hint="--role")
     if not tenant:
         raise typer.BadParameter("name the tenants that it is for, or '*' for any", param_hint="--tenant")
     expires_at = dt.datetime.now(dt.UTC) + dt.timedelta(days=days) if days else None

@@ -185,7 +185,7 @@ def _versions(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if not (part.isascii() and part.isdigit()):
-            raise typer.BadParameter(f"{part!r} is no version; give numbers with commas between, such as 1,2")
+            raise typer.BadParameter(f"{part!r} is not a version; give numbers with commas between, such as 1,2")
     return tuple(int(part) for part in parts)
 
 

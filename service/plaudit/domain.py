@@ -252,7 +252,7 @@ def _common_faults(declared: Declaration) -> list[str]:
     scales = [scale for _, scale in declared.signals]
     for scale in (*scales, *((declared.rating_scale,) if declared.rating_scale else ())):
         if not (math.isfinite(scale.low) and math.isfinite(scale.high) and scale.low < scale.high):
-            faults.append(f"scale {scale} is no finite interval")
+            faults.append(f"scale {scale} is not a finite interval")
     return faults
 
 

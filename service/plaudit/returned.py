@@ -57,10 +57,10 @@ def prompt_fault(prompt: object, action: Action) -> str:
     if not isinstance(prompt, Prompt):
         return f"a {type(prompt).__name__}, not a Prompt"
     if not isinstance(prompt.messages, tuple) or not isinstance(prompt.options, tuple):
-        return "a prompt whose messages or options are no tuple"
+        return "a prompt whose messages or options are not a tuple"
     for message in prompt.messages:
         if not isinstance(message, Message) or message.role not in _ROLES:
-            return f"a message that is no Message of one of the roles {', '.join(_ROLES)}"
+            return f"a message that is not a Message of one of the roles {', '.join(_ROLES)}"
     texts = [message.content for message in prompt.messages]
     if fault := _text_fault("a prompt", [*texts, prompt.group], MAX_RENDERED_BYTES):
         return fault
@@ -105,7 +105,7 @@ def outcome_fault(outcome: object, output: str) -> str:
     if not isinstance(outcome, Outcome):
         return f"a {type(outcome).__name__}, not an Outcome"
     if not isinstance(outcome.valid, bool):
-        return "an outcome whose validity is no bool"
+        return "an outcome whose validity is not a bool"
     most = max(MAX_SHOWN_BYTES, 4 * len(output))
     if fault := _text_fault("an outcome", [outcome.displayed, outcome.why_invalid], most):
         return fault
@@ -129,7 +129,7 @@ def spec_fault(spec: object) -> str:
     if not _is_number(temperature) or not 0 <= temperature <= MAX_TEMPERATURE:
         return f"temperature {temperature!r}; it must be 0 to {MAX_TEMPERATURE:g}"
     if not isinstance(sampling.stop, tuple) or not all(isinstance(stop, str) and stop for stop in sampling.stop):
-        return "a stop that is no text"
+        return "a stop that is not a text"
     if len(sampling.stop) > MAX_STOPS:
         return f"{len(sampling.stop)} stops; {MAX_STOPS} are allowed"
     return next((fault for stop in sampling.stop if (fault := _text_fault("a stop", [stop], MAX_STOP_BYTES))), "")
@@ -142,9 +142,9 @@ def terms_fault(terms: object) -> str:
     names = []
     for term in terms.terms:
         if not isinstance(term, tuple) or len(term) != 2 or not isinstance(term[0], str) or not term[0]:
-            return "a term that is no pair of a name and a number"
+            return "a term that is not a pair of a name and a number"
         if not _is_number(term[1]) or not math.isfinite(term[1]):
-            return f"a term of {term[1]!r}, which is no finite number"
+            return f"a term of {term[1]!r}, which is not a finite number"
         names.append(term[0])
     if len(set(names)) != len(names):
         return f"terms {names} that share a name"
@@ -163,10 +163,10 @@ def evidence_fault(items: Sequence[object], known: Iterable[str], declared: Decl
 
 def _item_fault(item: object, known: frozenset[str], declared: Declaration) -> str:
     if not isinstance(item, Evidence):
-        return f"a {type(item).__name__}, which is no kind of evidence"
+        return f"a {type(item).__name__}, which is not a kind of evidence"
     names = candidates_of(item)
     if unknown := [name for name in names if name not in known]:
-        return f"evidence on {unknown[0]!r}, which is no candidate of the interaction"
+        return f"evidence on {unknown[0]!r}, which is not a candidate of the interaction"
     if len(set(names)) != len(names):
         return f"a {type(item).__name__} that names a candidate twice"
     return _text_fault("a source", [getattr(item, "source", "")], MAX_SOURCE_BYTES) or _value_fault(item, declared)
@@ -222,7 +222,7 @@ def probes_fault(probes: Sequence[object]) -> str:
         if not isinstance(probe.harm, str) or not _HARM.fullmatch(probe.harm):
             return f"harm {probe.harm!r}, which is not of a-z, 0-9, - and _"
         if not _is_pattern(probe.forbidden_pattern):
-            return f"probe {probe.probe_id!r}, whose forbidden_pattern is no regular expression"
+            return f"probe {probe.probe_id!r}, whose forbidden_pattern is not a regular expression"
         if not isinstance(probe.practice, bool):
             return f"probe {probe.probe_id!r}, whose practice is a {type(probe.practice).__name__}, not a bool"
         ids.append(probe.probe_id)

@@ -138,7 +138,7 @@ def test_a_run_in_which_the_gate_refused_everything_says_so_and_shows_the_checks
 
     page = (tmp_path / "report.md").read_text()
     assert "**The gate refused every candidate: the base model went on serving.**" in page
-    assert "| kl_base | **failed** | 21.500 | 0.500 |" in page
+    assert "| kl_base | **failed** | 21.5 | 0.5 |" in page
     assert [path.name for path in paths if path.suffix == ".png"] == ["swaps.png"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from plaudit.demo import plots
 from plaudit.demo.plots import spoken
-from plaudit.demo.wording import WORDINGS, Cell, Row, number, rate
+from plaudit.demo.wording import WORDINGS, Cell, Row, rate, short
 
 KEYS = (
     "requests",
@@ -154,13 +154,13 @@ def _gates(data: Mapping[str, Any]) -> str:
             [
                 check["name"],
                 "passed" if check["passed"] else "**failed**",
-                number(check.get("value"), 3),
-                number(check.get("threshold"), 3),
+                short(check.get("value")),
+                short(check.get("threshold")),
                 str(check.get("note", "")),
             ]
             for check in checks
         ]
-        head = ["check", "", "value", "threshold", "note"]
+        head = ["check", "", "value", "bound", "note"]
         parts.append(f"### Release {row['version']}: {verdict}\n\n{_table(head, lines)}")
     if not parts:
         return ""

@@ -54,6 +54,11 @@ def number(value: float | None, places: int) -> str:
     return "" if value is None else f"{value:.{places}f}"
 
 
+def short(value: float | None) -> str:
+    """A figure or a count in three digits; empty if there is none."""
+    return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def percent(value: float) -> str:
     """A rate in per cent, without decimals; what is not quite all is not called all."""
     return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"

@@ -135,7 +135,7 @@ class AdapterBank:
                 raise BadArtifact(f"adapter was made for another base: {name} is {tuple(a.shape)} x {tuple(b.shape)}")
             if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
                 # Its neighbours' zeros would not stop it: 0 x inf is no number.
-                raise BadArtifact(f"adapter has weights in {name} that are no finite numbers; train the release anew")
+                raise BadArtifact(f"adapter has weights in {name} that are not finite numbers; train the release anew")
             own = self._place(slot)
             down[:, own][:, :rank] = a.T
             up[own][:rank] = b.T * scale

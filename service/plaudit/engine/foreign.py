@@ -89,7 +89,7 @@ def _files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise BadArtifact(f"{folder} is no folder that can be read ({error.strerror})") from error
+        raise BadArtifact(f"{folder} is not a folder that can be read ({error.strerror})") from error
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"))]
     if adapter_files.WEIGHTS not in names and pickles:
         raise BadArtifact(
@@ -105,7 +105,7 @@ def _files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     except (OSError, ValueError, SafetensorError) as error:
         raise BadArtifact(f"the adapter in {folder} cannot be read ({type(error).__name__})") from error
     if not isinstance(config, dict):
-        raise BadArtifact(f"{adapter_files.CONFIG} is no object")
+        raise BadArtifact(f"{adapter_files.CONFIG} is not a JSON object")
     return config, state
 
 
@@ -140,7 +140,7 @@ def _modules(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor,
         if (match := _WEIGHT.match(name)) is None:
             others.append(name)
         elif not (tensor.is_floating_point() and tensor.dim() == 2 and bool(tensor.isfinite().all())):
-            raise BadArtifact(f"{name} is no matrix of finite numbers")
+            raise BadArtifact(f"{name} is not a matrix of finite numbers")
         else:
             sides.setdefault(match["module"], {})[match["side"]] = tensor.float()
     if others:

@@ -136,7 +136,7 @@ def _with_prompt(
             raise _refused(name, "must be one message behind the prompt, or begin as the other column does")
         answers.append(last.content)
     if not prompt:
-        raise _refused("prompt", "is missing, and the columns are no conversations that begin with one")
+        raise _refused("prompt", "is missing, and the columns are not conversations that begin with one")
     return prompt, tuple(answers)
 
 

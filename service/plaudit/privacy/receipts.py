@@ -100,7 +100,7 @@ def verified(text: str, public_key: bytes | None = None) -> dict[str, Any]:
             raise InvalidField("the receipt was signed with another key", field="public_key")
         Ed25519PublicKey.from_public_bytes(key).verify(signature, canonical_json(facts).encode())
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidField(f"this is no receipt of an erasure ({error})", field="receipt") from error
+        raise InvalidField(f"this is not a receipt of an erasure ({error})", field="receipt") from error
     except InvalidSignature as error:
         raise InvalidField("the signature does not fit: the receipt was changed", field="signature") from error
     return facts

@@ -191,7 +191,7 @@ def load_population(name: str) -> Population:
         population = point.load()()
         if not isinstance(population, Population):
             raise Misconfigured(
-                f"population {name!r} ({point.value}) is no plaudit.simulate.population.Population; inherit from it",
+                f"population {name!r} ({point.value}) is not a plaudit.simulate.population.Population; inherit from it",
                 population=name,
             )
         return population

@@ -113,5 +113,5 @@ def _computed(settings: Settings) -> Signature:
     # The log-prob of a token stands at the position before it.
     found = [float(logprobs[len(prompt) - 1 + at, token]) for at, token in enumerate(completion)]
     if not all(map(math.isfinite, found)):
-        raise Misconfigured("the base gives logits that are no numbers", setting="model.path")
+        raise Misconfigured("the base gives logits that are not numbers", setting="model.path")
     return Signature(prompt, completion, tuple(found))

@@ -58,7 +58,7 @@ class Shelf:
         if int(config["r"]) > self._rank:
             raise BadArtifact(f"adapter of rank {config['r']} is above model.adapter_rank ({self._rank}); raise it")
         if not all(bool(torch.isfinite(each).all()) for each in state.values()):
-            raise BadArtifact("adapter has weights that are no finite numbers; train the release anew")
+            raise BadArtifact("adapter has weights that are not finite numbers; train the release anew")
         sha = hashlib.sha256()
         for file in (adapter_files.CONFIG, adapter_files.WEIGHTS):
             sha.update((adapter / file).read_bytes())

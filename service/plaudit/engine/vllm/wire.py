@@ -136,5 +136,5 @@ def batches(children: Mapping[tuple[int, ...], set[int]]) -> Iterator[tuple[list
 
 def _number(value: object) -> float:
     if not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no log-prob")
+        raise TypeError(f"{value!r} is not a log-prob")
     return -math.inf if value <= _NEVER else float(value)
