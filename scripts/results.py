@@ -25,14 +25,15 @@ HEAD = """## What the loop learns, domain by domain
 <!-- Written by scripts/results.py out of benchmarks/results/domains.json; do not edit down to the end mark. -->
 
 Every shipped domain goes through the same core: simulated people ask and rate over gRPC, the join makes evidence of
-their acts, the learner fits a reward model and a policy, the gate decides, and what it accepts goes live; then the
-same people rate that, and a second turn follows. At the end the hidden preference of the people (their gold) judges
+their feedback, the learner fits a reward model and a policy, the gate decides, and what it accepts goes live; then the
+same people rate that, and a second turn follows. At the end the hidden preference of the people judges
 the base and the last release that went live, on requests that nobody had made before. The model is the tiny one (about
 a million parameters, pretrained on a toy language: `plaudit model prepare tiny`), so that a run takes minutes on two
 cores. These figures show that the loop learns what people mean; they say nothing about how good a real model would be.
 
-- **Gold** is in the units of each population. Of completions it is the mean over sampled answers; of a verdict the gold
-  of the option that was decided; of a slate the mean over its places by their weights.
+- **Gold** is what the hidden preference says of an answer, in the units of each population. Of completions it is the
+  mean over sampled answers; of a verdict the gold of the option that was decided; of a slate the mean over its places
+  by their weights.
 - **Gain** is the last release's gold less the base's on the same requests, with a 95% interval over requests (a
   bootstrap). A turn that the gate refused leaves the release before it live; with none promoted the base is judged
   against itself.

@@ -192,7 +192,7 @@ def _decode(payload: bytes, at: int, *, stored: bool) -> HandleClaims:
 
 
 def _text_at(payload: bytes, at: int) -> tuple[str, int]:
-    """A text, cut short if the payload ends within it, and where it ends."""
+    """A text, cut short if the payload ends within it, and the offset of its end."""
     end = at + 1 + payload[at]
     return payload[at + 1 : end].decode(), end
 
