@@ -53,6 +53,8 @@ from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
+from plaudit.garbage import JOIN_OBJECTS, set_aside
+from plaudit.ids import new_id
 from plaudit.metrics import Metrics
 from plaudit.plugins import guard, load_plugins
 from plaudit.serving.acts import Acts
@@ -95,7 +97,7 @@ def requests(count: int) -> list[feedback_pb2.Feedback]:
     for _ in range(count):
         candidate = str(uuid.uuid4())
         claims = HandleClaims(
-            tenant="default", domain="echo", interaction_id=str(uuid.uuid4()), candidate_ids=(candidate,),
+            tenant="default", domain="echo", interaction_id=new_id(), candidate_ids=(candidate,),
             answer="0" * 32, rater="", expires_at=expires,
         )  # fmt: skip
         act = feedback_pb2.Feedback(handle=signer.sign(claims), feedback_id=str(uuid.uuid4()), rater=str(uuid.uuid4()))
@@ -136,6 +138,7 @@ def serve(folder: Path, bootstrap: str, prefix: str) -> None:
         ports[name] = server.add_insecure_port("127.0.0.1:0")
         server.start()
         servers.append(server)
+    set_aside()  # as `plaudit serve` does
     print(json.dumps(ports), flush=True)
     sys.stdin.read()
     for server in servers:
@@ -512,6 +515,7 @@ def main() -> None:
     parser.add_argument("--tools", type=Path, default=Path(tools), help="folder with kafka/kafka and bin/ghz")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",")
+    set_aside(JOIN_OBJECTS)  # as `plaudit join` does, for the bare consumer too
     found: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     prefix = f"bench{uuid.uuid4().hex[:8]}."
     with tempfile.TemporaryDirectory(prefix="plaudit-feedback-") as name:

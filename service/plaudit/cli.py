@@ -126,7 +126,9 @@ def join(
     settings = load(config, assign, data_dir)
     _start_logs(settings, "join")
     from plaudit.evidence.worker import run_join
+    from plaudit.garbage import JOIN_OBJECTS, set_aside
 
+    set_aside(JOIN_OBJECTS)
     run_join(settings, stop_on_signals())
 
 

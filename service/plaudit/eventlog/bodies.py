@@ -10,7 +10,7 @@ import dataclasses
 import datetime as dt
 import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,7 +216,7 @@ def interaction_from_proto(message: events_pb2.InteractionRecorded) -> Interacti
         base_dtype=message.base_dtype,
         policy_version=message.policy_version,
         decision=message.decision,
-        tags=tuple(sorted(message.tags.items())),
+        tags=_tags(message.tags),
         completed_at=moment(message, "completed_at"),
         consent=types.Consent(store=not message.not_stored, train=not message.not_trained),
     )
@@ -321,7 +321,7 @@ def feedback_from_proto(message: events_pb2.FeedbackRecorded) -> Feedback:
         reasons=tuple(message.feedback.reasons),
         answer=message.answer.hex(),
         whole_conversation=message.feedback.whole_conversation,
-        tags=tuple(sorted(message.feedback.tags.items())),
+        tags=_tags(message.feedback.tags),
     )
 
 
@@ -525,6 +525,10 @@ def _required(message: ProtoMessage, field: str) -> str:
 
 def _channel(message: Any) -> Channel:
     return Channel(_required(message, "domain"), _required(message, "tenant"))
+
+
+def _tags(tags: Mapping[str, str]) -> types.Tags:
+    return tuple(sorted(tags.items())) if tags else ()
 
 
 def _named(names: dict[Any, Any], message: ProtoMessage, field: str) -> Any:

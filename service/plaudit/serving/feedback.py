@@ -139,7 +139,8 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         else:
             self._log.append_many(Topic.FEEDBACK, items)
         self._append_seconds.observe(time.perf_counter() - started)
-        for what, count in Counter((act.channel.domain, act.kind) for act in acts).items():
+        kinds = [(act.channel.domain, act.kind) for act in acts]
+        for what, count in Counter(kinds).items() if len(kinds) > 1 else ((kinds[0], 1),):
             counter = self._accepted.get(what)
             if counter is None:  # of a domain that is served and a kind that it declares: there are few
                 counter = self._accepted[what] = self._metrics.feedback_accepted.labels(what[0], what[1].value)

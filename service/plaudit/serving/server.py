@@ -32,6 +32,7 @@ from plaudit.engine.protocol import Engine
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Consumer, EventLog, Topic, open_serving_log, with_person_keys
 from plaudit.eventlog.outbox import OutboxLog
+from plaudit.garbage import set_aside
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
 from plaudit.release.registry import Registry
@@ -271,6 +272,7 @@ def serve(settings: Settings) -> None:
     server = Server(settings, engine, event_log, registry, plugins, metrics, tolerance=tolerance)
     try:
         expose(metrics, settings.serve.metrics_port, settings.serve.host)
+        set_aside()  # before releases are staged, which come and go
         server.start()
         # Until here a signal ends the start at once (plaudit.signals); from here on it begins the drain.
         stop_on_signals().wait()

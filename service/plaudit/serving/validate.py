@@ -196,6 +196,8 @@ def release_version(field: str, value: int) -> int:
 
 def checked_tags(tags: Mapping[str, str]) -> Tags:
     """The caller's own marks, in order of their keys; what they say is never repeated in a message."""
+    if not tags:
+        return ()
     if len(tags) > MAX_TAGS:
         raise refused("tags", f"{len(tags)} tags", f"at most {MAX_TAGS}")
     for key, value in tags.items():
