@@ -167,6 +167,46 @@ def test_records_of_one_process_go_on_after_another_has_left_the_outbox(tmp_path
         each.close()
 
 
+def test_processes_leave_the_outbox_although_the_callers_of_all_never_pause(tmp_path, brokers):
+    brokers.away = True
+    both = [opened(tmp_path, brokers, patience_seconds=0.5) for _ in range(2)]
+    stop = threading.Event()
+    direct, in_box = ([0, 0] for _ in range(2))
+
+    def go_on(number, key):
+        n = 0
+        while not stop.is_set():
+            place = both[number].append(Topic.FEEDBACK, f"{number}{key}", b"%d" % n)
+            (in_box if place[0] == PARTITION_UNKNOWN else direct)[number] += 1
+            n += 1
+
+    writers = [threading.Thread(target=go_on, args=(number, key)) for number in range(2) for key in range(2)]
+    for writer in writers:
+        writer.start()
+    assert eventually(lambda: min(in_box) > 20)
+    brokers.away = False
+    assert eventually(lambda: min(direct) > 20, seconds=120), (direct, in_box)
+    stop.set()
+    for writer in writers:
+        writer.join()
+    assert eventually(lambda: both[0].state().records == 0)
+    for key in ("00", "01", "10", "11"):
+        own = [int(value) for each, value in brokers.values() if each == key]
+        assert own == list(range(len(own))), "in order, each once"
+    for each in both:
+        each.close()
+
+
+def test_what_a_process_left_that_died_is_moved_by_another(tmp_path, brokers):
+    alive = opened(tmp_path, brokers)
+    left = SqliteEventLog(tmp_path / OUTBOX_FILE)
+    left.append(Topic.FEEDBACK, "a", b"0")
+    left.close()
+    assert eventually(lambda: brokers.values() == [("a", b"0")], seconds=60)
+    assert alive.append(Topic.FEEDBACK, "a", b"1") == (0, 1), "which needs no outbox itself"
+    alive.close()
+
+
 def test_a_broker_that_hangs_as_the_outbox_is_left_costs_its_callers_one_wait(tmp_path, brokers):
     brokers.away = True
     hangs = threading.Event()

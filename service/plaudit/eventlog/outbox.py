@@ -2,7 +2,9 @@
 
 Enters: encoded records. Leaves: the same records in Kafka, in order per key. An append is durable when it returns: in
 Kafka, or in the file of the outbox, which survives the process. While anything lies in the outbox, what comes goes
-behind it; one thread moves it to the brokers, oldest first, and appends go to Kafka again once it is empty.
+behind it; one thread moves it to the brokers, oldest first, and appends go to Kafka again once all is moved that was
+there before or that this process put there. Of several processes that share the folder one at a time moves records,
+also those of a process that died.
 
 The protocol (the same numbers stand in docs/join.md; `outbox.N` is the fail point after step N):
 
@@ -104,7 +106,9 @@ class OutboxLog:
             self._kafka = connect()
         except LogUnavailable as error:
             _log.warning("outbox.starts_without_kafka", why=error.message)
-        self._direct = self._kafka is not None and not self._box.pending().records
+        # Up to which offset of each topic records are moved before this process appends to Kafka again.
+        self._own = {topic: self._box.span(topic)[1] for topic in Topic}
+        self._direct = self._kafka is not None and not self._left()
         self._wake = threading.Event()
         self._next_line = 0.0
         # Several processes may share the folder: one of them moves records, the others wait for it.
@@ -209,6 +213,8 @@ class OutboxLog:
         finally:
             with self._lock:
                 self._reserved -= size
+        with self._lock:
+            self._own[topic] = max(self._own[topic], places[-1][1] + 1)
         fail_point("outbox.1")
         self._kept(topic, len(items))
         return [(PARTITION_UNKNOWN, offset) for _, offset in places]
@@ -216,13 +222,14 @@ class OutboxLog:
     def _run(self) -> None:
         """Moves what there is, for as long as the log is open."""
         while not self._closed:
-            if self._direct:
-                self._wake.wait(RETRY_SECONDS)
-                self._wake.clear()
-                continue
             try:
+                if self._direct:
+                    self._wake.wait(RETRY_SECONDS)
+                    self._wake.clear()
+                    self._move_for_others()
+                    continue
                 self._move()
-                if self._box.pending().records <= LAST_RECORDS:
+                if self._left() <= LAST_RECORDS:
                     self._open_the_way()
             except (LogUnavailable, Misconfigured, MessageTooLarge) as error:
                 self._say("outbox.waits", why=error.message, records=self.state().records)
@@ -248,7 +255,7 @@ class OutboxLog:
         try:
             while not self._direct and not self._closed and time.monotonic() < deadline:
                 with self._lock:
-                    self._direct = self._entering == 0 and not self._box.pending().records
+                    self._direct = self._entering == 0 and not self._left()
                 if not self._direct and not self._move():
                     self._wake.wait(0.05)
                     self._wake.clear()
@@ -259,6 +266,18 @@ class OutboxLog:
         if self._direct:
             fcntl.flock(self._guard, fcntl.LOCK_UN)  # another process may have records here, and moves them itself
             _log.info("outbox.is_empty")
+
+    def _left(self) -> int:
+        """How many records, at most, are to be moved before this process appends to Kafka again."""
+        return sum(max(0, own - self._box.span(topic)[0]) for topic, own in self._own.items())
+
+    def _move_for_others(self) -> None:
+        """Moves what a process left that died, while this one needs no outbox."""
+        if not self._closed and self._box.pending().records and self._may_move():
+            try:
+                self._move()
+            finally:
+                fcntl.flock(self._guard, fcntl.LOCK_UN)
 
     def _move(self) -> int:
         """Steps 2 to 4 for some records of each topic; returns how many were moved."""

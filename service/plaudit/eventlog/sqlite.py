@@ -169,6 +169,14 @@ class SqliteEventLog:
             rows.close()
         return found
 
+    def span(self, topic: Topic) -> tuple[int, int]:
+        """Offset of the first record of a topic, and the one that its next record gets; equal if it holds none."""
+        with self._looking() as connection:
+            end = connection.execute("SELECT next FROM ends WHERE topic = ?", (topic.value,)).fetchone()
+            first = connection.execute("SELECT min(offset) FROM records WHERE topic = ?", (topic.value,)).fetchone()[0]
+        following = int(end[0]) if end else 0
+        return (following if first is None else int(first)), following
+
     def trim(self, topic: Topic, before: int) -> None:
         """Deletes the records of a topic below an offset. Raises LogUnavailable."""
         batch = _Batch(topic, (), before)
