@@ -205,7 +205,8 @@ STYLE = """
       .bar { fill: #30363d; } .release { fill: #388bfd; } .base { fill: #6e7681; }
       .line { stroke: #e6edf3; } .grid { stroke: #30363d; } .even { stroke: #9ea7b3; }
     }"""
-LEFT, WIDTH, PIXELS, STEP, BAR = 250, 960, 470, 30, 18
+LEFT, RIGHT, WIDTH, STEP, BAR = 250, 720, 960, 30, 18
+LETTER = 7.9  # pixels that a letter of a name takes at most, on average
 
 
 def chart(runs: Sequence[Run]) -> str:
@@ -222,6 +223,8 @@ def chart(runs: Sequence[Run]) -> str:
         for run in found:
             seed = f", seed {run['seed']}" * (len(runs) > 1)
             bars.append((NAMES[name] + seed, run["baselines"][name], "bar"))
+    left = max(LEFT, round(24 + LETTER * max(len(name) for name, _, _ in bars)))
+    pixels = RIGHT - left
     top, height = 92, 92 + STEP * len(bars) + 46
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
@@ -235,7 +238,7 @@ def chart(runs: Sequence[Run]) -> str:
         f'  <text class="muted" x="24" y="57">{html.escape(below(runs))}</text>',
     ]
     for tick in (0, 25, 50, 75, 100):
-        x = LEFT + PIXELS * tick / 100
+        x = left + pixels * tick / 100
         kind = "even" if tick == 50 else "grid"
         lines.append(f'  <path class="{kind}" d="M{x:g} {top - 10}V{top + STEP * len(bars)}" stroke-width="1"/>')
         word = f"{tick}%: no better than the base" if tick == 50 else f"{tick}%"
@@ -244,14 +247,14 @@ def chart(runs: Sequence[Run]) -> str:
         )
     for number, (name, value, kind) in enumerate(bars):
         y = top + STEP * number
-        low, at, high = (LEFT + PIXELS * value[key] for key in ("low", "estimate", "high"))
+        low, at, high = (left + pixels * value[key] for key in ("low", "estimate", "high"))
         weight = ' font-weight="600"' if kind == "release" else ""
         lines += [
-            f'  <text class="ink" x="{LEFT - 12}" y="{y + 14}" text-anchor="end"{weight}>{html.escape(name)}</text>',
-            f'  <rect class="{kind}" x="{LEFT}" y="{y}" width="{at - LEFT:.1f}" height="{BAR}" rx="2"/>',
+            f'  <text class="ink" x="{left - 12}" y="{y + 14}" text-anchor="end"{weight}>{html.escape(name)}</text>',
+            f'  <rect class="{kind}" x="{left}" y="{y}" width="{at - left:.1f}" height="{BAR}" rx="2"/>',
             f'  <path class="line" d="M{low:.1f} {y + BAR / 2:g}H{high:.1f}M{low:.1f} {y + 5}v8M{high:.1f} {y + 5}v8" '
             'stroke-width="1.5" fill="none"/>',
-            f'  <text class="ink" x="{LEFT + PIXELS + 18}" y="{y + 14}"{weight}>{percent(value)}</text>',
+            f'  <text class="ink" x="{RIGHT + 18}" y="{y + 14}"{weight}>{percent(value)}</text>',
         ]
     return "\n".join([*lines, "</svg>"]) + "\n"
 
@@ -261,7 +264,8 @@ def title(runs: Sequence[Run]) -> str:
     served = live(runs[0])
     if not served:
         return "The gate refused every candidate: the base model went on serving"
-    return f"After {runs[0]['feedback']['acknowledged']:,} pieces of feedback: wins against the base model by release"
+    pieces = " and ".join(f"{run['feedback']['acknowledged']:,}" for run in runs)
+    return f"After {pieces} pieces of feedback: wins against the base model by release"
 
 
 def below(runs: Sequence[Run]) -> str:

@@ -66,6 +66,10 @@ def test_the_chart_is_an_svg_with_a_bar_per_release_and_baseline():
     words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"release 1", "one constant answer", "one filled-in template", ">99% [>99%, 100%]"} <= set(words)
     assert "release 2" not in words  # it was refused
+    several = results.added(results.added([], report()), report(seed=1))
+    for node in ElementTree.fromstring(results.chart(several)).iter("{http://www.w3.org/2000/svg}text"):
+        if node.get("text-anchor") == "end":
+            assert float(node.get("x")) > results.LETTER * len(node.text), "a name is cut off at the left"
 
 
 def test_what_was_refused_and_what_is_cheap_is_said():
