@@ -66,7 +66,7 @@ def test_a_block_computes_exactly_and_the_linears_round_again_behind_it(base):
 def test_a_policy_that_has_not_moved_has_no_distance_however_its_linears_round(base, engine, tmp_path):
     quicken(base, torch.bfloat16)
     adapters.inject(base, "policy", layers=LAYERS, rank=8, alpha=16, seed=0)
-    prompts = []
+    prompts, drawn = [], random.Random(0)
     for i in range(4):
         messages = (Message("user", f"list {i} books"),)
         prompts.append(TrainPrompt(rendered=Prompt(messages=messages, group=str(i)), encoded=engine.encode(messages)))
@@ -79,7 +79,7 @@ def test_a_policy_that_has_not_moved_has_no_distance_however_its_linears_round(b
         references=None,
         train=prompts,
         held_out=(),
-        reward=lambda samples: Rewarded(torch.tensor([random.random() for _ in samples]), []),
+        reward=lambda samples: Rewarded(torch.tensor([drawn.random() for _ in samples]), []),
         text_checks=lambda samples: (),
         sampling=HOW,
         model=ModelSettings(adapter_layers=LAYERS),
