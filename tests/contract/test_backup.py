@@ -199,7 +199,7 @@ def test_a_damaged_backup_restores_nothing(tmp_path):
     contents.write_text(json.dumps({**said, "format": 99}))
     refused("format 99")
     contents.unlink()
-    refused("no backup, or one that was not ended")
+    refused("not a backup, or not a complete one")
     (tmp_path / "kept.tar").write_bytes(b"no tar")
     with pytest.raises(BadArtifact, match="cannot be unpacked"):
         restore(elsewhere(tmp_path / "there"), tmp_path / "kept.tar")

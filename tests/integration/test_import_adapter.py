@@ -141,7 +141,7 @@ def test_layers_files_and_weights_that_do_not_fit_are_refused(base, made, tmp_pa
         with pytest.raises(BadArtifact, match=why):
             foreign.read(folder, base, MODEL)
 
-    refused("no matrix of finite numbers", **{name: state[name] * float("nan")})
+    refused("not a matrix of finite numbers", **{name: state[name] * float("nan")})
     refused("one of lora_A and lora_B is missing", **{name: None})
     refused("does not fit this base", **{name: torch.zeros(4, 7)})
     far = {side: name.replace("lora_A", side) for side in ("lora_A", "lora_B")}
