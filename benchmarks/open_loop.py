@@ -30,6 +30,7 @@ import torch
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import EncodedPrompt, Job, PrefixFound, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
+from plaudit.errors import SlotsInUse
 from plaudit.settings import EngineSettings, ModelSettings
 from plaudit.types import Sampling
 from sized import ALPHA, RANK, adapter_folders, model_folder
@@ -77,7 +78,7 @@ class Live:
 
     def __init__(self, engine: TorchEngine, adapters: list[Path], every: float | None) -> None:
         self._engine, self._adapters = engine, adapters
-        self.swaps = -1
+        self.swaps, self.refused = -1, 0
         self._stop = threading.Event()
         self._every = every
         self.go_on()
@@ -87,9 +88,10 @@ class Live:
 
     def go_on(self) -> None:
         """Stage the next adapter, let it be live, and let go of the one before."""
-        self.swaps += 1
-        key = ReleaseKey("bench/default", self.swaps + 1, f"swap {self.swaps}")
-        self._engine.stage(key, self._adapters[self.swaps % len(self._adapters)])
+        number = self.swaps + 1
+        key = ReleaseKey("bench/default", number + 1, f"swap {number}")
+        self._engine.stage(key, self._adapters[number % len(self._adapters)])
+        self.swaps = number
         before, self.key = getattr(self, "key", None), key
         if before is not None:
             self._engine.unstage(before)
@@ -102,7 +104,10 @@ class Live:
 
     def _swap(self) -> None:
         while not self._stop.wait(self._every):
-            self.go_on()
+            try:
+                self.go_on()
+            except SlotsInUse:  # requests of so many releases are under way; the next second tries again
+                self.refused += 1
 
 
 def main() -> None:
@@ -202,6 +207,7 @@ def opened(
     return {
         "share of capacity": share,
         "swaps": live.swaps,
+        "swaps without a free slot": live.refused,
         "requests": len(tickets),
         "failed": failed,
         "keys and values, MiB": engine.usage().kv_bytes // 2**20,
