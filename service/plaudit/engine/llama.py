@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch.nn.functional import silu
 
 from plaudit.engine.base import Base, causal_bias, grouped_attention
@@ -178,6 +177,8 @@ def _flat(*sides: Sequence[Lora | None]) -> list[torch.Tensor | None]:
 
 
 def _lora(module: Any) -> Lora | None:
+    from peft.tuners.lora import LoraLayer  # here alone: a process that serves has no need of it
+
     hooked = module._forward_hooks or module._forward_pre_hooks
     if not isinstance(module, LoraLayer):
         if hooked:
