@@ -8,9 +8,21 @@ from types import SimpleNamespace
 import pytest
 from plaudit.engine.protocol import EncodedPrompt
 from plaudit.learner.kept import Answer
-from plaudit.learner.references import SampledReferences
+from plaudit.learner.references import SampledReferences, said
 from plaudit.policy.rollout import TrainPrompt
-from plaudit.types import Action, Candidate, Channel, FinishReason, Interaction, Message, Prompt, Purpose, Sampling
+from plaudit.release import texts
+from plaudit.types import (
+    Action,
+    Candidate,
+    Channel,
+    FinishReason,
+    Interaction,
+    Message,
+    Passage,
+    Prompt,
+    Purpose,
+    Sampling,
+)
 
 OURS = Sampling(temperature=0.7, max_tokens=32)
 # As the log keeps it: 0.7 in float32.
@@ -18,6 +30,19 @@ LOGGED = dataclasses.replace(OURS, temperature=0.699999988079071)
 PROMPT = TrainPrompt(
     rendered=Prompt(messages=(Message("user", "Hi."),), group="g"), encoded=EncodedPrompt(tokens=(1, 2))
 )
+
+
+def test_an_answer_that_quotes_a_passage_is_no_echo_of_the_question():
+    """Questions with passages stand in one turn; what the gate calls an echo, or masks, is the question's own words."""
+    fact, question = "The shop in Elm Road opens at nine on weekdays.", "When does the shop in Elm Road open?"
+    passages = (Passage("p1", fact), Passage("p2", "The bakery sells rye bread and plum cake."))
+    turn = Message("user", f"[1] {passages[0].text}\n[2] {passages[1].text}\n\n{question}")
+    rendered = Prompt(messages=(turn,), passages=passages, group="g")
+    prompt = TrainPrompt(rendered=rendered, encoded=EncodedPrompt(tokens=(1, 2)))
+    assert texts.degenerate(said(prompt, fact)) == ""
+    assert texts.degenerate(said(prompt, question)) == "echo"
+    rye = said(prompt, "It sells rye bread.")
+    assert texts.masked(rye.text, rye.prompt) == "it sells rye bread"
 
 
 class Letters:

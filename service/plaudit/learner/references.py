@@ -202,6 +202,8 @@ def options_shown(text: Text, plugin: DomainPlugin, prompt: TrainPrompt) -> list
 
 
 def said(prompt: TrainPrompt, text: str) -> texts.Sample:
-    """An answer as the gate counts it: beside what was asked."""
+    """An answer as the gate counts it: beside what was asked, without the passages, which an answer ought to quote."""
     asked = next((m.content for m in reversed(prompt.rendered.messages) if m.role == "user"), "")
+    for passage in prompt.rendered.passages:
+        asked = asked.replace(passage.text, "\n")
     return texts.Sample(asked, text, group=prompt.group)
