@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -326,6 +328,38 @@ def test_training_on_packed_weights_has_the_same_logits_and_gradients(make, monk
         assert torch.allclose(mine, logits, atol=1e-4)
         for own, wanted in zip(found, gradients, strict=True):
             assert (own - wanted).abs().max() < 2e-5 * wanted.abs().max()
+
+
+EVER_NEW_SIZES = """
+import torch
+from plaudit.engine.packed import Packed
+torch.set_num_threads(1)
+linear, rows = Packed(torch.randn(512, 512)), torch.randn(512, 512)
+pages = []
+for count in range(1, 512):
+    linear(rows[:count])
+    if count in (128, 511):
+        with open("/proc/self/statm") as statm:
+            pages.append(int(statm.read().split()[1]))
+print(pages[1] - pages[0])
+"""
+
+
+@pytest.mark.skipif(not packed.usable(), reason="no packed products here")
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc to read a process's memory from")
+def test_products_of_ever_new_sizes_do_not_make_a_process_grow():
+    """A learner's passes have ever new numbers of rows; torch would keep the work memory of 1,024 sizes."""
+    kept = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    plain = {name: value for name, value in os.environ.items() if name not in kept}
+
+    def grown(environment):
+        done = subprocess.run(
+            [sys.executable, "-c", EVER_NEW_SIZES], env=environment, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    ours, torchs = grown(plain), grown(plain | dict.fromkeys(kept, "1024"))
+    assert ours < torchs / 2
 
 
 def test_weights_are_packed_once_for_what_serves_and_what_learns(make):

@@ -10,6 +10,7 @@ are not there, or do not agree with `linear`, the plain product is taken.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,13 @@ from plaudit.errors import Misconfigured
 LAYOUT_ROWS = 32
 ONE_ROW = ((0, 1),)
 FEW_ROWS = ((5, 2), (3, 17), (33, 64), (90, 7))
+
+# For each size of product torch and oneDNN keep the code that they made, with memory for its work: 1,024 of each in
+# every thread. Passes of a learner have ever new numbers of rows, so that its memory would grow from turn to turn; what
+# a step needs again are a dozen sizes. Both read this when they first compute; what a user has set stays.
+SIZES_KEPT = 64
+for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, str(SIZES_KEPT))
 
 # By (out, in, format): whether a single row is computed as two. For some sizes oneDNN sums a row that stands by itself
 # in an order of its own, and all other counts in one.
