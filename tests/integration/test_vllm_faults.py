@@ -4,13 +4,14 @@ import threading
 import time
 
 import pytest
+from plaudit.demo import vllm
 from plaudit.engine.observing import observe
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.vllm import fleet as fleet_module
 from plaudit.engine.vllm.engine import VllmEngine
 from plaudit.errors import Cancelled, EngineUnavailable, InternalError, Misconfigured, ProofFailed
 from plaudit.metrics import Metrics
-from plaudit.settings import load_settings
+from plaudit.settings import EngineSettings, load_settings
 from plaudit.testing.models import tiny_model
 from plaudit.types import FinishReason, Sampling
 from prometheus_client import CollectorRegistry
@@ -308,3 +309,9 @@ def test_what_is_no_answer_of_vllm_is_our_error(fake, engine_of):
     fake.garbage = True
     with pytest.raises(InternalError):
         engine.submit([job(BASE)])[0].result(SECONDS)
+
+
+def test_a_server_that_we_start_keeps_its_last_place_empty():
+    """On processors vLLM 0.32 takes what lies there for the base, beside adapters (docs/vllm.md)."""
+    flags = vllm.command("vllm", "model", 8000, context_length=512)
+    assert int(flags[flags.index("--max-loras") + 1]) > EngineSettings().adapter_slots

@@ -20,7 +20,9 @@ def command(program: Path, model: Path, port: int, *, context_length: int, rank:
         "--dtype": "float32",
         "--max-model-len": context_length,
         "--max-lora-rank": rank,
-        "--max-loras": 4,
+        # More than this package ever holds: on processors, vLLM 0.32 gives a request of the base that shares a batch
+        # with an adapter's what lies in the last place.
+        "--max-loras": 16,
         "--max-cpu-loras": 16,
         "--logprobs-mode": "processed_logprobs",
         "--generation-config": "vllm",
