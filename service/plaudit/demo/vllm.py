@@ -20,8 +20,8 @@ def command(program: Path, model: Path, port: int, *, context_length: int, rank:
         "--dtype": "float32",
         "--max-model-len": context_length,
         "--max-lora-rank": rank,
-        # More than this package ever holds: on processors, vLLM 0.32 gives a request of the base that shares a batch
-        # with an adapter's what lies in the last place.
+        # More than this package ever holds, so that the last place stays empty: on processors, vLLM 0.32 computes the
+        # base with what lies there if an adapter is in the same batch.
         "--max-loras": 16,
         "--max-cpu-loras": 16,
         "--logprobs-mode": "processed_logprobs",
