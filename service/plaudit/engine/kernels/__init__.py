@@ -1,0 +1,60 @@
+"""Kernels: what a pass does between its products, compiled on this machine by numba.
+
+In: float32 tensors on the CPU. Out: the same numbers as torch's operators give, in one pass over memory instead of
+several, and each row by itself: a row's bits depend on nothing beside it. Whoever computes has a plain way as well, and
+takes it if `load` gives None: numba is not there, or does not work on this platform.
+
+`compiling` says how a kernel is written, compiled and kept. A module of kernels compiles them when it is imported, so
+that this module alone imports any, and nothing else in the package names numba.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import structlog
+import torch
+
+log = structlog.get_logger(__name__)
+
+# Compiling all of them takes some ten seconds, once for a processor and a version; afterwards they are read from files.
+WORTH_A_LINE = 1.0
+
+
+@functools.cache
+def load() -> Any | None:
+    """All kernels as functions of numpy arrays, by their names; None if they do not work here, which is logged once."""
+    begun = time.monotonic()
+    try:
+        from plaudit.engine.kernels import compiling, rows
+
+        found = SimpleNamespace(add=rows.add, norm=rows.norm, add_norm=rows.add_norm, gate=rows.gate, turn=rows.turn)
+        _try_out(found)
+    except Exception as why:  # a compiler may fail in many ways, and none of them may keep an engine from serving
+        log.warning("kernels are not compiled here; torch's operators take their place, more slowly", why=str(why))
+        return None
+    spent = time.monotonic() - begun
+    if spent > WORTH_A_LINE:
+        log.info("kernels were compiled", seconds=round(spent, 1), kept=compiling.kept)
+    return found
+
+
+def array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The tensor's memory as a kernel takes it; it must be contiguous, and no gradient may pass it."""
+    return tensor.numpy()
+
+
+def _try_out(found: SimpleNamespace) -> None:
+    """Raise if what was compiled does not compute: compilers have faults, too."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, more = (torch.randn(3, 40, generator=generator) for _ in range(2))
+    weight = torch.rand(40, generator=generator)
+    total, normed = hidden.clone(), torch.empty_like(hidden)
+    found.add_norm(array(total), array(more), array(weight), 1e-5, array(normed))
+    wanted = torch.nn.functional.rms_norm(hidden + more, (40,), weight, 1e-5)
+    if not (torch.allclose(total, hidden + more) and torch.allclose(normed, wanted, atol=1e-5)):
+        raise ArithmeticError("a compiled kernel gives other numbers than torch")

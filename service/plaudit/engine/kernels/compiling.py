@@ -1,0 +1,116 @@
+"""How kernels are compiled by numba, and where the result is kept.
+
+A kernel is a function of contiguous arrays and numbers with its types given, so that it is compiled when its module is
+imported and never while somebody waits for a token. It runs without the interpreter's lock. Sums may be taken in
+another order than they are written in, which is what lets them be computed sixteen at a time; the order depends on an
+array's sizes alone. What is compiled is kept beside the source, or in the user's cache folder if that is read-only, or
+in the folder that NUMBA_CACHE_DIR names; if nothing can be written it is compiled at each start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.caching import FunctionCache
+from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    # Not "nnan" and "ninf": a row whose logits are not numbers must be seen.
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    "error_model": "numpy",
+}
+# Whether what is compiled is kept for the next start.
+kept = True
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's own, which knows neither of functions in this file that a kernel calls nor of folders that fill up."""
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(sig, codegen), _shared())
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a file that another version wrote, or half of one
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
+@functools.cache
+def _shared() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def kernel(signature: str) -> Callable[[Function], Function]:
+    """Compile a function for a signature of numba's, such as "void(float32[:,::1], float32[::1], float32)"."""
+
+    def compiled(function: Function) -> Function:
+        global kept
+        made = numba.njit(**OPTIONS)(function)
+        try:
+            made._cache = _Cache(function)
+        except RuntimeError:
+            kept = False
+        made.compile(signature)
+        made.disable_compile()
+        return made  # type: ignore[no-any-return]
+
+    return compiled
+
+
+def inlined(function: Function) -> Function:
+    """Let kernels of the same file call a function; it becomes a part of each."""
+    return numba.njit(inline="always", **OPTIONS)(function)  # type: ignore[no-any-return]
+
+
+@inlined
+def exp(x: Any) -> Any:
+    """The exponential of a float32, within two units of the last place; 0 below -87, where the result leaves fp32.
+
+    x = n log 2 + r, and the polynomial of Cephes (Moshier 1989, `expf`) for r. Numba's own is a call for each number.
+    """
+    clamped = min(max(x, np.float32(-87.0)), np.float32(88.0))
+    n = np.float32(np.floor(clamped * np.float32(1.44269504) + np.float32(0.5)))
+    r = clamped - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p * power if x >= np.float32(-87.0) else np.float32(0.0)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Ask for the 64 bytes around an address (an integer); reading them some hundred cycles later costs no wait."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # To read; into the second level of cache; data.
+        builder.call(function, [builder.inttoptr(arguments[0], byte), number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
