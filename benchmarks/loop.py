@@ -23,7 +23,7 @@ from plaudit.learner.loop import learn
 from plaudit.learner.outcome import Result, TurnOutcome
 from plaudit.plugins import load_plugins
 from plaudit.settings import Settings, load_settings
-from plaudit.settings_text import toml
+from plaudit.settings.text import toml
 from plaudit.simulate.population import described
 from plaudit.simulate.run import SimulateSettings, simulate
 from plaudit.testing.serving import LocalServer, local_server

@@ -1,6 +1,6 @@
 """Keeps the chart's generated parts: the schema's `settings` and README.md's table of values.
 
-Enters: service/plaudit/settings.py and helm/plaudit/values.yaml. Leaves: helm/plaudit/values.schema.json (its property
+Enters: service/plaudit/settings/ and helm/plaudit/values.yaml. Leaves: helm/plaudit/values.schema.json (its property
 `settings` only) and the table between the markers of helm/plaudit/README.md. With --check it writes nothing and
 exits with 1 where a file would change.
 """

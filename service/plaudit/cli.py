@@ -301,7 +301,7 @@ def settings_show(
     """Print the settings in force as TOML, secrets masked."""
     settings = load(config, assign, data_dir)
     from plaudit.settings import digest, resolved
-    from plaudit.settings_text import toml
+    from plaudit.settings.text import toml
 
     if channel:
         settings = settings.for_channel(channel_of(channel)).model_copy(update={"channels": {}})
@@ -315,7 +315,7 @@ def settings_show(
 @settings_app.command("table")
 def settings_table() -> None:
     """Print docs/settings.md: every key with its type, default and meaning."""
-    from plaudit.settings_text import table
+    from plaudit.settings.text import table
 
     typer.echo(table(), nl=False)
 

@@ -23,7 +23,7 @@ from plaudit.learner.look import Watch, look
 from plaudit.learner.loop import open_learner
 from plaudit.learner.outcome import TurnOutcome
 from plaudit.release.registry import Promote, Registry
-from plaudit.settings_text import toml
+from plaudit.settings.text import toml
 from plaudit.types import Channel
 from typer.testing import CliRunner
 

@@ -22,7 +22,7 @@ from plaudit.privacy.forgotten import Forgotten
 from plaudit.privacy.keys import PersonKeys
 from plaudit.release.lineage import since
 from plaudit.release.registry import Registry
-from plaudit.settings_text import toml
+from plaudit.settings.text import toml
 from plaudit.store.database import METADATA, Database
 from plaudit.testing.evidence import append, join_all
 from plaudit.types import Channel

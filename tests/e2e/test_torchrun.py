@@ -8,7 +8,7 @@ from plaudit.engine.adapter_files import read
 from plaudit.learner.look import Watch, look
 from plaudit.learner.outcome import TurnOutcome
 from plaudit.release.registry import Registry
-from plaudit.settings_text import toml
+from plaudit.settings.text import toml
 
 from .conftest import CHANNEL, TABLES
 

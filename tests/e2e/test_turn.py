@@ -41,7 +41,7 @@ from plaudit.release.manifest import Manifest
 from plaudit.release.moves import Pin, Promote, ReleaseState, RollBack
 from plaudit.release.registry import Registry
 from plaudit.reward.calibration import RewardReport
-from plaudit.settings_text import toml
+from plaudit.settings.text import toml
 from plaudit.store.leases import LEASE as LEASES
 from plaudit.types import Action, Channel, Request, RewardTerms, Sampling
 

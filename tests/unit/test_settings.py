@@ -6,9 +6,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from plaudit import settings_text
 from plaudit.errors import Misconfigured
 from plaudit.settings import Section, Settings, digest, fields, load_settings, resolved
+from plaudit.settings import text as settings_text
 from plaudit.types import Channel
 
 DOCS = Path(__file__).parents[2] / "docs"

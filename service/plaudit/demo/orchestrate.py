@@ -26,7 +26,7 @@ from plaudit.eventlog import open_log
 from plaudit.evidence.store import EvidenceStore, JoinCounts
 from plaudit.release.registry import Registry
 from plaudit.settings import Settings, load_settings
-from plaudit.settings_text import toml
+from plaudit.settings.text import toml
 from plaudit.store import kept
 
 LEARNER_FILE = "learner.json"

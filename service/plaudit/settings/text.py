@@ -1,6 +1,6 @@
 """Settings as text: a TOML document, and the table of docs/settings.md.
 
-Enters: a mapping of plain JSON types (`settings.resolved`, or a part of it) or nothing. Leaves: text. Never reads a
+Enters: a mapping of plain JSON types (`resolved`, or a part of it) or nothing. Leaves: text. Never reads a
 file or the environment.
 """
 
@@ -15,11 +15,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from plaudit.settings import ChannelSettings, Section, Settings
+from plaudit.settings.channels import ChannelSettings
+from plaudit.settings.root import Settings
+from plaudit.settings.section import Section
 
 HEADER = """# Settings
 
-Made from `service/plaudit/settings.py` by `plaudit settings table > docs/settings.md`.
+Made from `service/plaudit/settings/` by `plaudit settings table > docs/settings.md`.
 
 A file (`plaudit.toml`, or what `--config` or `PLAUDIT_CONFIG` names) < environment < `--set key=value`. In the
 environment a key is `PLAUDIT_` and its path in capitals with two underscores for a dot: `serve.port` is
