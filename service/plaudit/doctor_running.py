@@ -41,6 +41,10 @@ def running(settings: Settings, plugins: Mapping[str, DomainPlugin]) -> Iterator
     seen = [each for each in found.running if not each.lost]
     for kind in ("serve", "join", "learn"):
         yield from _process(kind, found, seen)
+    if found.expired:
+        words = f"retention deleted {found.expired} records before the join read them: they are lost"
+        remedy = "keep records longer than the join may be away (log.kafka.retention_days), and see that it runs"
+        yield Finding("retention", "note", words, remedy)
     for channel in found.channels:
         yield from _behind(channel, seen)
         if any(each.kind == "learn" for each in seen):

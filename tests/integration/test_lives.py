@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sqlite3
 import time
 import uuid
+from collections import Counter
 
 import pytest
 from plaudit.errors import LogUnavailable, Misconfigured
@@ -73,6 +75,23 @@ class World:
                 self.log = open_log(self.settings)
                 return
             assert time.monotonic() < deadline
+
+    def expire_all(self):
+        """As retention does it: records go, offsets stay."""
+        if self.settings.log.kind == "sqlite":
+            with contextlib.closing(sqlite3.connect(self.settings.data_dir / "log.sqlite")) as file:
+                file.execute("DELETE FROM records")
+                file.commit()
+            return
+        from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+
+        kafka = self.settings.log.kafka
+        admin, reader = (kind(bootstrap_servers=kafka.bootstrap) for kind in (KafkaAdminClient, KafkaConsumer))
+        names = [kafka.topic_prefix + topic for topic in (Topic.INTERACTIONS, Topic.FEEDBACK)]
+        partitions = [TopicPartition(name, each) for name in names for each in range(kafka.partitions)]
+        admin.delete_records(reader.end_offsets(partitions))
+        admin.close()
+        reader.close()
 
     def close(self):
         self.log.close()
@@ -177,8 +196,6 @@ def test_a_log_restored_from_an_older_copy_is_told_by_the_record_before(world):
 
 @pytest.mark.parametrize("world", ["embedded"], indirect=True)
 def test_records_that_expired_unread_are_counted(world):
-    import sqlite3
-
     world.act(0, 5)
     world.join(5)
     world.act(5, 5)
@@ -191,3 +208,43 @@ def test_records_that_expired_unread_are_counted(world):
     world.join(7, worker)
     worker.close()
     assert sum(dict(each).get(Topic.FEEDBACK.value, 0) for each in seen) == 3
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+def test_what_retention_took_is_counted_though_no_record_comes_after(world):
+    world.act(0, 5)
+    world.join(5)
+    world.act(5, 5)
+    world.expire_all()
+    seen = []
+    worker = Join(world.log, world.store, PLUGINS, JoinSettings(), observe=lambda *args: seen.append(args[1].expired))
+    deadline = time.monotonic() + 300
+    while (sum(worker.lag().values()) or not seen) and time.monotonic() < deadline:
+        worker.run_once(0.1)
+    assert world.store.lost_to_retention() == 10
+    assert sum(seen, start=Counter()) == {Topic.INTERACTIONS.value: 5, Topic.FEEDBACK.value: 5}
+    assert not sum(worker.lag().values()), "what is gone waits for nobody"
+    world.act(10, 2)
+    world.join(7, worker)
+    worker.close()
+    assert world.store.lost_to_retention() == 10, "each is counted once"
+
+
+@pytest.mark.needs_kafka
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+def test_a_topic_that_was_lost_comes_back_with_as_many_partitions_as_its_twin(world):
+    from kafka import KafkaAdminClient
+    from kafka.admin import NewPartitions
+
+    kafka = world.settings.log.kafka
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    names = [kafka.topic_prefix + topic for topic in (Topic.INTERACTIONS, Topic.FEEDBACK)]
+    for name in names:
+        admin.create_partitions({name: NewPartitions(total_count=4)})
+    admin.delete_topics(names[1:])
+    while not admin.describe_topics(names[1:])[0]["error_code"]:
+        time.sleep(0.1)
+    open_log(world.settings).close()
+    assert [len(each["partitions"]) for each in admin.describe_topics(names)] == [4, 4]
+    admin.close()

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+import structlog
+import structlog.testing
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from plaudit.client import Plaudit
 from plaudit.errors import (
@@ -398,9 +400,12 @@ def test_serving_goes_on_while_the_channel_states_cannot_be_read(local, client, 
     def broken():
         raise OSError("the database is gone")
 
-    monkeypatch.setattr(local.registry, "states", broken)
     value = local.metrics.registry.get_sample_value
-    _wait_until(lambda: value("plaudit_follower_errors_total") >= 2)
+    with structlog.testing.capture_logs() as lines:
+        monkeypatch.setattr(local.registry, "states", broken)
+        _wait_until(lambda: value("plaudit_follower_errors_total") >= 4)
+    said = [line for line in lines if "channel states cannot be read" in line["event"]]
+    assert len(said) == 1, "an outage is one line, not one for each look"
     assert client.generate("echo", "Hello", max_tokens=2).text is not None
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 
 import pytest
+import sqlalchemy as sa
 from plaudit import doctor_running
 from plaudit.doctor import diagnose
 from plaudit.eventlog import Topic, open_log
+from plaudit.evidence.tables import OffsetRow
 from plaudit.release.registry import Registry
 from plaudit.settings import load_settings
 from plaudit.store import processes
@@ -86,6 +88,15 @@ def test_a_join_that_stopped_is_found_with_what_waits_for_it(make, database, mon
     assert by_check(settings)["join"].status == "good"
     monkeypatch.setattr(processes, "LOST_SECONDS", -1.0)
     assert "was not seen for" in by_check(settings)["join"].message
+
+
+def test_records_that_retention_took_unread_are_told(make, database):
+    assert "retention" not in by_check(make())
+    with database.writing() as connection:
+        row = {"topic": "plaudit.feedback", "partition": 3, "first": 0, "next": 9, "expired": 4}
+        connection.execute(sa.insert(OffsetRow).values(row))
+    found = by_check(make())["retention"]
+    assert (found.status, "deleted 4 records" in found.message) == ("note", True)
 
 
 def test_a_learner_that_waits_is_a_note_with_what_to_do_and_a_failed_turn_is_bad(make, database):

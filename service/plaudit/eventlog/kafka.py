@@ -315,9 +315,16 @@ class KafkaLogConsumer:
 
     def end_positions(self) -> dict[tuple[Topic, int], int]:
         """Offset that the next record of each assigned partition will get."""
-        with self._failing("asked for its end"):
-            ends = self._consumer.end_offsets([self._partition(*place) for place in self._assigned])
-        return {(self._topic_of[partition.topic], partition.partition): end for partition, end in ends.items()}
+        return self._offsets("end_offsets")
+
+    def first_positions(self) -> dict[tuple[Topic, int], int]:
+        """Offset of the first record that each assigned partition still holds."""
+        return self._offsets("beginning_offsets")
+
+    def _offsets(self, which: str) -> dict[tuple[Topic, int], int]:
+        with self._failing("asked for its offsets"):
+            found = getattr(self._consumer, which)([self._partition(*place) for place in self._assigned])
+        return {(self._topic_of[partition.topic], partition.partition): offset for partition, offset in found.items()}
 
     def at_end(self) -> bool:
         """Whether all that its partitions hold was handed out."""

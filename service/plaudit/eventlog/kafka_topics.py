@@ -31,6 +31,7 @@ def ensure_topics(settings: KafkaSettings) -> None:
         try:
             found = _found(admin, list(names.values()))
             missing = {name: _wanted(topic, settings) for topic, name in names.items() if name not in found}
+            _like_its_twin(missing, names, found)
             if missing:
                 _create(admin, missing, settings)
                 found = _found(admin, list(names.values()))
@@ -56,6 +57,14 @@ def _wanted(topic: Topic, settings: KafkaSettings) -> dict[str, Any]:
             "message.timestamp.type": "LogAppendTime",
         },
     }
+
+
+def _like_its_twin(missing: dict[str, dict[str, Any]], names: dict[Topic, str], found: dict[str, list[Any]]) -> None:
+    """Interactions and feedback have as many partitions: of two, the one that was lost is made like the other."""
+    twins = (names[Topic.INTERACTIONS], names[Topic.FEEDBACK])
+    for name, other in (twins, twins[::-1]):
+        if name in missing and other in found:
+            missing[name]["num_partitions"] = len(found[other])
 
 
 def required_configs(topic: Topic, settings: KafkaSettings) -> dict[str, tuple[str, str]]:

@@ -83,6 +83,12 @@ class Consumer(Protocol):
     def end_positions(self) -> dict[tuple[Topic, int], int]:
         """Offset that the next record of each assigned partition will get. Raises LogUnavailable."""
 
+    def first_positions(self) -> dict[tuple[Topic, int], int]:
+        """Offset of the first record that each assigned partition holds; of its next one if it holds none.
+
+        Raises LogUnavailable.
+        """
+
     def at_end(self) -> bool:
         """Whether all that its partitions hold was handed out; False without partitions. Raises LogUnavailable."""
 

@@ -97,6 +97,10 @@ class _OpeningConsumer:
         """As the log's."""
         return self._consumer.end_positions()
 
+    def first_positions(self) -> dict[tuple[Topic, int], int]:
+        """As the log's."""
+        return self._consumer.first_positions()
+
     def at_end(self) -> bool:
         """As the log's."""
         return self._consumer.at_end()

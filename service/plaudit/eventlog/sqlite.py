@@ -368,6 +368,17 @@ class SqliteConsumer:
             ends = dict(self._connection.execute("SELECT topic, next FROM ends").fetchall())
         return {(topic, PARTITION): ends.get(topic.value, 0) for topic in self._topics}
 
+    def first_positions(self) -> dict[tuple[Topic, int], int]:
+        """Offset of the first record of each topic; of its next one if there is none."""
+        with self._reading():
+            found = {
+                topic: self._connection.execute(
+                    "SELECT min(offset) FROM records WHERE topic = ?", (topic.value,)
+                ).fetchone()[0]
+                for topic in self._topics
+            }
+        return {at: end if found[at[0]] is None else found[at[0]] for at, end in self.end_positions().items()}
+
     def at_end(self) -> bool:
         """Whether no record lies behind those that were handed out."""
         behind = "SELECT 1 FROM records WHERE topic = ? AND offset >= ? LIMIT 1"

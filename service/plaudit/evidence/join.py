@@ -115,6 +115,7 @@ class Join:
         self._consumer: Consumer | None = None
         self._positions: dict[tuple[Topic, int], Place] = {}
         self._topic_ids: Mapping[Topic, str] = {}
+        self._firsts: Mapping[tuple[Topic, int], int] = {}  # of new partitions, until their places are looked at
         self._sweep = True  # feedback of an earlier process may wait
         self._take_up_again()
 
@@ -143,7 +144,7 @@ class Join:
             fail_point("join.1")
             batch = _decode_all(records)
             fail_point("join.2")
-            if records or self._sweep or caught_up:
+            if records or self._sweep or caught_up or self._firsts:
                 self._transact(batch, caught_up)
             self._publish()
             if records and self._consumer is not None:
@@ -185,6 +186,7 @@ class Join:
         assert self._consumer is not None, "_open opens it"
         if not self._topic_ids and self._consumer.assigned():
             self._topic_ids = self._consumer.topic_ids()
+            self._firsts = self._consumer.first_positions()
         records = self._consumer.poll(timeout_seconds, self._settings.batch_records)
         # Who has no partition, or got others within this poll, has not read what there is.
         caught_up = bool(self._topic_ids) and len(records) < self._settings.batch_records
@@ -195,7 +197,9 @@ class Join:
         now, began = self._now(), time.perf_counter()
         with self._store.database.writing() as connection:
             self._store.database.fence(connection, alone=False)  # from who begins an erasure
-            moved = places.advance(connection, self._positions, batch.records, self._topic_ids)
+            passed = places.skip(connection, self._positions, self._firsts)
+            here = {**self._positions, **passed.places}
+            moved = places.advance(connection, here, batch.records, self._topic_ids)
             fail_point("join.3")
             left_out = self._leave_out(connection, batch, now)
             fresh, conflicts = ingest.write_interactions(connection, batch.interactions)
@@ -213,10 +217,11 @@ class Join:
                 waited = dt.timedelta(seconds=self._settings.max_wait_seconds)
                 ingest.expire(connection, now - waited, now)
             fail_point("join.5")
-        self._positions.update(moved.places)  # step 6 is done
+        self._positions = {**here, **moved.places}  # step 6 is done
+        self._firsts = {}
         fail_point("join.6")
         if self._observe is not None:
-            outcome.expired, outcome.forgotten = moved.expired, left_out
+            outcome.expired, outcome.forgotten = passed.expired + moved.expired, left_out
             outcome.rejected.update(each.error.reason for each in (*batch.rejections, *conflicts))
             self._observe(batch.records, outcome, time.perf_counter() - began)
 

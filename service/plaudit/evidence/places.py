@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Table, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, select, update
 
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Place, Positions, Record, Topic
@@ -63,6 +64,22 @@ def unread(records: Iterable[Record], places: Positions) -> list[Record]:
     return fresh
 
 
+def skip(connection: Connection, expected: Positions, firsts: Mapping[tuple[Topic, int], int]) -> Moved:
+    """Moves places that retention has passed to the first record that there is, and counts what lay between.
+
+    At once, and not with the next record: on a quiet partition that may be never. Raises Overtaken.
+    """
+    moved: dict[tuple[Topic, int], Place] = {}
+    expired: Counter[str] = Counter()
+    for at, first in sorted(firsts.items()):
+        before = expected.get(at)
+        if before is None or first <= before.next:
+            continue
+        moved[at] = Place(first, before.topic_id)
+        expired[at[0].value] += _move(connection, at, before, moved[at], first - before.next)
+    return Moved(moved, expired)
+
+
 def advance(
     connection: Connection, expected: Positions, records: Iterable[Record], topic_ids: Mapping[Topic, str]
 ) -> Moved:
@@ -74,30 +91,47 @@ def advance(
     moved: dict[tuple[Topic, int], Place] = {}
     expired: Counter[str] = Counter()
     for (topic, partition), (first, last) in sorted(spans.items(), key=lambda span: span[0]):
-        row = and_(_OFFSETS.c.topic == topic.value, _OFFSETS.c.partition == partition)
         place = Place(last.offset + 1, topic_ids.get(topic, ""), record_mark(last.value))
-        values = {"next": place.next, "topic_id": place.topic_id, "before": place.before}
         moved[topic, partition] = place
         before = expected.get((topic, partition))
         if before is None:
-            if connection.execute(select(_OFFSETS.c.next).where(row)).first() is not None:
+            if connection.execute(select(_OFFSETS.c.next).where(_row(topic, partition))).first() is not None:
                 raise Overtaken(f"{topic}[{partition}] was begun by another worker")
             fresh = {"topic": topic.value, "partition": partition, "first": first.offset, "expired": 0}
-            connection.execute(insert(_OFFSETS).values(fresh | values))
+            connection.execute(insert(_OFFSETS).values(fresh | _values(place)))
             continue
         # Offsets of these topics have no gaps: what is missing was deleted before it was read.
         gap = max(0, first.offset - before.next)
-        found = connection.execute(
-            update(_OFFSETS)
-            .where(row, _OFFSETS.c.next == before.next, _OFFSETS.c.topic_id == before.topic_id)
-            .values(expired=_OFFSETS.c.expired + gap, **values)
-        )
-        if found.rowcount != 1:
-            raise Overtaken(f"{topic}[{partition}] no longer stands at {before.next}")
-        if gap:
-            expired[topic.value] += gap
-            _log.error("join.records_expired_unread", topic=topic.value, partition=partition, records=gap)
-    return Moved(moved, expired)
+        expired[topic.value] += _move(connection, (topic, partition), before, place, gap)
+    return Moved(moved, +expired)
+
+
+def _move(connection: Connection, at: tuple[Topic, int], before: Place, place: Place, gap: int) -> int:
+    """Moves one place, and counts `gap` records that were never read; returns them. Raises Overtaken."""
+    topic, partition = at
+    found = connection.execute(
+        update(_OFFSETS)
+        .where(_row(topic, partition), _OFFSETS.c.next == before.next, _OFFSETS.c.topic_id == before.topic_id)
+        .values(expired=_OFFSETS.c.expired + gap, **_values(place))
+    )
+    if found.rowcount != 1:
+        raise Overtaken(f"{topic}[{partition}] no longer stands at {before.next}")
+    if gap:
+        _log.error("join.records_expired_unread", topic=topic.value, partition=partition, records=gap)
+    return gap
+
+
+def _row(topic: Topic, partition: int) -> ColumnElement[bool]:
+    return and_(_OFFSETS.c.topic == topic.value, _OFFSETS.c.partition == partition)
+
+
+def _values(place: Place) -> dict[str, Any]:
+    return {"next": place.next, "topic_id": place.topic_id, "before": place.before}
+
+
+def lost(connection: Connection) -> int:
+    """Records that retention took before they were read, of all partitions since the places were set last."""
+    return int(connection.execute(select(func.coalesce(func.sum(_OFFSETS.c.expired), 0))).scalar_one())
 
 
 def reset(connection: Connection, topics: Sequence[Topic], ends: Positions) -> Positions:

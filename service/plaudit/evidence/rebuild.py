@@ -367,6 +367,10 @@ class _BoundedConsumer:
         """As the inner one's."""
         return self._inner.end_positions()
 
+    def first_positions(self) -> dict[tuple[Topic, int], int]:
+        """As the inner one's."""
+        return self._inner.first_positions()
+
     def at_end(self) -> bool:
         """As the inner one's."""
         return self._inner.at_end()

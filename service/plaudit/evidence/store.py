@@ -136,6 +136,11 @@ class EvidenceStore:
         with self.database.reading() as connection:
             return places.read(connection)
 
+    def lost_to_retention(self) -> int:
+        """Records that retention deleted before the join read them."""
+        with self.database.reading() as connection:
+            return places.lost(connection)
+
     def channels(self) -> list[Channel]:
         """Channels with an interaction for SERVE or EXPLORE that something may be learnt from, in order."""
         query = select(InteractionRow.domain, InteractionRow.tenant).where(_LEARNED_FROM).distinct()

@@ -98,12 +98,14 @@ class ErasureReport:
 class Deployment:
     """Every channel that was asked, the processes, and how many records the join has not read (None: not known).
 
+    `expired` counts those that it never will: retention deleted them before.
     `rejected` counts records that the join could not use, by reason, those of no channel too.
     """
 
     channels: tuple[ChannelReport, ...]
     running: tuple[Process, ...]
     unread: int | None
+    expired: int
     rejected: Mapping[str, int]
     erasures: ErasureReport
     now: str = field(compare=False)
@@ -131,6 +133,7 @@ def deployment(settings: Settings, plugins: Mapping[str, DomainPlugin], only: Ch
             channels=tuple(_report(settings, plugins, store, registry, state, running) for state in wanted),
             running=running,
             unread=_unread(settings, store, running),
+            expired=store.lost_to_retention(),
             rejected=rejected,
             erasures=_erasures(settings, store),
             now=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -159,7 +162,11 @@ def _unread(settings: Settings, store: EvidenceStore, running: tuple[Process, ..
         finally:
             log.close()
         return sum(max(0, end - read.get(place, 0)) for place, end in ends.items())
-    said = [int(each.facts.get("unread", 0)) for each in running if each.kind == "join"]
+    joins = [each for each in running if each.kind == "join"]
+    # The partitions of one that died are another's by now, which counts their records too.
+    said = [int(each.facts.get("unread", 0)) for each in joins if not each.lost] or [
+        int(each.facts.get("unread", 0)) for each in joins
+    ]
     return sum(said) if said else None
 
 
@@ -339,6 +346,8 @@ def _process_lines(found: Deployment) -> str:
     if found.rejected:
         counts = ", ".join(f"{count} {reason}" for reason, count in found.rejected.items())
         lines.append(f"rejected by the join: {counts} (plaudit rejected list)")
+    if found.expired:
+        lines.append(f"LOST: {found.expired} records, which retention deleted before the join read them")
     lines += _erasure_lines(found.erasures, found.now)
     for kind in KINDS:
         of_kind = [each for each in found.running if each.kind == kind]

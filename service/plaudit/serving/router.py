@@ -160,6 +160,7 @@ class Router:
 
     def _follow(self) -> None:
         consumer: Consumer | None = None
+        said_log = said_store = False  # an outage is one line, however many looks it meets
         while not self._stop.is_set():
             # The outermost loop of a thread that must not die: whatever the registry or the log raise is counted.
             try:
@@ -169,17 +170,23 @@ class Router:
                     self._stop.wait(self._poll_seconds)
                 else:
                     consumer.poll(self._poll_seconds, _BELL_RECORDS)
+                said_log = False
             except Exception as error:
-                log.warning("the releases topic cannot be read; the states are polled", error=type(error).__name__)
+                if not said_log:
+                    log.warning("the releases topic cannot be read; the states are polled", error=type(error).__name__)
+                said_log = True
                 self._stop.wait(self._poll_seconds)
             if self._stop.is_set():
                 break
             try:
                 self.look()
                 self._look_also()
+                said_store = False
             except Exception as error:
                 self._metrics.follower_errors.inc()
-                log.error("the channel states cannot be read; serving goes on", error=type(error).__name__)
+                if not said_store:
+                    log.error("the channel states cannot be read; serving goes on", error=type(error).__name__)
+                said_store = True
         if consumer is not None:
             consumer.close()
 
