@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plaudit.engine import adapter_files, adapters, bank, frozen
+from plaudit.engine import adapter_files, adapters, bank, frozen, kernels
 from plaudit.engine.bank import AdapterBank, Gathered
 from plaudit.engine.base import Base
 from plaudit.engine.fused import Fused
@@ -148,7 +148,7 @@ def decoding(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def prepared(base: Base, layers: int, paths: list[Path], dtype: torch.dtype) -> Iterator[tuple[Fused, AdapterBank]]:
     adapted = AdapterBank(base, layers=layers, rank=RANK, slots=ADAPTERS)
-    runner = Fused(base, adapted, base.num_layers - layers, dtype)
+    runner = Fused(base, adapted, base.num_layers - layers, dtype, kernels.load())
     for slot, path in enumerate(paths, start=1):
         adapted.write(slot, *adapter_files.read(path))
     yield runner, adapted

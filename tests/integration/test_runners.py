@@ -5,11 +5,12 @@ import os
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
-from plaudit.engine import adapters, bank, fidelity, frozen, packed, runners
+from plaudit.engine import adapters, bank, fidelity, frozen, kernels, packed, torch_engine
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.fused import Fused
@@ -245,6 +246,49 @@ def test_in_a_lane_too_wide_for_copies_of_adapters_it_has_too(saved, monkeypatch
     assert _bits_in_random_company(*saved, rounds=20, seed=5) > 60
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_without_kernels_it_has_too_and_says_the_same(saved, monkeypatch, temperature):
+    base, _ = saved
+    jobs = [_job(_prompt(n, 9 * n + 1), temperature=temperature, seed=n, max_tokens=3 * n + 1) for n in range(8)]
+
+    def replies():
+        engine = _engine(base, [])
+        try:
+            return engine._runner.compiled, [ticket.result(60) for ticket in engine.submit(jobs)]
+        finally:
+            engine.close()
+
+    compiled, quick = replies()
+    monkeypatch.setattr(kernels, "load", lambda: None)
+    assert compiled
+    without, plain = replies()
+    assert not without
+    for mine, other in zip(quick, plain, strict=True):
+        assert mine.tokens == other.tokens
+        for found, wanted in ((mine.logprobs_raw, other.logprobs_raw), (mine.logprobs_sampled, other.logprobs_sampled)):
+            assert found == pytest.approx(wanted, abs=1e-4)
+    assert _bits_in_random_company(*saved, rounds=10, seed=6) > 30
+
+
+@pytest.mark.parametrize("name", ["norm", "add_norm", "gate", "turn", "attend"])
+def test_a_kernel_that_computes_something_else_does_not_serve(saved, monkeypatch, name):
+    base, _ = saved
+    good = kernels.load()
+    if good is None:
+        pytest.skip("kernels are not compiled here")
+
+    def wrong(*given):
+        getattr(good, name)(*given)
+        into = given[0] if name == "turn" else given[-1]
+        into[:, 0] += 0.5
+
+    monkeypatch.setattr(kernels, "load", lambda: SimpleNamespace(**{**vars(good), name: wrong}))
+    bank = AdapterBank(base, layers=2, rank=8, slots=1)
+    runner = choose(base, bank, 2)
+    assert isinstance(runner, Fused)
+    assert not runner.compiled
+
+
 def test_a_row_is_on_the_adapter_that_its_slot_has_when_it_is_filled(saved):
     """A slot that was written anew while its old row's copy is still there."""
     base, paths = saved
@@ -386,8 +430,7 @@ def test_a_layer_whose_linears_are_hooked_is_computed_by_its_own_modules(make):
 def test_a_shared_prefix_is_computed_below_the_adapters_once_for_all(saved, monkeypatch, kind):
     base, paths = saved
     if kind is Modules:
-        monkeypatch.setattr(runners, "Fused", lambda base, bank, capture, dtype: Modules(base, bank, capture))
-        monkeypatch.setattr(runners, "_require_same", lambda *_: None)
+        monkeypatch.setattr(torch_engine, "choose", lambda base, bank, capture, dtype: Modules(base, bank, capture))
     prompt = EncodedPrompt(_prompt(7, 40).tokens, 30)
     found = []
     for keys in ([KEYS[2]], [KEYS[0], KEYS[1], KEYS[2]]):

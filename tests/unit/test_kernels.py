@@ -1,9 +1,10 @@
 """Kernels give what torch's operators give, row by row, and an engine does without them where they do not compile."""
 
-import subprocess
+import functools
 import sys
 
 import pytest
+import structlog
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +55,40 @@ def test_heads_turn_by_the_angles_of_their_positions(rows, heads, rest, half, se
     assert torch.allclose(by_head, wanted, atol=1e-5, rtol=1e-5)
 
 
+def _attention(rows, groups, shared, half, seed, only=None):
+    """Rows in places of a larger block, by the kernel and by torch; `only`: one of them by itself."""
+    drawn, size, heads = torch.Generator().manual_seed(seed), 2 * half, groups * shared
+    at = torch.randint(0, 70, (rows,), generator=drawn)
+    places = torch.randperm(rows + 2, generator=drawn)[:rows]
+    qkv = _random(rows, heads + 2 * groups, size, seed=seed, spread=1.0)
+    keys, values = (_random(rows + 2, groups, 70, size, seed=seed + more, spread=1.0) for more in (1, 2))
+    wanted = torch.empty(rows, heads, size)
+    for row in range(rows):
+        own = keys[places[row]].clone(), values[places[row]].clone()
+        for stored, fresh in zip(own, (qkv[row, heads : heads + groups], qkv[row, heads + groups :]), strict=True):
+            stored[:, at[row]] = fresh
+        seen = [each[:, : at[row] + 1].repeat_interleave(shared, dim=0) for each in own]
+        wanted[row] = torch.softmax(qkv[row, :heads, None] @ seen[0].mT * 0.3, dim=-1).matmul(seen[1])[:, 0]
+    found, chosen = torch.full((rows, heads * size), torch.nan), slice(only, None if only is None else only + 1)
+    which = torch.arange(rows)[chosen].contiguous()
+    flat = qkv.view(rows, -1)
+    made.attend(
+        *(array(each) for each in (flat, which, places[chosen].contiguous(), at, keys, values)), 0.3, array(found)
+    )
+    return found.view(rows, heads, size), wanted
+
+
+@compiled
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 3), st.integers(1, 4), st.integers(1, 33), st.integers(0, 2**16))
+def test_attention_of_a_step_is_torchs_and_of_each_row_by_itself(rows, groups, shared, half, seed):
+    found, wanted = _attention(rows, groups, shared, half, seed)
+    assert torch.allclose(found, wanted, atol=1e-5, rtol=1e-4)
+    alone, _ = _attention(rows, groups, shared, half, seed, only=rows - 1)
+    assert torch.equal(alone[rows - 1], found[rows - 1])
+    assert alone[: rows - 1].isnan().all()
+
+
 @compiled
 @settings(max_examples=15, deadline=None)
 @given(ROWS, SIZES, st.integers(0, 2**16))
@@ -71,10 +106,18 @@ def test_a_rows_bits_depend_on_nothing_beside_it(rows, size, seed):
         assert torch.equal(alone[0], normed[row])
 
 
-@pytest.mark.parametrize(
-    "broken", ["import sys; sys.modules['numba'] = None", "import os; os.environ['NUMBA_DISABLE_JIT'] = '1'"]
-)
-def test_without_a_compiler_there_are_no_kernels_and_one_line_says_so(broken):
-    program = f"{broken}\nfrom plaudit.engine import kernels\nassert kernels.load() is None\nkernels.load()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
-    assert (done.stdout + done.stderr).count("kernels are not compiled here") == 1
+@pytest.mark.parametrize("why", ["numba is not there", "numba compiles nothing"])
+def test_without_a_compiler_there_are_no_kernels_and_one_line_says_so(why, monkeypatch):
+    numba = pytest.importorskip("numba")
+    for name in ("attention", "compiling", "rows"):
+        monkeypatch.delitem(sys.modules, f"plaudit.engine.kernels.{name}", raising=False)
+        monkeypatch.delattr(kernels, name, raising=False)
+    if why == "numba is not there":
+        monkeypatch.setitem(sys.modules, "numba", None)
+    else:
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
+    load = functools.cache(kernels.load.__wrapped__)
+    with structlog.testing.capture_logs() as lines:
+        assert load() is None
+        assert load() is None
+    assert [line["log_level"] for line in lines] == ["warning"]

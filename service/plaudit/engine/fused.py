@@ -9,6 +9,7 @@ that copy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import embedding, rms_norm, silu
@@ -16,8 +17,9 @@ from torch.nn.functional import embedding, rms_norm, silu
 from plaudit.engine.bank import AdapterBank, Correction, Gathered, Mixture
 from plaudit.engine.base import Base
 from plaudit.engine.family import LayerWeights, Norm, Side, Unfit, layer_weights, packed_head
+from plaudit.engine.kernels import array
 from plaudit.engine.packed import Packed, stand_alone
-from plaudit.engine.runner import Past, shared_layers
+from plaudit.engine.runner import InPlaces, Past, shared_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,17 @@ class Fused:
     """Runs a base of the Llama family in fp32 on the CPU; raises Unfit for any other.
 
     `dtype` is the number format of the layers' linears. The head stays in fp32, and so do adapters, which are small.
+    `kernels` (kernels.load) compute what lies between linears; None: torch's operators do.
     """
 
-    def __init__(self, base: Base, bank: AdapterBank, capture_layer: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        base: Base,
+        bank: AdapterBank,
+        capture_layer: int,
+        dtype: torch.dtype = torch.float32,
+        kernels: Any | None = None,
+    ) -> None:
         if base.device.type != "cpu" or base.dtype != torch.float32:
             raise Unfit("packed weights are for fp32 on CPUs")
         head = base.model.lm_head
@@ -96,11 +106,23 @@ class Fused:
             each.packed for layer in self._layers[:1] for each in (layer.qkv, layer.out, layer.gate_up, layer.down)
         )
         self._stands_alone = all(stand_alone(packed) for packed in linears)
+        self._kernels = kernels
+        self._takes_rows = kernels is not None and self._stands_alone and stand_alone(self._head)
 
     @property
     def stands_alone(self) -> bool:
         """As Runner.stands_alone: seen from products of few and of many rows."""
         return self._stands_alone
+
+    @property
+    def compiled(self) -> bool:
+        """Whether kernels compute what lies between linears."""
+        return self._kernels is not None
+
+    @property
+    def takes_rows(self) -> bool:
+        """As Runner.takes_rows: with kernels, whose rows are each by itself."""
+        return self._takes_rows
 
     def run(
         self,
@@ -114,10 +136,12 @@ class Fused:
         """As Runner.run."""
         first = 0 if trunk is None else self._capture_layer
         hidden = embedding(tokens, self._embedding) if trunk is None else trunk
-        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)  # (N, 1, D)
         mixture: Mixture | None = None
         if slots is not None:
             mixture = copies or self._bank.masked(slots)
+        if self._kernels is not None:
+            return self._compiled(hidden if trunk is None else trunk.clone(), positions, past, mixture, first)
+        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)  # (N, 1, D)
         captured = hidden
         for index, layer in enumerate(self._layers[first:], start=first):
             if index == self._capture_layer:
@@ -128,6 +152,29 @@ class Fused:
             captured = hidden
         return captured, _normed(self._norm, hidden)
 
+    def _compiled(
+        self, hidden: torch.Tensor, positions: torch.Tensor, past: Past, mixture: Mixture | None, first: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As run, from layer `first`, with kernels between linears; `hidden` (N, H) is written over."""
+        kernels: Any = self._kernels
+        steps = _Steps(kernels, past, positions, self._cos, self._sin)
+        total, captured = array(hidden), hidden
+        normed = torch.empty_like(hidden)
+        more: torch.Tensor | None = None  # what the layer before adds
+        for index, layer in enumerate(self._layers[first:], start=first):
+            own = layer.weights
+            _add_norm(kernels, total, more, own.before_attention, normed)
+            if index == self._capture_layer:
+                captured = hidden.clone()
+            more = layer.out(steps.attention(index, layer, layer.qkv(normed, mixture)), mixture)
+            _add_norm(kernels, total, more, own.before_mlp, normed)
+            both = layer.gate_up(normed, mixture)
+            gated = both.new_empty(len(both), both.shape[1] // 2)
+            kernels.gate(array(both), array(gated))
+            more = layer.down(gated, mixture)
+        _add_norm(kernels, total, more, self._norm, normed)
+        return hidden if self._capture_layer == len(self._layers) else captured, normed
+
     def copies(self, width: int) -> Gathered | None:
         """As Runner.copies."""
         return self._bank.gathered(width)
@@ -135,6 +182,43 @@ class Fused:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As Runner.logits."""
         return self._head(hidden)
+
+
+class _Steps:
+    """Rotation and attention of the tokens of one pass, by kernels."""
+
+    def __init__(self, kernels: Any, past: Past, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        self._kernels, self._past = kernels, past
+        self._positions = array(positions)
+        self._cos, self._sin = array(cos[:, 0]), array(sin[:, 0])
+        self._places = past.places() if isinstance(past, InPlaces) else None
+        self._whole = sum(len(each.rows) for each in self._places or ()) == len(positions)
+
+    def attention(self, index: int, layer: _Layer, rows: torch.Tensor) -> torch.Tensor:
+        """Attention (N, Hq D) of queries, keys and values in rows (N, (Hq + 2 Hk) D), which are turned in place."""
+        own = layer.weights
+        qkv, both = array(rows), own.heads + own.groups
+        self._kernels.turn(qkv, self._cos, self._sin, self._positions, both)
+        if self._places is None:
+            by_head = rows.view(len(rows), both + own.groups, own.size)
+            query, key, value = by_head[:, : own.heads], by_head[:, own.heads : both], by_head[:, both:]
+            return self._past.attend(query, key, value, index, own.scaling).reshape(len(rows), -1)
+        # Nobody reads what a row has that is in no place, but it has to be a number.
+        size = (len(rows), own.heads * own.size)
+        mixed = rows.new_empty(size) if self._whole else rows.new_zeros(size)
+        for at in self._places:
+            self._kernels.attend(
+                qkv, at.rows, at.places, self._positions, at.keys[index], at.values[index], own.scaling, array(mixed)
+            )
+        return mixed
+
+
+def _add_norm(kernels: Any, total: Any, more: torch.Tensor | None, norm: Norm, out: torch.Tensor) -> None:
+    """Add `more` to `total` (N, H); the norm of the sum into `out`."""
+    if more is None:
+        kernels.norm(total, array(norm.weight), norm.epsilon, array(out))
+    else:
+        kernels.add_norm(total, array(more), array(norm.weight), norm.epsilon, array(out))
 
 
 def _angles(base: Base) -> tuple[torch.Tensor, torch.Tensor]:

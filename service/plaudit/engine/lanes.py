@@ -7,15 +7,19 @@ a long row makes no short one longer. A block is made when a row needs it and go
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from plaudit.engine.bank import Gathered
 from plaudit.engine.base import grouped_attention
 from plaudit.engine.memory import Budget, Layout
 from plaudit.engine.prefixes import Prefix
-from plaudit.engine.runner import Runner
+from plaudit.engine.runner import Places, Runner
 from plaudit.engine.sampling import Memory
 
 # A block costs its whole size for its first row, and an attention call of its own for each layer and step.
@@ -77,6 +81,16 @@ class Block:
         if not self.whole:
             self._lane_rows = torch.tensor([row or 0 for row in self._of], dtype=torch.long, device=self._device)
 
+    def places(self, at: Mapping[int, int]) -> Places:
+        """Where the rows of a pass lie here; `at` has the place in the pass of each row of the lane that is in it."""
+        found = [(at[row], place) for place, row in enumerate(self._of) if row is not None and row in at]
+        rows, places = np.array(found, dtype=np.int64).reshape(-1, 2).T.copy()
+        return Places(rows, places, self._as_arrays[0], self._as_arrays[1])
+
+    @functools.cached_property
+    def _as_arrays(self) -> tuple[list[np.ndarray[Any, Any]], list[np.ndarray[Any, Any]]]:
+        return [each.numpy() for each in self.keys], [each.numpy() for each in self.values]
+
     def _own(self, of_lane: torch.Tensor) -> torch.Tensor:
         """What the block's places are of a tensor over the lane's rows; a place without a row has the lane's first."""
         return of_lane if self.whole else of_lane.index_select(0, self._lane_rows)
@@ -125,9 +139,11 @@ class Lane:
         self._blocks: list[Block] = []
         self._places: dict[int, tuple[Block, int]] = {}
         self._decoding: set[int] = set()
-        self._tokens = torch.zeros(width, dtype=torch.long, device=layout.device)
-        self._positions = torch.zeros(width, dtype=torch.long, device=layout.device)
-        self._slots = torch.zeros(width, dtype=torch.long, device=layout.device)
+        self._tokens, self._positions, self._slots = [0] * width, [0] * width, [0] * width
+        # The rows of the running step, in its order.
+        self._rows: Sequence[int] = ()
+        # Positions of a step that no block has taken yet.
+        self._begins_at: torch.Tensor | None = None
         self._free = list(range(width - 1, -1, -1))
         self._running: list[Block] = []
         # When the last step ended, if its rows go on.
@@ -199,19 +215,37 @@ class Lane:
         for block in [block for block in self._blocks if block.empty]:
             self._drop(block)
 
-    def step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the next token of every row: logits (W, V), good until the next step, and trunk activations (W, H)."""
+    def step(self) -> tuple[Sequence[int], torch.Tensor, torch.Tensor]:
+        """Run the next token of rows: which rows (R,), their logits (R, V), good until the next step, and trunk (R, H).
+
+        Those that decode, or all: whether a row's bits are then the same is the runner's to say.
+        """
+        adapted = any(self._slots)
+        some = self._runner.takes_rows and not adapted
+        self._rows = sorted(self._decoding) if some else range(self.width)
+        tokens, positions, slots = (
+            torch.tensor([of[row] for row in self._rows], device=self._layout.device)
+            for of in (self._tokens, self._positions, self._slots)
+        )
         self._running = [block for block in self._blocks if not block.empty]
-        for block in self._running:
-            block.begin_step(self._positions, self._layout.dtype)
-        slots = self._slots if bool(self._slots.any()) else None
-        hidden, last = self._runner.run(self._tokens, self._positions, self, slots, copies=self._copies)
-        return self._runner.logits(last), hidden
+        self._begins_at = positions
+        hidden, last = self._runner.run(tokens, positions, self, slots if adapted else None, copies=self._copies)
+        return self._rows, self._runner.logits(last), hidden
+
+    def places(self) -> Sequence[Places]:
+        """Where the decoding rows of the running step have their keys and values."""
+        at = {row: number for number, row in enumerate(self._rows) if row in self._decoding}
+        found = [block.places(at) for block in self._running]
+        return [each for each in found if len(each.rows)]
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
     ) -> torch.Tensor:
-        """As Past.attend, for the running step."""
+        """As Past.attend, for a running step of all rows."""
+        if self._begins_at is not None:
+            for block in self._running:
+                block.begin_step(self._begins_at, self._layout.dtype)
+            self._begins_at = None
         if len(self._running) == 1 and self._running[0].whole:
             return self._running[0].attend(query, key, value, layer, scaling)
         found = query.new_zeros(self.width, query.shape[1], value.shape[2])

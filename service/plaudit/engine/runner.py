@@ -8,8 +8,11 @@ Llama family on packed weights.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from plaudit.engine.bank import AdapterBank, Gathered
@@ -25,6 +28,24 @@ class Past(Protocol):
         """Take keys (N, Hk, D) and values (N, Hk, Dv) of the pass; attention (N, Hq, Dv) of its queries (N, Hq, D)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where keys and values lie: of `rows` (R,) of a pass, at `places` (R,) of an array (P, Hk, C, D) per layer."""
+
+    rows: np.ndarray[Any, Any]
+    places: np.ndarray[Any, Any]
+    keys: Sequence[np.ndarray[Any, Any]]
+    values: Sequence[np.ndarray[Any, Any]]
+
+
+@runtime_checkable
+class InPlaces(Past, Protocol):
+    """A Past of a pass that has one token of each row, which sees all that went before it."""
+
+    def places(self) -> Sequence[Places]:
+        """Where the rows of the pass have their keys and values, for whoever reads and writes them there."""
+
+
 class Runner(Protocol):
     """Runs the layers of one base."""
 
@@ -38,6 +59,10 @@ class Runner(Protocol):
     @property
     def stands_alone(self) -> bool:
         """Whether a token's bits do not depend on how many tokens are in its pass."""
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether the same holds for a step's rows on the base, attention and logits included (InPlaces)."""
 
     def run(
         self,
@@ -71,6 +96,7 @@ class Modules:
     """The model's own layers, with the bank's adapters hooked to them."""
 
     stands_alone = False
+    takes_rows = False
 
     def __init__(self, base: Base, bank: AdapterBank, capture_layer: int) -> None:
         bank.hook()

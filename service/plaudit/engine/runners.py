@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import structlog
 import torch
 
+from plaudit.engine import kernels
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.family import Unfit
@@ -12,7 +14,7 @@ from plaudit.engine.fidelity import COARSE, EXACT, apart, probe
 from plaudit.engine.frozen import quicken
 from plaudit.engine.fused import Fused
 from plaudit.engine.prefixes import attend_to, causal_bias
-from plaudit.engine.runner import Modules, Runner
+from plaudit.engine.runner import Modules, Places, Runner
 
 log = structlog.get_logger(__name__)
 
@@ -23,14 +25,35 @@ def choose(base: Base, bank: AdapterBank, capture_layer: int, dtype: torch.dtype
     `dtype`: of the linears' weights on CPUs.
     """
     try:
-        quick = Fused(base, bank, capture_layer, dtype)
-        _require_same(base, quick, capture_layer)
+        quick = _quick(base, bank, capture_layer, dtype)
     except Unfit as why:
         packed = quicken(base, dtype, layers=False)  # the bank hooks linears
         log.info("the model's own layers serve", family=type(base.model).__name__, packed=packed, why=str(why))
         return Modules(base, bank, capture_layer)
     family, together = type(base.model).__name__, quick.stands_alone
-    log.info("packed linears serve", family=family, dtype=str(dtype).removeprefix("torch."), prompts_together=together)
+    log.info(
+        "packed linears serve",
+        family=family,
+        dtype=str(dtype).removeprefix("torch."),
+        prompts_together=together,
+        kernels=quick.compiled,
+    )
+    return quick
+
+
+def _quick(base: Base, bank: AdapterBank, capture_layer: int, dtype: torch.dtype) -> Fused:
+    """The runner on packed weights, with kernels unless they give other numbers; raises Unfit."""
+    compiled = kernels.load()
+    if compiled is not None:
+        quick = Fused(base, bank, capture_layer, dtype, compiled)
+        try:
+            _require_same(base, quick, capture_layer)
+        except Unfit as why:
+            log.warning("kernels do not compute this base", why=str(why))
+        else:
+            return quick
+    quick = Fused(base, bank, capture_layer, dtype)
+    _require_same(base, quick, capture_layer)
     return quick
 
 
@@ -40,12 +63,16 @@ def _require_same(base: Base, quick: Fused, capture_layer: int) -> None:
     ids = probe(base)
     trunk = base.trunk(ids, capture_layer)
     last = base.upper(trunk, capture_layer)[0]
-    past = _Whole()
-    found, ours = quick.run(ids[0], torch.arange(ids.shape[1], device=base.device), past, None)
+    past, places = _Whole(), torch.arange(ids.shape[1], device=base.device)
+    found, ours = quick.run(ids[0], places, past, None)
+    # The last token once more, as a step behind the others.
+    step, stepped = quick.run(ids[0, -1:], places[-1:], _Step(past), None)
     for name, mine, theirs in (
         ("trunk activations", found, trunk[0]),
         ("hidden states", ours, last),
-        ("logits", quick.logits(ours), base.logits(last)),
+        ("logits", quick.logits(ours).clone(), base.logits(last)),
+        ("trunk activations of a step", step, trunk[0, -1:]),
+        ("hidden states of a step", stepped, last[-1:]),
     ):
         difference = apart(mine, theirs, quick.format)
         if not difference <= (EXACT if quick.format == torch.float32 else COARSE):
@@ -55,8 +82,34 @@ def _require_same(base: Base, quick: Fused, capture_layer: int) -> None:
 class _Whole:
     """Nothing went before, and each token sees those up to itself."""
 
+    def __init__(self) -> None:
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values (1, Hk, N, D) of each layer
+
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
     ) -> torch.Tensor:
         bias = causal_bias(len(query), len(query), query.device, query.dtype)
-        return attend_to(query, key.transpose(0, 1), value.transpose(0, 1), bias, scaling)
+        keys, values = key.transpose(0, 1).contiguous(), value.transpose(0, 1).contiguous()
+        self.kept.append((keys[None], values[None]))
+        return attend_to(query, keys, values, bias, scaling)
+
+
+class _Step:
+    """The last token of a pass again; what its keys and values were is written over."""
+
+    def __init__(self, whole: _Whole) -> None:
+        self._kept = whole.kept
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+    ) -> torch.Tensor:
+        keys, values = (
+            torch.cat([of[0, :, :-1], fresh.transpose(0, 1)], dim=1)
+            for of, fresh in zip(self._kept[layer], (key, value), strict=True)
+        )
+        return attend_to(query, keys, values, torch.zeros(1, keys.shape[1]), scaling)
+
+    def places(self) -> list[Places]:
+        keys, values = ([each.numpy() for each in of] for of in zip(*self._kept, strict=True))
+        first = np.zeros(1, dtype=np.int64)
+        return [Places(first, first, keys, values)]

@@ -376,9 +376,10 @@ class TorchEngine:
         if not lane.occupied:
             return
         try:
-            logits, hidden = lane.step()
-            settings = [t.job.sampling if t is not None else None for t in tickets]
-            uniforms = [t.random.random() if t is not None else 0.0 for t in tickets]
+            rows, logits, hidden = lane.step()
+            drawn = [tickets[row] for row in rows]
+            settings = [t.job.sampling if t is not None else None for t in drawn]
+            uniforms = [t.random.random() if t is not None else 0.0 for t in drawn]
             tokens, raw, sampled = draw(logits, settings, uniforms, lane.memory)
         except Exception as error:
             log.exception("step failed", width=lane.width)
@@ -389,18 +390,18 @@ class TorchEngine:
             return
         self.steps += 1
         self._tell(lane, tickets)
-        for row, ticket in enumerate(tickets):
+        for at, (row, ticket) in enumerate(zip(rows, drawn, strict=True)):
             if ticket is None:
                 continue
             if ticket.job.capture:
-                ticket.hidden.append(hidden[row : row + 1])
-            if math.isnan(raw[row]):
+                ticket.hidden.append(hidden[at : at + 1])
+            if math.isnan(raw[at]):
                 self._free(lane, row, ticket)
                 ticket.fail(InternalError(f"release {ticket.job.release} gives logits that are not numbers"))
                 continue
-            reason = self._ended_by(ticket, ticket.push(tokens[row], raw[row], sampled[row]))
+            reason = self._ended_by(ticket, ticket.push(tokens[at], raw[at], sampled[at]))
             if reason is None:
-                lane.advance(row, tokens[row])
+                lane.advance(row, tokens[at])
             else:
                 self._free(lane, row, ticket)
                 ticket.finish(reason)

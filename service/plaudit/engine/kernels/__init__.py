@@ -30,9 +30,16 @@ def load() -> Any | None:
     """All kernels as functions of numpy arrays, by their names; None if they do not work here, which is logged once."""
     begun = time.monotonic()
     try:
-        from plaudit.engine.kernels import compiling, rows
+        from plaudit.engine.kernels import attention, compiling, rows
 
-        found = SimpleNamespace(add=rows.add, norm=rows.norm, add_norm=rows.add_norm, gate=rows.gate, turn=rows.turn)
+        found = SimpleNamespace(
+            add=rows.add,
+            norm=rows.norm,
+            add_norm=rows.add_norm,
+            gate=rows.gate,
+            turn=rows.turn,
+            attend=attention.attend,
+        )
         _try_out(found)
     except Exception as why:  # a compiler may fail in many ways, and none of them may keep an engine from serving
         log.warning("kernels are not compiled here; torch's operators take their place, more slowly", why=str(why))
