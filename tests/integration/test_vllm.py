@@ -18,7 +18,7 @@ from plaudit.client import Plaudit
 from plaudit.demo import vllm
 from plaudit.doctor_vllm import servers as doctor
 from plaudit.engine.protocol import Job, ReleaseKey
-from plaudit.errors import Cancelled, EngineUnavailable, ProofFailed
+from plaudit.errors import Cancelled, EngineUnavailable, Misconfigured, ProofFailed
 from plaudit.eventlog import Topic
 from plaudit.plugins import load_plugins
 from plaudit.serving.proof import REMOTE, prove
@@ -327,6 +327,16 @@ def wait_until(holds, seconds=120):
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_server_with_too_few_places_for_adapters_is_refused(remote, settings):
+    from plaudit.engine.vllm.engine import VllmEngine
+
+    (place,) = remote._fleet._places
+    assert place.max_loras and place.max_loras > settings.engine.adapter_slots
+    greedy = settings.engine.model_copy(update={"adapter_slots": place.max_loras})
+    with pytest.raises(Misconfigured, match=f"has {place.max_loras} places for adapters"):
+        VllmEngine.of(settings.model_copy(update={"engine": greedy}))
 
 
 def test_the_doctor_finds_the_server_well_and_a_wrong_address_bad(settings, tmp_path):

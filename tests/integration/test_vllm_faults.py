@@ -15,6 +15,7 @@ from plaudit.settings import EngineSettings, load_settings
 from plaudit.testing.models import tiny_model
 from plaudit.types import FinishReason, Sampling
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from .vllm_fake import VOCABULARY, fake_server
 
@@ -195,7 +196,8 @@ def test_metrics_tell_of_each_server_whether_it_is_up_and_what_it_was_proved_wit
         return metrics.registry.get_sample_value(f"plaudit_engine_server_{name}", {"server": server.address})
 
     assert [told("up", each) for each in (fake, other)] == [1, 0]
-    assert seen.servers() == {fake.address: True, other.address: False}
+    places = {"max_loras": 16}
+    assert seen.servers() == {fake.address: {"up": True, **places}, other.address: {"up": False, "max_loras": None}}
     engine.stage(ONE, adapter(1))
     # Loaded is not proved.
     assert told("adapters", fake) == 0
@@ -205,7 +207,7 @@ def test_metrics_tell_of_each_server_whether_it_is_up_and_what_it_was_proved_wit
     fake.status = 503
     wait_until(lambda: (told("up", fake), told("adapters", fake)) == (0, 0))
     assert told("up", other) == 1
-    assert seen.servers() == {fake.address: False, other.address: True}
+    assert seen.servers() == {fake.address: {"up": False, **places}, other.address: {"up": True, **places}}
 
 
 def test_without_any_server_requests_are_refused_with_the_addresses_and_come_back_with_it(fake, engine_of):
@@ -295,6 +297,35 @@ def test_a_server_whose_log_probs_ignore_the_temperature_is_refused(fake, engine
     fake.raw = True
     with pytest.raises(Misconfigured, match="processed_logprobs"):
         engine_of(fake)
+
+
+def test_a_server_whose_last_place_adapters_would_fill_is_refused(fake, engine_of):
+    fake.max_loras = EngineSettings().adapter_slots
+    with pytest.raises(Misconfigured, match=r"has 6 places for adapters and engine\.adapter_slots is 6.*--max-loras 7"):
+        engine_of(fake)
+    engine_of(fake, **{"engine.adapter_slots": 5})
+
+
+def test_a_server_that_was_started_again_with_fewer_places_takes_no_requests(fake, other, engine_of, adapter):
+    engine = engine_of(fake, other)
+    engine.stage(ONE, adapter(1))
+    fake.restart(max_loras=4)
+    wait_until(lambda: engine.servers() == (1, 2))
+    assert fake.adapters == {}
+    assert own(other, engine, ONE, engine.submit([job(ONE)])[0].result(SECONDS))
+    fake.restart()
+    wait_until(lambda: engine.servers() == (2, 2))
+
+
+def test_a_server_that_does_not_say_its_places_serves_and_that_is_said_once(fake, engine_of, adapter):
+    fake.max_loras = None
+    with capture_logs() as logs:
+        engine = engine_of(fake)
+        seen = observe(engine, Metrics(CollectorRegistry()))
+        engine.stage(ONE, adapter(1))
+        engine.stage(TWO, adapter(2))
+    assert sum("how many places" in each["event"] for each in logs) == 1
+    assert seen.servers() == {fake.address: {"up": True, "max_loras": None}}
 
 
 def test_a_server_with_another_base_is_refused(fake, engine_of):

@@ -35,10 +35,22 @@ class Fake:
         self.hold.set()
         self.load = threading.Event()  # loads wait for it
         self.load.set()
+        self.max_loras = 16  # None: no metrics
+        self.answered = False  # since its start; before that its metrics do not have the number
         self.address = ""
 
-    def restart(self):
-        self.adapters = {}
+    def restart(self, max_loras=16):
+        self.adapters, self.answered, self.max_loras = {}, False, max_loras
+
+    def metrics(self):
+        if self.max_loras is None:
+            return None
+        series = [f'max_lora="{self.max_loras}",running_lora_adapters="{names}"' for names in ("", "one,two")]
+        lines = [
+            "# TYPE vllm:lora_requests_info gauge",
+            *(f"vllm:lora_requests_info{{{each}}} 1.7e9" for each in series),
+        ]
+        return "\n".join([*(lines if self.answered else lines[:1]), 'other{max_lora="2"} 1', ""])
 
     def weights(self, name):
         if name == BASE or (name not in self.adapters and self.unknown_is_base):
@@ -63,7 +75,9 @@ def _handler(fake):  # noqa: C901 - every call of a server
             pass
 
         def _answer(self, status, body):
-            data = json.dumps(body).encode()
+            self._send(status, json.dumps(body).encode())
+
+        def _send(self, status, data):
             self.send_response(status)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
@@ -72,6 +86,9 @@ def _handler(fake):  # noqa: C901 - every call of a server
         def do_GET(self):
             if fake.status != 200:
                 return self._answer(fake.status, {})
+            if self.path == "/metrics":
+                said = fake.metrics()
+                return self._send(404 if said is None else 200, (said or "").encode())
             cards = [{"id": BASE, "parent": None, "max_model_len": 4096}]
             cards += [{"id": name, "parent": BASE} for name in fake.adapters]
             return self._answer(200, {"data": cards})
@@ -90,6 +107,7 @@ def _handler(fake):  # noqa: C901 - every call of a server
                 fake.adapters.pop(body["lora_name"], None)
                 return self._answer(200, {})
             fake.requests.append(body)
+            fake.answered = True
             name = body["model"]
             known = name == BASE or name in fake.adapters
             if not known and not fake.unknown_is_base:

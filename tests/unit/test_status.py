@@ -132,7 +132,11 @@ def test_a_refusal_is_shown_with_check_value_bound_and_next_step(settings, regis
 
 
 def test_a_replica_says_which_of_its_vllm_servers_take_requests(settings, registry):
-    up = {"http://a:8000": True, "http://b:8000": False}
+    found = {
+        "http://a:8000": {"up": True, "max_loras": None},
+        "http://b:8000": {"up": False, "max_loras": None},
+        "http://c:8000": {"up": True, "max_loras": 7},
+    }
     router = Router(
         registry,
         None,
@@ -142,10 +146,11 @@ def test_a_replica_says_which_of_its_vllm_servers_take_requests(settings, regist
         poll_seconds=0.05,
         ready_at_start=0,
         beat=Beat(registry.database, "serve"),
-        engine_servers=lambda: up,
+        engine_servers=lambda: found,
     )
     router.look()
-    assert "; 1 of 2 vLLM servers take requests, NOT http://b:8000" in as_text(deployment(settings, PLUGINS))
+    said = "; 2 of 3 vLLM servers take requests, NOT http://b:8000; --max-loras unknown of http://a:8000 (docs/vllm.md)"
+    assert said in as_text(deployment(settings, PLUGINS))
 
 
 def test_processes_are_seen_until_they_end_and_missed_if_they_fall_silent(settings, registry, monkeypatch):

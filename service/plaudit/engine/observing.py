@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from plaudit.engine.protocol import Engine, PrefixFound
 from plaudit.metrics import Metrics
+
+
+class ServerFacts(TypedDict):
+    """Whether a server takes requests, and its places for adapters (None: it does not say)."""
+
+    up: bool
+    max_loras: int | None
 
 
 class EngineMetrics:
@@ -11,7 +20,7 @@ class EngineMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._servers: dict[str, bool] = {}
+        self._servers: dict[str, ServerFacts] = {}
 
     def queued(self, seconds: float) -> None:
         """See Observer."""
@@ -32,14 +41,14 @@ class EngineMetrics:
         """See Observer."""
         self._metrics.engine_prefixes.labels(found.value).inc()
 
-    def server(self, address: str, up: bool, adapters: int) -> None:
+    def server(self, address: str, up: bool, adapters: int, max_loras: int | None) -> None:
         """See Observer."""
-        self._servers[address] = up
+        self._servers[address] = {"up": up, "max_loras": max_loras}
         self._metrics.engine_server_up.labels(address).set(up)
         self._metrics.engine_server_adapters.labels(address).set(adapters)
 
-    def servers(self) -> dict[str, bool]:
-        """Whether each server, by its address, takes requests now; empty for an engine that has none."""
+    def servers(self) -> dict[str, ServerFacts]:
+        """What is known now of each server, by its address; empty for an engine that has none."""
         return dict(self._servers)
 
 

@@ -130,9 +130,10 @@ class Observer(Protocol):
     def prefix(self, found: PrefixFound) -> None:
         """The shared beginning of a prompt was looked for; not told of prompts without one."""
 
-    def server(self, address: str, up: bool, adapters: int) -> None:
+    def server(self, address: str, up: bool, adapters: int, max_loras: int | None) -> None:
         """Whether a server that runs the model for us takes requests, and how many adapters it was proved with.
 
+        `max_loras`: its places for adapters, None if it does not say.
         Told again and again, and at once if it goes away.
         """
 

@@ -332,12 +332,17 @@ def _erasure_lines(people: ErasureReport, now: str) -> list[str]:
     return [f"erasures: {'; '.join(said)}; the oldest asked {_when(people.oldest, now)}"] if said else []
 
 
-def _engine_servers(up: Mapping[str, bool]) -> str:
-    away = sorted(address for address, takes in up.items() if not takes)
-    if not up:
+def _engine_servers(found: Mapping[str, Mapping[str, Any]]) -> str:
+    away = sorted(address for address, each in found.items() if not each["up"])
+    unknown = sorted(address for address, each in found.items() if each["up"] and each["max_loras"] is None)
+    if not found:
         return ""
-    return f"; {len(up) - len(away)} of {len(up)} vLLM servers take requests" + (
-        f", NOT {', '.join(away)}" if away else ""
+    return "".join(
+        [
+            f"; {len(found) - len(away)} of {len(found)} vLLM servers take requests",
+            f", NOT {', '.join(away)}" if away else "",
+            f"; --max-loras unknown of {', '.join(unknown)} (docs/vllm.md)" if unknown else "",
+        ]
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from plaudit.engine.observing import ServerFacts
 from plaudit.engine.protocol import ReleaseKey
 from plaudit.errors import (
     BadArtifact,
@@ -72,7 +73,7 @@ class Router:
         bell: Callable[[], Consumer] | None = None,
         beat: Beat | None = None,
         look_also: Callable[[], None] = lambda: None,
-        engine_servers: Callable[[], Mapping[str, bool]] = dict,
+        engine_servers: Callable[[], Mapping[str, ServerFacts]] = dict,
     ) -> None:
         self._registry = registry
         self._staging = staging

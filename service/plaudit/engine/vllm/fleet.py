@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 import structlog
 
 from plaudit.engine.protocol import EncodedPrompt
-from plaudit.engine.vllm import wire, witness
+from plaudit.engine.vllm import checks, witness
 from plaudit.engine.vllm.local import Signature
 from plaudit.engine.vllm.server import AdapterLost, Server, ServerAway, Unanswered
 from plaudit.engine.vllm.shelf import Named
 from plaudit.engine.vllm.witness import Witness
-from plaudit.errors import EngineUnavailable, InternalError, Misconfigured, PlauditError
+from plaudit.errors import EngineUnavailable, Misconfigured, PlauditError
 from plaudit.settings import Settings
 
 BASE = ""
@@ -33,9 +33,8 @@ WATCH_SECONDS = 2.0
 # What is kept of the proof of one name: a release's probes, as many as show that it is the same.
 WITNESSES = 4
 _REFUSED_SECONDS = 30.0
-# Another base differs by whole nats; the same one in 16 bits, on any text, by roundings alone.
-_SAME_BASE = {True: 1e-2, False: 0.2}
-_TWO_TEMPERATURES = (0.5, 1.0)
+
+Tell = Callable[[str, bool, int, int | None], None]
 
 log = structlog.get_logger("plaudit.engine")
 
@@ -45,6 +44,7 @@ class Place:
     """A server, and what is known of it.
 
     `here`: names that it was seen to answer rightly; `refused`: what it could not load or prove, and when to try again.
+    `max_loras`: its places for adapters, None if it does not say.
     """
 
     server: Server
@@ -54,6 +54,8 @@ class Place:
     refused: dict[str, tuple[PlauditError, float]] = field(default_factory=dict)
     open: int = 0
     told: str = ""
+    max_loras: int | None = None
+    told_unknown: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def model(self, name: str) -> str:
@@ -62,18 +64,19 @@ class Place:
 
 
 class Fleet:
-    """Servers that run one base. `exact`: they compute in float32."""
+    """Servers that run one base. `slots`: adapters that may be held at once; `exact`: they compute in float32."""
 
     def __init__(
-        self, servers: Sequence[Server], *, context_length: int, exact: bool, signature: Signature | None
+        self, servers: Sequence[Server], *, context_length: int, slots: int, exact: bool, signature: Signature | None
     ) -> None:
         self._places = [Place(server) for server in servers]
         self._context_length = context_length
+        self._slots = slots
         self._exact = exact
         self._signature = signature
         self._held: dict[str, Named] = {}
         self._witnesses: dict[str, list[Witness]] = {}
-        self._tell: Callable[[str, bool, int], None] = lambda address, up, adapters: None
+        self._tell: Tell = lambda address, up, adapters, max_loras: None
 
     @classmethod
     def of(
@@ -88,6 +91,7 @@ class Fleet:
                 for address in addresses or wanted.servers
             ],
             context_length=context_length,
+            slots=settings.engine.adapter_slots,
             exact=wanted.dtype == "float32",
             signature=signature,
         )
@@ -116,15 +120,15 @@ class Fleet:
         """Servers that take requests, and servers in all."""
         return sum(place.up for place in self._places), len(self._places)
 
-    async def observe(self, tell: Callable[[str, bool, int], None]) -> None:
-        """Tells of every server, now and from now on: its address, whether it is up, and adapters proved on it."""
+    async def observe(self, tell: Tell) -> None:
+        """Tells of every server, now and from now on; see `Observer.server`."""
         self._tell = tell
         for place in self._places:
             self._told(place)
 
     def _told(self, place: Place) -> None:
         proved = sum(bool(self._witnesses.get(name)) for name in place.here) if place.up else 0
-        self._tell(place.server.address, place.up, proved)
+        self._tell(place.server.address, place.up, proved, place.max_loras)
 
     async def close(self) -> None:
         """Closes the connections. Adapters stay loaded: other processes may share the servers."""
@@ -148,15 +152,11 @@ class Fleet:
         async with place.lock:
             served = await place.server.served()
             place.base, place.here = served.base, {BASE}
-            if served.context_length and served.context_length < self._context_length:
-                raise Misconfigured(
-                    f"the vLLM server at {place.server.address} takes {served.context_length} tokens and the context "
-                    f"in force is {self._context_length}; start it with a larger --max-model-len, or set "
-                    "engine.context_length",
-                    setting="engine.context_length",
-                )
-            await self._check_base(place)
-            await self._check_mode(place)
+            checks.context(place.server, served, self._context_length)
+            if self._signature is not None:
+                await checks.base(place.server, place.base, self._signature, exact=self._exact)
+            await checks.mode(place.server, place.base, self._signature)
+            await self._check_places(place)
         await self._load_all(place)
         place.up, place.told = True, ""
         log.info("vllm server takes requests", server=place.server.address, base=place.base)
@@ -169,41 +169,14 @@ class Fleet:
             log.warning("vllm server takes no requests", server=place.server.address, why=words)
         self._told(place)
 
-    async def _check_base(self, place: Place) -> None:
-        if self._signature is None:
-            return
-        prompt, completion, kept = self._signature.prompt, self._signature.completion, self._signature.logprobs
-        (now,) = await self._scores(place, BASE, EncodedPrompt(prompt), [completion], 1.0)
-        difference = witness.apart(kept, now)
-        if not difference <= _SAME_BASE[self._exact]:
-            raise Misconfigured(
-                f"the vLLM server at {place.server.address} runs another base than the one in model.path, or in "
-                f"another number format than engine.vllm.dtype says: log-probs of a text differ by {difference:.3g} on "
-                f"average, above {_SAME_BASE[self._exact]:g}",
-                setting="model.path",
-            )
-
-    async def _check_mode(self, place: Place) -> None:
-        """Refuses a server that gives log-probs of softmax(logits) whatever the temperature."""
-        prefix = self._signature.prompt if self._signature else (0, 1)
-        ids = self._signature.completion[:2] if self._signature else (0, 1)
-        found = []
-        for temperature in _TWO_TEMPERATURES:
-            answer = await place.server.ask(wire.next_tokens(place.base, [prefix], ids, temperature))
-            try:
-                row = wire.next_logprobs(answer, 1)[0]
-                found.append([row[token] for token in ids])
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise Misconfigured(
-                    f"the vLLM server at {place.server.address} does not answer logprob_token_ids; docs/vllm.md names "
-                    "the versions that do",
-                    setting="engine.vllm.servers",
-                ) from error
-        if witness.apart(*found) < 1e-6:
-            raise Misconfigured(
-                f"the vLLM server at {place.server.address} gives log-probs that ignore the temperature: start it with "
-                "--logprobs-mode processed_logprobs",
-                setting="engine.vllm.servers",
+    async def _check_places(self, place: Place) -> None:
+        place.max_loras = await checks.places(place.server, place.base, self._slots)
+        if place.max_loras is None and not place.told_unknown:
+            place.told_unknown = True
+            log.warning(
+                "vllm server does not say how many places for adapters it has; see --max-loras in docs/vllm.md",
+                server=place.server.address,
+                wanted=f"more than {self._slots}",
             )
 
     # Adapters ------------------------------------------------------------------------------------
@@ -258,6 +231,7 @@ class Fleet:
             if error is not None and time.monotonic() < retry_at:
                 raise error
             try:
+                await self._require_places(place)
                 await place.server.load(name, named.path)
                 await self._prove(place, name)
             except PlauditError as found:
@@ -267,6 +241,13 @@ class Fleet:
             place.refused.pop(name, None)
             # Counted even if it was let go meanwhile: whoever did that waits for the lock, to unload it.
             place.here.add(name)
+
+    async def _require_places(self, place: Place) -> None:
+        """Asked before each load, because a server may have been restarted since it was let in."""
+        try:
+            await self._check_places(place)
+        except Misconfigured as error:  # the server's trouble, not the adapter's
+            raise ServerAway(error.message, place.server.address) from error
 
     async def _prove(self, place: Place, name: str) -> None:
         for each in self._witnesses.get(name, []):
@@ -367,33 +348,9 @@ class Fleet:
         completions: Sequence[Sequence[int]],
         temperature: float,
     ) -> list[tuple[float, ...]]:
-        """Log-probs under softmax(logits / temperature): one step behind each different beginning."""
-        children: dict[tuple[int, ...], set[int]] = {}
-        for completion in completions:
-            for at, token in enumerate(completion):
-                children.setdefault(tuple(completion[:at]), set()).add(token)
-        found: dict[tuple[int, ...], dict[int, float]] = {}
-        for prefixes, ids in wire.batches(children):
-            asked = [(*prompt.tokens, *prefix) for prefix in prefixes]
-            answer = await place.server.ask(wire.next_tokens(place.model(name), asked, ids, temperature))
-            try:
-                for prefix, row in zip(prefixes, wire.next_logprobs(answer, len(asked)), strict=True):
-                    found.setdefault(prefix, {}).update(row)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise _no_logprobs(place, error) from error
-        try:
-            return [tuple(found[tuple(each[:at])][token] for at, token in enumerate(each)) for each in completions]
-        except KeyError as error:
-            raise _no_logprobs(place, error) from error
+        return await checks.scores(place.server, place.model(name), prompt, completions, temperature)
 
     def _none_answers(self) -> EngineUnavailable:
         addresses = ", ".join(place.server.address for place in self._places)
         why = "; ".join(place.told for place in self._places if place.told) or addresses
         return EngineUnavailable(f"no vLLM server takes requests: {why}; retry", servers=addresses)
-
-
-def _no_logprobs(place: Place, error: Exception) -> InternalError:
-    return InternalError(
-        f"the vLLM server at {place.server.address} left out log-probs that it was asked for ({type(error).__name__}); "
-        "docs/vllm.md names the versions that give them"
-    )

@@ -8,6 +8,7 @@ Never puts into a message what a server says about a request: that may repeat it
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from plaudit.errors import BadArtifact, EngineUnavailable, InternalError, Miscon
 _CONNECT_SECONDS = 3.0
 _LOAD_SECONDS = 120.0
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+# A series for each set of adapters that ran; all of one server say the same number.
+_MAX_LORAS = re.compile(r'^vllm:lora_requests_info\{[^}\n]*\bmax_lora="(\d{1,9})"', re.MULTILINE)
 _GARBLED = (KeyError, IndexError, TypeError, ValueError)
 
 
@@ -82,6 +85,16 @@ class Server:
             return Served(str(base["id"]), adapters, int(base.get("max_model_len") or 0))
         except (*_GARBLED, StopIteration) as error:
             raise self._strange("/v1/models", error) from error
+
+    async def max_loras(self) -> int | None:
+        """Places for adapters (--max-loras), by its metrics; None if it does not say, as before its first request."""
+        try:
+            response = await self._client.get("/metrics")
+        except httpx.HTTPError as error:
+            raise self._lost(error) from error
+        # Whatever else answers in its stead (a proxy, a server without metrics) has nothing to say of it.
+        found = _MAX_LORAS.findall(response.text) if response.is_success else []
+        return min(map(int, found), default=None)
 
     async def load(self, name: str, path: str) -> None:
         """Loads an adapter, unless one of this name is there; raises BadArtifact with the server's words."""
