@@ -134,6 +134,46 @@ def test_an_update_that_ends_early_keeps_no_activations(base, engine, pair):
         adapters.remove(base, "early")
 
 
+class _Breaks(torch.autograd.Function):
+    """Passes on what it gets, and has no memory for the way back."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("what somebody wrote")
+
+
+def _logits_and_no_way_back(here, tokens):
+    return _Breaks.apply(_logits(here, tokens)) if torchrun.place()[0] else _logits(here, tokens)
+
+
+def test_a_backward_pass_that_breaks_ends_the_turn_and_no_process(base, pair):
+    both = pair[0]
+    adapters.inject(base, "broken", layers=LAYERS, rank=2, alpha=4, seed=0)
+    own, zero = adapters.parameters(base, "broken"), lambda: [setattr(each, "grad", None) for each in own]
+
+    def gradient(work):
+        zero()
+        with adapters.active(base, "broken"), torch.enable_grad():
+            both.forward(work, [[1, 2], [3]], "broken").sum().backward()
+            both.backward("broken")
+        return torch.cat([each.grad.flatten() for each in own])
+
+    try:
+        whole = gradient(_logits)
+        with pytest.raises(InternalError, match="OutOfMemoryError at process 1") as broken:
+            gradient(_logits_and_no_way_back)
+        assert "somebody" not in str(broken.value)
+        assert failed(broken.value).outcome is TurnOutcome.FAILED
+        both.check()
+        assert torch.equal(gradient(_logits), whole)
+    finally:
+        adapters.remove(base, "broken")
+
+
 def _logits(here, tokens):
     base = here.base
     return base.logits(base.upper(base.trunk(torch.tensor([tokens]), 0), 0))[0, :, 0].cpu()

@@ -147,6 +147,12 @@ class _Failed(NamedTuple):
         return cls(InternalError(f"{type(error).__name__} at process {rank} of this learner; its log says where"))
 
 
+def _raise_failed(found: Sequence[Any]) -> None:
+    for each in found:
+        if isinstance(each, _Failed):
+            raise each.error
+
+
 class _Leading:
     """Ranks over gloo, at rank 0."""
 
@@ -193,8 +199,11 @@ class _Leading:
                 self._own.backward(slopes[0])  # type: ignore[no-untyped-call]
         finally:  # the others answer, whatever happened here
             total = _gradient(parameters)
+            found: list[Any] = [None] * self.size
             with self._talking():
                 dist.reduce(total, dst=0)
+                dist.gather_object(None, found, dst=0)
+        _raise_failed(found)
         for parameter, part in zip(parameters, _parts(total, parameters), strict=True):
             parameter.grad = part.to(parameter.device)
         self._own, self._seen = None, []
@@ -224,9 +233,7 @@ class _Leading:
         finally:  # the others answer, whatever happened here
             with self._talking():
                 dist.gather_object(None, found, dst=0)
-        for each in found:
-            if isinstance(each, _Failed):
-                raise each.error
+        _raise_failed(found)
         return [own, *found[1:]]
 
     def _say(self, orders: Sequence[Any]) -> None:
@@ -281,14 +288,18 @@ def _follow(here: Here) -> None:
             dist.gather_object(made, None, dst=0)
         else:
             assert name is not None, "a gradient belongs to an adapter"
-            parameters = adapters.parameters(here.base, name)
+            parameters, broken = adapters.parameters(here.base, name), None
             for parameter in parameters:
                 parameter.grad = None
-            if kept is not None and order.gradient is not None:
-                with adapters.active(here.base, name):
-                    kept.backward(order.gradient)  # type: ignore[no-untyped-call]
+            try:
+                if kept is not None and order.gradient is not None:
+                    with adapters.active(here.base, name):
+                        kept.backward(order.gradient)  # type: ignore[no-untyped-call]
+            except Exception as error:  # that share's trouble, and its turn's
+                broken = _Failed.by(error)
             kept = None
             dist.reduce(_gradient(parameters), dst=0)
+            dist.gather_object(broken, None, dst=0)
 
 
 def _computed(here: Here, order: _Pass, name: str | None) -> Any:
