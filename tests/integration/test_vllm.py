@@ -333,7 +333,7 @@ def test_a_server_with_too_few_places_for_adapters_is_refused(remote, settings):
     from plaudit.engine.vllm.engine import VllmEngine
 
     (place,) = remote._fleet._places
-    assert place.max_loras and place.max_loras > settings.engine.adapter_slots
+    assert (place.max_loras or 0) > settings.engine.adapter_slots
     greedy = settings.engine.model_copy(update={"adapter_slots": place.max_loras})
     with pytest.raises(Misconfigured, match=f"has {place.max_loras} places for adapters"):
         VllmEngine.of(settings.model_copy(update={"engine": greedy}))
