@@ -98,7 +98,7 @@ def up(options: Sequence[str], serve_options: Sequence[str], stop: StopEvent, sa
     `options` go to every child and `serve_options` to `plaudit serve` alone. Returns 1 if a child cannot start.
     """
     children = [
-        Child(name, (sys.executable, "-m", "plaudit.cli", name, *options, *(serve_options if name == "serve" else ())))
+        Child(name, (sys.executable, "-m", "plaudit", name, *options, *(serve_options if name == "serve" else ())))
         for name in NAMES
     ]
     try:

@@ -518,7 +518,7 @@ def test_a_killed_process_leaves_serving_as_it_was(settings_of, tmp_path):
     table["store"].pop("url")
     config.write_text(toml(table))
     environ = {**os.environ, FAIL_POINT_VARIABLE: "learn.2"}
-    command = [sys.executable, "-m", "plaudit.cli", "learn", "--once", "--config", str(config)]
+    command = [sys.executable, "-m", "plaudit", "learn", "--once", "--config", str(config)]
     killed = subprocess.run(command, env=environ, capture_output=True, timeout=500, check=False)
     assert killed.returncode == EXIT_CODE, killed.stderr.decode()[-2000:]
     with Registry(settings.store_url, settings.registry_root) as registry:

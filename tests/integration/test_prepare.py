@@ -51,7 +51,7 @@ def test_a_signal_leaves_no_folder_behind(tmp_path):
     if importlib.util.find_spec(SMOLLM2_PACKAGE) is None:
         pytest.skip(f"needs the package {SMOLLM2_PACKAGE}")
     out = tmp_path / "models" / "smollm2"
-    command = [sys.executable, "-m", "plaudit.cli", "model", "prepare", "smollm2", "--out", str(out)]
+    command = [sys.executable, "-m", "plaudit", "model", "prepare", "smollm2", "--out", str(out)]
     environment = {**os.environ, "PLAUDIT_CACHE": str(tmp_path / "empty")}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:

@@ -24,7 +24,7 @@ SHIPPED = sorted(
 
 def run(*command, cwd=None):
     """The command `plaudit` in a process of its own: what is imported from a folder stays there."""
-    program = [sys.executable, "-m", "plaudit.cli", *command]
+    program = [sys.executable, "-m", "plaudit", *command]
     return subprocess.run(program, cwd=cwd, capture_output=True, text=True, check=False)
 
 

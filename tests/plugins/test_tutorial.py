@@ -25,7 +25,7 @@ def place(tmp_path_factory):
     seen = [str(ROOT / "service"), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
     # First on the path: the venv's own setuptools may be too old to build.
     (site / "plaudit.pth").write_text(f"import sys; sys.path[:0] = {seen}\n")
-    for name, module in (("plaudit", "plaudit.cli"), ("pytest", "pytest")):
+    for name, module in (("plaudit", "plaudit"), ("pytest", "pytest")):
         program = folder / "venv" / "bin" / name
         program.write_text(f'#!/bin/sh\nexec "{folder}/venv/bin/python" -m {module} "$@"\n')
         program.chmod(0o755)

@@ -23,7 +23,7 @@ from typing import Self
 from plaudit.signals import ENDS_WITH_STDIN
 
 TAIL_LINES = 25
-PROGRAM = (sys.executable, "-m", "plaudit.cli")
+PROGRAM = (sys.executable, "-m", "plaudit")
 # glibc gives large blocks back to the system after each step and asks for them anew; training is a third faster when
 # it keeps them.
 GLIBC_KEEPS_MEMORY = {

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+from plaudit.cli.options import JsonOption, SettingsOptions, echo_json, takes_settings
 
 
+@takes_settings
 def backup(
+    given: SettingsOptions,
     target: Annotated[Path, typer.Argument(help="New folder, or new file that ends in .tar.")],
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Back up database, embedded log or outbox, registry and keys, while processes run. Holds texts and keys."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.backup import backup as run
 
     made = run(settings, target)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(made), indent=2))
+        echo_json(dataclasses.asdict(made))
         return
     logs = [name for name in made.files if "/" not in name and not name.startswith("store.")]
     typer.echo(
@@ -37,23 +35,22 @@ def backup(
         typer.echo("Kafka's topics are not in it: they are kept by their replicas")
 
 
+@takes_settings
 def restore(
+    given: SettingsOptions,
     source: Annotated[Path, typer.Argument(help="Folder or .tar file that `plaudit backup` made.")],
     replace: Annotated[bool, typer.Option("--replace", help="Put aside what is there; nothing may run on it.")] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Restore a backup into an empty deployment, once every digest in it was checked."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.backup import differing_keys
     from plaudit.backup import restore as run
 
     contents = run(settings, source, replace=replace)
     others = differing_keys(settings, contents)
     if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(contents), "differing_keys": others}, indent=2))
+        echo_json({**dataclasses.asdict(contents), "differing_keys": others})
         return
     typer.echo(f"restored {len(contents.files)} files of {contents.created_at} ({contents.size / 2**20:.1f} MiB)")
     for name in others:

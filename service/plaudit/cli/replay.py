@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
+from plaudit.cli.options import ChannelArgument, JsonOption, SettingsOptions, channel_of, echo_json, takes_settings
 
 if TYPE_CHECKING:
     from plaudit.evidence.rebuild import Rebuilt
@@ -19,17 +19,16 @@ if TYPE_CHECKING:
 _TELL_SECONDS = 2.0
 
 
+@takes_settings
 def rebuild(
+    given: SettingsOptions,
     check: Annotated[
         bool, typer.Option("--check", help="Only say what differs; exit code 1 if something does.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Make all evidence anew from the log, compare it with what is stored, and put right what differs."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.eventlog import open_log
     from plaudit.evidence.rebuild import rebuild as run
     from plaudit.evidence.store import EvidenceStore
@@ -58,26 +57,25 @@ def rebuild(
     finally:
         store.close()
     if as_json:
-        typer.echo(json.dumps(_rebuilt_json(found), indent=2))
+        echo_json(_rebuilt_json(found))
     else:
         typer.echo(_rebuilt_lines(found))
     if check and not found.same:
         raise typer.Exit(1)
 
 
+@takes_settings
 def replay(
-    channel: Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')],
+    given: SettingsOptions,
+    channel: ChannelArgument,
     version: Annotated[int, typer.Argument(help="Version of the release.", min=1)],
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Retrain a release from its manifest and say whether the same adapter comes out. Nothing is promoted.
 
     Exit code 1 if it is another adapter, or if there is nothing left to train from.
     """
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.learner.replay import replay as run
 
     found = run(settings, channel_of(channel), version, progress=_teller())

@@ -1,36 +1,24 @@
-"""`plaudit release`: what a channel serves, and the operator's three moves on it.
+"""What `plaudit release` works on: the channels of a running service, or those of the registry.
 
-With --target the running service is asked (ReleaseService). Without it the registry is opened directly, the same
+With a target the service is asked (ReleaseService). Without one the registry is opened directly, the same
 compare-and-set function moves the channel, and the change is published on `plaudit.releases`, so that replicas follow
-at once. Both ways print the same.
+at once. Rows are alike both ways.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import getpass
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load_used
+from plaudit.cli.options import SettingsOptions, channel_of, operator
 
 if TYPE_CHECKING:
     from plaudit.settings import Settings
-
-release_app = typer.Typer(help="Releases of a channel, and which of them serves.", no_args_is_help=True)
-
-ChannelArgument = Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')]
-VersionArgument = Annotated[int, typer.Argument(help="Version; 0 is the base.", min=0)]
-TargetOption = Annotated[str, typer.Option("--target", help="Ask this running service (host:port), not the registry.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
-GenerationOption = Annotated[
-    int | None, typer.Option("--expected-generation", help="Refuse if somebody changed the channel since this one.")
-]
 
 
 class Channels(Protocol):
@@ -66,7 +54,7 @@ class RegistryChannels:
         parsed = channel_of(channel)
         state = self._registry.state(parsed)
         if state is None:
-            raise _never_served(channel, self._settings)
+            raise never_served(channel, self._settings)
         return {"state": _row(state), "releases": [_row(release) for release in self._registry.releases(parsed)]}
 
     def release(self, channel: str, version: int) -> dict[str, Any]:
@@ -98,7 +86,7 @@ class RegistryChannels:
         from plaudit.eventlog import open_log
         from plaudit.release.publish import publish
 
-        actor = f"operator:{getpass.getuser()}"
+        actor = operator()
         change = self._registry.change(
             channel_of(channel), move, expected_generation=generation, actor=actor, reason=reason
         )
@@ -186,178 +174,22 @@ class ServiceChannels:
             raise PlauditError(f"{self._target}: {error.details()} ({code})") from None
 
 
-@release_app.command("list")
-def list_releases(
-    channel: ChannelArgument,
-    target: TargetOption = "",
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """List a channel's releases: which serves, what each gained, why the gate refused it."""
-    found = _channels(channel, target, config, assign, data_dir).releases(channel)
-    if as_json:
-        _echo_json(found)
-        return
-    typer.echo(_sentence(found["state"]))
-    for row in found["releases"]:
-        mark = "*" if row["version"] == found["state"]["live"] else " "
-        said = f"  {why}" if (why := _decided(row)) else ""
-        typer.echo(f"{mark} {row['version']:>4}  {row['state']:<12} {row['created_at']}  {row['digest'][:12]}{said}")
-
-
-@release_app.command("history")
-def release_history(
-    channel: ChannelArgument,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """List who changed what a channel serves, when and why. Reads the registry itself."""
-    from plaudit.release.registry import Registry
-
-    named, settings = channel_of(channel), load_used(config, assign, data_dir)
-    with Registry(settings.store_url, settings.registry_root) as registry:
-        rows = [dataclasses.asdict(row) for row in registry.history(named)]
-    if as_json:
-        _echo_json([{**row, "at": row["at"].isoformat(timespec="seconds")} for row in rows])
-        return
-    if not rows:
-        raise _never_served(channel, settings)
-    for row in rows:
-        pinned = ", pinned" if row["pinned"] else ""
-        why = f": {row['reason']}" if row["reason"] else ""
-        typer.echo(
-            f"{row['generation']:>4}  {row['at'].isoformat(timespec='seconds')}  {row['move']:<14} "
-            f"-> version {row['live']} live{pinned}  by {row['actor']}{why}"
-        )
-
-
-@release_app.command("show")
-def show_release(
-    channel: ChannelArgument,
-    version: VersionArgument,
-    target: TargetOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Print a release with its gate's decision and its manifest, as JSON."""
-    _echo_json(_channels(channel, target, config, assign, data_dir).release(channel, version))
-
-
-@release_app.command("card")
-def release_card(
-    channel: ChannelArgument,
-    version: VersionArgument,
-    target: TargetOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Print a release's card in Markdown: what it learnt from, for whom it is right, what the gate measured."""
-    from plaudit.release.card import card
-
-    typer.echo(card(_channels(channel, target, config, assign, data_dir).release(channel, version)), nl=False)
-
-
-@release_app.command("probes")
-def probe_answers(
-    channel: ChannelArgument,
-    version: VersionArgument,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Print a candidate's answers to the domain's safety probes that did harm, as JSON. Reads the registry itself."""
-    named, settings = channel_of(channel), load_used(config, assign, data_dir)
-    from plaudit.release.registry import PROBE_ANSWERS, Registry
-
-    with Registry(settings.store_url, settings.registry_root) as registry:
-        typer.echo(registry.kept_beside(named, version, PROBE_ANSWERS) or "[]")
-
-
-@release_app.command("promote")
-def promote(
-    channel: ChannelArgument,
-    version: VersionArgument,
-    reason: ReasonOption = "",
-    expected_generation: GenerationOption = None,
-    target: TargetOption = "",
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Make a gated release live."""
-    channels = _channels(channel, target, config, assign, data_dir)
-    _report(channels.promote(channel, version, expected_generation, reason), as_json)
-
-
-@release_app.command("rollback")
-def rollback(
-    channel: ChannelArgument,
-    to: Annotated[int | None, typer.Option("--to", help="Version; by default the previous live one.", min=0)] = None,
-    reason: ReasonOption = "",
-    expected_generation: GenerationOption = None,
-    target: TargetOption = "",
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Go back to an earlier release."""
-    channels = _channels(channel, target, config, assign, data_dir)
-    _report(channels.roll_back(channel, to, expected_generation, reason), as_json)
-
-
-@release_app.command("pin")
-def pin(
-    channel: ChannelArgument,
-    off: Annotated[bool, typer.Option("--off", help="Unpin.")] = False,
-    reason: ReasonOption = "",
-    expected_generation: GenerationOption = None,
-    target: TargetOption = "",
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
-    """Pin the channel to its live release, so that the learner cannot change it, or unpin it."""
-    channels = _channels(channel, target, config, assign, data_dir)
-    _report(channels.pin(channel, not off, expected_generation, reason), as_json)
-
-
-def _channels(
-    channel: str, target: str, config: Path | None, assign: list[str] | None, data_dir: Path | None
-) -> Channels:
+def channels_of(channel: str, target: str, given: SettingsOptions) -> Channels:
+    """Channels of the service at `target`, or of the registry that the settings name if it is empty."""
     if target:
         return ServiceChannels(target)
     channel_of(channel)  # wrong usage is said first
-    return RegistryChannels(load_used(config, assign, data_dir))
+    return RegistryChannels(given.load_used())
 
 
-def _never_served(channel: str, settings: Settings) -> Exception:
+def never_served(channel: str, settings: Settings) -> Exception:
+    """The error about a channel that this registry does not know."""
     from plaudit.errors import UnknownChannel
 
     return UnknownChannel(
         f"channel {channel!r} has never served; `plaudit release` without --target reads {settings.registry_root}, "
         "is that the right one?"
     )
-
-
-def _decided(row: dict[str, Any]) -> str:
-    """What a release gained by its gate, and why it was refused if it was; empty for the base."""
-    if not row["decision"]:
-        return ""
-    from plaudit.release.gate import Decision
-    from plaudit.release.reading import failed_checks, gain
-
-    decision = Decision.from_json(json.dumps(row["decision"]))
-    refused = "" if decision.accepted else f"refused: {failed_checks(decision.checks)}"
-    return "; ".join(each for each in (gain(decision), refused) if each)
 
 
 def _row(value: Any) -> dict[str, Any]:
@@ -392,19 +224,3 @@ def _release(release: Any) -> dict[str, Any]:
         "created_at": release.created_at.ToDatetime().isoformat(timespec="seconds") + "+00:00",
         "decision": json.loads(release.decision_json or "null"),
     }
-
-
-def _sentence(state: dict[str, Any]) -> str:
-    pinned = ", pinned" if state["pinned"] else ""
-    return f"{state['channel']} serves version {state['live']} (generation {state['generation']}{pinned})"
-
-
-def _report(state: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _echo_json(state)
-    else:
-        typer.echo(_sentence(state))
-
-
-def _echo_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

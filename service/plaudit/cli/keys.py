@@ -7,7 +7,6 @@ standard output, so that a script can take it.
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+from plaudit.cli.options import JsonOption, SettingsOptions, echo_json, operator, takes_settings
 
 if TYPE_CHECKING:
     from plaudit.access.keys import ApiKey, ApiKeys
@@ -25,16 +24,15 @@ keys_app = typer.Typer(help="API keys: who may call, as what, for which tenants.
 
 
 @keys_app.command("create")
+@takes_settings
 def create(
+    given: SettingsOptions,
     name: Annotated[str, typer.Argument(help="What the key is called in records, such as shop-backend.")],
     role: Annotated[list[str], typer.Option("--role", help="caller, rater, operator or learner; repeats.")],
     tenant: Annotated[list[str] | None, typer.Option("--tenant", help="Tenant; repeats; '*' is any.")] = None,
     domain: Annotated[list[str] | None, typer.Option("--domain", help="Domain; repeats; any if left out.")] = None,
     days: Annotated[int, typer.Option("--days", help="Days until it expires; 0: never.", min=0, max=36_500)] = 0,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Make a key and print it: it is shown this once, and kept only as a hash."""
     from plaudit.access.rights import ANY, Role
@@ -47,39 +45,34 @@ def create(
     if not tenant:
         raise typer.BadParameter("name the tenants that it is for, or '*' for any", param_hint="--tenant")
     expires_at = dt.datetime.now(dt.UTC) + dt.timedelta(days=days) if days else None
-    with _keys(load(config, assign, data_dir)) as keys:
+    with _keys(given.load()) as keys:
         roles = {Role(each) for each in role}
-        key, text = keys.create(name, roles, tenant, domain or [ANY], by=_operator(), expires_at=expires_at)
+        key, text = keys.create(name, roles, tenant, domain or [ANY], by=operator(), expires_at=expires_at)
     typer.echo(_line(key), err=True)
     typer.echo(json.dumps({**_row(key), "key": text}, indent=2) if as_json else text)
 
 
 @keys_app.command("list")
-def list_keys(
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
-) -> None:
+@takes_settings
+def list_keys(given: SettingsOptions, as_json: JsonOption = False) -> None:
     """List every key with what it is for; revoked and expired ones too."""
-    with _keys(load(config, assign, data_dir)) as keys:
+    with _keys(given.load()) as keys:
         found = keys.all()
     if as_json:
-        typer.echo(json.dumps([_row(key) for key in found], indent=2))
+        echo_json([_row(key) for key in found])
     else:
         typer.echo("\n".join(map(_line, found)) or "there are no keys; `plaudit keys create` makes one")
 
 
 @keys_app.command("revoke")
+@takes_settings
 def revoke(
+    given: SettingsOptions,
     key_id: Annotated[str, typer.Argument(help="The key's id, as `plaudit keys list` shows it.")],
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Revoke a key; running servers refuse it within access.remember_seconds."""
-    with _keys(load(config, assign, data_dir)) as keys:
-        key = keys.revoke(key_id, by=_operator())
+    with _keys(given.load()) as keys:
+        key = keys.revoke(key_id, by=operator())
     if key is None:
         raise typer.BadParameter("there is no such key; `plaudit keys list` shows all", param_hint="KEY_ID")
     typer.echo(_line(key))
@@ -103,10 +96,6 @@ def _keys(settings: Settings) -> Iterator[ApiKeys]:
         yield ApiKeys(database)
     finally:
         database.close()
-
-
-def _operator() -> str:
-    return f"operator:{getpass.getuser()}"
 
 
 def _row(key: ApiKey) -> dict[str, Any]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from plaudit.cli_settings import JsonOption
+from plaudit.cli.options import JsonOption, echo_json
 
 if TYPE_CHECKING:
     from plaudit.testing.checking import Checked
@@ -31,7 +30,7 @@ def plugins_list(as_json: JsonOption = False) -> None:
 
     rows = [dataclasses.asdict(plugin) for plugin in installed()]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo_json(rows)
     else:
         for row in rows:
             typer.echo("  ".join(str(value) for value in row.values() if value not in ("", None)))
@@ -74,7 +73,7 @@ def plugins_check(
     tables = check_folder(path) if path is not None else {name: check_installed(name)}
     if as_json:
         rows = {domain: [dataclasses.asdict(row) for row in table] for domain, table in tables.items()}
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo_json(rows)
     else:
         typer.echo("\n\n".join(_table(domain, rows) for domain, rows in tables.items()))
     if not all(row.passed for rows in tables.values() for row in rows):

@@ -6,7 +6,6 @@ Names are given as callers send them, and kept nowhere: records have pseudonyms.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import sqlite3
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load
+from plaudit.cli.options import JsonOption, SettingsOptions, operator, takes_settings
 
 if TYPE_CHECKING:
     from plaudit.privacy.erasure import Erasure
@@ -35,7 +34,9 @@ _NAMES = {
 
 
 @privacy_app.command("expire")
+@takes_settings
 def expire(
+    given: SettingsOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count what would be deleted, and delete nothing.")
     ] = False,
@@ -43,12 +44,9 @@ def expire(
         bool, typer.Option("--compact", help="Also write SQLite files anew, without their free pages.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Delete now what is older than privacy.retention_days, as the join does by itself."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.privacy.files import scrub
     from plaudit.privacy.retention import Retention
     from plaudit.privacy.sweep import LEASE
@@ -83,7 +81,9 @@ _LOOK_SECONDS = 0.5
 
 
 @privacy_app.command("erase")
+@takes_settings
 def erase(
+    given: SettingsOptions,
     person: Annotated[str, typer.Argument(help="The end user or rater, as callers name them.")],
     tenant: Annotated[str, typer.Option("--tenant", help="Whose person it is.")] = "default",
     erasure_id: Annotated[str, typer.Option("--id", help="Id of the erasure, a UUID; the same again goes on.")] = "",
@@ -91,12 +91,9 @@ def erase(
         float, typer.Option("--wait", help="Seconds to wait for what needs the join or other processes.", min=0)
     ] = 30.0,
     out: Annotated[Path | None, typer.Option("--out", help="File for the receipt, instead of standard output.")] = None,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Erase a person from log, store and models, and print the receipt. Exit code 1 while data are not gone."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.privacy import erasure
     from plaudit.privacy.receipts import state_of
     from plaudit.release.registry import Registry
@@ -108,7 +105,7 @@ def erase(
     name = short_text("person", person, MAX_PERSON_BYTES, required=True)
     with Registry(settings.store_url, settings.registry_root) as registry:
         who = pseudonym(pseudonym_key(settings), checked, name)
-        by = f"operator:{getpass.getuser()}"
+        by = operator()
         found = erasure.request(registry.database, identifier("erasure_id", erasure_id), checked, who, by)
         found = _finished(settings, registry, found, wait)
         _give(settings, registry, found, out)
@@ -122,15 +119,14 @@ def erase(
 
 
 @privacy_app.command("receipt")
+@takes_settings
 def receipt(
+    given: SettingsOptions,
     erasure_id: Annotated[str, typer.Argument(help="Id of the erasure.")],
     out: Annotated[Path | None, typer.Option("--out", help="File for the receipt, instead of standard output.")] = None,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Print the signed receipt of an erasure as it stands."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.privacy import erasure
     from plaudit.release.registry import Registry
 
@@ -139,15 +135,14 @@ def receipt(
 
 
 @privacy_app.command("verify")
+@takes_settings
 def verify(
+    given: SettingsOptions,
     receipt: Annotated[Path, typer.Argument(help="File of a receipt.")],
     public_key: Annotated[str, typer.Option("--public-key", help="Key in hex that must have signed it.")] = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Check that a receipt was signed here, or with --public-key, and was not changed. Exit code 1 if not."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.privacy.receipts import signing_key, verified
 
     try:

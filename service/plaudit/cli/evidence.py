@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, load, load_used
+from plaudit.cli.options import JsonOption, SettingsOptions, echo_json, takes_settings
 
 if TYPE_CHECKING:
     from plaudit.eventlog.codec import Rejected
@@ -24,16 +24,15 @@ rejected_app = typer.Typer(help="Records that the join could not use (plaudit.re
 
 
 @evidence_app.command("show")
+@takes_settings
 def show_evidence(
+    given: SettingsOptions,
     interaction: Annotated[str, typer.Argument(help="Id of the interaction, as the reply gave it.")],
     text: Annotated[bool, typer.Option("--text", help="Also what people and the model wrote.")] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Show the feedback on an interaction: its status, the evidence it gave, what that is used for."""
-    settings = load_used(config, assign, data_dir)
+    settings = given.load_used()
     from plaudit.errors import NoInteraction
     from plaudit.evidence.trace import channel_of, trace
     from plaudit.plugins import load_plugins
@@ -58,16 +57,15 @@ def show_evidence(
 
 
 @rejected_app.command("list")
+@takes_settings
 def list_rejected(
+    given: SettingsOptions,
     last: Annotated[int, typer.Option("--last", help="Number of the newest ones to show.", min=1)] = 20,
     reason: Annotated[str, typer.Option("--reason", help="Only those of one reason, such as ID_CONFLICT.")] = "",
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """List what the join could not use and why, the newest last."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.eventlog import open_log
     from plaudit.evidence.rejected import read_rejected
 
@@ -88,7 +86,7 @@ def list_rejected(
             }
             for each in found.newest
         ]
-        typer.echo(json.dumps({"counts": found.counts, "newest": rows}, indent=2, ensure_ascii=False))
+        echo_json({"counts": found.counts, "newest": rows})
         return
     if not found.newest:
         typer.echo("nothing was rejected" + (f" as {reason}" if reason else ""))
@@ -104,15 +102,14 @@ RecordArgument = Annotated[str, typer.Argument(help="TOPIC:PARTITION:OFFSET, as 
 
 
 @rejected_app.command("show")
+@takes_settings
 def show_rejected(
+    given: SettingsOptions,
     record: RecordArgument,
     out: Annotated[Path | None, typer.Option(help="File for the record's original bytes; they may hold text.")] = None,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Show why one record was rejected, each reason once; with --out also keep its bytes."""
-    found = _rejections(load(config, assign, data_dir), record, "")
+    found = _rejections(given.load(), record, "")
     for each in found:
         typer.echo(f"{each.rejected_at.isoformat(timespec='seconds')}  {each.reason}: {each.message}")
     typer.echo(f"key {found[-1].key.decode(errors='replace')}, {len(found[-1].value)} bytes")
@@ -121,17 +118,16 @@ def show_rejected(
 
 
 @rejected_app.command("replay")
+@takes_settings
 def replay_rejected(
+    given: SettingsOptions,
     record: Annotated[str, typer.Argument(help="TOPIC:PARTITION:OFFSET; all of --reason if it is left out.")] = "",
     reason: Annotated[str, typer.Option("--reason", help="All that were rejected for this reason.")] = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Send rejected records again, as they were, once what was wrong is fixed; the join counts nothing twice."""
     if bool(record) == bool(reason):
         raise typer.BadParameter("name one record, or a reason with --reason")
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     from plaudit.eventlog import open_log
     from plaudit.evidence.rejected import named, replay
 

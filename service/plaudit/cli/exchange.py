@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
+from plaudit.cli.options import JsonOption, SettingsOptions, channel_of, takes_settings
 
 if TYPE_CHECKING:
     from plaudit.domain import DomainPlugin
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 ChannelOption = Annotated[str, typer.Option("--channel", help='Channel, as "domain/tenant".')]
 
 
+@takes_settings
 def export(
+    given: SettingsOptions,
     channel: ChannelOption,
     form: Annotated[
         Literal["dpo", "kto", "ranked"],
@@ -43,12 +45,9 @@ def export(
     ] = None,
     people: Annotated[bool, typer.Option("--people", help="Also who judged, as a pseudonym.")] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Write a channel's evidence as preferences for TRL and others; the file holds what people wrote."""
-    settings, named = load(config, assign, data_dir), channel_of(channel)
+    settings, named = given.load(), channel_of(channel)
     from plaudit.evidence.splits import Split
     from plaudit.evidence.store import EvidenceStore
     from plaudit.exchange.exporting import Exported, Exporter
@@ -81,7 +80,9 @@ def export(
     typer.echo(json.dumps(plain, indent=2) if as_json else _exported_lines(out, counts))
 
 
+@takes_settings
 def import_(
+    given: SettingsOptions,
     source: Annotated[Path, typer.Argument(help="File of JSON Lines; - is standard input.")],
     channel: ChannelOption,
     form: Annotated[
@@ -96,15 +97,12 @@ def import_(
         bool, typer.Option("--agreed", help="The people agreed that their texts are kept and learnt from.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Put preferences of a file into the log, as interactions and feedback; what was imported before counts once.
 
     Exit code 1 if no line could be used.
     """
-    settings, named = load(config, assign, data_dir), channel_of(channel)
+    settings, named = given.load(), channel_of(channel)
     settings = settings.for_channel(named)
     from plaudit.errors import Misconfigured
     from plaudit.eventlog import open_log

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit.cli_release import ChannelArgument
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
+from plaudit.cli.options import ChannelArgument, JsonOption, SettingsOptions, channel_of, echo_json, takes_settings
 
 if TYPE_CHECKING:
     from plaudit.learner.valuing import Valued
@@ -21,23 +19,22 @@ VersionOption = Annotated[int | None, typer.Option("--version", help="A release 
 ClipOption = Annotated[float | None, typer.Option("--clip", help="Cut importance weights to this.", min=1.0)]
 
 
+@takes_settings
 def estimate(
+    given: SettingsOptions,
     channel: ChannelArgument,
     version: Annotated[
         int | None, typer.Option("--version", help="Another release beside base and live.", min=1)
     ] = None,
     clip: Annotated[float | None, typer.Option("--clip", help="Cut importance weights to this.", min=1.0)] = None,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Estimate what releases of a channel of choices are worth, by what people gave to drawn orders (EXPLORE)."""
     from plaudit.learner.valuing import value
 
-    found = value(load(config, assign, data_dir), channel_of(channel), version, clip=math.inf if clip is None else clip)
+    found = value(given.load(), channel_of(channel), version, clip=math.inf if clip is None else clip)
     if as_json:
-        typer.echo(json.dumps(_finite(dataclasses.asdict(found) | {"channel": channel}), indent=2))
+        echo_json(_finite(dataclasses.asdict(found) | {"channel": channel}))
         return
     for line in _value_lines(found):
         typer.echo(line)

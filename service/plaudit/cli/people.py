@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from plaudit.cli.options import echo_json, write_file
 from plaudit.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def simulate(
         stop=stop,
     )
     if ledger is not None:
-        _write_file(json.dumps(found.to_json()), ledger)
+        write_file(json.dumps(found.to_json()), ledger)
     counts = found.counts()
     typer.echo(json.dumps(counts, indent=2) if as_json else _sentence(counts))
     if found.failures:
@@ -126,8 +127,8 @@ def evaluate(
     except Refused as error:
         raise NotServing(f"{target} did not answer a question of the evaluation: {error}") from error
     if answers is not None:
-        _write_file(json.dumps(found.answers_to_json(), ensure_ascii=False), answers)
-    _write(found.to_json(), out)
+        write_file(json.dumps(found.answers_to_json(), ensure_ascii=False), answers)
+    echo_json(found.to_json(), out)
 
 
 def judge(
@@ -141,7 +142,7 @@ def judge(
     from plaudit.simulate.evaluate import judge_picks
 
     content, chosen = (json.loads(path.read_text(encoding="utf-8")) for path in (answers, picks))
-    _write(judge_picks(population, content, chosen, seed).to_json(), out)
+    echo_json(judge_picks(population, content, chosen, seed).to_json(), out)
 
 
 def judge_states(
@@ -155,7 +156,7 @@ def judge_states(
     """Let the hidden gold judge the states that turns compared, beside the reward that training saw."""
     from plaudit.simulate.states import judge_states as judged
 
-    _write(judged(population, [json.loads(path.read_text(encoding="utf-8")) for path in states], seed), out)
+    echo_json(judged(population, [json.loads(path.read_text(encoding="utf-8")) for path in states], seed), out)
 
 
 def populations(
@@ -164,20 +165,7 @@ def populations(
     """List the installed populations and what they ask, as JSON."""
     from plaudit.simulate.population import described
 
-    _write(described(lambda line: typer.echo(line, err=True)), out)
-
-
-def _write(value: Any, out: Path | None) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    if out is None:
-        typer.echo(text)
-    else:
-        _write_file(text + "\n", out)
-
-
-def _write_file(text: str, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    echo_json(described(lambda line: typer.echo(line, err=True)), out)
 
 
 def _versions(text: str) -> tuple[int, ...]:

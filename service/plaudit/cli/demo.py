@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
+from plaudit.cli.options import (
+    ChannelArgument,
+    JsonOption,
+    SetOption,
+    SettingsOptions,
+    channel_of,
+    echo_json,
+    takes_settings,
+)
 
-ChannelArgument = Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')]
 OutOption = Annotated[Path | None, typer.Option("--out", help="File to write, instead of standard output.")]
 
 
@@ -56,44 +63,33 @@ def demo(
     typer.echo(f"report: {out / 'report.md'}", err=as_json)
 
 
+@takes_settings
 def replay(
+    given: SettingsOptions,
     channel: ChannelArgument,
     count: Annotated[int, typer.Option(help="Completions to make again.", min=1)] = 64,
     out: OutOption = None,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Make logged replies again on an idle engine and count those that differ, as JSON."""
-    settings, named = load(config, assign, data_dir), channel_of(channel)
+    settings, named = given.load(), channel_of(channel)
     from plaudit.demo.replay import replay as run
 
-    _write(run(settings, named, count).as_dict(), out)
+    echo_json(run(settings, named, count).as_dict(), out)
 
 
+@takes_settings
 def best_of(
+    given: SettingsOptions,
     channel: ChannelArgument,
     version: Annotated[int, typer.Argument(help="Release whose reward model picks.", min=1)],
     answers: Annotated[Path, typer.Option(help="File that `plaudit evaluate --answers` wrote.")],
     out: OutOption = None,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Let a release's reward model order the texts of each prompt; a JSON list of places, best first."""
-    settings, named = load(config, assign, data_dir), channel_of(channel)
+    settings, named = given.load(), channel_of(channel)
     from plaudit.learner.best_of_n import pick
     from plaudit.types import Request
 
     content = json.loads(answers.read_text(encoding="utf-8"))
     requests = [Request.of_plain(each) for each in content["prompts"]]
-    _write(pick(settings, named, version, requests, content["offered"]), out)
-
-
-def _write(value: Any, out: Path | None) -> None:
-    text = json.dumps(value, indent=2)
-    if out is None:
-        typer.echo(text)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n", encoding="utf-8")
+    echo_json(pick(settings, named, version, requests, content["offered"]), out)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load_used
+from plaudit.cli.options import JsonOption, SettingsOptions, channel_of, takes_settings
 
 if TYPE_CHECKING:
     from plaudit.release.registry import Registry
     from plaudit.types import Channel
 
 
+@takes_settings
 def lineage(
+    given: SettingsOptions,
     channel: Annotated[str, typer.Argument(help='Channel of the release, as "domain/tenant".')] = "",
     version: Annotated[int | None, typer.Argument(help="Version of the release.", min=0)] = None,
     act: Annotated[str, typer.Option("--act", help="Id of a piece of feedback: which releases learnt from it.")] = "",
@@ -26,16 +28,13 @@ def lineage(
     ] = "",
     most: Annotated[int, typer.Option("--most", help="Number of withdrawn pieces of feedback to name.", min=0)] = 100,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Show what a release came from and what of it was withdrawn since, or which releases had a piece of feedback."""
     named = bool(act or interaction)
     if named == bool(channel) or bool(channel) != (version is not None):
         raise typer.BadParameter("name a release (CHANNEL VERSION), or a piece of feedback with --act or --interaction")
     whose = channel_of(channel) if channel else None
-    settings = load_used(config, assign, data_dir)
+    settings = given.load_used()
     from plaudit.release.registry import Registry
 
     with Registry(settings.store_url, settings.registry_root) as registry:

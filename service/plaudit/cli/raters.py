@@ -6,8 +6,6 @@ nowhere.
 
 from __future__ import annotations
 
-import getpass
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit.cli_settings import ConfigOption, DataDirOption, JsonOption, SetOption, channel_of, load
+from plaudit.cli.options import (
+    ChannelArgument,
+    JsonOption,
+    SettingsOptions,
+    channel_of,
+    echo_json,
+    operator,
+    takes_settings,
+)
 
 if TYPE_CHECKING:
     from plaudit.evidence.quarantine import Quarantine, Quarantined
@@ -26,7 +32,6 @@ raters_app = typer.Typer(help="Raters whose feedback is kept and not learnt from
 PSEUDONYM_DIGITS = 32
 _PART_OF_PSEUDONYM = re.compile(f"[0-9a-f]{{4,{PSEUDONYM_DIGITS - 1}}}")
 
-ChannelArgument = Annotated[str, typer.Argument(help='Channel, as "domain/tenant".')]
 RaterArgument = Annotated[
     str, typer.Argument(help="The rater's pseudonym, 32 digits, as `plaudit evidence show` prints it.")
 ]
@@ -34,38 +39,36 @@ PersonOption = Annotated[bool, typer.Option("--person", help="RATER is a name as
 
 
 @raters_app.command("list")
+@takes_settings
 def list_raters(
+    given: SettingsOptions,
     channel: Annotated[str, typer.Argument(help="Channel, such as support/acme; all if it is left out.")] = "",
     ended: Annotated[bool, typer.Option("--ended", help="Also raters who were let out again.")] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """List raters in quarantine: since when, why, by whom, and how many pieces of feedback do not count."""
-    with _quarantine(load(config, assign, data_dir)) as quarantine:
+    with _quarantine(given.load()) as quarantine:
         found = quarantine.list(channel_of(channel) if channel else None, ended=ended)
     if as_json:
-        typer.echo(json.dumps([_row(each) for each in found], indent=2))
+        echo_json([_row(each) for each in found])
     else:
         typer.echo("\n".join(map(_line, found)) or "nobody is in quarantine")
 
 
 @raters_app.command("quarantine")
+@takes_settings
 def quarantine_rater(
+    given: SettingsOptions,
     channel: ChannelArgument,
     rater: RaterArgument,
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")],
     person: PersonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Learn nothing from a rater's feedback, past and future, from the next turn on."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     with _quarantine(settings) as quarantine:
         name = _pseudonym(settings, channel, rater, person)
-        done = quarantine.put(channel_of(channel), name, reason, by=_operator())
+        done = quarantine.put(channel_of(channel), name, reason, by=operator())
         acts = [each.acts for each in quarantine.list(channel_of(channel)) if each.rater == name]
     typer.echo(f"{name} is in quarantine" if done else f"{name} was in quarantine already")
     if not any(acts):
@@ -77,19 +80,18 @@ def quarantine_rater(
 
 
 @raters_app.command("release")
+@takes_settings
 def release_rater(
+    given: SettingsOptions,
     channel: ChannelArgument,
     rater: RaterArgument,
     person: PersonOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-    data_dir: DataDirOption = None,
 ) -> None:
     """Let a rater's feedback count again; no anomaly puts that rater back."""
-    settings = load(config, assign, data_dir)
+    settings = given.load()
     with _quarantine(settings) as quarantine:
         name = _pseudonym(settings, channel, rater, person)
-        done = quarantine.release(channel_of(channel), name, by=_operator())
+        done = quarantine.release(channel_of(channel), name, by=operator())
     if not done:
         raise typer.BadParameter(f"{name} is not in quarantine; `plaudit raters list` shows who is", param_hint="RATER")
     typer.echo(f"the feedback of {name} counts again")
@@ -120,10 +122,6 @@ def _pseudonym(settings: Settings, channel: str, rater: str, person: bool) -> st
             param_hint="RATER",
         )
     return rater
-
-
-def _operator() -> str:
-    return f"operator:{getpass.getuser()}"
 
 
 def _row(each: Quarantined) -> dict[str, Any]:
