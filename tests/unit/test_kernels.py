@@ -1,6 +1,7 @@
 """Kernels give what torch's operators give, row by row, and an engine does without them where they do not compile."""
 
 import functools
+import math
 import sys
 
 import pytest
@@ -8,8 +9,10 @@ import structlog
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plaudit.engine import kernels
+from plaudit.engine import kernels, sampling
 from plaudit.engine.kernels import array
+from plaudit.engine.sampling import draw
+from plaudit.types import Sampling
 from torch.nn.functional import rms_norm, silu
 
 made = kernels.load()
@@ -106,10 +109,36 @@ def test_a_rows_bits_depend_on_nothing_beside_it(rows, size, seed):
         assert torch.equal(alone[0], normed[row])
 
 
+@compiled
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 700),
+    st.lists(st.sampled_from([0.0, 1.0, 0.3, 2.0]), min_size=6, max_size=6),
+    st.sampled_from([None, math.nan, -math.nan, math.inf, -math.inf]),
+    st.integers(0, 2**16),
+)
+def test_a_draw_is_torchs(rows, vocabulary, temperatures, strange, seed):
+    logits, uniforms = _random(rows, vocabulary, seed=seed), torch.rand(rows, generator=torch.Generator()).tolist()
+    if strange is not None:
+        logits[0, seed % vocabulary] = strange
+    chosen = [Sampling(temperature=each) for each in temperatures[:rows]]
+    found, wanted = draw(logits, chosen, uniforms), sampling._by_torch(logits, chosen, uniforms, None)
+    for row in range(rows):
+        (token, raw, drawn), (other, *theirs) = ([each[row] for each in of] for of in (found, wanted))
+        if math.isnan(theirs[0]):
+            assert math.isnan(raw)
+            continue
+        assert (raw, drawn) == pytest.approx(theirs, abs=1e-4) if token == other else chosen[row].temperature
+        # Two ways of summing may part where a running sum meets the uniform number.
+        edges = torch.softmax(logits[row].double() / (chosen[row].temperature or 1e-9), dim=-1).cumsum(dim=-1)
+        assert token == other or abs(edges[min(token, other)] - uniforms[row]) < 1e-5
+
+
 @pytest.mark.parametrize("why", ["numba is not there", "numba compiles nothing"])
 def test_without_a_compiler_there_are_no_kernels_and_one_line_says_so(why, monkeypatch):
     numba = pytest.importorskip("numba")
-    for name in ("attention", "compiling", "rows"):
+    for name in ("attention", "compiling", "drawing", "rows"):
         monkeypatch.delitem(sys.modules, f"plaudit.engine.kernels.{name}", raising=False)
         monkeypatch.delattr(kernels, name, raising=False)
     if why == "numba is not there":

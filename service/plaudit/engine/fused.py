@@ -132,6 +132,7 @@ class Fused:
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
         copies: Gathered | None = None,
+        finals: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         first = 0 if trunk is None else self._capture_layer
@@ -140,7 +141,7 @@ class Fused:
         if slots is not None:
             mixture = copies or self._bank.masked(slots)
         if self._kernels is not None:
-            return self._compiled(hidden if trunk is None else trunk.clone(), positions, past, mixture, first)
+            return self._compiled(hidden if trunk is None else trunk.clone(), positions, past, mixture, first, finals)
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)  # (N, 1, D)
         captured = hidden
         for index, layer in enumerate(self._layers[first:], start=first):
@@ -153,10 +154,17 @@ class Fused:
         return captured, _normed(self._norm, hidden)
 
     def _compiled(
-        self, hidden: torch.Tensor, positions: torch.Tensor, past: Past, mixture: Mixture | None, first: int
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        past: Past,
+        mixture: Mixture | None,
+        first: int,
+        finals: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As run, from layer `first`, with kernels between linears; `hidden` (N, H) is written over."""
         kernels: Any = self._kernels
+        finals = finals or self._capture_layer == len(self._layers)
         steps = _Steps(kernels, past, positions, self._cos, self._sin)
         total, captured = array(hidden), hidden
         normed = torch.empty_like(hidden)
@@ -166,7 +174,10 @@ class Fused:
             _add_norm(kernels, total, more, own.before_attention, normed)
             if index == self._capture_layer:
                 captured = hidden.clone()
-            more = layer.out(steps.attention(index, layer, layer.qkv(normed, mixture)), mixture)
+            mixed = steps.attention(index, layer, layer.qkv(normed, mixture))
+            if not finals and index == len(self._layers) - 1:
+                return captured, normed  # the past has the last layer's keys and values
+            more = layer.out(mixed, mixture)
             _add_norm(kernels, total, more, own.before_mlp, normed)
             both = layer.gate_up(normed, mixture)
             gated = both.new_empty(len(both), both.shape[1] // 2)

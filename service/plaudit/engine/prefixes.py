@@ -95,7 +95,7 @@ def on_adapter(runner: Runner, known: Prefix, tokens: Sequence[int], slot: int) 
     past = _Chunks([Chunk(made, tokens, slot)], runner.device, runner.dtype)
     ids = torch.tensor(tokens, device=runner.device)
     positions = torch.arange(len(tokens), device=runner.device)
-    runner.run(ids, positions, past, torch.full_like(ids, slot) if slot else None, known.hidden)
+    runner.run(ids, positions, past, torch.full_like(ids, slot) if slot else None, known.hidden, finals=False)
     made.length = len(tokens)
     return made
 
@@ -109,7 +109,7 @@ def extend(runner: Runner, chunks: Sequence[Chunk]) -> None:
     )
     slots = torch.tensor([c.slot for c in chunks for _ in c.tokens], device=device)
     past = _Chunks(chunks, device, runner.dtype)
-    hidden, _ = runner.run(tokens, positions, past, slots if any(c.slot for c in chunks) else None)
+    hidden, _ = runner.run(tokens, positions, past, slots if any(c.slot for c in chunks) else None, finals=False)
     at = 0
     for chunk in chunks:
         seen = hidden[at : (at := at + len(chunk.tokens))]

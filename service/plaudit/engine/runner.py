@@ -72,12 +72,13 @@ class Runner(Protocol):
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
         copies: Gathered | None = None,
+        finals: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Trunk activations (N, H) and final hidden states (N, H), normed, of token ids (N,) at positions (N,).
 
         `slots` (N,) are the adapters' places in the bank, 0 the base; None if no token has one. If `trunk` is given,
         the layers below are not run, and `past` has their keys and values already. `copies` are those of a lane, whose
-        rows the tokens are.
+        rows the tokens are. Without `finals` nobody reads the final hidden states: they may be anything.
         """
 
     def copies(self, width: int) -> Gathered | None:
@@ -115,6 +116,7 @@ class Modules:
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
         copies: Gathered | None = None,
+        finals: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         base, places = self._base, positions[None]

@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from plaudit.engine import kernels
+from plaudit.engine.kernels import array
 from plaudit.errors import InvalidField
 from plaudit.types import Sampling
 
@@ -118,6 +121,27 @@ def draw(
     are None are idle; their values mean nothing. A greedy row has as-sampled log-prob 0. A row whose logits are not
     numbers, or all -inf, has raw log-prob NaN: its token means nothing.
     """
+    compiled = kernels.load() if logits.device.type == "cpu" and logits.dtype == torch.float32 else None
+    if compiled is None or not logits.is_contiguous():
+        return _by_torch(logits, settings, uniforms, memory)
+    cut = [row for row, s in enumerate(settings) if s and not is_greedy(s.temperature) and (s.top_k or s.top_p < 1.0)]
+    temperatures = np.array(
+        [0.0 if s is None or is_greedy(s.temperature) else min(s.temperature, LARGEST_TEMPERATURE) for s in settings]
+    )
+    tokens = np.empty(len(settings), np.int64)
+    raw, sampled = np.empty(len(settings)), np.empty(len(settings))
+    drawn_by = np.minimum(np.array(uniforms, np.float64), LARGEST_UNIFORM)
+    compiled.draw(array(logits), temperatures, drawn_by, tokens, raw, sampled)
+    if cut:
+        rows, own = [settings[row] for row in cut], [uniforms[row] for row in cut]
+        tokens[cut], raw[cut], sampled[cut] = _by_torch(logits[cut], rows, own, None)
+    return tokens.tolist(), raw.tolist(), sampled.tolist()
+
+
+def _by_torch(
+    logits: torch.Tensor, settings: Sequence[Sampling | None], uniforms: Sequence[float], memory: Memory | None
+) -> tuple[list[int], list[float], list[float]]:
+    """As draw, by torch's operators: for rows with a top k or a nucleus, and where there are no kernels."""
     peak = logits.amax(dim=-1, keepdim=True)
     broken = ~torch.isfinite(peak[:, 0])
     if bool(broken.any()):

@@ -30,7 +30,7 @@ def load() -> Any | None:
     """All kernels as functions of numpy arrays, by their names; None if they do not work here, which is logged once."""
     begun = time.monotonic()
     try:
-        from plaudit.engine.kernels import attention, compiling, rows
+        from plaudit.engine.kernels import attention, compiling, drawing, rows
 
         found = SimpleNamespace(
             add=rows.add,
@@ -39,6 +39,7 @@ def load() -> Any | None:
             gate=rows.gate,
             turn=rows.turn,
             attend=attention.attend,
+            draw=drawing.draw,
         )
         _try_out(found)
     except Exception as why:  # a compiler may fail in many ways, and none of them may keep an engine from serving
