@@ -14,6 +14,7 @@ import uuid
 import pytest
 from plaudit import ids
 from plaudit.client import Plaudit
+from plaudit.client.replies import drafts
 from plaudit.engine.base import Base
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.eventlog import open_log
@@ -23,7 +24,6 @@ from plaudit.evidence.store import EvidenceStore
 from plaudit.learner.loop import open_learner
 from plaudit.plugins import load_plugins
 from plaudit.release import registry
-from plaudit.replies import drafts
 from plaudit.serving.handle import pseudonym
 from plaudit.settings import Settings
 from plaudit.testing.models import tiny_model

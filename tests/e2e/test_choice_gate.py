@@ -12,6 +12,7 @@ import uuid
 import pytest
 import torch
 from plaudit.client import Plaudit
+from plaudit.client.replies import drafts
 from plaudit.domain import GateProbe
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import ReleaseKey
@@ -29,7 +30,6 @@ from plaudit.learner.rewards import OptionRewards
 from plaudit.plugins import guard
 from plaudit.policy.choose import Judged
 from plaudit.release import registry
-from plaudit.replies import drafts
 from plaudit.serving.proof import EXACT, prove
 from plaudit.testing.serving import local_server
 from plaudit.types import Channel, Message, Option, Request

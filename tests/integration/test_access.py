@@ -26,7 +26,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from plaudit.access.keys import PREFIX, ApiKeys
 from plaudit.access.rights import ANY, RIGHTS, Role, rights_table
 from plaudit.client import Plaudit
-from plaudit.client_calls import connect
+from plaudit.client.calls import connect
 from plaudit.errors import (
     BadCredentials,
     HandleWrongRater,

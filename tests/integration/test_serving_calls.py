@@ -8,6 +8,7 @@ import grpc
 import pytest
 from plaudit import ordering
 from plaudit.client import Plaudit
+from plaudit.client.replies import Begun, Delta, Reply, drafts
 from plaudit.domain import OptionScore
 from plaudit.engine.protocol import ReleaseKey
 from plaudit.errors import (
@@ -33,7 +34,6 @@ from plaudit.errors import (
 from plaudit.eventlog import Topic
 from plaudit.ordering import score_of
 from plaudit.plugins import guard
-from plaudit.replies import Begun, Delta, Reply, drafts
 from plaudit.serving.handle import answer_mark
 from plaudit.testing.evidence import make_candidate
 from plaudit.testing.serving import local_server

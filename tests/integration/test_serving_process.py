@@ -19,6 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from plaudit.client import Plaudit
+from plaudit.client.replies import drafts
 from plaudit.engine.protocol import EncodedPrompt, Generated, Usage
 from plaudit.errors import (
     Cancelled,
@@ -36,7 +37,6 @@ from plaudit.eventlog.codec import decode
 from plaudit.learner.loop import learn
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import guard, load_plugins
-from plaudit.replies import drafts
 from plaudit.serving.keys import handle_signer, pseudonym_key
 from plaudit.serving.server import read_address
 from plaudit.settings import Settings

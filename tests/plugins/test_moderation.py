@@ -7,7 +7,7 @@ import random
 import pytest
 from plaudit.deciding import cost_of, costs_of, decide
 from plaudit.errors import EmptyPrompt, InvalidField, OutOfScale
-from plaudit.returned import slices_fault
+from plaudit.plugins.returned import slices_fault
 from plaudit.simulate.population import Shown
 from plaudit.testing import examples
 from plaudit.testing.conformance import PluginConformance

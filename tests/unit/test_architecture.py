@@ -151,7 +151,7 @@ MAY_ASK = {
     "exchange/importing.py": "the door of `plaudit evidence import`",
     "types.py": "what an interaction is",
     "domain.py": "what a domain may declare",
-    "returned.py": "what its members may return",
+    "plugins/returned.py": "what its members may return",
     "eventlog/bodies.py": "the names of both kinds in records",
 }
 

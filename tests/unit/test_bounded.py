@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from plaudit.bounded import MOST_THREADS, BoundedCalls, Exits, Overdue, Overrun
+from plaudit.plugins.bounded import MOST_THREADS, BoundedCalls, Exits, Overdue, Overrun
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from plaudit import client_calls
 from plaudit.client import AsyncPlaudit, Plaudit
-from plaudit.client_messages import bulk_messages
+from plaudit.client import calls as client_calls
+from plaudit.client.messages import bulk_messages
+from plaudit.client.replies import drafts
 from plaudit.errors import (
     DeadlinePassed,
     InvalidField,
@@ -23,7 +24,6 @@ from plaudit.errors import (
     UnknownCandidate,
 )
 from plaudit.metrics import Metrics, to_markdown
-from plaudit.replies import drafts
 from plaudit.serving.interceptors import CallInterceptor
 from plaudit.types import Message, Passage, Purpose
 from plaudit.v1 import (

@@ -7,8 +7,8 @@ import threading
 import pytest
 from plaudit.domain import DecodeSpec, DomainPlugin, GateProbe, Mode
 from plaudit.errors import EmptyPrompt, InvalidField, PluginFailed, UndeclaredKind
-from plaudit.guarded import GuardedPlugin, Why
 from plaudit.plugins import guard
+from plaudit.plugins.guarded import GuardedPlugin, Why
 from plaudit.testing.evidence import make_feedback, make_interaction
 from plaudit.types import (
     Binary,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from plaudit.learner.slices import MOST_SLICES, agreement, slice_accuracies
+from plaudit.plugins.returned import slices_fault
 from plaudit.release.gate import SliceAccuracy, slice_checks
 from plaudit.release.intervals import rater_accuracy
-from plaudit.returned import slices_fault
 from plaudit.reward.completion import Completion
 from plaudit.reward.dataset import Comparison
 

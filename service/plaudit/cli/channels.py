@@ -106,7 +106,7 @@ class ServiceChannels:
     """Channels through a running service."""
 
     def __init__(self, target: str) -> None:
-        from plaudit.client_calls import connect
+        from plaudit.client.calls import connect
 
         self._target = target
         self._channel, stubs = connect(target, {})

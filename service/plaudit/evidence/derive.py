@@ -26,7 +26,7 @@ from plaudit.errors import (
 )
 from plaudit.evidence.rows import StoredEvidence
 from plaudit.evidence.tables import Status
-from plaudit.guarded import GuardedPlugin
+from plaudit.plugins.guarded import GuardedPlugin
 from plaudit.types import (
     Act,
     Channel,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from plaudit import ids
 from plaudit.access.rights import caller
 from plaudit.errors import EmptyPrompt, InvalidField, InvalidText
-from plaudit.returned import (
+from plaudit.plugins.returned import (
     MAX_COMPLETIONS,
     MAX_OPTION_BYTES,
     MAX_OPTION_ID_BYTES,

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from plaudit.client import Plaudit
-from plaudit.client_requests import ChooseOptions, GenerateOptions
+from plaudit.client.requests import ChooseOptions, GenerateOptions
 from plaudit.domain import DomainPlugin
 from plaudit.errors import Misconfigured
 from plaudit.plugins import load_plugins

@@ -18,10 +18,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from plaudit.bounded import BoundedCalls, Exits, Overdue, Overrun
 from plaudit.domain import ENTRY_POINT_GROUP, Declaration, DomainPlugin
 from plaudit.errors import Misconfigured, RequestRefused
 from plaudit.plugins import facts_of, made, told
+from plaudit.plugins.bounded import BoundedCalls, Exits, Overdue, Overrun
 from plaudit.testing import examples
 from plaudit.testing.conformance import NeedsMore, PluginConformance, checks
 from plaudit.types import (

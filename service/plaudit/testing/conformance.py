@@ -29,9 +29,9 @@ from unittest import mock
 
 from hypothesis import given, settings, strategies
 
-from plaudit import returned
 from plaudit.domain import CONTRACT_VERSION, ENTRY_POINT_GROUP, Declaration, DomainPlugin, Mode
 from plaudit.errors import RequestRefused
+from plaudit.plugins import returned
 from plaudit.testing import examples
 from plaudit.types import (
     KIND_OF_ACT,

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plaudit.client_requests import messages_of
+from plaudit.client.requests import messages_of
 from plaudit.errors import InvalidField, PlauditError, WrongAction
-from plaudit.returned import MAX_COMPLETIONS
+from plaudit.plugins.returned import MAX_COMPLETIONS
 from plaudit.v1 import assistant_pb2
 
 MODEL_VERSION = "@"  # "domain@version" names a release.

@@ -1,4 +1,4 @@
-"""The asyncio client (`AsyncPlaudit`); what it shares with the synchronous one stands in `plaudit.client`.
+"""The asyncio client (`AsyncPlaudit`), with the methods of the synchronous one.
 
 What enters: prompts, options, acts of people. What leaves: awaitables of typed replies, and errors as the classes of
 `plaudit.errors`. Never imports torch.
@@ -16,7 +16,7 @@ import grpc.aio
 import tenacity
 
 from plaudit.access.credentials import AccessOptions, credentials_of
-from plaudit.client_calls import (
+from plaudit.client.calls import (
     DEFAULT_SECONDS,
     Patience,
     Stubs,
@@ -27,7 +27,7 @@ from plaudit.client_calls import (
     closed,
     failed_attempt,
 )
-from plaudit.client_catalogue import (
+from plaudit.client.catalogue import (
     DeclaredDomain,
     ReleaseDetails,
     channel_state,
@@ -35,7 +35,7 @@ from plaudit.client_catalogue import (
     release_details,
     release_row,
 )
-from plaudit.client_messages import (
+from plaudit.client.messages import (
     BulkAcknowledged,
     News,
     act_of,
@@ -47,7 +47,18 @@ from plaudit.client_messages import (
     submission,
     withdrawn_at,
 )
-from plaudit.client_requests import (
+from plaudit.client.replies import (
+    Acknowledged,
+    Begun,
+    Decision,
+    Delta,
+    FeedbackGiver,
+    Reply,
+    acknowledged,
+    decision,
+    reply,
+)
+from plaudit.client.requests import (
     Choosable,
     ChooseOptions,
     GenerateOptions,
@@ -58,7 +69,6 @@ from plaudit.client_requests import (
 )
 from plaudit.errors import DeadlinePassed, Misconfigured
 from plaudit.release.moves import ChannelState, ReleaseRow
-from plaudit.replies import Acknowledged, Begun, Decision, Delta, FeedbackGiver, Reply, acknowledged, decision, reply
 from plaudit.v1 import assistant_pb2, domains_pb2, feedback_pb2, releases_pb2
 
 _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs

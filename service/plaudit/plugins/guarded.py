@@ -15,10 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from plaudit import returned
-from plaudit.bounded import BoundedCalls, Exits, Overdue, Overrun
 from plaudit.domain import Declaration, DecodeSpec, DomainPlugin, GateProbe, Mode
 from plaudit.errors import PluginFailed, RequestRefused
+from plaudit.plugins import returned
+from plaudit.plugins.bounded import BoundedCalls, Exits, Overdue, Overrun
 from plaudit.types import Evidence, Feedback, Interaction, Outcome, Prompt, Request, RewardTerms
 
 BUDGET_SECONDS = 5.0

@@ -1,15 +1,7 @@
-"""Plaudit's client, synchronous (`Plaudit`) and asyncio (`AsyncPlaudit`), with the same methods.
+"""The synchronous client (`Plaudit`).
 
 What enters: prompts, options, acts of people. What leaves: typed replies, and errors as the classes of
-`plaudit.errors`. Calls with an idempotency key (requests, feedback, retractions) and reads are tried again if the error
-is retryable; moves of releases are not. A server that is still starting is waited for. Never imports torch.
-
-    with Plaudit("127.0.0.1:50051") as client:
-        reply = client.generate("support", "How do I descale a kettle?", n=2)
-        reply.choose(0, 1, rater="ana")
-
-A service with keys and encryption: `Plaudit("plaudit.example:50051", key=..., root_certificates=Path("ca.pem"))`, or
-the environment variables of `plaudit.access.credentials`.
+`plaudit.errors`. Never imports torch.
 """
 
 from __future__ import annotations
@@ -23,9 +15,8 @@ import grpc
 import tenacity
 
 from plaudit.access.credentials import AccessOptions
-from plaudit.client_async import AsyncPlaudit
-from plaudit.client_calls import DEFAULT_SECONDS, Patience, Unreached, call_error, connect, failed_attempt
-from plaudit.client_catalogue import (
+from plaudit.client.calls import DEFAULT_SECONDS, Patience, Unreached, call_error, connect, failed_attempt
+from plaudit.client.catalogue import (
     DeclaredDomain,
     ReleaseDetails,
     channel_state,
@@ -33,7 +24,7 @@ from plaudit.client_catalogue import (
     release_details,
     release_row,
 )
-from plaudit.client_messages import (
+from plaudit.client.messages import (
     BulkAcknowledged,
     News,
     bulk_acknowledgements,
@@ -44,7 +35,18 @@ from plaudit.client_messages import (
     submission,
     withdrawn_at,
 )
-from plaudit.client_requests import (
+from plaudit.client.replies import (
+    Acknowledged,
+    Begun,
+    Decision,
+    Delta,
+    FeedbackGiver,
+    Reply,
+    acknowledged,
+    decision,
+    reply,
+)
+from plaudit.client.requests import (
     Choosable,
     ChooseOptions,
     GenerateOptions,
@@ -55,44 +57,7 @@ from plaudit.client_requests import (
 )
 from plaudit.errors import DeadlinePassed
 from plaudit.release.moves import ChannelState, ReleaseRow
-from plaudit.replies import (
-    Acknowledged,
-    ActOptions,
-    Begun,
-    Decision,
-    Delta,
-    FeedbackGiver,
-    RankedOption,
-    Reply,
-    ReplyCompletion,
-    TokenLogprob,
-    acknowledged,
-    decision,
-    drafts,
-    reply,
-)
 from plaudit.v1 import assistant_pb2, domains_pb2, feedback_pb2, releases_pb2
-
-__all__ = [
-    "Acknowledged",
-    "ActOptions",
-    "AsyncPlaudit",
-    "Begun",
-    "BulkAcknowledged",
-    "ChooseOptions",
-    "Decision",
-    "DeclaredDomain",
-    "Delta",
-    "FeedbackGiver",
-    "GenerateOptions",
-    "Plaudit",
-    "RankedOption",
-    "ReleaseDetails",
-    "Reply",
-    "ReplyCompletion",
-    "TokenLogprob",
-    "drafts",
-]
 
 
 class Plaudit:

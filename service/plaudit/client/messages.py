@@ -1,4 +1,4 @@
-"""Messages that both clients send and read, beside requests (`client_requests`) and replies (`replies`).
+"""Messages that both clients send and read, beside requests (`requests`) and replies (`replies`).
 
 What enters: acts, withdrawals and moves as a caller writes them, and messages of plaudit.v1. What leaves: messages and
 frozen types. Never talks to the network.
@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from plaudit.client_requests import filled
+from plaudit.client.replies import Begun, Delta, Reply, begun, reply
+from plaudit.client.requests import filled
 from plaudit.errors import InvalidField, PlauditError
-from plaudit.replies import Begun, Delta, Reply, begun, reply
 from plaudit.v1 import assistant_pb2, errors_pb2, feedback_pb2, releases_pb2
 from plaudit.wire import error_classes
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypedDict, TypeVar, Unpack
 
 from plaudit import ids
-from plaudit.client_requests import filled, known
+from plaudit.client.requests import filled, known
 from plaudit.errors import InvalidField, UnknownCandidate
 from plaudit.types import FinishReason
 from plaudit.v1 import assistant_pb2, feedback_pb2

@@ -13,11 +13,11 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
 
-from plaudit.bounded import Exits, Overdue, call_once
 from plaudit.domain import CONTRACT_VERSION, ENTRY_POINT_GROUP, Declaration, DomainPlugin
 from plaudit.errors import Misconfigured
-from plaudit.guarded import BUDGET_SECONDS, GuardedPlugin
 from plaudit.metrics import Metrics
+from plaudit.plugins.bounded import Exits, Overdue, call_once
+from plaudit.plugins.guarded import BUDGET_SECONDS, GuardedPlugin
 
 LOAD_SECONDS = 120.0  # a plugin's import may bring a large library with it, on a slow disk
 
