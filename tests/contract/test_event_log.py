@@ -570,7 +570,9 @@ class TestKafka(EventLogContract):
         with pytest.raises(Misconfigured, match=r"cleanup\.policy=delete"):
             open_log(settings)
         other = kafka.model_copy(update={"topic_prefix": kafka.topic_prefix + "b."})
-        admin.create_topics({other.topic_prefix + Topic.FEEDBACK: {"num_partitions": 5, "replication_factor": 1}})
+        for topic, partitions in ((Topic.FEEDBACK, 5), (Topic.INTERACTIONS, 3)):
+            wanted = {"num_partitions": partitions, "replication_factor": 1}
+            admin.create_topics({other.topic_prefix + topic: wanted})
         admin.close()
         with pytest.raises(Misconfigured, match=r"3 partitions and .* has 5"):
             open_log(settings.model_copy(update={"log": LogSettings(kind="kafka", kafka=other)}))

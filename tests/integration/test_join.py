@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from plaudit.domain import DomainPlugin
 from plaudit.errors import LogUnavailable
 from plaudit.eventlog import Topic
@@ -26,10 +27,12 @@ from plaudit.eventlog.codec import (
     encode_rejected,
     encode_release_changed,
 )
+from plaudit.eventlog.protocol import MAX_RECORD_BYTES, REJECTED_OVERHEAD_BYTES
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.places import Overtaken
 from plaudit.evidence.store import EvidenceStore
+from plaudit.evidence.tables import RejectionRow
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
 from plaudit.plugins import guard
 from plaudit.serving.handle import answer_mark
@@ -302,6 +305,20 @@ def test_an_undecodable_record_is_rejected_with_its_bytes_and_stops_nothing(worl
     assert rejected["plaudit.feedback", 0].value == b"\xff not protobuf"
     assert rejected["plaudit.feedback", 0].key == b"key"
     assert rejected["plaudit.interactions", 1].value == misplaced
+
+
+def test_a_record_too_large_for_rejected_is_rejected_without_its_bytes_and_stops_nothing(world: World) -> None:
+    huge = b"\xff" * MAX_RECORD_BYTES
+    world.log.append(Topic.FEEDBACK, "k" * 2 * REJECTED_OVERHEAD_BYTES, huge)
+    world.log.append(Topic.FEEDBACK, "key", b"\xff")
+    world.join(make_interaction("i"), make_feedback("g", "i", Thumbs("a", True)))
+    assert world.evidence() == [Binary(candidate="a", positive=True)]
+    first, second = sorted(world.rejected(), key=lambda each: each.offset)
+    assert (first.value, "16777216 bytes are too many" in first.message) == (b"", True)
+    assert second.value == b"\xff"
+    with world.store.database.reading() as connection:
+        kept = connection.execute(sa.select(RejectionRow.value).where(RejectionRow.offset == 0)).scalar_one()
+    assert kept == huge
 
 
 def test_records_of_other_topics_and_ids_that_no_table_holds_are_rejected(world: World) -> None:

@@ -14,6 +14,7 @@ from plaudit.errors import LogUnavailable, Misconfigured
 from plaudit.eventlog import Topic, open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.places import next_offsets
+from plaudit.evidence.rejected import read_rejected
 from plaudit.evidence.reset import reset
 from plaudit.evidence.store import EvidenceStore
 from plaudit.plugins import guard
@@ -228,6 +229,26 @@ def test_what_retention_took_is_counted_though_no_record_comes_after(world):
     world.join(7, worker)
     worker.close()
     assert world.store.lost_to_retention() == 10, "each is counted once"
+
+
+@pytest.mark.needs_kafka
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.parametrize("world", ["kafka"], indirect=True)
+def test_a_poison_record_is_rejected_with_its_headers(world):
+    from kafka import KafkaProducer
+
+    kafka = world.settings.log.kafka
+    headers = [("traceparent", b"00-ab"), ("x", b"\x00\xff"), ("x", b"")]
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap)
+    producer.send(kafka.topic_prefix + Topic.FEEDBACK, key=b"k", value=b"\xff", headers=headers).get(30)
+    producer.close()
+    worker = Join(world.log, world.store, PLUGINS, JoinSettings())
+    deadline = time.monotonic() + 300
+    while not worker.run_once(0.2) and time.monotonic() < deadline:
+        pass
+    worker.close()
+    (rejected,) = read_rejected(world.log, 5).newest
+    assert (rejected.value, rejected.key, rejected.headers) == (b"\xff", b"k", tuple(headers))
 
 
 @pytest.mark.needs_kafka

@@ -27,6 +27,7 @@ class Brokers:
         self.log = SqliteEventLog(folder / "brokers.sqlite")
         self.away = False
         self.refuses = 0
+        self.refuses_rejected = False
         self.lock = threading.Lock()
 
     def connect(self):
@@ -44,7 +45,8 @@ class Brokers:
         with self.lock:
             if self.away:
                 raise LogUnavailable("no broker answers")
-            if self.refuses and topic is not Topic.REJECTED and any(len(v) > self.refuses for _, v in items):
+            spared = topic is Topic.REJECTED and not self.refuses_rejected
+            if self.refuses and not spared and any(len(v) > self.refuses for _, v in items):
                 raise MessageTooLarge("too large for the topic")
             return self.log.append_many(topic, items)
 
@@ -299,6 +301,20 @@ def test_a_record_that_the_brokers_refuse_goes_to_rejected_and_blocks_nothing(tm
     ((_, rejected),) = brokers.values(Topic.REJECTED)
     assert decode(rejected).value == b"x" * 2000
     assert decode(rejected).reason == "MESSAGE_TOO_LARGE"
+
+
+def test_what_no_topic_takes_is_kept_in_a_file_and_blocks_nothing(tmp_path, brokers):
+    brokers.away, brokers.refuses, brokers.refuses_rejected = True, 1000, True
+    log = opened(tmp_path, brokers)
+    log.append_many(Topic.FEEDBACK, [("a", b"1"), ("a", b"x" * 2000), ("a", b"2")])
+    brokers.away = False
+    assert eventually(lambda: log.state().records == 0)
+    log.close()
+    assert [value for _, value in brokers.values()] == [b"1", b"2"]
+    ((_, rejected),) = brokers.values(Topic.REJECTED)
+    (file,) = tmp_path.glob("outbox.sqlite.plaudit.feedback-*")
+    assert (decode(rejected).value, file.name in decode(rejected).message) == (b"", True)
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"x" * 2000, 0o600)
 
 
 def test_two_processes_over_one_folder_move_each_record_once(tmp_path, brokers):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from plaudit.eventlog.codec import Rejected
     from plaudit.settings import Settings
 
+_HEADER_BYTES = 200  # that are shown of a header's value
 _MOST_REPLAYED = 10_000  # of one reason at a time: their bytes are in memory
 
 evidence_app = typer.Typer(help="What feedback became.", no_args_is_help=True)
@@ -113,6 +114,8 @@ def show_rejected(
     for each in found:
         typer.echo(f"{each.rejected_at.isoformat(timespec='seconds')}  {each.reason}: {each.message}")
     typer.echo(f"key {found[-1].key.decode(errors='replace')}, {len(found[-1].value)} bytes")
+    for name, value in found[-1].headers:
+        typer.echo(f"header {name}: {value!r}" if len(value) <= _HEADER_BYTES else f"header {name}, {len(value)} bytes")
     if out is not None:
         out.write_bytes(found[-1].value)
 
@@ -129,12 +132,12 @@ def replay_rejected(
         raise typer.BadParameter("name one record, or a reason with --reason")
     settings = given.load()
     from plaudit.eventlog import open_log
-    from plaudit.evidence.rejected import named, replay
+    from plaudit.evidence.rejected import replay
 
-    found = {named(each): each for each in _rejections(settings, record, reason)}
+    found = _rejections(settings, record, reason)
     log = open_log(settings)
     try:
-        typer.echo(f"{replay(log, list(found.values()))} records were sent again")
+        typer.echo(f"{replay(log, found)} records were sent again")
     finally:
         log.close()
 

@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from plaudit import types
 from plaudit.errors import Undecodable
+from plaudit.eventlog.protocol import Headers
 from plaudit.types import Act, Channel, Feedback, Interaction
 from plaudit.v1 import assistant_pb2, errors_pb2, events_pb2, feedback_pb2, releases_pb2
 
@@ -86,6 +87,7 @@ class Rejected:
     key: bytes
     value: bytes
     rejected_at: dt.datetime
+    headers: Headers = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -476,6 +478,7 @@ def rejected_to_proto(rejected: Rejected) -> events_pb2.RecordRejected:
         key=rejected.key,
         value=rejected.value,
         schema=REJECTED_SCHEMA,
+        headers=headers_to_proto(rejected.headers),
     )
 
 
@@ -495,7 +498,18 @@ def rejected_from_proto(message: events_pb2.RecordRejected, rejected_at: dt.date
         key=message.key,
         value=message.value,
         rejected_at=rejected_at,
+        headers=headers_of(message),
     )
+
+
+def headers_to_proto(headers: Headers) -> list[events_pb2.RecordHeader]:
+    """The messages of headers."""
+    return [events_pb2.RecordHeader(name=name, value=value) for name, value in headers]
+
+
+def headers_of(message: events_pb2.RecordRejected) -> Headers:
+    """The headers that a message names."""
+    return tuple((each.name, each.value) for each in message.headers)
 
 
 def sealed_from_proto(message: events_pb2.Sealed) -> SealedRecord:

@@ -25,6 +25,7 @@ from plaudit.eventlog.bodies import (
     act_from_proto,
     act_to_proto,
 )
+from plaudit.eventlog.protocol import Headers
 from plaudit.types import Feedback, Interaction, Purpose
 from plaudit.v1 import events_pb2, feedback_pb2
 
@@ -44,12 +45,16 @@ __all__ = [
     "encode_rejected",
     "encode_release_changed",
     "encode_retraction",
+    "headers_from_bytes",
+    "headers_to_bytes",
     "record_mark",
     "request_digest",
+    "without_bytes",
 ]
 
 SCHEMA = 1
 _MOST_MARK_CHARS = 80
+_KEY_BYTES = 512  # of a key that goes without its record's bytes
 _NEVER = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 Decoded: TypeAlias = Interaction | Feedback | Retraction | ReleaseChange | Rejected | SealedRecord
@@ -97,6 +102,25 @@ def encode_rejected(rejected: Rejected, *, producer: str, traceparent: str = "",
     envelope = _envelope(rejected.rejected_at, producer, traceparent, event_id)
     envelope.rejected.CopyFrom(bodies.rejected_to_proto(rejected))
     return envelope.SerializeToString(deterministic=True)
+
+
+def without_bytes(rejected: Rejected, where: str) -> Rejected:
+    """The same for a log that takes no records of its size; `where` says where the bytes are instead."""
+    said = f"{rejected.message} (its {len(rejected.value)} bytes are too many for plaudit.rejected: {where})"
+    return dataclasses.replace(rejected, message=said, key=rejected.key[:_KEY_BYTES], value=b"", headers=())
+
+
+def headers_to_bytes(headers: Headers) -> bytes | None:
+    """Headers as the store keeps them; None if there are none."""
+    if not headers:
+        return None
+    message = events_pb2.RecordRejected(headers=bodies.headers_to_proto(headers))
+    return message.SerializeToString(deterministic=True)
+
+
+def headers_from_bytes(value: bytes | None) -> Headers:
+    """The headers that these bytes are."""
+    return bodies.headers_of(events_pb2.RecordRejected.FromString(value or b""))
 
 
 def decode(value: bytes) -> Decoded:

@@ -283,6 +283,7 @@ class KafkaLogConsumer:
                 message.key or b"",
                 message.value or b"",
                 dt.datetime.fromtimestamp(message.timestamp / 1000, dt.UTC),
+                tuple((name, value or b"") for name, value in message.headers),
             )
             for partition, messages in batches.items()
             for message in messages

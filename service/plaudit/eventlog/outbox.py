@@ -36,7 +36,7 @@ import structlog
 
 from plaudit import __version__
 from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured, OutboxFull
-from plaudit.eventlog.codec import Rejected, encode_rejected
+from plaudit.eventlog.codec import Rejected, encode_rejected, without_bytes
 from plaudit.eventlog.protocol import Consumer, EventLog, Positions, Record, Topic, check_size
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.failpoints import fail_point
@@ -321,9 +321,26 @@ class OutboxLog:
                 value=record.value,
                 rejected_at=dt.datetime.now(dt.UTC),
             )
-            said = encode_rejected(rejected, producer=f"plaudit-serve/{__version__}")
-            kafka.append(Topic.REJECTED, record.key.decode(), said)
-            _log.error("outbox.record_rejected", topic=topic.value, size=len(record.value), why=error.message)
+            self._reject(kafka, rejected)
+
+    def _reject(self, kafka: PatientLog, rejected: Rejected) -> None:
+        """Sends what the brokers do not take to plaudit.rejected; without its bytes, if that takes no such record."""
+        producer, key = f"plaudit-serve/{__version__}", rejected.key.decode()
+        facts = {"topic": rejected.topic, "size": len(rejected.value), "why": rejected.message}
+        try:
+            kafka.append(Topic.REJECTED, key, encode_rejected(rejected, producer=producer))
+        except MessageTooLarge:
+            # It was acknowledged: its bytes are never let go of.
+            file = self._folder / f"{OUTBOX_FILE}.{rejected.topic}-{rejected.offset}"
+            file.touch(0o600)
+            with file.open("wb") as written:
+                written.write(rejected.value)
+                written.flush()
+                os.fsync(written.fileno())
+            short = without_bytes(rejected, f"the data directory has them, in {file.name}")
+            kafka.append(Topic.REJECTED, key, encode_rejected(short, producer=producer))
+            facts["file"] = str(file)
+        _log.error("outbox.record_rejected", **facts)
 
     def _reached(self) -> PatientLog:
         if self._kafka is None:

@@ -25,6 +25,10 @@ HOW_TO_DECIDE = (
 )
 
 
+# Names and values, in order.
+Headers: TypeAlias = tuple[tuple[str, bytes], ...]
+
+
 class Topic(enum.StrEnum):
     """The four topics."""
 
@@ -36,7 +40,10 @@ class Topic(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as it lies in the log; `timestamp` is when the log took it."""
+    """One record as it lies in the log; `timestamp` is when the log took it.
+
+    `headers` are those of Kafka; Plaudit writes none and reads none.
+    """
 
     topic: Topic
     partition: int
@@ -44,6 +51,7 @@ class Record:
     key: bytes
     value: bytes
     timestamp: dt.datetime
+    headers: Headers = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from plaudit.errors import (
     InvalidField,
     InvalidText,
     LogUnavailable,
+    MessageTooLarge,
     PlauditError,
     PluginFailed,
     StoreUnavailable,
@@ -50,7 +51,15 @@ from plaudit.errors import (
     UnknownDomain,
 )
 from plaudit.eventlog import Consumer, EventLog, Place, Positions, Record, Topic
-from plaudit.eventlog.codec import Rejected, Retraction, SealedRecord, decode, encode_rejected
+from plaudit.eventlog.codec import (
+    Rejected,
+    Retraction,
+    SealedRecord,
+    decode,
+    encode_rejected,
+    headers_from_bytes,
+    without_bytes,
+)
 from plaudit.evidence import ingest, places, rejections
 from plaudit.evidence.ingest import Outcome
 from plaudit.evidence.places import Overtaken
@@ -250,7 +259,7 @@ class Join:
             if not pending:
                 return
             try:
-                self._log.append_many(Topic.REJECTED, [_rejected_record(row) for row in pending])
+                self._append(pending)
             except LogUnavailable as error:
                 _log.warning("join.rejections_wait", why=error.message, rejections=len(pending))
                 return
@@ -258,6 +267,20 @@ class Join:
             with self._store.database.writing() as connection:
                 rejections.mark_published(connection, [row["identity"] for row in pending])
             fail_point("join.8")
+
+    def _append(self, pending: Sequence[RowMapping]) -> None:
+        """Step 7. One record that the log finds too large must not stop the join: it goes without its bytes."""
+        try:
+            self._log.append_many(Topic.REJECTED, [_rejected_record(_rejected(row), row) for row in pending])
+        except MessageTooLarge:
+            for row in pending:
+                rejected = _rejected(row)
+                try:
+                    self._log.append_many(Topic.REJECTED, [_rejected_record(rejected, row)])
+                except MessageTooLarge as error:
+                    _log.error("join.rejected_without_bytes", bytes=len(rejected.value), why=error.message)
+                    short = without_bytes(rejected, "its topic has them, and the store's table rejections")
+                    self._log.append_many(Topic.REJECTED, [_rejected_record(short, row)])
 
     def _take_up_again(self) -> None:
         """A restart is how a fixed or added plugin comes in: what failed without it is tried again."""
@@ -311,8 +334,8 @@ def _check_ids(*ids: str) -> None:
             )
 
 
-def _rejected_record(row: RowMapping) -> tuple[str, bytes]:
-    rejected = Rejected(
+def _rejected(row: RowMapping) -> Rejected:
+    return Rejected(
         reason=row["reason"],
         message=row["message"],
         topic=row["topic"],
@@ -321,7 +344,11 @@ def _rejected_record(row: RowMapping) -> tuple[str, bytes]:
         key=row["key"],
         value=row["value"],
         rejected_at=from_micros(row["rejected_at"]),
+        headers=headers_from_bytes(row["headers"]),
     )
+
+
+def _rejected_record(rejected: Rejected, row: RowMapping) -> tuple[str, bytes]:
     event_id = str(uuid.uuid5(REJECTION_IDS, row["identity"]))
     value = encode_rejected(rejected, producer=f"plaudit-join/{__version__}", event_id=event_id)
     return row["identity"], value

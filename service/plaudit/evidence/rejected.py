@@ -34,13 +34,15 @@ def named(rejected: Rejected) -> str:
 
 
 def replay(log: EventLog, rejected: Sequence[Rejected]) -> int:
-    """Appends the original records to their topics again, under their keys; returns how many.
+    """Appends the original records to their topics again, under their keys, each once; returns how many.
 
-    The join reads them like any other: ids make it count once what it knows, and reject anew what is still wrong.
+    The join reads them like any other: ids make it count once what it knows, and reject anew what is still wrong. Then
+    the same bytes are rejected under two names, and go once all the same. What has no bytes here is left out.
     """
-    for each in rejected:
-        log.append(Topic(each.topic), each.key.decode(errors="replace"), each.value)
-    return len(rejected)
+    wanted = {(each.topic, each.key, each.value) for each in rejected if each.value}
+    for topic, key, value in sorted(wanted):
+        log.append(Topic(topic), key.decode(errors="replace"), value)
+    return len(wanted)
 
 
 def read_rejected(log: EventLog, most: int, reason: str = "", name: str = "") -> Rejections:
@@ -51,7 +53,7 @@ def read_rejected(log: EventLog, most: int, reason: str = "", name: str = "") ->
     # A group of its own: whoever works on rejections keeps their place.
     consumer = log.consumer((Topic.REJECTED,), f"plaudit-list-{uuid.uuid4().hex}", dict)
     counts: Counter[str] = Counter()
-    newest: OrderedDict[tuple[str, int, int, str], Rejected] = OrderedDict()
+    newest: OrderedDict[tuple[str, int, int, str, int], Rejected] = OrderedDict()
     read: dict[tuple[Topic, int], int] = {}
     patience = time.monotonic() + _WAIT_SECONDS
     records: Sequence[Record] = ()
@@ -74,7 +76,8 @@ def read_rejected(log: EventLog, most: int, reason: str = "", name: str = "") ->
                     continue
                 if name not in ("", named(said)):
                     continue
-                identity = (said.topic, said.partition, said.offset, said.reason)
+                # A topic that was made anew has the same offsets again.
+                identity = (said.topic, said.partition, said.offset, said.reason, hash(said.value))
                 counts[said.reason] += identity not in newest
                 newest[identity] = said
                 if len(newest) > most:

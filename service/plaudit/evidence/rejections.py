@@ -16,6 +16,8 @@ from sqlalchemy import Connection, RowMapping, Table, func, insert, select, upda
 
 from plaudit.errors import PlauditError
 from plaudit.eventlog import Record
+from plaudit.eventlog.codec import headers_to_bytes
+from plaudit.eventlog.protocol import Headers
 from plaudit.evidence.tables import RejectionRow, chunks, to_micros, where_in
 
 _REJECTIONS: Table = RejectionRow.metadata.tables["rejections"]
@@ -31,11 +33,13 @@ class Rejection:
     key: bytes
     value: bytes
     error: PlauditError
+    headers: Headers = ()
 
     @classmethod
     def of(cls, record: Record, error: PlauditError) -> Rejection:
         """The rejection of a record as it was read."""
-        return cls(record.topic.value, record.partition, record.offset, record.key, record.value, error)
+        where = (record.topic.value, record.partition, record.offset)
+        return cls(*where, record.key, record.value, error, record.headers)
 
     @classmethod
     def of_row(cls, row: RowMapping | dict[str, Any], error: PlauditError) -> Rejection:
@@ -67,6 +71,7 @@ def write_rejections(connection: Connection, rejections: Sequence[Rejection], no
                     "message": each.error.message.replace("\0", "\ufffd"),  # PostgreSQL keeps no NUL
                     "key": each.key,
                     "value": each.value,
+                    "headers": headers_to_bytes(each.headers),
                     "rejected_at": to_micros(now),
                     "published": False,
                 }

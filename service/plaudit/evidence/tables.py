@@ -178,6 +178,7 @@ class RejectionRow(Base):
     message: Mapped[str] = mapped_column(Text)
     key: Mapped[bytes] = mapped_column(LargeBinary)
     value: Mapped[bytes] = mapped_column(LargeBinary)
+    headers: Mapped[bytes | None] = mapped_column(LargeBinary)  # `codec.headers_to_bytes`
     rejected_at: Mapped[int] = mapped_column(BigInteger)
     published: Mapped[bool] = mapped_column(Boolean)
 

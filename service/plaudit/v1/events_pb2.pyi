@@ -225,7 +225,7 @@ class ReleaseChanged(_message.Message):
     def __init__(self, state: _Optional[_Union[_releases_pb2.ChannelState, _Mapping]] = ..., release: _Optional[_Union[_releases_pb2.Release, _Mapping]] = ..., actor: _Optional[str] = ..., reason: _Optional[str] = ..., schema: _Optional[int] = ...) -> None: ...
 
 class RecordRejected(_message.Message):
-    __slots__ = ("reason", "message", "topic", "partition", "offset", "key", "value", "schema")
+    __slots__ = ("reason", "message", "topic", "partition", "offset", "key", "value", "schema", "headers")
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     TOPIC_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +234,7 @@ class RecordRejected(_message.Message):
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
     reason: _errors_pb2.ErrorReason
     message: str
     topic: str
@@ -242,4 +243,13 @@ class RecordRejected(_message.Message):
     key: bytes
     value: bytes
     schema: int
-    def __init__(self, reason: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ..., topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., schema: _Optional[int] = ...) -> None: ...
+    headers: _containers.RepeatedCompositeFieldContainer[RecordHeader]
+    def __init__(self, reason: _Optional[_Union[_errors_pb2.ErrorReason, str]] = ..., message: _Optional[str] = ..., topic: _Optional[str] = ..., partition: _Optional[int] = ..., offset: _Optional[int] = ..., key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., schema: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[RecordHeader, _Mapping]]] = ...) -> None: ...
+
+class RecordHeader(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: bytes
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
