@@ -26,7 +26,7 @@ while tasks() > alone and time.monotonic() < ends:  # a thread that has ended ma
     time.sleep(0.01)
 released = tasks()
 again = torch.allclose(torch.exp(matrix), first)
-print(threads._pause() is not None, team - alone, released - alone, again)
+print(threads._function("omp_pause_resource_all") is not None, team - alone, released - alone, again)
 """
 
 

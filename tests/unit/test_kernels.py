@@ -58,7 +58,7 @@ def test_heads_turn_by_the_angles_of_their_positions(rows, heads, rest, half, se
     assert torch.allclose(by_head, wanted, atol=1e-5, rtol=1e-5)
 
 
-def _attention(rows, groups, shared, half, seed, only=None):
+def _attention(rows, groups, shared, half, seed, only=None, threads=1):
     """Rows in places of a larger block, by the kernel and by torch; `only`: one of them by itself."""
     drawn, size, heads = torch.Generator().manual_seed(seed), 2 * half, groups * shared
     at = torch.randint(0, 70, (rows,), generator=drawn)
@@ -75,9 +75,12 @@ def _attention(rows, groups, shared, half, seed, only=None):
     found, chosen = torch.full((rows, heads * size), torch.nan), slice(only, None if only is None else only + 1)
     which = torch.arange(rows)[chosen].contiguous()
     flat = qkv.view(rows, -1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     made.attend(
         *(array(each) for each in (flat, which, places[chosen].contiguous(), at, keys, values)), 0.3, array(found)
     )
+    torch.set_num_threads(before)
     return found.view(rows, heads, size), wanted
 
 
@@ -90,6 +93,7 @@ def test_attention_of_a_step_is_torchs_and_of_each_row_by_itself(rows, groups, s
     alone, _ = _attention(rows, groups, shared, half, seed, only=rows - 1)
     assert torch.equal(alone[rows - 1], found[rows - 1])
     assert alone[: rows - 1].isnan().all()
+    assert torch.equal(_attention(rows, groups, shared, half, seed, threads=3)[0], found)
 
 
 @compiled

@@ -40,17 +40,30 @@ def settle_kernels() -> None:
 
 def release_team() -> None:
     """Give back the calling thread's OpenMP team; if OpenMP is not GNU's nothing happens."""
-    pause = _pause()
+    pause = _function("omp_pause_resource_all")
     if pause is not None:
         pause(_PAUSE_SOFT)
 
 
+def share(function: int, argument: int, threads: int) -> bool:
+    """Let the calling thread's team call the function at an address, each with `argument`; False if there is no team.
+
+    A second pool of threads beside torch's would have to wake up for each call, while torch's wait in a loop.
+    """
+    parallel = _function("GOMP_parallel")
+    if parallel is None:
+        return False
+    parallel(ctypes.c_void_p(function), ctypes.c_void_p(argument), threads, 0)
+    return True
+
+
 @functools.cache
-def _pause() -> Callable[[int], int] | None:
-    """OpenMP's omp_pause_resource_all of the library that this process has loaded."""
+def _function(name: str) -> Callable[..., int] | None:
+    """A function of the OpenMP library that this process has loaded, if that is GNU's."""
     try:
         loaded = {line.split()[-1] for line in _MAPS.read_text(encoding="utf-8").splitlines() if "libgomp" in line}
         # With several copies of the library nothing tells which one torch uses.
-        return ctypes.CDLL(loaded.pop()).omp_pause_resource_all if len(loaded) == 1 else None
+        found: Callable[..., int] | None = getattr(ctypes.CDLL(loaded.pop()), name) if len(loaded) == 1 else None
     except (OSError, AttributeError):
         return None
+    return found

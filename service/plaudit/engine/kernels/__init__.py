@@ -38,7 +38,7 @@ def load() -> Any | None:
             add_norm=rows.add_norm,
             gate=rows.gate,
             turn=rows.turn,
-            attend=attention.attend,
+            attend=attention.attend_together,
             draw=drawing.draw,
         )
         _try_out(found)

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, sigutils, types
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -36,6 +37,7 @@ OPTIONS: dict[str, Any] = {
 }
 # Whether what is compiled is kept for the next start.
 kept = True
+_parts: list[CFunc] = []  # so that their code lives
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
@@ -64,17 +66,34 @@ def kernel(signature: str) -> Callable[[Function], Function]:
     """Compile a function for a signature of numba's, such as "void(float32[:,::1], float32[::1], float32)"."""
 
     def compiled(function: Function) -> Function:
-        global kept
         made = numba.njit(**OPTIONS)(function)
-        try:
-            made._cache = _Cache(function)
-        except RuntimeError:
-            kept = False
+        _keep(made, function)
         made.compile(signature)
         made.disable_compile()
         return made  # type: ignore[no-any-return]
 
     return compiled
+
+
+def part(function: Callable[[int], None]) -> int:
+    """Compile a function of one address for a team of threads (`threads.share`); gives where it lies.
+
+    Each thread of the team calls it with the same address, at which a count begins: `take` deals out the work.
+    """
+    options = {name: value for name, value in OPTIONS.items() if name != "nogil"}
+    made: Any = CFunc(function, sigutils.normalize_signature("void(int64)"), locals={}, options=options)
+    _keep(made, function)
+    made.compile()
+    _parts.append(made)
+    return int(made.address)
+
+
+def _keep(made: Any, function: Callable[..., Any]) -> None:
+    global kept
+    try:
+        made._cache = _Cache(function)
+    except RuntimeError:
+        kept = False
 
 
 def inlined(function: Function) -> Function:
@@ -114,3 +133,24 @@ def prefetch(typing_context: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take(typing_context: Any, address: Any) -> Any:
+    """The next number, from 0, of the count (an int64) at an address; no two threads get the same."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], word.as_pointer()), word(1), "monotonic")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(typing_context: Any, address: Any) -> Any:
+    """An address as `numba.carray` takes it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
