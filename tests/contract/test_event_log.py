@@ -594,6 +594,9 @@ class TestKafka(EventLogContract):
         with pytest.raises(MessageTooLarge, match=r"max\.message\.bytes"):
             append_until_refused()
         assert log.append(Topic.FEEDBACK, "k", b"small")[1] == len(taken)
+        with pytest.raises(MessageTooLarge):
+            log.append(Topic.FEEDBACK, "k", b"x" * 5000)
+        assert log.append(Topic.FEEDBACK, "k", b"small")[1] == len(taken) + 1, "nobody waits for brokers that are well"
 
     def test_too_many_replicas_are_refused(self, settings):
         kafka = settings.log.kafka.model_copy(update={"replication": 99})

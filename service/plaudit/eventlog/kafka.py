@@ -99,6 +99,7 @@ class KafkaEventLog:
             sent = [future.get(timeout=max(deadline - time.monotonic(), 0)) for future in futures]
         except TOO_LARGE as error:
             self._drop(producer)
+            self._retry_at = 0.0  # the brokers are well: the next record need not wait
             raise MessageTooLarge(
                 f"the broker refused a record for {name} as too large; raise the topic's max.message.bytes to "
                 f"{record_limit(topic) + REJECTED_OVERHEAD_BYTES}",
