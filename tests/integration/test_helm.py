@@ -200,10 +200,18 @@ def test_each_process_has_an_account_of_its_own():
 
 
 def test_what_needs_cluster_features_is_off_until_its_flag_is_set():
-    optional = {"ServiceMonitor", "PodDisruptionBudget"}
+    optional = {"ServiceMonitor", "PrometheusRule", "PodDisruptionBudget"}
     assert not optional & {d["kind"] for d in render()}
     assert optional <= {d["kind"] for d in render("-f", CHART / "ci" / "production-values.yaml")}
     assert not [d for d in render("--set", "learner.enabled=false") if d["metadata"]["name"].endswith("-learner")]
+
+
+def test_alerts_are_about_metrics_that_there_are():
+    (group,) = only(render("--set", "prometheusRule.enabled=true"), "PrometheusRule")["spec"]["groups"]
+    page = (CHART.parents[1] / "docs" / "metrics.md").read_text()
+    named = [re.findall(r"plaudit_\w+", rule["expr"]) for rule in group["rules"]]
+    assert [name for names in named for name in names if f"| `{name}` |" not in page] == []
+    assert all(len(names) == 1 for names in named)
 
 
 def test_service_monitor_finds_the_metrics_port_of_every_process():
@@ -339,7 +347,7 @@ def test_installs_upgrades_and_rolls_back_under_the_restricted_profile(cluster):
     assert second["status"]["readyReplicas"] == 3
     claims = kubectl("get", "persistentvolumeclaims", "-o", "name")
     assert all(f"data-plaudit-serving-{replica}" in claims for replica in range(3))
-    assert kubectl("get", "servicemonitor,poddisruptionbudget", "-o", "name").count("plaudit") == 2
+    assert kubectl("get", "servicemonitor,prometheusrule,poddisruptionbudget", "-o", "name").count("plaudit") == 3
 
     release("rollback", "plaudit", "1")
     third = serving()
