@@ -113,6 +113,8 @@ class Base:
         self.packs: WeakValueDictionary[tuple[str, torch.dtype], Packed] = WeakValueDictionary()
         # PEFT's wrapper once an adapter was injected; owned by `adapters`.
         self.peft: Any = None
+        # `sliced.Slices` if other processes hold parts of the weights.
+        self.slices: Any = None
 
     @classmethod
     def of(cls, settings: Settings) -> Base:
@@ -292,6 +294,13 @@ class Base:
         quick = getattr(vars(head).get("forward"), "back", None)  # see `frozen`
         found: torch.Tensor = quick(gradient) if quick else gradient.to(head.weight.dtype) @ head.weight
         return found
+
+
+def generation_config(folder: Path, config: object) -> GenerationConfig:
+    """That of a folder, or what its model's configuration implies."""
+    if (folder / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(str(folder))
+    return GenerationConfig.from_model_config(config)
 
 
 def eos_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -37,6 +37,10 @@ class Ranks(Protocol):
     def size(self) -> int:
         """How many there are."""
 
+    @property
+    def samplers(self) -> int:
+        """How many have an engine, the first ones: 1 if it is a remote one."""
+
     def spread(
         self, work: Callable[[Here, Share], Made], shares: Sequence[Share | None], adapter: str | None
     ) -> list[Made]:
@@ -64,6 +68,7 @@ class Alone:
     """One process: passes are computed as they are asked for."""
 
     size = 1
+    samplers = 1
 
     def __init__(self, base: Base, engine: Engine | None = None) -> None:
         self._here = Here(base, engine)  # type: ignore[arg-type]

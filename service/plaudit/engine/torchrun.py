@@ -66,10 +66,23 @@ def follow(here: Here) -> None:
         dist.destroy_process_group()
 
 
-def _begin(patience: dt.timedelta) -> None:
+def begin(seconds: float) -> None:
+    """Come together before `lead` or `follow`: for a base that is loaded in slices. `seconds` as for `lead`."""
+    rank = place()[0]
+    backend = "gloo"
+    if torch.cuda.is_available():  # what is said stays on the CPU; slices are on GPUs, one for each process
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    with _or_lost("the processes of this learner did not come together"):
+        _begin(_IDLE if rank else dt.timedelta(seconds=seconds), backend)
+
+
+def _begin(patience: dt.timedelta, backend: str = "gloo") -> None:
+    if dist.is_initialized():
+        return
     rank, size = place()
     # Each process has a patience of its own.
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=patience)
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=patience)
     log.info("processes share the passes of fits", rank=rank, processes=size)
 
 
@@ -77,7 +90,8 @@ def _facts(here: Here) -> dict[str, str]:
     """What all of them must have alike: a share that is computed otherwise is another policy's."""
     return {
         "base": here.base.digest,
-        "format": f"{here.base.dtype}, {here.base.format}, {here.engine.base_dtype}",
+        # Followers that hold a slice have no engine.
+        "format": f"{here.base.dtype}, {here.base.format}, {'' if here.base.slices else here.engine.base_dtype}",
         "torch": torch.__version__,
         "plaudit": __version__,
     }
@@ -132,6 +146,11 @@ class _Back:
     gradient: torch.Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Along:
+    """Gather along for a part of the base that rank 0 needs by itself."""
+
+
 class _Failed(NamedTuple):
     """In place of what a follower's share came to."""
 
@@ -145,6 +164,11 @@ class _Failed(NamedTuple):
         rank = place()[0]
         log.error("a share of a pass broke", rank=rank, places=places(error))
         return cls(InternalError(f"{type(error).__name__} at process {rank} of this learner; its log says where"))
+
+
+def _together(base: Base) -> contextlib.AbstractContextManager[None]:
+    """A block in which all processes compute: of a sliced base they gather its parts together."""
+    return contextlib.nullcontext() if base.slices is None else base.slices.together()
 
 
 def _raise_failed(found: Sequence[Any]) -> None:
@@ -172,6 +196,10 @@ class _Leading:
         except Misconfigured:
             self.close()
             raise
+        self.samplers = self.size
+        if here.base.slices is not None:
+            self.samplers = 1
+            here.base.slices.announce = lambda: self._say([_Along()] * self.size)
 
     def spread(
         self, work: Callable[[Here, Share], Made], shares: Sequence[Share | None], adapter: str | None
@@ -195,8 +223,9 @@ class _Leading:
         parameters = adapters.parameters(self._here.base, adapter)
         self._say([_Back(slope) for slope in slopes])
         try:
-            if self._own is not None and slopes[0] is not None:
-                self._own.backward(slopes[0])  # type: ignore[no-untyped-call]
+            with self._computing():
+                if self._own is not None and slopes[0] is not None:
+                    self._own.backward(slopes[0])  # type: ignore[no-untyped-call]
         finally:  # the others answer, whatever happened here
             total = _gradient(parameters)
             found: list[Any] = [None] * self.size
@@ -229,7 +258,8 @@ class _Leading:
         found: list[Any] = [None] * self.size
         self._say([_Pass(work, share, sent, gradient) for share in shares])
         try:
-            own = None if shares[0] is None else work(self._here, shares[0])
+            with self._computing():
+                own = None if shares[0] is None else work(self._here, shares[0])
         finally:  # the others answer, whatever happened here
             with self._talking():
                 dist.gather_object(None, found, dst=0)
@@ -239,6 +269,15 @@ class _Leading:
     def _say(self, orders: Sequence[Any]) -> None:
         with self._talking():
             dist.scatter_object_list([None], [None, *orders[1:]], src=0)
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        try:
+            with _together(self._here.base):
+                yield
+        except LearnerProcessLost as error:
+            self._lost = error
+            raise
 
     @contextlib.contextmanager
     def _talking(self) -> Iterator[None]:
@@ -279,22 +318,28 @@ def _follow(here: Here) -> None:
         if isinstance(order, _Pass):
             kept, name = None, None
             try:
-                name = None if order.adapter is None else _put(here.base, order.adapter, shapes)
-                made = _computed(here, order, name)
+                made, name = _computed(here, order, shapes)
+            except LearnerProcessLost:
+                raise
             except Exception as error:  # that share's trouble, and its turn's
                 made = _Failed.by(error)
             if order.gradient and isinstance(made, torch.Tensor):
                 kept, made = made, made.detach()
             dist.gather_object(made, None, dst=0)
+        elif isinstance(order, _Along):
+            with _together(here.base):
+                pass
         else:
             assert name is not None, "a gradient belongs to an adapter"
             parameters, broken = adapters.parameters(here.base, name), None
             for parameter in parameters:
                 parameter.grad = None
             try:
-                if kept is not None and order.gradient is not None:
-                    with adapters.active(here.base, name):
+                with _together(here.base), adapters.active(here.base, name):
+                    if kept is not None and order.gradient is not None:
                         kept.backward(order.gradient)  # type: ignore[no-untyped-call]
+            except LearnerProcessLost:
+                raise
             except Exception as error:  # that share's trouble, and its turn's
                 broken = _Failed.by(error)
             kept = None
@@ -302,11 +347,14 @@ def _follow(here: Here) -> None:
             dist.gather_object(broken, None, dst=0)
 
 
-def _computed(here: Here, order: _Pass, name: str | None) -> Any:
-    if order.share is None:
-        return None
-    with adapters.active(here.base, name), torch.set_grad_enabled(order.gradient):
-        return order.work(here, order.share)
+def _computed(here: Here, order: _Pass, shapes: dict[str, tuple[int, int, int, int]]) -> tuple[Any, str | None]:
+    """What a share comes to, and the name of the adapter in force."""
+    with _together(here.base):
+        name = None if order.adapter is None else _put(here.base, order.adapter, shapes)
+        if order.share is None:
+            return None, name
+        with adapters.active(here.base, name), torch.set_grad_enabled(order.gradient):
+            return order.work(here, order.share), name
 
 
 def _put(base: Base, sent: _Adapter, shapes: dict[str, tuple[int, int, int, int]]) -> str:

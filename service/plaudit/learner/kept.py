@@ -138,7 +138,8 @@ class Answers:
 
         More of a prompt continue what there is.
         """
-        width = self._engine.widths[-1 if many else 0]
+        # vLLM servers have no widths.
+        width = self._engine.widths[-1 if many else 0] if self._engine.widths else 0
         keys = [_answers_key(each, sampling, width, self._seed) for each in prompts]
         short: dict[int, dict[str, TrainPrompt]] = {}
         for key, prompt in zip(keys, prompts, strict=True):

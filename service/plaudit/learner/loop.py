@@ -20,11 +20,12 @@ from prometheus_client import CollectorRegistry
 from plaudit.engine.base import Base
 from plaudit.engine.frozen import quicken
 from plaudit.engine.observing import observe
+from plaudit.engine.opening import open_engine
 from plaudit.engine.packed import number_format
 from plaudit.engine.ranks import Alone, Here
 from plaudit.engine.torch_engine import TorchEngine
-from plaudit.engine.torchrun import follow, lead, place
-from plaudit.errors import StoreUnavailable
+from plaudit.engine.torchrun import begin, follow, lead, place
+from plaudit.errors import Misconfigured, StoreUnavailable
 from plaudit.eventlog import open_log
 from plaudit.evidence.store import EvidenceStore
 from plaudit.learner.context import Learner, rollout_engine
@@ -122,15 +123,36 @@ def _follow(settings: Settings, rollouts: EngineSettings) -> None:
     try:
         follow(here)
     finally:
-        here.engine.close()
+        if not settings.model.shard:
+            here.engine.close()
 
 
 def _model(settings: Settings, rollouts: EngineSettings) -> Here:
+    if settings.model.shard:
+        return _sliced(settings, rollouts)
     base = Base.of(settings)
     engine = TorchEngine(base, rollouts, settings.model)
     # Behind the engine, which compares its own way with the model's plain one.
     quicken(base, _own_format(settings.model.learner_dtype, rollouts))
     return Here(base, engine)
+
+
+def _sliced(settings: Settings, rollouts: EngineSettings) -> Here:
+    """A slice of the base, and at rank 0 the engine over vLLM servers."""
+    rank, processes = place()
+    if processes == 1:
+        raise Misconfigured(
+            "model.shard cuts the base into slices for several processes and this learner is one process; start it by "
+            "torchrun, or unset model.shard",
+            setting="model.shard",
+        )
+    from plaudit.engine import sliced
+
+    begin(settings.learn.process_seconds)
+    base = sliced.load(settings, rank, processes)
+    if rank:
+        return Here(base, None)  # type: ignore[arg-type]
+    return Here(base, open_engine(settings.model_copy(update={"engine": rollouts})))
 
 
 def open_learner(

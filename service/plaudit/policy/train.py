@@ -150,12 +150,14 @@ class PolicyTrainer:
         return collate(made, self.base, self._start)
 
     def _made(self, prompts: Sequence[TrainPrompt], seed: int, samples: int, *, capture: bool) -> list[Sample]:
-        parts = split(len(prompts), self._ranks.size)
+        parts = split(len(prompts), self._ranks.samplers)
         asked = [
             Asked([prompts[i] for i in part], self.stage(), self.task.sampling, samples, seed, part.start, capture)
             for part in parts
         ]
-        made = self._ranks.spread(sampled, [each if each.prompts else None for each in asked], NAME)
+        shares: list[Asked | None] = [each if each.prompts else None for each in asked]
+        shares += [None] * (self._ranks.size - len(shares))
+        made = self._ranks.spread(sampled, shares, NAME)
         generated = [each for several in made for each in several]
         return [Sample(prompt=prompts[i // samples], generated=each) for i, each in enumerate(generated)]
 

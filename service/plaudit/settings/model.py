@@ -28,3 +28,5 @@ class ModelSettings(Section):
     """LoRA alpha; the scale is alpha / rank."""
     learner_dtype: Literal["engine", "auto", "float32", "bfloat16"] = "engine"
     """Format of the frozen linears in the learner's own passes on CPUs; engine: as engine.dtype; auto: as there."""
+    shard: bool = False
+    """Each process of a learner under torchrun holds a slice of the base; vLLM servers sample (docs/learner.md)."""

@@ -76,6 +76,20 @@ class Settings(Section):
     """Other values of reward, policy, gate, decision, privacy, and what channels have of learn and serve."""
 
     @model_validator(mode="after")
+    def _slices_are_sampled_elsewhere(self) -> Self:
+        if self.model.shard and self.engine.kind != "vllm":
+            raise ValueError(
+                f"model.shard=true needs servers that sample and engine.kind is {self.engine.kind}: no process holds "
+                "the whole base; set engine.kind=vllm, or unset model.shard"
+            )
+        if self.model.shard and self.engine.vllm.check_base:
+            raise ValueError(
+                "model.shard=true needs engine.vllm.check_base=false, as the check loads the whole base; the releases' "
+                "own proofs tell whether the servers run it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _channels_stand_as_a_whole(self) -> Self:
         for pattern in self.channels:
             if "/" not in pattern:

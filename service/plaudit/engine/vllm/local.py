@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from plaudit.engine import source
-from plaudit.engine.base import end_of_turn, eos_ids
+from plaudit.engine.base import end_of_turn, eos_ids, generation_config
 from plaudit.engine.chat import Chat
 from plaudit.engine.limits import DEFAULT_CONTEXT
 from plaudit.engine.protocol import EncodedPrompt
@@ -39,7 +39,7 @@ class LocalModel:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
             config = AutoConfig.from_pretrained(str(folder))
-            generation = _generation(folder, config)
+            generation = generation_config(folder, config)
         except Exception as error:
             # The library raises what it likes for a folder that is incomplete or damaged.
             raise Misconfigured(
@@ -68,12 +68,6 @@ class LocalModel:
     def decode(self, tokens: Sequence[int]) -> str:
         """As Base.decode."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-
-def _generation(folder: Path, config: object) -> GenerationConfig:
-    if (folder / "generation_config.json").exists():
-        return GenerationConfig.from_pretrained(str(folder))
-    return GenerationConfig.from_model_config(config)
 
 
 @dataclass(frozen=True, slots=True)
