@@ -3,7 +3,8 @@
 What enters: a text, and the kinds that a channel wants gone. What leaves: the text with `[EMAIL]`, `[PHONE]`, `[IBAN]`,
 `[CARD]`, `[IP]` or `[SECRET]` in their places, and how many of each there were. Found by shape, and by checksum where
 there is one (IBAN: ISO 13616, modulo 97; cards: ISO/IEC 7812, Luhn; addresses: as `ipaddress` reads them), so that an
-order number stays. Names and places have no shape and stay. Every expression takes time linear in the text.
+order number stays. Names and places have no shape: finders of others may find them. Every expression takes time
+linear in the text.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import ipaddress
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from typing import Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 Kind = Literal["email", "phone", "iban", "card", "ip", "secret"]
 
@@ -62,7 +64,32 @@ _TOKEN = re.compile(r"(?<![\w\-.])eyJ[\w\-]{8,}\.[\w\-]{8,}\.[\w\-]*|(?<![\w+/=\
 # A random text over 64 characters has about 4.2 bits per character at length 20; words run together have fewer.
 _SECRET_BITS = 3.6
 
+_PLACEHOLDER = re.compile(r"\[[A-Z][A-Z_]{0,31}\]")
+
 _Span = tuple[int, int]
+# First character, behind the last one, kind.
+Found: TypeAlias = tuple[int, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """What is replaced: kinds that are found by their shape, and what `finders` find afterwards."""
+
+    kinds: Collection[str] = ()
+    finders: tuple[Callable[[str], Sequence[Found]], ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anything is."""
+        return bool(self.kinds or self.finders)
+
+    def __call__(self, text: str) -> tuple[str, Counter[str]]:
+        """The text without them, and how many of each kind were replaced. Raises what a finder raises."""
+        text, found = redact(text, self.kinds)
+        for find in self.finders:
+            # A placeholder is no person, whatever a finder takes it for.
+            here = [match.span() for match in _PLACEHOLDER.finditer(text)]
+            text = _replaced(text, _outside(here, find(text)), found)
+        return text, found
 
 
 def redact(text: str, kinds: Collection[str]) -> tuple[str, Counter[str]]:
@@ -70,17 +97,29 @@ def redact(text: str, kinds: Collection[str]) -> tuple[str, Counter[str]]:
     found: Counter[str] = Counter()
     for kind, spans in _FINDERS:
         if kind in kinds:
-            text = _replaced(text, kind, spans(text), found)
+            text = _replaced(text, ((start, end, kind) for start, end in spans(text)), found)
     return text, found
 
 
-def _replaced(text: str, kind: str, spans: Iterator[_Span], found: Counter[str]) -> str:
+def _replaced(text: str, places: Iterable[Found], found: Counter[str]) -> str:
+    """The text with placeholders; of places that overlap the first counts."""
     parts, at = [], 0
-    for start, end in spans:
-        parts += [text[at:start], f"[{kind.upper()}]"]
-        found[kind] += 1
-        at = end
+    for start, end, kind in places:
+        if start >= at:
+            parts += [text[at:start], f"[{kind.upper()}]"]
+            found[kind] += 1
+            at = end
     return "".join([*parts, text[at:]])
+
+
+def _outside(spans: Sequence[_Span], places: Sequence[Found]) -> Iterator[Found]:
+    """Those of the places that touch none of the spans; both in order."""
+    at = 0
+    for start, end, kind in places:
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        if at == len(spans) or spans[at][0] >= end:
+            yield start, end, kind
 
 
 def _matches(*expressions: re.Pattern[str], group: int | str = 0) -> Callable[[str], Iterator[_Span]]:

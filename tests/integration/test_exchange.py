@@ -18,6 +18,7 @@ from plaudit.exchange.exporting import Exported, Exporter
 from plaudit.exchange.formats import Format, format_of, read
 from plaudit.exchange.importing import Importer
 from plaudit.plugins import load_plugins
+from plaudit.redaction import Redaction
 from plaudit.reward.dataset import collect
 from plaudit.serving.handle import pseudonym
 from plaudit.settings import RewardSettings, Settings
@@ -65,7 +66,7 @@ class World:
             "plugin": PlainDomain(),
             "encode": lambda messages: tuple(range(len(messages[-1].content))),
             "pseudonym_key": KEY,
-            "redacted": (),
+            "redaction": Redaction(),
             "base_digest": "ab" * 32,
             "rater": "the file",
         }
@@ -205,11 +206,11 @@ def test_a_domain_is_asked_for_what_it_takes(world):
 
 def test_personal_data_is_replaced_before_the_log(world):
     line = {"prompt": "Write to ann@example.org", "chosen": "To ann@example.org!", "rejected": "No."}
-    world.take([line], redacted=("email",))
+    world.take([line], redaction=Redaction(("email",)))
     raw = b"".join(record.value for record in world.log.consumer((Topic.INTERACTIONS,), "t", dict).poll(1, 10))
     assert b"[EMAIL]" in raw
     assert b"ann@" not in raw
-    world.take([line], redacted=("email",))
+    world.take([line], redaction=Redaction(("email",)))
     assert len(world.freeze().rows) == 1
 
 

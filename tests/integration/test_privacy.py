@@ -10,7 +10,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from plaudit.client import Plaudit
-from plaudit.errors import NotStored, UnknownErasure
+from plaudit.errors import NotStored, PluginFailed, UnknownErasure
 from plaudit.eventlog import Topic
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
@@ -69,6 +69,33 @@ def test_what_a_channel_redacts_is_nowhere_and_the_model_reads_what_the_log_hold
     # No shorter piece: ids and digests are full of digits, and would hold four of these by chance.
     for secret in (MAIL, CARD, re.sub(r"\D", "", CARD)):
         assert secret.encode() not in content
+
+
+def test_a_recogniser_of_another_distribution_finds_names_before_anything_reads_them(
+    tmp_path, tiny_engine, monkeypatch
+):
+    site = tmp_path / "site"
+    (site / "people-1.dist-info").mkdir(parents=True)
+    (site / "people-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: people\nVersion: 1\n")
+    announced = "[plaudit.recognisers]\npeople = people_of_test:People\n"
+    (site / "people-1.dist-info" / "entry_points.txt").write_text(announced)
+    (site / "people_of_test.py").write_text(
+        "class People:\n"
+        "    def find(self, text):\n"
+        "        at = text.find('Ana Ruiz')\n"
+        "        return [(at, at + 8, 'person')] if at >= 0 else 1 / ('fail' not in text) and []\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    data = tmp_path / "data"
+    with redacting(data, tiny_engine, privacy=PrivacySettings(recognisers=("people",))) as (server, client):
+        asked = client.generate("instruction", "Dear Ana Ruiz,", max_tokens=2)
+        asked.correct("Yours, Ana Ruiz", rater="ana")
+        assert server.records(Topic.INTERACTIONS)[0].messages == (Message("user", "Dear [PERSON],"),)
+        assert server.records(Topic.FEEDBACK)[0].act.text == "Yours, [PERSON]"
+        with pytest.raises(PluginFailed, match="recogniser people"):
+            client.generate("instruction", "fail", max_tokens=2)
+        assert len(server.records(Topic.INTERACTIONS)) == 1
+    assert b"Ana Ruiz" not in on_disk(data)
 
 
 def test_another_channel_keeps_what_it_is_not_told_to_redact(tmp_path, tiny_engine):

@@ -108,6 +108,7 @@ def import_(
     from plaudit.eventlog import open_log
     from plaudit.exchange.formats import Format
     from plaudit.exchange.importing import Importer
+    from plaudit.plugins.recognisers import Recognisers
     from plaudit.release.artifacts import check_channel
     from plaudit.serving.keys import pseudonym_key
     from plaudit.types import Consent
@@ -128,7 +129,7 @@ def import_(
         plugin=plugin,
         encode=lambda messages: chat.encode(messages).tokens,
         pseudonym_key=pseudonym_key(settings),
-        redacted=settings.privacy.redact,
+        redaction=Recognisers(settings).redaction(settings.privacy),
         base_digest=digest,
         rater=rater or f"import of {source.name}",
         rater_column=rater_column,

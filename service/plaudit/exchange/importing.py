@@ -16,7 +16,7 @@ import hmac
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -27,7 +27,7 @@ from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.exchange.formats import Format, Judged, format_of, parse, read
 from plaudit.plugins.returned import MAX_COMPLETIONS
-from plaudit.redaction import redact
+from plaudit.redaction import Redaction
 from plaudit.serving.handle import answer_mark, pseudonym
 from plaudit.serving.validate import MAX_MESSAGES, MAX_PERSON_BYTES, MAX_TEXT_BYTES, short_text
 from plaudit.types import (
@@ -80,7 +80,7 @@ class Imported:
 class Importer:
     """How lines become records. `encode`: token ids of a prompt. `rater_column`: empty if lines name nobody.
 
-    `rater`: the name of whoever judged lines that name nobody. `redacted`: kinds of personal data to replace.
+    `rater`: the name of whoever judged lines that name nobody. `redaction`: what of personal data is replaced.
     `consent`: what the people agreed to whose texts these are. `length`: tokens of a completion; with its prompt it has
     at most `most_tokens`.
     """
@@ -89,7 +89,7 @@ class Importer:
     plugin: DomainPlugin
     encode: Callable[[Sequence[Message]], tuple[int, ...]]
     pseudonym_key: bytes
-    redacted: Collection[str]
+    redaction: Redaction
     base_digest: str
     rater: str
     rater_column: str = ""
@@ -205,7 +205,7 @@ class Importer:
         )
 
     def _clean(self, text: str) -> str:
-        return redact(text, self.redacted)[0] if self.redacted else text
+        return self.redaction(text)[0] if self.redaction else text
 
 
 def _candidate(candidate_id: str, text: str, displayed: str, valid: bool) -> Candidate:

@@ -146,12 +146,12 @@ class GuardedPlugin(DomainPlugin):
         except RequestRefused as error:
             if member == "render":
                 raise
-            raise self._failed(member, Why.REFUSED, f"refused with {_told(error)}") from error
+            raise self._failed(member, Why.REFUSED, f"refused with {place_of(error)}") from error
         except Exits as exits:
             raise self._failed(member, Why.RAISED, f"raised {exits}, which ends a process") from exits
         # A plugin is foreign code: whatever it raises is its failure, and the caller's own trouble alone.
         except Exception as error:
-            raise self._failed(member, Why.RAISED, f"raised {_told(error)}") from error
+            raise self._failed(member, Why.RAISED, f"raised {place_of(error)}") from error
         try:
             fault = fault_of(result)
         # Fields may hold anything, such as None in place of a tuple: then asking is what fails.
@@ -177,7 +177,7 @@ def _some(items: Iterable[T], most: int) -> Sequence[T]:
     return tuple(itertools.islice(items, most + 1))
 
 
-def _told(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """An exception of a plugin without its message, which may quote what people wrote: its type and its place."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -8,45 +8,46 @@ be served what it was trained on (docs/privacy.md). Options of a choice stay: th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from plaudit.metrics import Metrics
-from plaudit.redaction import redact
+from plaudit.redaction import Redaction
 from plaudit.serving.validate import Envelope
 from plaudit.types import Act, Channel, Comment, Correction
 
 
 class Redactor:
-    """Redacts by the settings of each channel; may be asked from any thread."""
+    """Redacts by the settings of each channel; may be asked from any thread. Raises PluginFailed of a recogniser."""
 
-    def __init__(self, kinds: Callable[[Channel], Collection[str]], metrics: Metrics) -> None:
-        self._kinds = kinds
+    def __init__(self, of: Callable[[Channel], Redaction], metrics: Metrics) -> None:
+        self._of = of
         self._metrics = metrics
 
     def envelope(self, envelope: Envelope) -> Envelope:
         """The request with redacted messages and passages."""
-        kinds = self._kinds(envelope.channel)
-        if not kinds:
+        redaction = self._of(envelope.channel)
+        if not redaction:
             return envelope
         request = dataclasses.replace(
             envelope.request,
             messages=tuple(
-                dataclasses.replace(each, content=self._text(each.content, kinds)) for each in envelope.request.messages
+                dataclasses.replace(each, content=self._text(each.content, redaction))
+                for each in envelope.request.messages
             ),
             passages=tuple(
-                dataclasses.replace(each, text=self._text(each.text, kinds)) for each in envelope.request.passages
+                dataclasses.replace(each, text=self._text(each.text, redaction)) for each in envelope.request.passages
             ),
         )
         return dataclasses.replace(envelope, request=request)
 
     def act(self, channel: Channel, act: Act) -> Act:
         """The act with redacted text, if it has any."""
-        if isinstance(act, Comment | Correction) and (kinds := self._kinds(channel)):
-            return dataclasses.replace(act, text=self._text(act.text, kinds))
+        if isinstance(act, Comment | Correction) and (redaction := self._of(channel)):
+            return dataclasses.replace(act, text=self._text(act.text, redaction))
         return act
 
-    def _text(self, text: str, kinds: Collection[str]) -> str:
-        clean, found = redact(text, kinds)
+    def _text(self, text: str, redaction: Redaction) -> str:
+        clean, found = redaction(text)
         for kind, count in found.items():
             self._metrics.redactions.labels(kind).inc(count)
         return clean

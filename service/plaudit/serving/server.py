@@ -35,6 +35,7 @@ from plaudit.eventlog.outbox import OutboxLog
 from plaudit.garbage import set_aside
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
+from plaudit.plugins.recognisers import Recognisers
 from plaudit.release.registry import Registry
 from plaudit.serving.acts import Acts
 from plaudit.serving.assistant import AssistantServicer
@@ -146,7 +147,8 @@ class Server:
             tenants=settings.serve.tenants,
         )
         limits = Limits(settings.access.limits)
-        redactor = Redactor(lambda channel: settings.for_channel(channel).privacy.redact, metrics)
+        recognisers = Recognisers(settings, lambda *labels: metrics.plugin_failures.labels(*labels).inc())
+        redactor = Redactor(lambda channel: recognisers.redaction(settings.for_channel(channel).privacy), metrics)
         self._server = _grpc_server(settings, metrics, Admission.of(settings, registry.database, limits))
         self._probes = _health_server(self._health) if settings.serve.health_port else None
         server: Any = self._server

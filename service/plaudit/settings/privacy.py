@@ -14,6 +14,8 @@ class ChannelPrivacySettings(Section):
 
     redact: tuple[Literal["email", "phone", "iban", "card", "ip", "secret"], ...] = ()
     """Kinds of personal data that placeholders replace in requests and feedback, before anything else reads them."""
+    recognisers: tuple[str, ...] = ()
+    """Installed recognisers of what has no shape, such as names, that are asked too (docs/privacy.md)."""
     store: bool = True
     """Keep the texts of requests that say nothing of consent."""
     train: bool = True

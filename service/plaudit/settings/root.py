@@ -119,8 +119,12 @@ class Settings(Section):
     @property
     def shortest_retention_days(self) -> float:
         """The fewest days after which something is deleted in any channel; 0 if all is kept for ever."""
-        every = [self.privacy, *(self._with([pattern]).privacy for pattern in self.channels)]
-        return min((each.retention_days for each in every if each.retention_days), default=0.0)
+        return min((each.retention_days for each in self.privacies if each.retention_days), default=0.0)
+
+    @property
+    def privacies(self) -> list[PrivacySettings]:
+        """The process's privacy settings and those of every pattern."""
+        return [self.privacy, *(self._with([pattern]).privacy for pattern in self.channels)]
 
     def _with(self, patterns: Sequence[str]) -> Settings:
         changed: dict[str, dict[str, Any]] = {}
