@@ -384,7 +384,8 @@ def verdict(deployment: Deployment, ledger: Ledger) -> dict[str, Any]:
     topic, (statuses, evidence) = in_topic(deployment.kafka.bootstrap), in_store(deployment.postgres.url)
     releases = in_registry(deployment.postgres.url)
     told = set(ledger.acknowledged)
-    lost = {key for key in told if key not in topic or statuses.get(key) != "joined"}
+    # Each of these acts is one row of evidence: who says that it was joined and has none has lost it too.
+    lost = {key for key in told if key not in topic or statuses.get(key) != "joined" or not evidence[key]}
     # Nobody sent it, or one act counts more than once. Records may lie in the topic twice; evidence may not.
     doubled = (set(statuses) - ledger.sent) | {key for key, rows in evidence.items() if rows != 1}
     return {

@@ -362,6 +362,10 @@ def main() -> int:
     wrong = sum(len(each.wrong) for each in found.values())
     cases = sum(count for each in found.values() for what, count in each.answers.items() if "rejected" not in what)
     print(f"cases {cases:,}, wrong {wrong}, {time.monotonic() - began:.0f} s")
+    if cases < tenth + 2 * rest:
+        # A thread of this program that breaks would else take its cases along, and nobody would miss them.
+        print(f"WRONG only {cases:,} of {tenth + 2 * rest:,} cases came to an end")
+        return 1
     return 1 if wrong else 0
 
 

@@ -170,7 +170,7 @@ def requests(url: str, handle: str, cases: int, seed: int, threads: int, add: An
     bodies, chance = good_bodies(handle), random.Random(seed)
     work = list(every_field(bodies))
     chance.shuffle(work)
-    lock, left = threading.Lock(), iter(range(cases))
+    lock, left = threading.Lock(), iter(range(max(cases, len(work))))
 
     def run() -> None:
         with httpx.Client(base_url=url, trust_env=False, timeout=CALL_SECONDS) as client:
