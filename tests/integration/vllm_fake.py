@@ -1,4 +1,8 @@
-"""A server that speaks as vLLM does, for faults that a real one cannot be made to show; its model is a hash."""
+"""Servers that speak as vLLM does.
+
+One has a hash for a model, for faults that a real one cannot be made to show; one computes a small base, for whole
+turns.
+"""
 
 import hashlib
 import json
@@ -66,6 +70,35 @@ class Fake:
         total = math.log(math.fsum(map(math.exp, scaled)))
         return [each - total for each in scaled]
 
+    def row(self, name, tokens, temperature):
+        """Log-probs of the next token behind some."""
+        return self.logprobs(name, tokens[-1], temperature)
+
+
+class Computing(Fake):
+    """Computes a base in float32, and adapters on it."""
+
+    def __init__(self, folder):
+        from plaudit.engine.base import Base
+
+        super().__init__()
+        self._base = Base.load(folder, device="cpu", dtype="float32")
+
+    def row(self, name, tokens, temperature):
+        """As Fake.row; one at a time, as adapters are switched."""
+        import torch
+        from plaudit.engine import adapters
+
+        base, own = self._base, None if name == BASE else name
+        with self.lock, torch.no_grad():
+            for gone in set(adapters.names(base)) - set(self.adapters):
+                adapters.remove(base, gone)
+            if own is not None and own not in adapters.names(base):
+                adapters.load(base, own, Path(self.adapters[own]))
+            with adapters.active(base, own):
+                hidden = base.upper(base.trunk(torch.tensor([tokens]), 0), 0)
+                return torch.log_softmax(base.logits(hidden[0, -1:])[0] / temperature, 0).tolist()
+
 
 def _handler(fake):  # noqa: C901 - every call of a server
     class Handler(BaseHTTPRequestHandler):
@@ -120,8 +153,8 @@ def _handler(fake):  # noqa: C901 - every call of a server
             temperature = 1.0 if fake.raw else body["temperature"]
             choices = []
             for index, prefix in enumerate(body["prompt"]):
-                row = fake.logprobs(name, prefix[-1], temperature)
-                top = {f"token_id:{t}": row[t] if t < VOCABULARY else -9.0 for t in body["logprob_token_ids"]}
+                row = fake.row(name, prefix, temperature)
+                top = {f"token_id:{t}": row[t] if t < len(row) else -9.0 for t in body["logprob_token_ids"]}
                 choices.append({"index": index, "logprobs": {"top_logprobs": [top]}})
             return self._answer(200, {"model": says, "choices": choices})
 
@@ -136,7 +169,7 @@ def _handler(fake):  # noqa: C901 - every call of a server
             with fake.lock:
                 fake.open += 1
             breaks, fake.break_after = fake.break_after, None
-            drawn, last = random.Random(body["seed"]), body["prompt"][-1]
+            drawn, tokens = random.Random(body["seed"]), list(body["prompt"])
             greedy = body["temperature"] == 0
             try:
                 for at in range(body["max_tokens"]):
@@ -144,9 +177,10 @@ def _handler(fake):  # noqa: C901 - every call of a server
                         fake.hold.wait(600)
                     if at == breaks or fake.always_breaks:
                         return
-                    row = fake.logprobs(body["model"], last, 1.0 if greedy else body["temperature"])
+                    row = fake.row(body["model"], tokens, 1.0 if greedy else body["temperature"])
                     weights = [math.exp(each) for each in row]
-                    last = row.index(max(row)) if greedy else drawn.choices(range(VOCABULARY), weights)[0]
+                    last = row.index(max(row)) if greedy else drawn.choices(range(len(row)), weights)[0]
+                    tokens.append(last)
                     finish = "length" if at == body["max_tokens"] - 1 else None
                     choice = {"index": 0, "token_ids": [last], "logprobs": {"token_logprobs": [row[last]]}}
                     piece = {"model": says, "choices": [{**choice, "finish_reason": finish}]}
@@ -162,12 +196,16 @@ def _handler(fake):  # noqa: C901 - every call of a server
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024  # a turn's requests come all at once
+
+
 @contextmanager
-def fake_server(port=0):
+def fake_server(port=0, fake=None):
     """A running Fake; its `address` is where it listens."""
-    fake = Fake()
-    server = ThreadingHTTPServer(("127.0.0.1", port), _handler(fake))
-    server.daemon_threads = True
+    fake = fake or Fake()
+    server = _Server(("127.0.0.1", port), _handler(fake))
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     fake.address = f"http://127.0.0.1:{server.server_address[1]}"
