@@ -57,7 +57,7 @@ def diagnose(
     if "serve" in roles or "learn" in roles:
         checks += [("model", lambda: _model(settings)), ("threads", lambda: _threads(settings))]
         checks += [("number format", lambda: _formats(settings, roles))]
-    if "serve" in roles and settings.engine.kind == "vllm":
+    if _servers_sample(settings, roles):
         checks += [(doctor_vllm.CHECK, lambda: doctor_vllm.servers(settings))]
     if "serve" in roles:
         checks += [("keys", lambda: _keys(settings, production)), ("access", lambda: _access(settings, production))]
@@ -91,6 +91,11 @@ def _safely(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         yield Finding(name, "bad", f"the check failed with {type(error).__name__}: {error}", "fix what it names")
 
 
+def _servers_sample(settings: Settings, roles: tuple[str, ...]) -> bool:
+    """Whether vLLM servers do: for what serves, and for a learner that holds its base in slices."""
+    return settings.engine.kind == "vllm" and ("serve" in roles or settings.model.shard)
+
+
 def _python() -> Finding:
     version = ".".join(str(part) for part in sys.version_info[:3])
     if sys.version_info[:2] >= OLDEST_PYTHON:
@@ -102,7 +107,7 @@ def _packages(roles: tuple[str, ...], settings: Settings) -> Iterator[Finding]:
     wanted = {package: role for role in roles for package in _PACKAGES[role]}
     if settings.log.kind == "kafka":
         wanted["kafka"] = "log.kind = kafka"
-    if settings.engine.kind == "vllm" and "serve" in roles:
+    if _servers_sample(settings, roles):
         wanted["httpx"] = "engine.kind = vllm"
     missing = [package for package in wanted if importlib.util.find_spec(package) is None]
     extra = {"kafka": "kafka", "httpx": "vllm"}.get(" ".join(missing), "service")

@@ -18,7 +18,8 @@ from plaudit.learner.outcome import TurnOutcome
 from plaudit.release.registry import Registry
 from plaudit.settings.text import toml
 
-from ..integration.vllm_fake import Computing, fake_server
+from tests.integration.vllm_fake import Computing, fake_server
+
 from .conftest import CHANNEL, TABLES
 
 FEW = {"policy": {**TABLES["policy"], "iterations": 2}}

@@ -46,6 +46,13 @@ def test_bfloat16_is_named_and_refused_if_the_processor_does_not_multiply_it(set
     assert "set model.learner_dtype to auto or float32" in found.message
 
 
+def test_servers_are_asked_for_what_serves_and_for_a_learner_in_slices(settings):
+    remote = ["engine.kind=vllm", 'engine.vllm.servers=["http://127.0.0.1:9"]', "engine.vllm.check_base=false"]
+    assert "vllm" not in by_check(settings(*remote), role="learn")
+    found = by_check(settings(*remote, "model.shard=true"), role="learn")["vllm"]
+    assert (found.status, "127.0.0.1:9" in found.message) == ("bad", True)
+
+
 def test_a_sound_set_up_has_no_complaint(settings):
     findings = by_check(settings())
     assert {name for name, finding in findings.items() if finding.status == "bad"} == set()
