@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from plaudit.errors import IdConflict, InvalidField, UnknownErasure, WrongState
-from plaudit.eventlog.codec import Retraction
-from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.quarantine import Quarantine
-from plaudit.evidence.store import EvidenceStore, JoinCounts
+from plaudit.evidence.store import JoinCounts
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
 from plaudit.privacy import erasure, models
 from plaudit.privacy.erasure import DONE, Eraser
@@ -29,7 +27,13 @@ from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Pin, Promote, Registry, ReleaseState, RollBack
 from plaudit.settings import JoinSettings, PrivacySettings, Settings, StoreSettings
 from plaudit.store import kept
-from plaudit.testing.evidence import CHANNEL, PlainDomain, append, join_all, make_feedback, make_interaction
+from plaudit.testing.evidence import (
+    CHANNEL,
+    JoinedStore,
+    PlainDomain,
+    make_feedback,
+    make_interaction,
+)
 from plaudit.types import Channel, Choice, Comment, Correction, Feedback, Interaction, Thumbs
 from pydantic import SecretStr
 
@@ -48,32 +52,22 @@ OF_OTHERS = (b"a question of bob", b"what ann thinks of bob's")
 YES = Decision(True, (Check("win_base", True, 0.6, 0.5, 0.55, 0.65),), PAST)
 
 
-class World:
+class World(JoinedStore):
     """A log, a store and a registry, with a join between them."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.url = folder, url
         self.settings = Settings(
             data_dir=folder, store=StoreSettings(url=SecretStr(url)), privacy=PrivacySettings(retrain_days=7)
         )
-        self.log = SqliteEventLog(folder / "log.sqlite")
-        self.store = EvidenceStore(url)
         self.registry = Registry(url, self.settings.registry_root)
         self.seen: Counter[str] = Counter()
-        self.worker = self.new_worker()
+        super().__init__(folder, url)
 
-    def new_worker(self) -> Join:
+    def new_worker(self, **options: object) -> Join:
         def observe(records: object, outcome: object, seconds: float) -> None:
             self.seen.update(outcome.forgotten)  # type: ignore[attr-defined]
 
         return Join(self.log, self.store, {"plain": PlainDomain()}, JoinSettings(max_wait_seconds=1e6), observe=observe)
-
-    def append(self, *items: Interaction | Feedback | Retraction) -> None:
-        append(self.log, *items)
-
-    def join(self, *items: Interaction | Feedback | Retraction) -> None:
-        self.append(*items)
-        join_all(self.worker)
 
     def on_disk(self) -> bytes:
         files = [path.read_bytes() for path in self.folder.rglob("*") if path.is_file()]
@@ -87,10 +81,8 @@ class World:
         return b"\n".join(files)
 
     def close(self) -> None:
-        self.worker.close()
         self.registry.close()
-        self.store.close()
-        self.log.close()
+        super().close()
 
 
 @pytest.fixture

@@ -12,24 +12,25 @@ from pathlib import Path
 import pytest
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Topic
-from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence import counts
-from plaudit.evidence.join import Join
 from plaudit.evidence.places import next_offsets
 from plaudit.evidence.rows import StoredEvidence, evidence_from_bytes, evidence_to_bytes
 from plaudit.evidence.splits import Split, group_split, rater_split
 from plaudit.evidence.store import EvidenceStore, JoinCounts, OffsetRange, digest_of
-from plaudit.settings import JoinSettings
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
+from plaudit.testing.evidence import (
+    CHANNEL,
+    START,
+    JoinedStore,
+    make_feedback,
+    make_interaction,
+)
 from plaudit.types import (
     Action,
     Binary,
     Channel,
     Demo,
     Evidence,
-    Feedback,
     FeedbackKind,
-    Interaction,
     Label,
     Message,
     Option,
@@ -59,33 +60,14 @@ ATOMS: list[Evidence] = [
 ]
 
 
-class Filled:
-    """A store that a join fills from a log."""
-
-    def __init__(self, folder: Path, url: str = "") -> None:
-        self.url = url or f"sqlite:///{folder / 'evidence.sqlite'}"
-        self.log = SqliteEventLog(folder / "log.sqlite")
-        self.store = EvidenceStore(self.url)
-        self.worker = Join(self.log, self.store, {"plain": PlainDomain()}, JoinSettings())
-
-    def join(self, *items: Interaction | Feedback) -> None:
-        append(self.log, *items)
-        join_all(self.worker)
-
-    def close(self) -> None:
-        self.worker.close()
-        self.store.close()
-        self.log.close()
-
-
 @pytest.fixture
-def filled(tmp_path: Path, store_url: str) -> Iterator[Filled]:
-    filled = Filled(tmp_path, store_url)
+def filled(tmp_path: Path, store_url: str) -> Iterator[JoinedStore]:
+    filled = JoinedStore(tmp_path, store_url)
     yield filled
     filled.close()
 
 
-def test_an_interaction_comes_back_as_it_was(filled: Filled) -> None:
+def test_an_interaction_comes_back_as_it_was(filled: JoinedStore) -> None:
     whole = dataclasses.replace(
         make_interaction("i", candidates=3),
         action=Action.CHOICE,
@@ -139,7 +121,7 @@ def test_the_digest_tells_apart_lists_that_join_to_the_same_bytes() -> None:
     assert digest_of([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-def test_a_frozen_data_set_holds_rows_interactions_offsets_and_splits(filled: Filled) -> None:
+def test_a_frozen_data_set_holds_rows_interactions_offsets_and_splits(filled: JoinedStore) -> None:
     filled.join(make_interaction("i2"), make_interaction("i1"), make_interaction("unrated"))
     filled.join(
         make_feedback("f2", "i1", Thumbs("a", True), rater="ann"),
@@ -161,7 +143,7 @@ def test_a_frozen_data_set_holds_rows_interactions_offsets_and_splits(filled: Fi
     assert (frozen.as_of, frozen.counts) == (START, {"thumbs": 3})
 
 
-def test_acts_that_name_nobody_share_one_name_and_are_no_raters(filled: Filled) -> None:
+def test_acts_that_name_nobody_share_one_name_and_are_no_raters(filled: JoinedStore) -> None:
     for index in range(30):
         asked = dataclasses.replace(make_interaction(f"i{index}"), end_user="eve" if index % 3 == 0 else "")
         act = make_feedback(f"f{index}", f"i{index}", Thumbs("a", index % 2 == 0), rater="")
@@ -176,7 +158,7 @@ def test_acts_that_name_nobody_share_one_name_and_are_no_raters(filled: Filled) 
     assert (sum(each.acts for each in tallied), sum(each.raters for each in tallied)) == (31, 1)
 
 
-def test_of_acts_that_name_nobody_on_one_interaction_the_newest_counts(filled: Filled) -> None:
+def test_of_acts_that_name_nobody_on_one_interaction_the_newest_counts(filled: JoinedStore) -> None:
     older = make_feedback("f1", "i", Thumbs("a", True), rater="")
     newer = make_feedback("f2", "i", Thumbs("a", False), rater="", seconds=1)
     filled.join(make_interaction("i"), make_interaction("other"), older, newer)
@@ -185,7 +167,7 @@ def test_of_acts_that_name_nobody_on_one_interaction_the_newest_counts(filled: F
     assert [(row.interaction_id, row.feedback_id) for row in rows] == [("i", "f2"), ("other", "f3")]
 
 
-def test_few_raters_splits_prompt_groups_alone(filled: Filled) -> None:
+def test_few_raters_splits_prompt_groups_alone(filled: JoinedStore) -> None:
     filled.join(*[make_interaction(f"i{index}") for index in range(60)])
     filled.join(*[make_feedback(f"f{index}", f"i{index}", Thumbs("a", True)) for index in range(60)])
     frozen = filled.store.freeze(CHANNEL, SALT, START, few_raters=True)
@@ -193,13 +175,13 @@ def test_few_raters_splits_prompt_groups_alone(filled: Filled) -> None:
     assert {row.group_split for row in frozen.rows} == set(Split)
 
 
-def test_the_digest_depends_on_what_was_said_and_not_on_salt_or_offsets(filled: Filled, tmp_path: Path) -> None:
+def test_the_digest_depends_on_what_was_said_and_not_on_salt_or_offsets(filled: JoinedStore, tmp_path: Path) -> None:
     act = make_feedback("f", "i", Thumbs("a", True))
     filled.join(make_interaction("i"), act)
     digest = filled.store.freeze(CHANNEL, SALT).digest
     assert filled.store.freeze(CHANNEL, b"another").digest == digest
     (tmp_path / "again").mkdir()
-    again = Filled(tmp_path / "again")
+    again = JoinedStore(tmp_path / "again")
     again.join(make_interaction("unrated"), make_interaction("i"), act, act)
     assert again.store.freeze(CHANNEL, SALT).digest == digest
     again.join(make_feedback("g", "i", Thumbs("b", True)))
@@ -207,7 +189,7 @@ def test_the_digest_depends_on_what_was_said_and_not_on_salt_or_offsets(filled: 
     again.close()
 
 
-def test_prompts_are_the_newest_of_each_group_and_never_evaluate(filled: Filled) -> None:
+def test_prompts_are_the_newest_of_each_group_and_never_evaluate(filled: JoinedStore) -> None:
     def at(seconds: int) -> dt.datetime:
         return START + dt.timedelta(seconds=seconds)
 
@@ -226,7 +208,7 @@ def test_prompts_are_the_newest_of_each_group_and_never_evaluate(filled: Filled)
     assert [each.prompt_tokens for each in prompts] == [(1, 2, 3)] * 3
 
 
-def test_evidence_of_another_policy_version_is_left_out_and_counted(filled: Filled) -> None:
+def test_evidence_of_another_policy_version_is_left_out_and_counted(filled: JoinedStore) -> None:
     old, new = make_interaction("old", group="a"), make_interaction("new", group="b")
     filled.join(dataclasses.replace(old, policy_version="1"), dataclasses.replace(new, policy_version="2"))
     filled.join(*[make_feedback(f"f-{each}", each, Thumbs("a", True)) for each in ("old", "new")])
@@ -240,7 +222,7 @@ def test_evidence_of_another_policy_version_is_left_out_and_counted(filled: Fill
     assert [each.policy_version for each in filled.store.prompts(CHANNEL)] == ["1", "2"]
 
 
-def test_a_prompts_options_come_in_the_requests_order_and_not_as_they_were_shown(filled: Filled) -> None:
+def test_a_prompts_options_come_in_the_requests_order_and_not_as_they_were_shown(filled: JoinedStore) -> None:
     asked = make_interaction("i1", candidates=3)
     shown = tuple(
         dataclasses.replace(each, option_id=f"o{place}", place=place)
@@ -257,7 +239,7 @@ def test_what_a_data_set_holds_does_not_depend_on_the_order_of_arrival(tmp_path:
     seen = []
     for number, order in enumerate((names, names[::-1], names[3:] + names[:3])):
         (tmp_path / str(number)).mkdir()
-        filled = Filled(tmp_path / str(number))
+        filled = JoinedStore(tmp_path / str(number))
         for name in order:
             filled.join(
                 make_interaction(name, group="same"),
@@ -272,7 +254,7 @@ def test_what_a_data_set_holds_does_not_depend_on_the_order_of_arrival(tmp_path:
     assert list(dict(seen[0][2])) == names
 
 
-def test_new_evidence_is_counted_as_a_data_set_would_be(filled: Filled) -> None:
+def test_new_evidence_is_counted_as_a_data_set_would_be(filled: JoinedStore) -> None:
     filled.join(*[make_interaction(f"i{index}", candidates=3, group=f"g{index % 17}") for index in range(80)])
     for index in range(80):
         ranked = make_feedback(f"r{index}", f"i{index}", Ranking(("c", "a", "b")), rater=f"rater {index % 13}")
@@ -300,7 +282,7 @@ def test_new_evidence_is_counted_as_a_data_set_would_be(filled: Filled) -> None:
     assert filled.store.count_new(OTHER, SALT) == 0
 
 
-def test_acts_under_older_rules_are_not_counted_as_new(filled: Filled) -> None:
+def test_acts_under_older_rules_are_not_counted_as_new(filled: JoinedStore) -> None:
     """A turn began on them, and then had too little."""
     for index in range(40):
         asked = dataclasses.replace(make_interaction(f"i{index}", group=f"g{index}"), policy_version=str(index % 3))
@@ -315,7 +297,7 @@ def test_acts_under_older_rules_are_not_counted_as_new(filled: Filled) -> None:
     assert counts_of[None] > counts_of["0"] > 0 == counts_of["none of these"]
 
 
-def test_evidence_that_is_derived_anew_is_counted_anew(filled: Filled) -> None:
+def test_evidence_that_is_derived_anew_is_counted_anew(filled: JoinedStore) -> None:
     filled.join(make_interaction("i"))
     who = next(f"rater {n}" for n in range(100) if rater_split(SALT, f"rater {n}") is Split.TRAIN)
     other = next(f"rater {n}" for n in range(100) if rater_split(SALT, f"rater {n}") is Split.GATE)
@@ -332,14 +314,14 @@ def test_evidence_that_is_derived_anew_is_counted_anew(filled: Filled) -> None:
     assert decoded == 0
 
 
-def test_a_count_does_not_read_evidence_again(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_count_does_not_read_evidence_again(filled: JoinedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     filled.join(make_interaction("i"), make_feedback("f", "i", Thumbs("a", True)))
     before = filled.store.count_new(CHANNEL, SALT)
     monkeypatch.setattr(counts, "evidence_from_bytes", lambda payload: pytest.fail("decoded again"))
     assert filled.store.count_new(CHANNEL, SALT) == before
 
 
-def test_nothing_that_anybody_wrote_is_kept_of_an_evaluate_interaction(filled: Filled) -> None:
+def test_nothing_that_anybody_wrote_is_kept_of_an_evaluate_interaction(filled: JoinedStore) -> None:
     secrets = ("Ein Geheimnis", "und noch eins", "die Antwort darauf", "g-geheim", "wer-fragt", "sitzung-9")
     asked = make_interaction("i", purpose=Purpose.EVALUATE)
     candidate = dataclasses.replace(asked.candidates[0], text=secrets[2], displayed_text=secrets[2])
@@ -366,7 +348,7 @@ def test_nothing_that_anybody_wrote_is_kept_of_an_evaluate_interaction(filled: F
     assert filled.store.counts(CHANNEL).rejected == 1  # and feedback on it is refused
 
 
-def test_channels_do_not_see_each_other(filled: Filled) -> None:
+def test_channels_do_not_see_each_other(filled: JoinedStore) -> None:
     filled.join(make_interaction("i"), make_feedback("f", "i", Thumbs("a", True)))
     filled.join(make_interaction("j", channel=OTHER), make_feedback("f", "j", Thumbs("a", True), channel=OTHER))
     assert filled.store.channels() == [CHANNEL, OTHER]
@@ -374,7 +356,7 @@ def test_channels_do_not_see_each_other(filled: Filled) -> None:
     assert filled.store.counts(OTHER) == JoinCounts(interactions=1, acknowledged=1, joined=1)
 
 
-def test_an_empty_store_answers(filled: Filled) -> None:
+def test_an_empty_store_answers(filled: JoinedStore) -> None:
     assert filled.store.positions() == {}
     assert filled.store.channels() == []
     assert filled.store.prompts(CHANNEL) == []
@@ -382,14 +364,14 @@ def test_an_empty_store_answers(filled: Filled) -> None:
     assert filled.store.freeze(CHANNEL, SALT).rows == ()
 
 
-def test_positions_survive_the_process(filled: Filled) -> None:
+def test_positions_survive_the_process(filled: JoinedStore) -> None:
     filled.join(make_interaction("i"), make_feedback("f", "i", Thumbs("a", True)))
     again = EvidenceStore(filled.url)
     assert next_offsets(again.positions()) == {(Topic.INTERACTIONS, 0): 1, (Topic.FEEDBACK, 0): 1}
     again.close()
 
 
-def test_a_reader_keeps_its_moment_while_the_join_writes(filled: Filled) -> None:
+def test_a_reader_keeps_its_moment_while_the_join_writes(filled: JoinedStore) -> None:
     filled.join(make_interaction("i"))
     with filled.store.database.reading() as connection:
         before = connection.exec_driver_sql("SELECT count(*) FROM evidence").scalar_one()

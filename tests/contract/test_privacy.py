@@ -18,9 +18,7 @@ from plaudit.cli import app
 from plaudit.doctor import diagnose
 from plaudit.eventlog import Topic
 from plaudit.eventlog.codec import decode, encode_interaction
-from plaudit.eventlog.sqlite import SqliteEventLog
-from plaudit.evidence.join import Join
-from plaudit.evidence.store import EvidenceStore, JoinCounts
+from plaudit.evidence.store import JoinCounts
 from plaudit.evidence.tables import to_micros
 from plaudit.evidence.trace import trace
 from plaudit.metrics import Metrics
@@ -32,7 +30,6 @@ from plaudit.release.registry import PROBE_ANSWERS, Registry
 from plaudit.settings import (
     ChannelPrivacySettings,
     ChannelSettings,
-    JoinSettings,
     KafkaSettings,
     LogSettings,
     Settings,
@@ -40,8 +37,15 @@ from plaudit.settings import (
 )
 from plaudit.store.kept import folder_of
 from plaudit.store.leases import Leases
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
-from plaudit.types import Channel, Comment, Consent, Correction, Feedback, Interaction, Thumbs, without_text
+from plaudit.testing.evidence import (
+    CHANNEL,
+    START,
+    JoinedStore,
+    join_all,
+    make_feedback,
+    make_interaction,
+)
+from plaudit.types import Channel, Comment, Consent, Correction, Interaction, Thumbs, without_text
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 from typer.testing import CliRunner
@@ -49,34 +53,9 @@ from typer.testing import CliRunner
 SALT = bytes(range(32))
 
 
-class World:
-    """A log, a store and a join between them."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.url = folder, url
-        self.log = SqliteEventLog(folder / "log.sqlite")
-        self.store = EvidenceStore(url)
-        self.worker = self.new_worker()
-
-    def new_worker(self, **more: Any) -> Join:
-        return Join(self.log, self.store, {"plain": PlainDomain()}, JoinSettings(), **more)
-
-    def append(self, *items: Interaction | Feedback) -> None:
-        append(self.log, *items)
-
-    def join(self, *items: Interaction | Feedback) -> None:
-        self.append(*items)
-        join_all(self.worker)
-
-    def close(self) -> None:
-        self.worker.close()
-        self.store.close()
-        self.log.close()
-
-
 @pytest.fixture
-def world(tmp_path: Path, store_url: str) -> Iterator[World]:
-    world = World(tmp_path, store_url)
+def world(tmp_path: Path, store_url: str) -> Iterator[JoinedStore]:
+    world = JoinedStore(tmp_path, store_url)
     yield world
     world.close()
 
@@ -87,7 +66,7 @@ def agreed(interaction_id: str, *, store: bool = True, train: bool = True, group
     )
 
 
-def test_nothing_is_learnt_from_what_nobody_agreed_to_whichever_comes_first(world: World) -> None:
+def test_nothing_is_learnt_from_what_nobody_agreed_to_whichever_comes_first(world: JoinedStore) -> None:
     world.join(agreed("yes"), agreed("no", train=False, group="a secret question"))
     world.join(*[make_feedback(f"f-{each}", each, Thumbs("a", True)) for each in ("yes", "no", "late")])
     world.join(agreed("late", train=False), without_text(agreed("gone", store=False)))
@@ -139,7 +118,7 @@ def dated(folder: Path, moment: dt.datetime, key: str) -> None:
 
 
 def test_retention_deletes_what_is_old_from_log_store_and_registry_and_their_bytes(
-    world: World, tmp_path: Path
+    world: JoinedStore, tmp_path: Path
 ) -> None:
     other = Channel("plain", "other")
     world.join(
@@ -190,7 +169,7 @@ def test_retention_deletes_what_is_old_from_log_store_and_registry_and_their_byt
     assert (seen["retention"], world.store.counts(CHANNEL).acknowledged) == (2, 1)
 
 
-def test_retention_leaves_what_the_join_has_not_read(world: World, tmp_path: Path) -> None:
+def test_retention_leaves_what_the_join_has_not_read(world: JoinedStore, tmp_path: Path) -> None:
     world.append(make_interaction("unread"))
     later = dt.datetime.now(dt.UTC) + dt.timedelta(days=400)
     with Registry(world.url, str(tmp_path / "registry")) as registry:
@@ -214,7 +193,7 @@ def command() -> Callable[..., Any]:
 
 
 def test_of_several_joins_one_sweeps_and_counts_and_the_command_sees_what_is_left(
-    world: World, tmp_path: Path, command: Callable[..., Any]
+    world: JoinedStore, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     settings = kept_for(tmp_path, world.url, acme=30)
     world.join(make_interaction("old", completed_at=dt.datetime.now(dt.UTC) - dt.timedelta(days=31)))
@@ -235,7 +214,7 @@ def test_of_several_joins_one_sweeps_and_counts_and_the_command_sees_what_is_lef
 
 
 def test_expire_forgets_what_turns_kept_of_the_channels_that_lost_something_and_of_no_other(
-    world: World, tmp_path: Path, command: Callable[..., Any]
+    world: JoinedStore, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     young, now = Channel("plain", "young"), dt.datetime.now(dt.UTC)
     world.join(

@@ -105,18 +105,15 @@ class ReleaseMaker:
         import datetime as dt
         import hashlib
 
-        import torch
         from plaudit.engine import adapters
         from plaudit.release.gate import Decision
         from plaudit.release.manifest import ADAPTER_WEIGHTS, Adapter, Manifest
+        from plaudit.testing.training import random_adapter
 
         registry.ensure_channel(channel, self.base.digest)
         artifacts = self.folder / f"{channel.tenant}-{seed}"
-        adapters.inject(self.base, "made", layers=ADAPTER_LAYERS, rank=8, alpha=16, seed=seed)
+        random_adapter(self.base, "made", layers=ADAPTER_LAYERS, seed=seed, spread=strength)
         try:
-            random = torch.Generator().manual_seed(seed)
-            for parameter in adapters.parameters(self.base, "made"):
-                parameter.data = strength * torch.randn(parameter.shape, generator=random)
             adapters.save(self.base, "made", artifacts / "policy")
             probes = self._probes(temperature)
         finally:

@@ -16,12 +16,12 @@ from plaudit.policy import choices
 from plaudit.policy.choose import ChoiceOptimizer, ChoiceTask, ChoiceTrainer, Judged
 from plaudit.policy.loop import NAME, kept
 from plaudit.policy.option_scores import OptionScorer
-from plaudit.policy.rollout import TrainPrompt
 from plaudit.reward.completion import Completion
 from plaudit.reward.model import RewardModel
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
 from plaudit.testing.models import tiny_model
-from plaudit.types import Channel, Message, Option, Outcome, Prompt, RewardTerms
+from plaudit.testing.training import book_prompts, random_adapter
+from plaudit.types import Channel, Option, Outcome, RewardTerms
 
 LAYERS, TEMPERATURE = 2, 0.7
 WORDS = (" tea", "cup", " And", "x")
@@ -44,16 +44,6 @@ def engine(base):
     made.stage(ReleaseKey("toy/default", 0, "base"), None, temperature=TEMPERATURE)
     yield made
     made.close()
-
-
-def _prompts(engine, count, words=WORDS):
-    found = []
-    for i in range(count):
-        messages = (Message("user", f"list {i} of your kind books"),)
-        options = tuple(engine.encode_text(word) for word in words)
-        rendered = Prompt(messages=messages, group=str(i))
-        found.append(TrainPrompt(rendered=rendered, encoded=engine.encode(messages), options=options))
-    return found
 
 
 def _wants(option, valid=(True, True, True, True), reward=0.9):
@@ -108,15 +98,12 @@ def _probabilities(base, engine, prompts, adapter):
 
 
 def _random(base, name, folder):
-    adapters.inject(base, name, layers=LAYERS, rank=8, alpha=16, seed=1)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in adapters.parameters(base, name):
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    random_adapter(base, name, layers=LAYERS, seed=1, spread=0.1)
     adapters.save(base, name, folder)
 
 
 def test_what_is_trained_is_what_is_served_with_and_without_an_adapter(base, engine, tmp_path):
-    prompts = _prompts(engine, 3, (*WORDS, "no thank you", "a box of tea", "tea", "yes"))
+    prompts = book_prompts(engine, 3, (*WORDS, "no thank you", "a box of tea", "tea", "yes"))
     _random(base, "one", tmp_path)
     key = ReleaseKey("toy/default", 1, "one")
     engine.stage(key, tmp_path, temperature=TEMPERATURE)
@@ -138,7 +125,7 @@ def test_what_is_trained_is_what_is_served_with_and_without_an_adapter(base, eng
 @pytest.mark.parametrize("pass_tokens", [16, 4096])
 def test_the_gradient_in_passes_is_that_of_one_plain_pass(base, engine, tmp_path, how, pass_tokens):
     words = ("yes", "no thank you", "a box of tea", "tea")
-    prompts = _prompts(engine, 2, words)
+    prompts = book_prompts(engine, 2, words)
     _random(base, NAME, tmp_path)
     slopes = torch.randn(2, len(words), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     slopes[0, 1] = 0.0
@@ -165,7 +152,7 @@ def test_the_gradient_in_passes_is_that_of_one_plain_pass(base, engine, tmp_path
 def test_what_is_rewarded_becomes_more_probable_and_the_best_iterate_leaves(
     base, engine, tmp_path, weights, first_place
 ):
-    prompts = _prompts(engine, 12)
+    prompts = book_prompts(engine, 12, WORDS)
     before = _probabilities(base, engine, prompts, None)[:, 1]
     task = _task(
         base, engine, tmp_path, _wants(1), train=prompts[:8], held_out=prompts[8:], weights=weights,
@@ -189,7 +176,7 @@ def test_what_is_rewarded_becomes_more_probable_and_the_best_iterate_leaves(
 
 
 def test_labels_teach_without_any_reward_and_only_the_prompts_that_have_them(base, engine, tmp_path):
-    prompts = _prompts(engine, 8)
+    prompts = book_prompts(engine, 8, WORDS)
     labels = {prompt.group: (0.0, 0.0, 1.0, 0.0) for prompt in prompts[4:]}
     same = lambda asked: [Judged(torch.full((len(WORDS),), 0.5), (True,) * len(WORDS)) for _ in asked]  # noqa: E731
     before = _probabilities(base, engine, prompts, None)[:, 2]
@@ -216,7 +203,7 @@ def test_rewards_of_options_are_centred_on_the_prompts_own_and_are_the_plugins(b
             return RewardTerms(terms=(("score", score), ("again", score if outcome.valid else 0.0)))
 
     model = RewardModel(base, RewardSettings(adapter=False, layer=1, uncertainty=0.0), ModelSettings())
-    (prompt,) = _prompts(engine, 1)
+    (prompt,) = book_prompts(engine, 1, WORDS)
     options = tuple(Option(word, word) for word in WORDS)
     prompt = dataclasses.replace(prompt, rendered=dataclasses.replace(prompt.rendered, options=options))
     (judged,) = OptionRewards(model, guard([Doubling()])["echo-choice"], most_tokens=8)([prompt])
@@ -236,7 +223,7 @@ def test_options_are_scored_in_parts_and_their_activations_forgotten(base, engin
     options = tuple(Option(word, word) for word in WORDS)
     prompts = [
         dataclasses.replace(each, rendered=dataclasses.replace(each.rendered, options=options))
-        for each in _prompts(engine, 6)
+        for each in book_prompts(engine, 6, WORDS)
     ]
     of_one = sum(len(tokens) + 1 for tokens in prompts[0].options) + max(len(each.encoded.tokens) for each in prompts)
     whole = OptionRewards(model, plugin, most_tokens=1_000_000)(prompts)
@@ -251,7 +238,7 @@ def test_options_are_scored_in_parts_and_their_activations_forgotten(base, engin
 
 
 def test_an_invalid_option_is_never_first_and_its_reward_pulls_nothing(base, engine, tmp_path):
-    prompts = _prompts(engine, 6)
+    prompts = book_prompts(engine, 6, WORDS)
     judge = _wants(1, (True, False, True, True))
     task = _task(base, engine, tmp_path, judge, train=prompts, labels={prompts[0].group: (0.0, 1.0, 0.0, 0.0)})
     adapters.inject(base, NAME, layers=LAYERS, rank=8, alpha=16, seed=0)
@@ -263,7 +250,7 @@ def test_an_invalid_option_is_never_first_and_its_reward_pulls_nothing(base, eng
 
 
 def test_an_update_ends_when_the_policy_has_moved_and_the_controller_holds_it_to_the_base(base, engine, tmp_path):
-    prompts = _prompts(engine, 8)
+    prompts = book_prompts(engine, 8, WORDS)
 
     def made(reward=0.9, **settings):
         task = _task(base, engine, tmp_path, _wants(1, reward=reward), train=prompts, **settings)
@@ -285,7 +272,7 @@ def test_an_update_ends_when_the_policy_has_moved_and_the_controller_holds_it_to
 
 
 def test_the_live_release_is_the_start_and_its_kl_counts_beside_the_bases(base, engine, tmp_path):
-    prompts = _prompts(engine, 10)
+    prompts = book_prompts(engine, 10, WORDS)
     first = ChoiceOptimizer().optimise(
         _task(base, engine, tmp_path / "first", _wants(1), train=prompts[:8], held_out=prompts[8:])
     )

@@ -23,6 +23,7 @@ from plaudit.errors import (
 )
 from plaudit.settings import EngineSettings, ModelSettings
 from plaudit.testing.models import tiny_model
+from plaudit.testing.training import saved_adapter
 from plaudit.types import FinishReason, Message, Sampling
 from safetensors.torch import save_file
 
@@ -41,17 +42,6 @@ def base(folder):
     return Base.load(tiny_model(folder / "tiny"))
 
 
-def _adapter(base, directory, seed):
-    """A saved adapter with weights that change the model clearly."""
-    adapters.inject(base, "made", layers=2, rank=8, alpha=16, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in adapters.parameters(base, "made"):
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    adapters.save(base, "made", directory)
-    adapters.remove(base, "made")
-    return directory
-
-
 def _written(directory, config, state):
     save_file(state, directory / adapter_files.WEIGHTS)
     (directory / adapter_files.CONFIG).write_text(json.dumps(config))
@@ -60,7 +50,7 @@ def _written(directory, config, state):
 
 @pytest.fixture(scope="module")
 def saved(base, folder):
-    return {ONE: _adapter(base, folder / "one", 1), TWO: _adapter(base, folder / "two", 2)}
+    return {ONE: saved_adapter(base, folder / "one", seed=1), TWO: saved_adapter(base, folder / "two", seed=2)}
 
 
 @pytest.fixture
@@ -307,7 +297,7 @@ def test_sampling_that_no_draw_can_follow_is_refused(engine):
 
 def test_an_adapter_for_another_base_is_refused(engine, folder):
     other = Base.load(tiny_model(folder / "other", hidden=32))
-    path = _adapter(other, folder / "foreign", 3)
+    path = saved_adapter(other, folder / "foreign", seed=3)
     with pytest.raises(BadArtifact, match="another base"):
         engine.stage(ReleaseKey("toy/default", 8, "foreign"), path)
     assert len(engine.staged()) == 3

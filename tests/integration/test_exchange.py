@@ -24,6 +24,7 @@ from plaudit.serving.handle import pseudonym
 from plaudit.settings import RewardSettings, Settings
 from plaudit.testing.evidence import PlainDomain, append, join_all, make_feedback, make_interaction
 from plaudit.testing.models import tiny_model
+from plaudit.testing.training import Letters
 from plaudit.types import Channel, Choice, FeedbackKind, Message, Purpose, Ranking, Thumbs
 from typer.testing import CliRunner
 
@@ -135,16 +136,6 @@ def test_imported_lines_are_evidence_once_however_often_and_in_whatever_order(wo
     split = rater_split(SALT, frozen.rows[0].who)
     units = collect(frozen, split, Letters(), RewardSettings())
     assert units.events or units.left_out
-
-
-class Letters:
-    """A text of letters for the reward model's data set."""
-
-    def encode_text(self, text):
-        return tuple(map(ord, text))
-
-    def decode(self, tokens):
-        return "".join(map(chr, tokens))
 
 
 def test_raters_of_a_column_are_people_of_the_tenant_with_splits_of_their_own(world):

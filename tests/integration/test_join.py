@@ -28,16 +28,21 @@ from plaudit.eventlog.codec import (
     encode_release_changed,
 )
 from plaudit.eventlog.protocol import MAX_RECORD_BYTES, REJECTED_OVERHEAD_BYTES
-from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.places import Overtaken
-from plaudit.evidence.store import EvidenceStore
 from plaudit.evidence.tables import RejectionRow
 from plaudit.failpoints import EXIT_CODE, FAIL_POINT_VARIABLE
 from plaudit.plugins import guard
 from plaudit.serving.handle import answer_mark
 from plaudit.settings import JoinSettings
-from plaudit.testing.evidence import CHANNEL, START, PlainDomain, append, join_all, make_feedback, make_interaction
+from plaudit.testing.evidence import (
+    CHANNEL,
+    START,
+    JoinedStore,
+    PlainDomain,
+    make_feedback,
+    make_interaction,
+)
 from plaudit.types import (
     Binary,
     Channel,
@@ -59,26 +64,21 @@ PLUGINS = guard([PlainDomain()])
 STEPS = 9
 
 
-class World:
+class World(JoinedStore):
     """A log, a store and a join in one folder, with a clock that the test moves."""
 
     def __init__(self, folder: Path, batch: int = 500, url: str = "") -> None:
-        self.log = SqliteEventLog(folder / "log.sqlite")
-        self.store = EvidenceStore(url or f"sqlite:///{folder / 'evidence.sqlite'}")
         self.settings = JoinSettings(batch_records=batch)
         self.clock = START
-        self.worker = self.start()
+        super().__init__(folder, url)
+
+    def new_worker(self, **options: Mapping[str, DomainPlugin]) -> Join:
+        plugins = options.get("plugins", PLUGINS)
+        return Join(self.log, self.store, plugins, self.settings, now=lambda: self.clock)
 
     def start(self, plugins: Mapping[str, DomainPlugin] = PLUGINS) -> Join:
-        self.worker = Join(self.log, self.store, plugins, self.settings, now=lambda: self.clock)
+        self.worker = self.new_worker(plugins=plugins)
         return self.worker
-
-    def append(self, *items: Interaction | Feedback | Retraction) -> None:
-        append(self.log, *items)
-
-    def join(self, *items: Interaction | Feedback | Retraction) -> None:
-        self.append(*items)
-        join_all(self.worker)
 
     def evidence(self) -> list[object]:
         return [row.evidence for row in self.store.freeze(CHANNEL, b"salt").rows]
@@ -92,11 +92,6 @@ class World:
 
     def reasons(self) -> list[str]:
         return [each.reason for each in self.rejected()]
-
-    def close(self) -> None:
-        self.worker.close()
-        self.store.close()
-        self.log.close()
 
 
 @pytest.fixture

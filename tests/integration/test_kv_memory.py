@@ -5,13 +5,15 @@ import time
 
 import pytest
 import torch
-from plaudit.engine import adapters, lanes
+from plaudit.engine import lanes
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import Cancelled, Misconfigured, RequestTooLarge
 from plaudit.settings import EngineSettings, ModelSettings
 from plaudit.testing.models import tiny_family
+from plaudit.testing.training import saved_adapter
+from plaudit.testing.waiting import wait_until
 from plaudit.types import Sampling
 
 BASE, ONE = ReleaseKey("toy/default", 0, "base"), ReleaseKey("toy/default", 1, "one")
@@ -20,14 +22,7 @@ MODEL = ModelSettings(adapter_layers=2)
 
 @pytest.fixture(scope="module")
 def folder(tiny_base, tmp_path_factory):
-    made = tmp_path_factory.mktemp("adapter")
-    adapters.inject(tiny_base, "made", layers=2, rank=8, alpha=16, seed=1)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in adapters.parameters(tiny_base, "made"):
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    adapters.save(tiny_base, "made", made)
-    adapters.remove(tiny_base, "made")
-    return made
+    return saved_adapter(tiny_base, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture
@@ -63,10 +58,7 @@ def _job(prompt, key=BASE, seed=0, max_tokens=20, width=8):
 
 
 def _idle(engine):
-    ends_at = time.monotonic() + 300
-    while engine.load() != (0, 0) or engine._admission.pending:
-        assert time.monotonic() < ends_at
-        time.sleep(0.005)
+    wait_until(lambda: engine.load() == (0, 0) and not engine._admission.pending)
 
 
 def _plain(base, prompt, tokens):

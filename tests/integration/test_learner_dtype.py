@@ -14,12 +14,11 @@ from plaudit.learner.loop import _own_format
 from plaudit.learner.measure import Measurer
 from plaudit.learner.rewards import Rewarded
 from plaudit.plugins import load_plugins
-from plaudit.policy.optimizer import CompletionTask
-from plaudit.policy.rollout import TrainPrompt
 from plaudit.policy.train import PolicyTrainer
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings
 from plaudit.testing.models import tiny_model
-from plaudit.types import Channel, Message, Prompt, Sampling
+from plaudit.testing.training import book_prompts, completion_task, random_adapter
+from plaudit.types import Sampling
 
 LAYERS = 1
 HOW = Sampling(temperature=0.7, max_tokens=12)
@@ -66,27 +65,15 @@ def test_a_block_computes_exactly_and_the_linears_round_again_behind_it(base):
 def test_a_policy_that_has_not_moved_has_no_distance_however_its_linears_round(base, engine, tmp_path):
     quicken(base, torch.bfloat16)
     adapters.inject(base, "policy", layers=LAYERS, rank=8, alpha=16, seed=0)
-    prompts, drawn = [], random.Random(0)
-    for i in range(4):
-        messages = (Message("user", f"list {i} books"),)
-        prompts.append(TrainPrompt(rendered=Prompt(messages=messages, group=str(i)), encoded=engine.encode(messages)))
-    task = CompletionTask(
-        channel=Channel("toy", "default"),
-        engine=engine,
-        base=base,
-        live=None,
-        data=None,
-        references=None,
+    prompts, drawn = book_prompts(engine, 4), random.Random(0)
+    task = completion_task(
+        base,
+        engine,
+        tmp_path,
+        PolicySettings(max_tokens=12, temperature=0.7, epochs=1),
+        layers=LAYERS,
         train=prompts,
-        held_out=(),
         reward=lambda samples: Rewarded(torch.tensor([drawn.random() for _ in samples]), []),
-        text_checks=lambda samples: (),
-        sampling=HOW,
-        model=ModelSettings(adapter_layers=LAYERS),
-        settings=PolicySettings(max_tokens=12, temperature=0.7, epochs=1),
-        seed=0,
-        folder=tmp_path,
-        progress=lambda line: None,
     )
     stats = PolicyTrainer(task).iterate(prompts, 0)
     assert stats.parity > 1e-4  # what the engine and the trainer's pass make of the same tokens
@@ -101,10 +88,7 @@ def test_log_probs_of_the_proof_are_those_of_a_base_that_rounds_nothing(folder, 
         held = base if name == "rounds" else Base.load(folder, device="cpu", dtype="float32")
         if name == "rounds":
             quicken(held, torch.bfloat16)
-        adapters.inject(held, "policy", layers=LAYERS, rank=8, alpha=16, seed=1)
-        generator = torch.Generator().manual_seed(1)
-        for parameter in adapters.parameters(held, "policy"):
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+        random_adapter(held, "policy", layers=LAYERS, seed=1, spread=0.2)
         engine.stage(key := ReleaseKey("echo/default", 0, ""), None)
         measurer = Measurer(
             held,

@@ -20,6 +20,7 @@ from plaudit.engine.runners import choose
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import Cancelled, OptionsTooLong, QueueFull, ReleaseNotServable
 from plaudit.settings import EngineSettings, ModelSettings
+from plaudit.testing.training import saved_adapter
 from plaudit.types import Message, Sampling
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,14 +32,7 @@ WORDS = ["yes", "yes please", "yes please do", "no", "no tea today", "tea", "tea
 
 @pytest.fixture(scope="module")
 def folder(tiny_base, tmp_path_factory):
-    made = tmp_path_factory.mktemp("adapter")
-    adapters.inject(tiny_base, "made", layers=2, rank=8, alpha=16, seed=1)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in adapters.parameters(tiny_base, "made"):
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    adapters.save(tiny_base, "made", made)
-    adapters.remove(tiny_base, "made")
-    return made
+    return saved_adapter(tiny_base, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture

@@ -18,15 +18,16 @@ from plaudit.learner.rewards import ModelReward, shown_so_far
 from plaudit.plugins import load_plugins
 from plaudit.policy import rollout as rollout_module
 from plaudit.policy.loop import kept
-from plaudit.policy.optimizer import CompletionTask, Practice, Rewarded, hold_out
+from plaudit.policy.optimizer import Practice, Rewarded, hold_out
 from plaudit.policy.ppo import sequence_kl
-from plaudit.policy.rollout import Sample, TrainPrompt, collate, sample
+from plaudit.policy.rollout import Sample, collate, sample
 from plaudit.policy.train import PolicyTrainer, Ppo, with_practice
 from plaudit.policy.value import BLANK
 from plaudit.reward.model import RewardModel
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
 from plaudit.testing.models import tiny_model
-from plaudit.types import Channel, FinishReason, Message, Prompt, Sampling
+from plaudit.testing.training import book_prompts, completion_task, share_of_even
+from plaudit.types import FinishReason, Message, Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 2
@@ -50,40 +51,20 @@ def engine(base):
     made.close()
 
 
-def _prompts(engine, count):
-    found = []
-    for i in range(count):
-        messages = (Message("user", f"list {i} of your kind books"),)
-        found.append(TrainPrompt(rendered=Prompt(messages=messages, group=str(i)), encoded=engine.encode(messages)))
-    return found
-
-
-class NoReferences:
-    """Rewards of these tests are centred on nothing."""
-
-    def complete(self, prompts, least):
-        pass
-
-
 def _task(base, engine, folder, seed=0, reward=None, live=None, train=(), held_out=(), text_checks=None, **settings):
     chosen = PolicySettings(**{"max_tokens": 12, "temperature": 0.7, **settings})
-    return CompletionTask(
-        channel=Channel("toy", "default"),
-        engine=engine,
-        base=base,
+    return completion_task(
+        base,
+        engine,
+        folder,
+        chosen,
+        layers=LAYERS,
         live=live,
-        data=None,
-        references=NoReferences(),
         train=train,
         held_out=held_out,
         reward=reward or _chance,
         text_checks=text_checks or (lambda samples: ()),
-        sampling=Sampling(temperature=chosen.temperature, max_tokens=chosen.max_tokens),
-        model=ModelSettings(adapter_layers=LAYERS),
-        settings=chosen,
         seed=seed,
-        folder=folder,
-        progress=lambda line: None,
     )
 
 
@@ -99,14 +80,6 @@ def _rewarded(samples, totals):
 
 def _chance(samples):
     return _rewarded(samples, torch.rand(len(samples)))
-
-
-def _even(samples):
-    """Share of generated tokens with an even id."""
-    return _rewarded(
-        samples,
-        torch.tensor([sum(t % 2 == 0 for t in s.generated.tokens) / len(s.generated.tokens) for s in samples]),
-    )
 
 
 def _said(base, prompt, text, ended=True):
@@ -125,7 +98,7 @@ def _said(base, prompt, text, ended=True):
 
 def test_the_outlook_of_a_token_knows_nothing_of_what_comes_later(base, engine):
     """Where the displayed text is cut depends on later tokens; a baseline must not."""
-    (prompt,) = _prompts(engine, 1)
+    (prompt,) = book_prompts(engine, 1)
     plugin = load_plugins(("instruction",))["instruction"]
     model = RewardModel(base, RewardSettings(adapter=False), ModelSettings(adapter_layers=LAYERS))
     references = SampledReferences(base, plugin, None, Sampling(max_tokens=8))
@@ -172,12 +145,12 @@ def test_an_engine_that_captures_nothing_trains_the_same_adapter(folder, tmp_pat
         engine = TorchEngine(
             base, EngineSettings(widths=(64,), prefill_chunk=4096), ModelSettings(adapter_layers=LAYERS)
         )
-        prompts = _prompts(engine, 8)
+        prompts = book_prompts(engine, 8)
         task = _task(
             base,
             Blind(engine) if blind else engine,
             tmp_path / str(blind),
-            reward=_even,
+            reward=share_of_even,
             train=prompts[:6],
             held_out=prompts[6:],
             iterations=2,
@@ -222,7 +195,7 @@ def test_if_one_completion_fails_the_others_are_not_left_waiting(base, engine):
     engine.stage(key, None)
     failing = Failing(engine)
     with pytest.raises(NotServing, match="the row broke"):
-        sample(failing, _prompts(engine, 3), key, Sampling(max_tokens=200), samples=4, seed=0)
+        sample(failing, book_prompts(engine, 3), key, Sampling(max_tokens=200), samples=4, seed=0)
     assert failing.cancelled == 12
     assert engine.load()[1] == 0
 
@@ -230,7 +203,15 @@ def test_if_one_completion_fails_the_others_are_not_left_waiting(base, engine):
 def test_before_the_first_update_the_policy_is_the_base(base, engine, tmp_path):
     trainer = _trainer(base, engine, tmp_path)
     rollout = collate(
-        sample(engine, _prompts(engine, 4), trainer.stage(), trainer.task.sampling, samples=4, seed=1, capture=True),
+        sample(
+            engine,
+            book_prompts(engine, 4),
+            trainer.stage(),
+            trainer.task.sampling,
+            samples=4,
+            seed=1,
+            capture=True,
+        ),
         base,
         base.num_layers - LAYERS,
     )
@@ -244,7 +225,7 @@ def test_the_first_minibatch_has_ratio_one_and_only_the_policys_adapter_moves(ba
     trainer = _trainer(base, engine, tmp_path)
     adapters.inject(base, "reward", layers=LAYERS, rank=8, alpha=16, seed=5)
     before = _snapshot(base)
-    stats = trainer.iterate(_prompts(engine, 4), 0)
+    stats = trainer.iterate(book_prompts(engine, 4), 0)
     assert stats.parity < 1e-4
     assert abs(stats.kl_nats_per_sequence) < 1e-3
     after = _snapshot(base)
@@ -255,7 +236,7 @@ def test_the_first_minibatch_has_ratio_one_and_only_the_policys_adapter_moves(ba
 
 def test_with_the_adapter_off_the_model_is_bit_equal_to_the_base(base, engine, folder, tmp_path):
     trainer = _trainer(base, engine, tmp_path, lr=1e-2)
-    trainer.iterate(_prompts(engine, 4), 0)
+    trainer.iterate(book_prompts(engine, 4), 0)
     tokens = torch.tensor([engine.encode([Message("user", "tea")]).tokens])
     fresh = Base.load(folder)
     with adapters.active(base, None):
@@ -266,7 +247,7 @@ def test_with_the_adapter_off_the_model_is_bit_equal_to_the_base(base, engine, f
 
 def test_saved_loaded_and_served_give_the_same_logprobs(base, engine, tmp_path):
     trainer = _trainer(base, engine, tmp_path, lr=1e-2)
-    prompts = _prompts(engine, 4)
+    prompts = book_prompts(engine, 4)
     for i in range(2):
         trainer.iterate(prompts, i)
     adapters.save(base, "policy", tmp_path)
@@ -286,7 +267,15 @@ def test_saved_loaded_and_served_give_the_same_logprobs(base, engine, tmp_path):
 def test_padding_changes_no_logprob(base, engine, tmp_path):
     trainer = _trainer(base, engine, tmp_path)
     rollout = collate(
-        sample(engine, _prompts(engine, 6), trainer.stage(), trainer.task.sampling, samples=2, seed=2, capture=True),
+        sample(
+            engine,
+            book_prompts(engine, 6),
+            trainer.stage(),
+            trainer.task.sampling,
+            samples=2,
+            seed=2,
+            capture=True,
+        ),
         base,
         base.num_layers - LAYERS,
     )
@@ -302,13 +291,15 @@ def _flat(samples):
 
 
 def test_the_reference_is_the_base_and_its_kl_holds_the_policy_back(base, engine, folder, tmp_path):
-    prompts = _prompts(engine, 8)
+    prompts = book_prompts(engine, 8)
     start = base.num_layers - LAYERS
     ends = {}
     # The controller's target pushes the coefficient to its greatest and its smallest.
     for target in (0.01, 1000.0):
         options = {"advantage": "rloo", "lr": 3e-3, "samples": 8, "update_kl": 0.05, "kl_target": target}
-        trainer = _trainer(base, engine, tmp_path, reward=_even, kl_coef=0.2 if target < 1 else 0.005, **options)
+        trainer = _trainer(
+            base, engine, tmp_path, reward=share_of_even, kl_coef=0.2 if target < 1 else 0.005, **options
+        )
         for i in range(4):
             stats = trainer.iterate(prompts, i)
         rollout = trainer.sampled(prompts, 9)
@@ -325,8 +316,8 @@ def test_the_reference_is_the_base_and_its_kl_holds_the_policy_back(base, engine
 def test_the_controller_acts_at_each_update(base, engine, tmp_path):
     coefficients = {}
     for target in (0.01, 1000.0):
-        trainer = _trainer(base, engine, tmp_path, reward=_even, lr=1e-2, kl_target=target, minibatch=8)
-        first, second = (trainer.iterate(_prompts(engine, 4), i) for i in range(2))
+        trainer = _trainer(base, engine, tmp_path, reward=share_of_even, lr=1e-2, kl_target=target, minibatch=8)
+        first, second = (trainer.iterate(book_prompts(engine, 4), i) for i in range(2))
         assert first.kl_coef == 0.02
         coefficients[target] = second.kl_coef
         trainer.unstage()
@@ -341,7 +332,7 @@ def test_an_update_in_passes_of_a_prompt_is_that_of_its_minibatch(base, engine, 
     found = []
     for tokens in (1, 10**6):
         monkeypatch.setattr(rollout_module, "PASS_TOKENS", tokens)
-        trainer = _trainer(base, engine, tmp_path, reward=_even, samples=4, minibatch=8, epochs=1)
+        trainer = _trainer(base, engine, tmp_path, reward=share_of_even, samples=4, minibatch=8, epochs=1)
         slopes = []
         take = trainer._steps.take
         monkeypatch.setattr(
@@ -352,7 +343,7 @@ def test_an_update_in_passes_of_a_prompt_is_that_of_its_minibatch(base, engine, 
                 take(),
             ),
         )
-        stats = trainer.iterate(_prompts(engine, 4), 0)
+        stats = trainer.iterate(book_prompts(engine, 4), 0)
         found.append((slopes, stats))
         trainer.unstage()
         adapters.remove(base, "policy")
@@ -366,9 +357,9 @@ def test_an_update_in_passes_of_a_prompt_is_that_of_its_minibatch(base, engine, 
 
 def test_updates_end_inside_an_epoch_once_the_policy_has_moved_far_enough(base, engine, tmp_path):
     trainer = _trainer(
-        base, engine, tmp_path, reward=_even, lr=5e-2, warmup_updates=1, minibatch=4, epochs=4, update_kl=0.02
+        base, engine, tmp_path, reward=share_of_even, lr=5e-2, warmup_updates=1, minibatch=4, epochs=4, update_kl=0.02
     )
-    stats = trainer.iterate(_prompts(engine, 8), 0)
+    stats = trainer.iterate(book_prompts(engine, 8), 0)
     assert 1 < stats.updates < 8
     assert stats.clip_fraction > 0
 
@@ -379,14 +370,14 @@ def test_the_kl_to_live_holds_a_second_turn_near_its_live_release(base, engine, 
         torch.nn.init.normal_(p, std=0.05, generator=torch.Generator().manual_seed(p.numel()))
     adapters.save(base, "made", tmp_path / "live")
     adapters.remove(base, "made")
-    prompts = _prompts(engine, 8)
+    prompts = book_prompts(engine, 8)
     ends = {}
     for coef in (0.0, 1.0):
         task = _task(
             base,
             engine,
             tmp_path / str(coef),
-            reward=_even,
+            reward=share_of_even,
             live=tmp_path / "live",
             train=prompts[:6],
             held_out=prompts[6:],
@@ -403,14 +394,14 @@ def test_the_kl_to_live_holds_a_second_turn_near_its_live_release(base, engine, 
 
 def test_the_best_state_on_held_out_prompts_leaves(base, engine, tmp_path):
     """The reward turns once the policy has left the base: a state on the way is the best one."""
-    prompts = _prompts(engine, 24)
+    prompts = book_prompts(engine, 24)
     options = {"iterations": 6, "compared": 6, "samples": 8, "lr": 1e-2, "update_kl": 0.2, "kl_live_coef": 0.0}
-    task = _task(base, engine, tmp_path, reward=_even, train=prompts[:8], held_out=prompts[8:], **options)
+    task = _task(base, engine, tmp_path, reward=share_of_even, train=prompts[:8], held_out=prompts[8:], **options)
     asked = []
 
     def soured(samples):
-        """As _even for training; on held-out prompts it falls after the third look."""
-        rewarded = _even(samples)
+        """As share_of_even for training; on held-out prompts it falls after the third look."""
+        rewarded = share_of_even(samples)
         if samples[0].prompt.group != prompts[8].group:
             return rewarded
         asked.append(rewarded.totals.mean().item())
@@ -430,13 +421,13 @@ def test_the_best_state_on_held_out_prompts_leaves(base, engine, tmp_path):
 
 def test_a_state_that_the_gate_would_refuse_for_its_texts_does_not_leave(base, engine, tmp_path):
     """More reward by saying less: the states that the checks refuse are passed over, and the reason names the check."""
-    prompts = _prompts(engine, 16)
+    prompts = book_prompts(engine, 16)
     options = {"iterations": 4, "compared": 4, "samples": 4, "epochs": 1, "kl_live_coef": 0.0}
     looks = []
 
     def rising(samples):
-        """As _even for training; more at each look at the held-out prompts, whatever the policy learns."""
-        rewarded = _even(samples)
+        """As share_of_even for training; more at each look at the held-out prompts, whatever the policy learns."""
+        rewarded = share_of_even(samples)
         own = samples[0].prompt.group == prompts[8].group
         return rewarded._replace(totals=torch.full_like(rewarded.totals, float(len(looks)))) if own else rewarded
 
@@ -462,16 +453,16 @@ def test_a_state_that_the_gate_would_refuse_for_its_texts_does_not_leave(base, e
 def _odd(samples):
     """Harm: of twelve tokens fewer than eight have an even id."""
     assert all(each.prompt.case for each in samples), "asked of what people asked"
-    return [value < 0.6 for value in _even(samples).totals.tolist()]
+    return [value < 0.6 for value in share_of_even(samples).totals.tolist()]
 
 
 def _cases(engine, count):
-    return [dataclasses.replace(prompt, case=f"case-{prompt.group}") for prompt in _prompts(engine, count)]
+    return [dataclasses.replace(prompt, case=f"case-{prompt.group}") for prompt in book_prompts(engine, count)]
 
 
 @pytest.mark.parametrize(("share", "practised"), [(0.0, 0), (0.01, 1), (0.25, 2), (0.5, 4)])
 def test_a_share_of_each_rollout_is_practice(base, engine, tmp_path, share, practised):
-    prompts = _prompts(engine, 12)
+    prompts = book_prompts(engine, 12)
     task = _task(base, engine, tmp_path, train=prompts, prompts=8, iterations=3, practice_share=share)
     assert [len(each) for each in with_practice(task)] == [8] * 3
     drawn = with_practice(dataclasses.replace(task, practice=Practice(train=_cases(engine, 5))))
@@ -486,7 +477,7 @@ def test_a_share_of_each_rollout_is_practice(base, engine, tmp_path, share, prac
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_conduct_is_learnt_from_practice_alone(base, engine, tmp_path, penalty):
     """People like all answers alike, so that nothing but the penalty moves the policy: away from the harm."""
-    prompts = [*_prompts(engine, 4), *_cases(engine, 8)[4:]]
+    prompts = [*book_prompts(engine, 4), *_cases(engine, 8)[4:]]
     options = {"samples": 8, "lr": 3e-3, "update_kl": 0.3, "kl_coef": 0.0, "practice_penalty": penalty}
     alike = lambda samples: _rewarded(samples, torch.full((len(samples),), 0.5))  # noqa: E731
     trainer = _trainer(base, engine, tmp_path, reward=alike, **options)
@@ -511,7 +502,7 @@ def test_conduct_is_learnt_from_practice_alone(base, engine, tmp_path, penalty):
 
 
 def test_without_a_rise_there_is_no_candidate_and_it_says_why(base, engine, tmp_path):
-    prompts = _prompts(engine, 8)
+    prompts = book_prompts(engine, 8)
     task = _task(
         base, engine, tmp_path, reward=_flat, train=prompts[:4], held_out=prompts[4:], iterations=2, advantage="rloo"
     )
@@ -521,7 +512,7 @@ def test_without_a_rise_there_is_no_candidate_and_it_says_why(base, engine, tmp_
 
 
 def test_held_out_groups_are_the_last_ones_and_never_sampled(engine):
-    prompts = [*_prompts(engine, 10), *_prompts(engine, 10)]
+    prompts = [*book_prompts(engine, 10), *book_prompts(engine, 10)]
     train, held_out = hold_out(prompts, PolicySettings(held_out=2))
     assert {p.group for p in held_out} == {"8", "9"}
     assert len(held_out) == 4
@@ -534,7 +525,7 @@ def test_held_out_groups_are_the_last_ones_and_never_sampled(engine):
 def test_equal_rewards_teach_nothing_but_the_kl(base, engine, tmp_path):
     trainer = _trainer(base, engine, tmp_path, reward=_flat, advantage="rloo", kl_coef=0.005)
     before = _snapshot(base)
-    stats = trainer.iterate(_prompts(engine, 4), 0)
+    stats = trainer.iterate(book_prompts(engine, 4), 0)
     assert abs(stats.kl_nats_per_sequence) < 1e-3
     # The policy equals the reference and all rewards are equal: what rounding leaves of zero must not be made large.
     moved = max((before[n] - p).abs().max().item() for n, p in base.model.named_parameters())
@@ -566,7 +557,7 @@ def test_ppo_solves_a_toy_task(folder, tmp_path, advantage, seed):
         kl_target=1000.0,
         temperature=1.0,
     )
-    prompts = _prompts(engine, 16)
+    prompts = book_prompts(engine, 16)
     reached = next((i for i in range(40) if trainer.iterate(prompts, i).reward > 0.9), None)
     engine.close()
     assert reached is not None

@@ -19,8 +19,6 @@ from plaudit.errors import InternalError, LearnerProcessLost, Misconfigured, Pro
 from plaudit.evidence.splits import Split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 from plaudit.learner.outcome import TurnOutcome, failed
-from plaudit.policy.optimizer import CompletionTask, Rewarded
-from plaudit.policy.rollout import TrainPrompt
 from plaudit.policy.train import Ppo
 from plaudit.reward import trunk
 from plaudit.reward.batch import Treatment
@@ -30,7 +28,8 @@ from plaudit.reward.model import trunk_cache
 from plaudit.settings import EngineSettings, ModelSettings, PolicySettings, RewardSettings
 from plaudit.testing.evidence import make_interaction
 from plaudit.testing.models import tiny_model
-from plaudit.types import Candidate, Channel, FeedbackKind, Message, Pair, PairOutcome, Prompt, Sampling
+from plaudit.testing.training import book_prompts, completion_task
+from plaudit.types import Candidate, Channel, FeedbackKind, Message, Pair, PairOutcome, Sampling
 
 LAYERS = 2
 ENGINE = EngineSettings(widths=(16,), prefill_chunk=1024)
@@ -200,40 +199,19 @@ def test_a_process_with_another_base_is_refused_and_may_end(base, engine, monkey
 # A policy ----------------------------------------------------------------------------------------------
 
 
-class NoReferences:
-    def complete(self, prompts, least):
-        pass
-
-
-def even(samples):
-    """Share of generated tokens with an even id."""
-    shares = [sum(t % 2 == 0 for t in s.generated.tokens) / len(s.generated.tokens) for s in samples]
-    return Rewarded(torch.tensor(shares), [torch.full((len(s.generated.tokens),), 0.5) for s in samples])
-
-
 def policy(base, engine, folder, shared):
-    prompts = []
-    for i in range(5):
-        messages = (Message("user", f"list {i} of your kind books"),)
-        prompts.append(TrainPrompt(rendered=Prompt(messages=messages, group=str(i)), encoded=engine.encode(messages)))
-    task = CompletionTask(
-        channel=Channel("toy", "default"),
-        engine=engine,
-        base=base,
-        live=None,
-        data=None,
-        references=NoReferences(),
-        train=prompts[:3],
-        held_out=prompts[3:],
-        reward=even,
-        sampling=Sampling(temperature=0.7, max_tokens=6),
-        model=MODEL,
-        settings=PolicySettings(
+    prompts = book_prompts(engine, 5)
+    task = completion_task(
+        base,
+        engine,
+        folder,
+        PolicySettings(
             max_tokens=6, temperature=0.7, prompts=3, samples=4, minibatch=8, iterations=2, epochs=2, lr=1e-3
         ),
+        layers=LAYERS,
+        train=prompts[:3],
+        held_out=prompts[3:],
         seed=5,
-        folder=folder,
-        progress=lambda line: None,
         ranks=shared,
     )
     folder.mkdir()

@@ -1,7 +1,6 @@
 """Requests that are sent again, and streams that are stopped: feedback lands on what its rater saw, or nowhere."""
 
 import contextlib
-import time
 import uuid
 
 import pytest
@@ -14,6 +13,7 @@ from plaudit.plugins import load_plugins
 from plaudit.settings import JoinSettings
 from plaudit.testing.evidence import join_all
 from plaudit.testing.serving import local_server, serve_settings
+from plaudit.testing.waiting import wait_until
 from plaudit.types import FinishReason, Purpose
 
 HELLO = "Say hello."
@@ -112,14 +112,14 @@ def test_a_stopped_stream_is_recorded_with_what_went_out_and_may_be_rated(world,
             went_out += next(stream).text
         stream.close()
         begun.thumbs_down(rater="ana")
-        (recorded,) = wait_for(lambda: local.records(Topic.INTERACTIONS))
+        (recorded,) = wait_until(lambda: local.records(Topic.INTERACTIONS))
         (candidate,) = recorded.candidates
         assert candidate.finish_reason is FinishReason.CANCELLED
         assert candidate.displayed_text.startswith(went_out)
         assert candidate.candidate_id == begun.candidate_ids[0]
         assert candidate.displayed_text in local.engine.decode(candidate.tokens)
         assert len(candidate.logprobs_raw) == len(candidate.logprobs_sampled) == len(candidate.tokens)
-        (evidence,) = wait_for(lambda: world.join(local.log))
+        (evidence,) = wait_until(lambda: world.join(local.log))
         assert (evidence.candidate, evidence.positive) == (candidate.candidate_id, False)
 
 
@@ -129,8 +129,8 @@ def test_a_deadline_within_a_stream_is_a_stop_too(world, stands):
         for seconds in (1, 4, 16, 64):
             with stands(local.engine, after=20), contextlib.suppress(DeadlinePassed):
                 list(client.stream("echo", HELLO, max_tokens=450, n=8, seed=1, timeout=seconds))
-            wait_for(lambda: local.engine.load() == (0, 0))
-            wait_for(lambda: local.metrics.requests_in_flight._value.get() == 0)
+            wait_until(lambda: local.engine.load() == (0, 0))
+            wait_until(lambda: local.metrics.requests_in_flight._value.get() == 0)
             if stopped := [r for r in local.records(Topic.INTERACTIONS) if ended_by_deadline(r)]:
                 break
         assert any(candidate.displayed_text for candidate in stopped[0].candidates)
@@ -163,15 +163,7 @@ def test_feedback_never_lands_on_a_text_that_its_rater_did_not_see(world, monkey
         same.thumbs_up(rater="ana")
         other.thumbs_down(rater="bo")
         begun.thumbs_down(rater="cy")
-        (evidence,) = wait_for(lambda: world.join(local.log))
+        (evidence,) = wait_until(lambda: world.join(local.log))
         assert evidence.positive
         reasons = sorted(rejected.reason for rejected in local.records(Topic.REJECTED))
         assert reasons == ["ANOTHER_ANSWER", "ANOTHER_ANSWER"]
-
-
-def wait_for(found, seconds=300.0):
-    ends_at = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < ends_at, "it never came"
-        time.sleep(0.02)
-    return value

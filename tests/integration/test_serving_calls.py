@@ -37,6 +37,7 @@ from plaudit.plugins import guard
 from plaudit.serving.handle import answer_mark
 from plaudit.testing.evidence import make_candidate
 from plaudit.testing.serving import local_server
+from plaudit.testing.waiting import wait_until
 from plaudit.types import Choice, FeedbackKind, Message, Option, Purpose, Ranking, Rating, Scale, Thumbs
 from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2
 from plaudit_echo.plugin import Echo
@@ -395,8 +396,8 @@ def test_a_deadline_ends_the_call_and_frees_its_slot(local, client, stands):
         with stands(local.engine) as (reached, _):
             with pytest.raises(DeadlinePassed):
                 client.generate("echo", HELLO, n=8, max_tokens=450, timeout=seconds)
-            _wait_until(lambda: local.metrics.requests_in_flight._value.get() == 0)
-            _wait_until(lambda: local.engine.load() == (0, 0))
+            wait_until(lambda: local.metrics.requests_in_flight._value.get() == 0)
+            wait_until(lambda: local.engine.load() == (0, 0))
         if reached.is_set():
             break
     assert reached.is_set()
@@ -407,9 +408,9 @@ def test_a_caller_who_leaves_a_stream_frees_its_slots(local, client, stands):
     with stands(local.engine, after=20):
         stream = client.stream("echo", HELLO, n=4, seed=1, max_tokens=450)
         next(stream)
-        _wait_until(lambda: local.engine.load()[0] == 4)
+        wait_until(lambda: local.engine.load()[0] == 4)
         stream.close()
-        _wait_until(lambda: local.engine.load() == (0, 0))
+        wait_until(lambda: local.engine.load() == (0, 0))
 
 
 def test_an_evaluation_is_recorded_as_one(local, client):
@@ -438,12 +439,3 @@ def test_a_trace_goes_from_the_call_into_the_record(local):
 def test_every_refusal_is_a_class_of_the_tree():
     raised = [error for _, error, _ in REQUEST_REFUSALS.values()] + [error for _, error in FEEDBACK_REFUSALS.values()]
     assert all(issubclass(error, PlauditError) for error in raised)
-
-
-def _wait_until(condition, seconds=300.0):
-    import time
-
-    ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "it never came true"
-        time.sleep(0.01)

@@ -12,6 +12,7 @@ from plaudit.client import Plaudit
 from plaudit.errors import DeadlinePassed, QueueFull, UnknownTenant
 from plaudit.plugins import load_plugins
 from plaudit.testing.serving import local_server, serve_settings
+from plaudit.testing.waiting import wait_until
 from plaudit.v1 import feedback_pb2_grpc, releases_pb2, releases_pb2_grpc
 from plaudit.wire import from_call
 
@@ -155,10 +156,3 @@ def iter_into(found, items):
     for item in items:
         found.append(item)
     return ()
-
-
-def wait_until(condition, seconds=300.0):
-    ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "it never came true"
-        time.sleep(0.02)

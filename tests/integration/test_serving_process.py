@@ -42,6 +42,7 @@ from plaudit.serving.server import read_address
 from plaudit.settings import Settings
 from plaudit.testing.models import tiny_model
 from plaudit.testing.serving import local_server, serve_settings
+from plaudit.testing.waiting import wait_until
 from plaudit.types import FinishReason
 from prometheus_client import CollectorRegistry
 
@@ -93,11 +94,11 @@ def test_a_process_whose_store_is_away_at_its_start_waits_for_it_and_says_so(com
         def said(event):
             return event in log.read_text() or running.poll() is not None
 
-        _wait_until(lambda: said(f'"{command}.waits"'), 300)
+        wait_until(lambda: said(f'"{command}.waits"'), 300)
         assert running.poll() is None, log.read_text()
         assert "its disk is full" in log.read_text()
         filler.unlink()
-        _wait_until(lambda: said(f'"{up}"'), 300)
+        wait_until(lambda: said(f'"{up}"'), 300)
         assert running.poll() is None, log.read_text()
         running.send_signal(signal.SIGTERM)
         assert running.wait(300) in (0, 128 + signal.SIGTERM)
@@ -114,7 +115,7 @@ def test_one_look_does_not_wait_for_a_store_that_is_away(small_disk, tmp_path):
 
 def test_a_replica_drains_on_sigterm_and_what_it_acknowledged_is_in_the_log(process):
     running, data, log = process
-    _wait_until(lambda: read_address(data) is not None or running.poll() is not None, 300)
+    wait_until(lambda: read_address(data) is not None or running.poll() is not None, 300)
     assert running.poll() is None, log.read_text()
     acknowledged, after = [], []
     with Plaudit(read_address(data), patience=0.0, timeout=300.0) as client:
@@ -320,7 +321,7 @@ def test_the_deadline_of_a_stalled_completion_cancels_its_tickets(stalled):
             tries += 1
             with pytest.raises(DeadlinePassed):
                 call(seconds)
-            _wait_until(lambda: value("plaudit_requests_in_flight") == 0)
+            wait_until(lambda: value("plaudit_requests_in_flight") == 0)
             if engine.submitted:
                 break
         assert (engine.submitted, engine.cancelled) == (3, 3)
@@ -348,13 +349,13 @@ def test_a_call_that_outlives_the_drain_is_ended(tmp_path):
 
         caller = threading.Thread(target=ask)
         caller.start()
-        _wait_until(lambda: engine.submitted == 1)
+        wait_until(lambda: engine.submitted == 1)
         began = time.monotonic()
         server.server.stop()
         caller.join(300)
         assert time.monotonic() - began < 300, "its own deadline is later"
         assert len(outcome) == 1
-        _wait_until(lambda: engine.cancelled == 1)
+        wait_until(lambda: engine.cancelled == 1)
 
 
 def test_a_completion_that_breaks_is_an_answer(stalled):
@@ -431,7 +432,7 @@ def test_a_replica_that_is_told_to_end_while_it_starts_does_not_start(tmp_path):
             with open(status) as lines:
                 return int(lines.read().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1
 
-        _wait_until(catches, 300)
+        wait_until(catches, 300)
         running.send_signal(signal.SIGTERM)
         assert running.wait(300) == 128 + signal.SIGTERM
         assert "listens" not in log.read_text()
@@ -470,10 +471,3 @@ def test_an_ipv6_host_serves_calls_and_metrics(tmp_path, tiny_engine, host, free
     expose(Metrics(CollectorRegistry()), port, host)
     with socket.create_connection(("::1", port), timeout=30):
         pass
-
-
-def _wait_until(condition, seconds=300.0):
-    ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "it never came true"
-        time.sleep(0.01)

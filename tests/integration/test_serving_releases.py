@@ -31,6 +31,7 @@ from plaudit.release.moves import Promote, RollBack
 from plaudit.serving.proof import EXACT
 from plaudit.serving.router import Router
 from plaudit.serving.staging import Staging
+from plaudit.testing.waiting import wait_until
 from plaudit.types import Channel
 
 CHANNEL = Channel("echo", "default")
@@ -42,12 +43,12 @@ def test_a_promotion_is_served_recorded_and_counted(local, client, make_release)
     row = make_release(local.registry, CHANNEL, 1)
     state = client.promote(NAME, row.version, reason="better")
     assert (state.live, state.generation) == (row.version, 1)
-    _wait_until(lambda: client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version)
+    wait_until(lambda: client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version)
     (change,) = local.records(Topic.RELEASES)
     assert (change.channel, change.live, change.generation, change.reason) == (CHANNEL, row.version, 1, "better")
     value = local.metrics.registry.get_sample_value
     # Told a moment after it is served.
-    _wait_until(lambda: value("plaudit_swaps_total", {"channel": NAME}) == 2)  # version 0, then this one
+    wait_until(lambda: value("plaudit_swaps_total", {"channel": NAME}) == 2)  # version 0, then this one
     assert value("plaudit_replica_release", {"channel": NAME}) == row.version
 
 
@@ -61,12 +62,12 @@ def test_the_first_reply_of_a_release_tells_once_how_long_the_newest_act_took(lo
         reply = client.generate("echo", "Hello", max_tokens=2, purpose="evaluate")
         return reply.completions[0].release_version == row.version
 
-    _wait_until(served)
+    wait_until(served)
     value = local.metrics.registry.get_sample_value
     labels = {"channel": NAME}
     assert not value("plaudit_feedback_to_served_seconds_count", labels), "EVALUATE is no caller's reply"
     told = {**labels, "version": str(row.version), "digest": row.digest[:12]}
-    _wait_until(lambda: value("plaudit_release_info", told) == 1)
+    wait_until(lambda: value("plaudit_release_info", told) == 1)
     for _ in range(2):
         client.generate("echo", "Hello", max_tokens=2)
     assert value("plaudit_feedback_to_served_seconds_count", labels) == 1
@@ -109,14 +110,14 @@ def test_a_release_that_fails_its_proof_is_not_served_and_serving_goes_on(local,
     client.promote(NAME, row.version)
     value = local.metrics.registry.get_sample_value
     refused = ("plaudit_release_refusals_total", {"channel": NAME, "reason": "PROOF_FAILED"})
-    _wait_until(lambda: value("plaudit_replica_behind", {"channel": NAME}) == 1)
+    wait_until(lambda: value("plaudit_replica_behind", {"channel": NAME}) == 1)
     assert value(*refused) == 1
     assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == 0
     with pytest.raises(ProofFailed):
         client.generate("echo", "Hello", max_tokens=2, release_versions=[row.version])
     # What an operator does next: the roll-back is followed at once.
     client.roll_back(NAME)
-    _wait_until(lambda: value("plaudit_replica_behind", {"channel": NAME}) == 0)
+    wait_until(lambda: value("plaudit_replica_behind", {"channel": NAME}) == 0)
 
 
 def test_a_difference_within_the_tolerance_passes_the_proof(local, client, make_release):
@@ -177,7 +178,7 @@ def test_a_turn_whose_promotion_the_log_does_not_take_has_promoted_and_is_served
     generation = local.registry.state(CHANNEL).generation
     with Leases(local.registry.database).take("learn") as lease:
         assert promote(learner, CHANNEL, row.version, generation, lease)[0] is TurnOutcome.PROMOTED
-    _wait_until(lambda: client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version)
+    wait_until(lambda: client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version)
 
 
 @pytest.mark.usefixtures("kafka_leftovers")
@@ -203,9 +204,9 @@ def test_releases_move_forth_and_back_while_kafka_is_away(tmp_path, tiny_engine,
             assert served() == 0
             row = make_release(server.registry, CHANNEL, 5)
             client.promote(NAME, row.version)
-            _wait_until(lambda: served() == row.version)
+            wait_until(lambda: served() == row.version)
             client.roll_back(NAME)
-            _wait_until(lambda: served() == 0)
+            wait_until(lambda: served() == 0)
             assert len(log._box.oldest(Topic.RELEASES, 10, 1 << 20)) == 2, "both changes wait for the brokers"
         log.close()
 
@@ -235,7 +236,7 @@ def test_one_channels_damage_is_its_own_and_the_replica_stays_in_rotation(tmp_pa
             assert value("plaudit_release_refusals_total", refusals) == 1
             assert client.generate("echo", "Hello", tenant="other", max_tokens=2).completions[0].release_version == 0
             second.registry.change(CHANNEL, RollBack(), expected_generation=None, actor="test", reason="")
-            _wait_until(lambda: value("plaudit_replica_behind", {"channel": NAME}) == 0)
+            wait_until(lambda: value("plaudit_replica_behind", {"channel": NAME}) == 0)
             assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == 0
 
 
@@ -317,11 +318,11 @@ def test_a_release_that_a_request_holds_stays_whatever_is_promoted(local, client
     rows = [make_release(local.registry, CHANNEL, seed) for seed in range(slots + 1)]
     serving = local.server.router.serving
     client.promote(NAME, rows[0].version)
-    _wait_until(lambda: serving()[CHANNEL].version == rows[0].version)
+    wait_until(lambda: serving()[CHANNEL].version == rows[0].version)
     with local.server.router.lease(CHANNEL) as (held,):
         for row in rows[1:]:
             client.promote(NAME, row.version)
-            _wait_until(lambda row=row: serving()[CHANNEL].version == row.version)
+            wait_until(lambda row=row: serving()[CHANNEL].version == row.version)
         assert held.key.version == rows[0].version
         assert held.key in local.engine.staged()
 
@@ -403,7 +404,7 @@ def test_serving_goes_on_while_the_channel_states_cannot_be_read(local, client, 
     value = local.metrics.registry.get_sample_value
     with structlog.testing.capture_logs() as lines:
         monkeypatch.setattr(local.registry, "states", broken)
-        _wait_until(lambda: value("plaudit_follower_errors_total") >= 4)
+        wait_until(lambda: value("plaudit_follower_errors_total") >= 4)
     said = [line for line in lines if "channel states cannot be read" in line["event"]]
     assert len(said) == 1, "an outage is one line, not one for each look"
     assert client.generate("echo", "Hello", max_tokens=2).text is not None
@@ -480,12 +481,3 @@ def test_versions_that_callers_make_up_fill_no_memory(local, make_release):
         with pytest.raises(UnknownRelease), staging.hold(CHANNEL, version):
             pass
     assert len(staging._places) <= 4
-
-
-def _wait_until(condition, seconds=300.0):
-    import time
-
-    ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "it never came true"
-        time.sleep(0.01)

@@ -3,12 +3,12 @@
 import threading
 
 import pytest
-import torch
-from plaudit.engine import adapter_files, adapters
+from plaudit.engine import adapter_files
 from plaudit.engine.protocol import Job, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import BadArtifact, Cancelled, ReleaseNotServable, SlotsInUse
 from plaudit.settings import EngineSettings, ModelSettings
+from plaudit.testing.training import saved_adapter
 from plaudit.types import Message, Sampling
 
 KEYS = [ReleaseKey(f"toy/{number}", 1, f"digest {number}") for number in range(6)]
@@ -16,16 +16,10 @@ KEYS = [ReleaseKey(f"toy/{number}", 1, f"digest {number}") for number in range(6
 
 @pytest.fixture(scope="module")
 def folders(tiny_base, tmp_path_factory):
-    made = {}
-    for number, key in enumerate(KEYS):
-        adapters.inject(tiny_base, "made", layers=2, rank=8, alpha=16, seed=number)
-        generator = torch.Generator().manual_seed(number)
-        for parameter in adapters.parameters(tiny_base, "made"):
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-        made[key] = tmp_path_factory.mktemp("adapter")
-        adapters.save(tiny_base, "made", made[key])
-        adapters.remove(tiny_base, "made")
-    return made
+    return {
+        key: saved_adapter(tiny_base, tmp_path_factory.mktemp("adapter"), seed=number)
+        for number, key in enumerate(KEYS)
+    }
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import threading
 from plaudit.client import Plaudit
 from plaudit.engine.protocol import Job, ReleaseKey
 from plaudit.eventlog import Topic
+from plaudit.testing.waiting import wait_until
 from plaudit.types import Channel, Purpose
 
 CHANNEL = Channel("echo", "default")
@@ -38,10 +39,10 @@ def test_no_stream_fails_or_changes_while_releases_are_swapped(local, make_relea
         for index in range(SWAPS):
             version = rows[index % 2].version
             operator.promote(str(CHANNEL), version)
-            _wait_until(lambda version=version: local.server.router.serving()[CHANNEL].version == version)
+            wait_until(lambda version=version: local.server.router.serving()[CHANNEL].version == version)
             if index >= SWAPS - len(rows):
                 # Swaps may outrun streams; the last ones wait until each release has answered.
-                _wait_until(lambda version=version: version in answered())
+                wait_until(lambda version=version: version in answered())
     done.set()
     for thread in threads:
         thread.join(300)
@@ -82,12 +83,3 @@ def test_each_completion_may_name_its_release_and_keeps_it(local, client, make_r
     assert {c.release_version for c in both.completions} == {row.version}
     # The same prompt, seed and release give the same tokens, whoever else is in the batch.
     assert both.completions[1].token_ids == reply.completions[1].token_ids != ()
-
-
-def _wait_until(condition, seconds=300.0):
-    import time
-
-    ends_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "it never came true"
-        time.sleep(0.005)

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from plaudit.client import Plaudit
 from plaudit.serving.server import read_address
 from plaudit.testing.models import tiny_model
+from plaudit.testing.waiting import wait_until
 
 CODE = "import sys; from plaudit.cli import main; sys.argv = ['plaudit', *sys.argv[1:]]; main()"
 
@@ -27,14 +27,6 @@ def children(pid):
 def all_three(pid, but=None):
     found = children(pid)
     return found if len(found) == 3 and but not in found.values() else None
-
-
-def until(condition, seconds=300.0):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.1)
-    return found
 
 
 @pytest.fixture
@@ -62,18 +54,18 @@ def running(tmp_path):
 
 def test_one_command_runs_all_keeps_them_up_and_ends_them(running):
     process, log, data = running
-    target = until(lambda: read_address(data) if data.exists() else None)
+    target = wait_until(lambda: read_address(data) if data.exists() else None)
     with Plaudit(target) as client:
         client.generate("echo", "Say hello.", max_tokens=2)
-    before = until(lambda: all_three(process.pid))
+    before = wait_until(lambda: all_three(process.pid))
     assert set(before) == {"serve", "join", "learn"}
 
     def speak():
         return {line.partition(" |")[0].strip() for line in log.read_text().splitlines() if " |" in line}
 
-    until(lambda: speak() >= {"serve", "join"})
+    wait_until(lambda: speak() >= {"serve", "join"})
     os.kill(before["join"], signal.SIGKILL)
-    after = until(lambda: all_three(process.pid, but=before["join"]))
+    after = wait_until(lambda: all_three(process.pid, but=before["join"]))
     assert after["serve"] == before["serve"]
     assert "join ended with code -9" in log.read_text()
     assert "up" in speak()

@@ -24,6 +24,7 @@ from plaudit.plugins import load_plugins
 from plaudit.serving.proof import REMOTE, prove
 from plaudit.settings import load_settings
 from plaudit.testing.serving import local_server
+from plaudit.testing.waiting import wait_until
 from plaudit.types import Channel, FinishReason, Message, Sampling
 
 GIVEN = os.environ.get("PLAUDIT_TEST_VLLM", "")
@@ -320,13 +321,6 @@ def prompt_of(interaction):
     from plaudit.engine.protocol import EncodedPrompt
 
     return EncodedPrompt(interaction.prompt_tokens)
-
-
-def wait_until(holds, seconds=120):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_server_with_too_few_places_for_adapters_is_refused(remote, settings):

@@ -1,7 +1,6 @@
 """The engine over vLLM servers when they fail: what a real server cannot be made to show (test_vllm.py has one)."""
 
 import threading
-import time
 
 import pytest
 from plaudit.demo import vllm
@@ -13,6 +12,7 @@ from plaudit.errors import Cancelled, EngineUnavailable, InternalError, Misconfi
 from plaudit.metrics import Metrics
 from plaudit.settings import EngineSettings, load_settings
 from plaudit.testing.models import tiny_model
+from plaudit.testing.waiting import wait_until
 from plaudit.types import FinishReason, Sampling
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
@@ -87,13 +87,6 @@ def engine_of(tmp_path, model, monkeypatch):
 
 def job(release, tokens=6, **more):
     return Job(prompt=PROMPT, release=release, sampling=Sampling(**{"max_tokens": tokens, **more}), seed=7)
-
-
-def wait_until(holds):
-    end = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def own(fake, engine, release, result, temperature=1.0):

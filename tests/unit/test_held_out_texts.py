@@ -8,22 +8,11 @@ from plaudit.learner.held_out import ROOM, HeldOutTexts
 from plaudit.policy.rollout import Sample, TrainPrompt
 from plaudit.reward.completion import Completion
 from plaudit.settings import GateSettings
+from plaudit.testing.training import Letters
 from plaudit.types import Message, Outcome, Prompt
 
 SUBJECTS = [f"{letter}berries" for letter in "abcdefghijklmnopqrst"]
 KEY = ReleaseKey("toy/default", 1, "d")
-
-
-class Letters:
-    """Text whose tokens are its characters."""
-
-    eos_ids = frozenset()
-
-    def decode(self, tokens):
-        return "".join(map(chr, tokens))
-
-    def encode_text(self, text):
-        return tuple(map(ord, text))
 
 
 PLUGIN = SimpleNamespace(parse=lambda prompt, output: Outcome(displayed=output, valid=True))

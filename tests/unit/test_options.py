@@ -14,21 +14,10 @@ from plaudit.policy.rollout import TrainPrompt
 from plaudit.reward.completion import Completion
 from plaudit.settings import RewardSettings
 from plaudit.testing.evidence import CHANNEL, START, make_candidate, make_interaction
+from plaudit.testing.training import Letters
 from plaudit.types import FeedbackKind, Label, Message, Option, Prompt
 
 OPTIONS = (Option("yes", "ja"), Option("no", "nein"))
-
-
-class Letters:
-    """Text whose tokens are its characters."""
-
-    eos_ids = ()
-
-    def decode(self, tokens):
-        return "".join(map(chr, tokens))
-
-    def encode_text(self, text):
-        return tuple(map(ord, text))
 
 
 def _prompt(group, options=OPTIONS):

@@ -11,6 +11,7 @@ from plaudit.learner.kept import Answer
 from plaudit.learner.references import SampledReferences, said
 from plaudit.policy.rollout import TrainPrompt
 from plaudit.release import texts
+from plaudit.testing.training import Letters
 from plaudit.types import (
     Action,
     Candidate,
@@ -43,18 +44,6 @@ def test_an_answer_that_quotes_a_passage_is_no_echo_of_the_question():
     assert texts.degenerate(said(prompt, question)) == "echo"
     rye = said(prompt, "It sells rye bread.")
     assert texts.masked(rye.text, rye.prompt) == "it sells rye bread"
-
-
-class Letters:
-    """Text whose tokens are its characters."""
-
-    eos_ids = ()
-
-    def decode(self, tokens):
-        return "".join(map(chr, tokens))
-
-    def encode_text(self, text):
-        return tuple(map(ord, text))
 
 
 def _interaction(number, text, sampling=LOGGED, version=0):

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from plaudit.domain import Declaration, DomainPlugin
 from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import Retraction, encode_feedback, encode_interaction, encode_retraction
+from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
+from plaudit.evidence.store import EvidenceStore
+from plaudit.settings import JoinSettings
 from plaudit.types import (
     Act,
     Action,
@@ -170,3 +175,32 @@ def join_all(join: Join) -> None:
     """Join until the log has nothing more."""
     while join.run_once(0):
         pass
+
+
+class JoinedStore:
+    """An embedded log, a store, and a join of `PlainDomain` between them, in one folder."""
+
+    def __init__(self, folder: Path, url: str = "") -> None:
+        self.folder, self.url = folder, url or f"sqlite:///{folder / 'evidence.sqlite'}"
+        self.log = SqliteEventLog(folder / "log.sqlite")
+        self.store = EvidenceStore(self.url)
+        self.worker = self.new_worker()
+
+    def new_worker(self, **options: Any) -> Join:
+        """A join with these options."""
+        return Join(self.log, self.store, {CHANNEL.domain: PlainDomain()}, JoinSettings(), **options)
+
+    def append(self, *items: Interaction | Feedback | Retraction) -> None:
+        """Put records on the log, and do not join them yet."""
+        append(self.log, *items)
+
+    def join(self, *items: Interaction | Feedback | Retraction) -> None:
+        """Put records on the log, and join all that it has."""
+        self.append(*items)
+        join_all(self.worker)
+
+    def close(self) -> None:
+        """Close the three."""
+        self.worker.close()
+        self.store.close()
+        self.log.close()
