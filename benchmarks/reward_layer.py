@@ -24,9 +24,9 @@ from plaudit.evidence.store import EvidenceStore, FrozenDataSet
 from plaudit.release.registry import Registry
 from plaudit.reward.calibration import calibrate
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import shown_tokens
 from plaudit.reward.fit import fit_reward
 from plaudit.reward.model import RewardModel
+from plaudit.reward.shown import shown_tokens
 from plaudit.settings import RewardSettings, Settings, load_settings
 from plaudit.simulate.population import Population, load_population
 from plaudit.types import Channel

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from plaudit.reward.dataset import shown_tokens
+from plaudit.reward.shown import shown_tokens
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

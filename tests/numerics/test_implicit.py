@@ -15,25 +15,13 @@ from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 from plaudit.learner.needs import judged_by
 from plaudit.reward import likelihoods as like
 from plaudit.reward.batch import Batch, Shared, Treatment
+from plaudit.reward.comparisons import comparisons, complete_references, other_references, thumb_contrasts
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import (
-    MOST_PLACES,
-    NO_PLACE,
-    Event,
-    PairUnit,
-    RankingUnit,
-    Thumb,
-    ThumbsUnit,
-    Units,
-    collect,
-    comparisons,
-    complete_references,
-    other_references,
-    thumb_contrasts,
-)
+from plaudit.reward.dataset import collect
 from plaudit.reward.fit import fit_reward
 from plaudit.reward.heads import Heads, fit_heads, fit_offsets
 from plaudit.reward.implicit import MOST_NOISE, Noise, noise_rates, positions
+from plaudit.reward.units import MOST_PLACES, NO_PLACE, Event, PairUnit, RankingUnit, Thumb, ThumbsUnit, Units
 from plaudit.settings import GateSettings, ModelSettings, RewardSettings
 from plaudit.testing.evidence import CHANNEL, START, make_candidate, make_interaction
 from plaudit.testing.models import tiny_model

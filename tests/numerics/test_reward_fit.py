@@ -21,22 +21,15 @@ from plaudit.learner.steps.fit import _waits_for_contrast
 from plaudit.reward import fit as fitting
 from plaudit.reward.batch import Batch, Shared, Treatment
 from plaudit.reward.calibration import RewardReport, calibrate, expected_calibration_error, fit_temperature, measure
+from plaudit.reward.comparisons import Comparison, comparisons, complete_references, other_references, thumb_contrasts
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import (
-    Comparison,
-    Unit,
-    _shares_kept,
-    bootstrap_weight,
-    collect,
-    comparisons,
-    complete_references,
-    other_references,
-    shown_tokens,
-    thumb_contrasts,
-)
+from plaudit.reward.dataset import collect
 from plaudit.reward.fit import NothingToFit, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache
 from plaudit.reward.rows import pack
+from plaudit.reward.shown import shown_tokens
+from plaudit.reward.units import Unit
+from plaudit.reward.weights import _shares_kept, bootstrap_weight
 from plaudit.settings import ModelSettings, RewardSettings
 from plaudit.testing.models import tiny_model
 from plaudit.types import (

@@ -6,8 +6,8 @@ import torch
 from plaudit.reward import likelihoods as like
 from plaudit.reward.batch import MOST_CITED, MOST_THUMBS_OF_ALL, Batch, Shared, Treatment
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import Event, Thumb, ThumbsUnit
 from plaudit.reward.fit import _cost
+from plaudit.reward.units import Event, Thumb, ThumbsUnit
 from plaudit.types import FeedbackKind
 
 

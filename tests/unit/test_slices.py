@@ -11,8 +11,8 @@ from plaudit.learner.slices import MOST_SLICES, agreement, slice_accuracies
 from plaudit.plugins.returned import slices_fault
 from plaudit.release.gate import SliceAccuracy, slice_checks
 from plaudit.release.intervals import rater_accuracy
+from plaudit.reward.comparisons import Comparison
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import Comparison
 
 GOOD, BAD = Completion((1,), (2,)), Completion((1,), (3,))
 

@@ -12,7 +12,7 @@ from plaudit.domain import DomainPlugin
 from plaudit.learner.references import References, as_shown, said
 from plaudit.policy.rollout import Sample
 from plaudit.release import gate
-from plaudit.reward.dataset import Text
+from plaudit.reward.shown import Text
 from plaudit.settings import GateSettings
 
 # Held-out answers are fewer than the gate's, and the best of several states is chosen by them. On the quick demo (23

@@ -12,13 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from plaudit.domain import Declaration
 from plaudit.evidence.splits import Bounds, Split, group_bounds, rater_bounds
 from plaudit.learner.outcome import Need
-from plaudit.reward.dataset import (
-    MOST_CONTRASTS_OF_ONE,
-    Comparison,
-    Units,
-    comparisons,
-    thumb_contrasts,
-)
+from plaudit.reward.comparisons import MOST_CONTRASTS_OF_ONE, Comparison, comparisons, thumb_contrasts
+from plaudit.reward.units import Units
 from plaudit.settings import ChannelLearnSettings, GateSettings
 from plaudit.types import FeedbackKind
 
@@ -151,7 +146,7 @@ def about(count: float) -> int:
 
 
 class PlainText:
-    """A `plaudit.reward.dataset.Text` without a tokeniser: two texts are equal if they are shown alike.
+    """A `plaudit.reward.shown.Text` without a tokeniser: two texts are equal if they are shown alike.
 
     Counts then are those of a turn, but for texts that are shown alike and were made of different tokens.
     """

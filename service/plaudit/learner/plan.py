@@ -21,7 +21,8 @@ from plaudit.evidence.splits import Split, group_split, rater_split
 from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 from plaudit.learner import needs
 from plaudit.learner.outcome import Need
-from plaudit.reward.dataset import MOST_CONTRASTS_OF_ONE, collect
+from plaudit.reward.comparisons import MOST_CONTRASTS_OF_ONE
+from plaudit.reward.dataset import collect
 from plaudit.settings import Settings
 from plaudit.types import (
     Action,

@@ -18,8 +18,8 @@ from plaudit.learner.kept import Answer
 from plaudit.policy.rollout import Sample, TrainPrompt
 from plaudit.release import texts
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import Text, shown_part, shown_tokens
 from plaudit.reward.fit import FIT_REFERENCES
+from plaudit.reward.shown import Text, shown_part, shown_tokens
 from plaudit.types import Outcome, Purpose, Sampling
 
 # A request has no more; all of them centre its scores.
@@ -141,7 +141,7 @@ class SampledReferences:
 class OptionReferences:
     """All options of a prompt: scores of one option are centred on all of them, and nothing is sampled.
 
-    Thumbs bring the options of their own request with them, which need not be today's (`reward.dataset.Thumb`).
+    Thumbs bring the options of their own request with them, which need not be today's (`reward.units.Thumb`).
     """
 
     most = MOST_OPTIONS

@@ -18,8 +18,8 @@ from plaudit.policy.optimizer import Rewarded
 from plaudit.policy.rollout import Sample, TrainPrompt
 from plaudit.policy.value import BLANK
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import Text
 from plaudit.reward.model import RewardModel
+from plaudit.reward.shown import Text
 
 
 class ModelReward:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from plaudit.domain import DomainPlugin
 from plaudit.release.gate import SliceAccuracy
 from plaudit.release.intervals import rater_accuracy
+from plaudit.reward.comparisons import Comparison
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import Comparison
 from plaudit.types import Interaction
 
 MOST_SLICES = 20  # In reports and metrics.

@@ -16,20 +16,10 @@ import torch
 from torch import Tensor
 
 from plaudit.reward import likelihoods as like
+from plaudit.reward.comparisons import other_references
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import (
-    MOST_PLACES,
-    NO_PLACE,
-    DemoUnit,
-    Event,
-    PairUnit,
-    RankingUnit,
-    Thumb,
-    ThumbsUnit,
-    Unit,
-    bootstrap_weight,
-    other_references,
-)
+from plaudit.reward.units import MOST_PLACES, NO_PLACE, DemoUnit, Event, PairUnit, RankingUnit, Thumb, ThumbsUnit, Unit
+from plaudit.reward.weights import bootstrap_weight
 
 MOST_CONTRASTS = 8
 # Thumbs of one rater in one minibatch under the centred treatment, as many as the contrasts could name.

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from plaudit.errors import BadArtifact
 from plaudit.evidence.splits import Split
+from plaudit.reward.comparisons import Comparison, comparisons
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import Comparison, collect, comparisons
+from plaudit.reward.dataset import collect
 from plaudit.reward.model import RewardModel
 from plaudit.reward.trunk import TrunkCache
 

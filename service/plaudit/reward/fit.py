@@ -24,21 +24,13 @@ import torch
 from plaudit.engine.base import Base
 from plaudit.evidence.splits import Split
 from plaudit.reward.batch import MOST_CITED, MOST_CONTRASTS, Batch, Shared, Treatment, with_references
+from plaudit.reward.comparisons import References, complete_references, thumb_contrasts
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import (
-    RankingUnit,
-    References,
-    ThumbsUnit,
-    Unit,
-    Units,
-    collect,
-    complete_references,
-    said_pairs,
-    thumb_contrasts,
-)
+from plaudit.reward.dataset import collect
 from plaudit.reward.heads import LEAST_PAIRS, TreatmentChoice, choose_treatment, fit_heads, fit_offsets
 from plaudit.reward.model import RewardModel
 from plaudit.reward.trunk import TrunkCache
+from plaudit.reward.units import RankingUnit, ThumbsUnit, Unit, Units, said_pairs
 from plaudit.settings import ModelSettings, RewardSettings
 
 if TYPE_CHECKING:

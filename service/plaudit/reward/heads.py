@@ -16,19 +16,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from plaudit.reward.batch import Batch, Shared, Treatment
+from plaudit.reward.comparisons import Comparison, thumb_contrasts
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import (
-    MOST_PLACES,
-    NO_PLACE,
-    Comparison,
-    PairUnit,
-    RankingUnit,
-    ThumbsUnit,
-    Unit,
-    Units,
-    said_pairs,
-    thumb_contrasts,
-)
+from plaudit.reward.units import MOST_PLACES, NO_PLACE, PairUnit, RankingUnit, ThumbsUnit, Unit, Units, said_pairs
 
 ITERATIONS = 60
 # Precision of the prior of a weight, times F + 1. At 1 scores would have a spread of about 1 before any evidence;

@@ -21,10 +21,12 @@ from plaudit.release.gate import SliceAccuracy
 from plaudit.release.reading import failed_checks, refusals
 from plaudit.reward.batch import Treatment
 from plaudit.reward.calibration import RewardReport, measure
+from plaudit.reward.comparisons import Comparison, complete_references, thumb_contrasts
 from plaudit.reward.completion import Completion
-from plaudit.reward.dataset import Comparison, Units, collect, complete_references, thumb_contrasts
+from plaudit.reward.dataset import collect
 from plaudit.reward.fit import NothingToFit, fit_reward
 from plaudit.reward.model import RewardModel, trunk_cache, trunk_layers
+from plaudit.reward.units import Units
 
 log = structlog.get_logger(__name__)
 
