@@ -22,7 +22,7 @@ from plaudit.privacy import erasure, models
 from plaudit.privacy.erasure import DONE, Eraser
 from plaudit.privacy.receipts import receipt, signing_key, verified
 from plaudit.privacy.sweep import finish
-from plaudit.release.gate import Check, Decision
+from plaudit.release.decision import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Pin, Promote, Registry, ReleaseState, RollBack
 from plaudit.settings import JoinSettings, PrivacySettings, Settings, StoreSettings

@@ -36,7 +36,7 @@ from plaudit.learner.turn import new_turn, run
 from plaudit.plugins import count_failures, guard
 from plaudit.privacy import erasure
 from plaudit.privacy.sweep import finish
-from plaudit.release.gate import Decision
+from plaudit.release.decision import Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.moves import Pin, Promote, ReleaseState, RollBack
 from plaudit.release.registry import Registry

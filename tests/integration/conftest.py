@@ -106,7 +106,7 @@ class ReleaseMaker:
         import hashlib
 
         from plaudit.engine import adapters
-        from plaudit.release.gate import Decision
+        from plaudit.release.decision import Decision
         from plaudit.release.manifest import ADAPTER_WEIGHTS, Adapter, Manifest
         from plaudit.testing.training import random_adapter
 

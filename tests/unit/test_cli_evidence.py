@@ -13,7 +13,7 @@ from plaudit.eventlog import Topic, open_log
 from plaudit.evidence.join import Join
 from plaudit.evidence.rejected import read_rejected
 from plaudit.evidence.store import EvidenceStore
-from plaudit.release.gate import Check, Decision
+from plaudit.release.decision import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Promote, Registry, RollBack
 from plaudit.settings import load_settings

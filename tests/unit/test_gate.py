@@ -10,17 +10,9 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plaudit.release.gate import (
-    Check,
-    CompletionMeasurements,
-    Decision,
-    Outcome,
-    decide,
-    remedy,
-    reward_gate,
-    reward_outcome,
-    win_rates,
-)
+from plaudit.release.decision import Check, Decision, Outcome, remedy
+from plaudit.release.gate import CompletionMeasurements, decide, win_rates
+from plaudit.release.gate_reward import reward_gate, reward_outcome
 from plaudit.release.probes import HarmRate, HarmResult
 from plaudit.release.reading import failed_checks
 from plaudit.release.texts import (

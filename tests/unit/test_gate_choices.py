@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 import pytest
+from plaudit.release.decision import Check, Decision, remedy
 from plaudit.release.estimate import Shown, difference, estimate
-from plaudit.release.gate import Check, Decision, decide, remedy
+from plaudit.release.gate import decide
 from plaudit.release.gate_choices import ChoiceMeasurements, LabelledItem, OffPolicy
 from plaudit.release.probes import HarmRate, HarmResult
 from plaudit.release.reading import failed_checks

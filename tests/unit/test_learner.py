@@ -11,7 +11,7 @@ from plaudit.learner.outcome import Need, Result, TurnEnded, TurnOutcome, failed
 from plaudit.learner.since import learnt_until, settings_digest
 from plaudit.learner.status import Status
 from plaudit.metrics import Metrics
-from plaudit.release.gate import Check, Decision
+from plaudit.release.decision import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.moves import Promote, RollBack
 from plaudit.release.registry import Registry

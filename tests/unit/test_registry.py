@@ -26,7 +26,7 @@ from plaudit.errors import (
 )
 from plaudit.release.artifacts import list_artifacts
 from plaudit.release.change import make_move
-from plaudit.release.gate import Check, Decision
+from plaudit.release.decision import Check, Decision
 from plaudit.release.manifest import Adapter, Manifest
 from plaudit.release.registry import PROBE_ANSWERS, Pin, Promote, Registry, ReleaseRow, ReleaseState, RollBack
 from plaudit.store.leases import LeaseLost, Leases

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from plaudit.learner.slices import MOST_SLICES, agreement, slice_accuracies
 from plaudit.plugins.returned import slices_fault
-from plaudit.release.gate import SliceAccuracy, slice_checks
+from plaudit.release.gate_reward import SliceAccuracy, slice_checks
 from plaudit.release.intervals import rater_accuracy
 from plaudit.reward.comparisons import Comparison
 from plaudit.reward.completion import Completion

@@ -27,7 +27,7 @@ from plaudit.metrics import Metrics
 from plaudit.privacy import erasure
 from plaudit.privacy.sweep import finish
 from plaudit.privacy.tables import ERASURE
-from plaudit.release.gate import Check, Decision
+from plaudit.release.decision import Check, Decision
 from plaudit.release.manifest import Manifest
 from plaudit.release.reading import refusals
 from plaudit.release.registry import Promote, Registry, RollBack

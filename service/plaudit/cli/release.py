@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from plaudit.cli.channels import channels_of, never_served
-from plaudit.cli.options import (
-    ChannelArgument,
-    JsonOption,
-    SettingsOptions,
-    channel_of,
-    echo_json,
-    takes_settings,
-)
-
-if TYPE_CHECKING:
-    pass
+from plaudit.cli.options import ChannelArgument, JsonOption, SettingsOptions, channel_of, echo_json, takes_settings
 
 release_app = typer.Typer(help="Releases of a channel, and which of them serves.", no_args_is_help=True)
 
@@ -163,7 +153,7 @@ def _decided(row: dict[str, Any]) -> str:
     """What a release gained by its gate, and why it was refused if it was; empty for the base."""
     if not row["decision"]:
         return ""
-    from plaudit.release.gate import Decision
+    from plaudit.release.decision import Decision
     from plaudit.release.reading import failed_checks, gain
 
     decision = Decision.from_json(json.dumps(row["decision"]))

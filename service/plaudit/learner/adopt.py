@@ -33,7 +33,7 @@ from plaudit.learner.steps.register import adapter_of, versions
 from plaudit.plugins import load_plugins
 from plaudit.policy.rollout import TrainPrompt, sample
 from plaudit.release.artifacts import file_digest
-from plaudit.release.gate import Check, Decision
+from plaudit.release.decision import Check, Decision
 from plaudit.release.manifest import ADAPTER_WEIGHTS, Manifest, Probe
 from plaudit.release.moves import ReleaseRow
 from plaudit.release.registry import Registry

@@ -8,7 +8,7 @@ import structlog
 
 from plaudit.learner.context import Learner
 from plaudit.learner.steps.promote import OVERTAKEN, overtake, promote
-from plaudit.release.gate import Check, Decision
+from plaudit.release.decision import Check, Decision
 from plaudit.release.moves import ReleaseRow, ReleaseState
 from plaudit.store.leases import Lease
 from plaudit.types import Channel

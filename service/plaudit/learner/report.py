@@ -22,7 +22,7 @@ from plaudit.learner.outcome import Need, TurnOutcome
 from plaudit.learner.since import LEASE
 from plaudit.learner.survey import survey
 from plaudit.privacy import erasure
-from plaudit.release.gate import Decision
+from plaudit.release.decision import Decision
 from plaudit.release.moves import ChannelState
 from plaudit.release.reading import gain
 from plaudit.release.registry import Registry

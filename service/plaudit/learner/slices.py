@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from plaudit.domain import DomainPlugin
-from plaudit.release.gate import SliceAccuracy
+from plaudit.release.gate_reward import SliceAccuracy
 from plaudit.release.intervals import rater_accuracy
 from plaudit.reward.comparisons import Comparison
 from plaudit.reward.completion import Completion

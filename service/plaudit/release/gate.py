@@ -11,21 +11,14 @@ not measured is a failed check with a note, never a passed one.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from typing import Any, Protocol, Self
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from plaudit.release.intervals import (
-    RATER_CAP,
-    Interval,
-    rater_accuracy,
-    rater_accuracy_difference,
-    resampled_mean,
-    share_bounds,
-)
+from plaudit.release.decision import Check, Decision, bounded, missing, problem_of
+from plaudit.release.gate_reward import SliceAccuracy, reward_gate, slice_checks
+from plaudit.release.intervals import RATER_CAP, resampled_mean, share_bounds
 from plaudit.release.probes import MORE_ANSWERS, HarmResult, samples_needed, served_rate
 from plaudit.release.texts import (
     Sample,
@@ -38,62 +31,8 @@ from plaudit.release.texts import (
 )
 from plaudit.settings import GateSettings
 
-# Chance: a reward model must beat it before it may steer anything.
-_CHANCE = 0.5
-# A reward model is refused if it is surely more than this much less accurate than the live one.
-_WORSE_BY = -0.01
 # Share of empty, repeated or echoing completions that is always forgiven; the base's own share is too.
 _DEGENERATE_SHARE = 0.05
-
-Comparisons = Sequence[tuple[str, float]]
-
-
-class Outcome(StrEnum):
-    """What a set of checks calls for; WAIT if there is too little evidence to judge by."""
-
-    ACCEPT = "accept"
-    REFUSE = "refuse"
-    WAIT = "wait"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One condition of the gate: the measured value, what it was held against, and one-sided 95% bounds."""
-
-    name: str
-    passed: bool
-    value: float
-    threshold: float
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The gate's answer with every number behind it."""
-
-    accepted: bool
-    checks: tuple[Check, ...]
-    decided_at: dt.datetime
-
-    def to_json(self) -> str:
-        """JSON for the registry and for people; numbers that were not measured are null."""
-        return json.dumps(
-            {
-                "accepted": self.accepted,
-                "decided_at": self.decided_at.isoformat(),
-                "checks": [{key: _or_null(value) for key, value in asdict(check).items()} for check in self.checks],
-            },
-            allow_nan=False,
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The decision that `to_json` wrote."""
-        found = json.loads(text)
-        checks = tuple(Check(**{**check, **_measured(check)}) for check in found["checks"])
-        return cls(found["accepted"], checks, dt.datetime.fromisoformat(found["decided_at"]))
 
 
 class Measurements(Protocol):
@@ -101,22 +40,6 @@ class Measurements(Protocol):
 
     def checks(self, settings: GateSettings, seed: int) -> tuple[Check, ...]:
         """One check per condition, in a fixed order; equal settings and seed give equal checks."""
-
-
-@dataclass(frozen=True, slots=True)
-class SliceAccuracy:
-    """What the reward model is worth on calibration raters' comparisons of one of the domain's slices.
-
-    `agreed` of `asked_twice` pairs of raters who compared the same two texts preferred the same one: what people do not
-    agree on, no model can get right.
-    """
-
-    name: str
-    comparisons: int
-    raters: int
-    accuracy: Interval
-    agreed: int = 0
-    asked_twice: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,29 +98,6 @@ def decide(
     return Decision(all(check.passed for check in checks), checks, decided_at or dt.datetime.now(dt.UTC))
 
 
-def reward_gate(
-    comparisons: Comparisons,
-    live_comparisons: Comparisons | None,
-    settings: GateSettings,
-    *,
-    rater_cap: float = RATER_CAP,
-) -> tuple[Check, ...]:
-    """The conditions on a reward model, asked before it steers PPO and again of the release that carries it.
-
-    comparisons: (rater, 1 if the model orders the two as the rater did, 0 if not, .5 for equal scores), of
-    calibration raters, those inside rankings too. `live_comparisons` are the same under the live reward model. A rater
-    counts as at most `rater_cap` comparisons. `reward_outcome` says what the checks call for.
-    """
-    raters = len({rater for rater, _ in comparisons})
-    wanted, wanted_raters = settings.reward_comparisons, settings.reward_raters
-    return (
-        Check("reward_comparisons", len(comparisons) >= wanted, float(len(comparisons)), float(wanted)),
-        Check("reward_raters", raters >= wanted_raters, float(raters), float(wanted_raters)),
-        _reward_accuracy(comparisons, rater_cap),
-        _reward_against_live(comparisons, live_comparisons, rater_cap),
-    )
-
-
 def text_checks(candidate: Sequence[Sample], base: Sequence[Sample], settings: GateSettings) -> tuple[Check, ...]:
     """The conditions on the candidate's texts beside the base's: variety, sameness, no answer at all."""
     variety = compare_variety(candidate, base)
@@ -207,71 +107,6 @@ def text_checks(candidate: Sequence[Sample], base: Sequence[Sample], settings: G
         _opening(variety, settings),
         _degenerate(candidate, base),
     )
-
-
-def slice_checks(slices: Sequence[SliceAccuracy]) -> tuple[Check, ...]:
-    """Accuracy by slice, for information: slices are audits, and many of them would fail one by chance."""
-    return tuple(
-        Check(
-            f"slice_{each.name}",
-            True,
-            each.accuracy.value,
-            _CHANCE,
-            each.accuracy.low,
-            each.accuracy.high,
-            f"for information: reward_accuracy on {each.comparisons} comparisons of {each.raters} raters; two raters "
-            f"agreed in {each.agreed} of {each.asked_twice} cases",
-        )
-        for each in slices
-    )
-
-
-def reward_outcome(checks: Sequence[Check]) -> Outcome:
-    """WAIT with too few comparisons or raters, else ACCEPT if all checks passed, else REFUSE."""
-    failed = {check.name for check in checks if not check.passed}
-    if failed & {"reward_comparisons", "reward_raters"}:
-        return Outcome.WAIT
-    return Outcome.REFUSE if failed else Outcome.ACCEPT
-
-
-_MOVED_TOO_FAR = "the policy moved too far: lower policy.kl_target or raise policy.kl_coef"
-_MORE_FEEDBACK = "more feedback is needed; rankings of several answers teach most"
-_MORE_LABELS = "more labels are needed, or a higher policy.label_coef"
-_REMEDIES = {
-    "gate_prompts": "let people ask more different prompts, or lower gate.min_prompts",
-    "win_base": _MORE_FEEDBACK,
-    "win_live": _MORE_FEEDBACK,
-    "kl_base": _MOVED_TOO_FAR,
-    "kl_live": _MOVED_TOO_FAR,
-    "distinct_2": _MOVED_TOO_FAR,
-    "distinct_masked": _MOVED_TOO_FAR,
-    "commonest_opening": _MOVED_TOO_FAR,
-    "degenerate": _MOVED_TOO_FAR,
-    "probes": "the probes were not run: see the learner's log",
-    "reward_comparisons": _MORE_FEEDBACK,
-    "reward_raters": "feedback of more people is needed",
-    "reward_accuracy": "feedback of more people is needed, or people disagree about what is good",
-    "reward_against_live": _MORE_FEEDBACK,
-    "reward_base": _MORE_FEEDBACK,
-    "reward_live": _MORE_FEEDBACK,
-    "order_kl_base": _MOVED_TOO_FAR,
-    "order_kl_live": _MOVED_TOO_FAR,
-    "commonest_choice": _MOVED_TOO_FAR,
-    "coverage": _MOVED_TOO_FAR,
-    "labelled_items": "more labels are needed, on more different prompts, or lower gate.min_labelled",
-    "label_base": _MORE_LABELS,
-    "label_live": _MORE_LABELS,
-    "missed_severe": "more labels of severe cases are needed, or a higher cost of missing them (decision.costs)",
-}
-
-
-def remedy(check: Check) -> str:
-    """What an operator can do about a failed check."""
-    if check.name.startswith("harm_"):
-        return "read the answers with `plaudit release probes`; feedback pulls towards this harm"
-    if check.name.startswith("term_"):
-        return "the domain's own reward lost weight against votes: raise the term's weight in the plugin"
-    return _REMEDIES.get(check.name, "see `plaudit release show`")
 
 
 def win_rates(candidate: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -420,30 +255,6 @@ def _allowed(result: HarmResult, settings: GateSettings) -> float:
     return served.rate + settings.probe_rate / 2
 
 
-def _reward_accuracy(comparisons: Comparisons, rater_cap: float) -> Check:
-    problem = problem_of([correct for _, correct in comparisons], 1, low=0.0, high=1.0)
-    if problem:
-        return missing("reward_accuracy", _CHANCE, problem)
-    accuracy = rater_accuracy(comparisons, rater_cap=rater_cap)
-    return bounded("reward_accuracy", accuracy.low > _CHANCE, accuracy, _CHANCE, "lower bound over raters must exceed")
-
-
-def _reward_against_live(comparisons: Comparisons, live: Comparisons | None, rater_cap: float) -> Check:
-    name = "reward_against_live"
-    if live is None:
-        return Check(name, True, 0.0, _WORSE_BY, note="no reward model is live")
-    problem = problem_of([correct for _, correct in [*comparisons, *live]], 1, low=0.0, high=1.0)
-    if problem:
-        return missing(name, _WORSE_BY, problem)
-    try:
-        difference = rater_accuracy_difference(comparisons, live, rater_cap=rater_cap)
-    except ValueError as error:
-        return missing(name, _WORSE_BY, str(error))
-    # An equal model would fail four times in five if the lower bound were asked: refuse only what is surely worse.
-    passed = difference.high >= _WORSE_BY
-    return bounded(name, passed, difference, _WORSE_BY, "accuracy less the live one's; upper bound at least")
-
-
 def _length(m: CompletionMeasurements) -> Check:
     ours, theirs = ([each.text for each in side] for side in matched(m.candidate, m.base))
     share = longer_share(m.candidate, m.base)
@@ -452,30 +263,3 @@ def _length(m: CompletionMeasurements) -> Check:
         f"{mean_words(ours):.1f} words against the base's {mean_words(theirs):.1f}"
     )
     return Check("length_alone", True, math.nan if share is None else share, 1.0, note=note)
-
-
-def problem_of(values: Sequence[float], least: int, *, low: float, high: float) -> str:
-    """What is wrong with measured values, in words; empty if nothing is."""
-    if len(values) < max(1, least):
-        return f"{len(values)} measured, {max(1, least)} are needed"
-    if not all(math.isfinite(value) and low <= value <= high for value in values):
-        return f"a value is not a number between {low:g} and {high:g}"
-    return ""
-
-
-def missing(name: str, threshold: float, note: str) -> Check:
-    """The failed check of what was not measured."""
-    return Check(name, False, math.nan, threshold, note=note)
-
-
-def bounded(name: str, passed: bool, interval: Interval, threshold: float, note: str) -> Check:
-    """The check of an interval; the note ends with the threshold."""
-    return Check(name, passed, interval.value, threshold, interval.low, interval.high, f"{note} {threshold:g}")
-
-
-def _or_null(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _measured(check: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan for key in ("value", "threshold") if check[key] is None}

@@ -16,16 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from plaudit.deciding import NO_COSTS, Costs, cost_of
+from plaudit.release.decision import Check, bounded, missing, problem_of
 from plaudit.release.estimate import Estimates
-from plaudit.release.gate import (
-    Check,
-    Comparisons,
-    bounded,
-    missing,
-    probe_checks,
-    problem_of,
-    reward_gate,
-)
+from plaudit.release.gate import probe_checks
+from plaudit.release.gate_reward import Comparisons, reward_gate
 from plaudit.release.intervals import RATER_CAP, Interval, resampled_mean, share_bounds
 from plaudit.release.probes import HarmResult
 from plaudit.settings import GateSettings

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from plaudit.release.gate import Check, Decision, remedy
+from plaudit.release.decision import Check, Decision, remedy
 
 # What says how much better a candidate is than the base: of completions and of choices.
 _GAINS = {"win_base": "wins against the base", "reward_base": "reward gained on the base"}

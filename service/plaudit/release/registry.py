@@ -55,7 +55,7 @@ from plaudit.store.database import Database
 from plaudit.types import Channel
 
 if TYPE_CHECKING:
-    from plaudit.release.gate import Decision
+    from plaudit.release.decision import Decision
 
 __all__ = [
     "Change",

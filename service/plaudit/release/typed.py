@@ -12,7 +12,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from plaudit.release.gate import Decision
+from plaudit.release.decision import Decision
 from plaudit.release.manifest import Manifest
 from plaudit.v1 import releases_pb2
 

@@ -16,7 +16,8 @@ from plaudit.learner.context import Turn
 from plaudit.learner.references import References
 from plaudit.policy.optimizer import Optimised
 from plaudit.policy.rollout import TrainPrompt
-from plaudit.release.gate import Measurements, SliceAccuracy
+from plaudit.release.gate import Measurements
+from plaudit.release.gate_reward import SliceAccuracy
 from plaudit.release.manifest import Probe
 from plaudit.release.probes import FailedAnswer
 from plaudit.reward.calibration import RewardReport

@@ -9,7 +9,7 @@ import structlog
 from plaudit.learner.actions.protocol import Fitted, Measured
 from plaudit.learner.context import Turn
 from plaudit.release import gate
-from plaudit.release.gate import Decision
+from plaudit.release.decision import Decision
 from plaudit.release.moves import ReleaseRow
 from plaudit.release.reading import failed_checks
 

@@ -16,8 +16,8 @@ from plaudit.learner.actions.protocol import Fitted, Frozen
 from plaudit.learner.context import Turn
 from plaudit.learner.outcome import TurnEnded, TurnOutcome, require
 from plaudit.learner.slices import slice_accuracies
-from plaudit.release import gate
-from plaudit.release.gate import SliceAccuracy
+from plaudit.release.decision import Outcome
+from plaudit.release.gate_reward import SliceAccuracy, reward_gate, reward_outcome
 from plaudit.release.reading import failed_checks, refusals
 from plaudit.reward.batch import Treatment
 from plaudit.reward.calibration import RewardReport, measure
@@ -149,12 +149,10 @@ def _allow(turn: Turn, report: RewardReport, live_outcomes: tuple[tuple[str, flo
     metrics, channel = turn.learner.metrics, str(turn.channel)
     metrics.reward_accuracy.labels(channel).set(report.accuracy)
     metrics.reward_calibration_error.labels(channel).set(report.ece)
-    checks = gate.reward_gate(
-        report.outcomes, live_outcomes, turn.settings.gate, rater_cap=turn.settings.reward.rater_cap
-    )
-    outcome = gate.reward_outcome(checks)
+    checks = reward_gate(report.outcomes, live_outcomes, turn.settings.gate, rater_cap=turn.settings.reward.rater_cap)
+    outcome = reward_outcome(checks)
     log.info("reward model", outcome=str(outcome), accuracy=report.accuracy, ece=report.ece)
-    if outcome is gate.Outcome.ACCEPT:
+    if outcome is Outcome.ACCEPT:
         return
     reason = f"the reward model may not steer a policy: {failed_checks(checks)}"
     raise TurnEnded(TurnOutcome.REFUSED, reason, refusals=refusals(checks))

@@ -13,7 +13,7 @@ from plaudit.failpoints import fail_point
 from plaudit.learner.context import Learner
 from plaudit.learner.outcome import TurnOutcome
 from plaudit.release import publish
-from plaudit.release.gate import Check, Decision
+from plaudit.release.decision import Check, Decision
 from plaudit.release.moves import Promote
 from plaudit.store.leases import Lease
 from plaudit.types import Channel
