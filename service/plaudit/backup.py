@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import hmac
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ from plaudit import __version__
 from plaudit.errors import BadArtifact, Misconfigured, StoreUnavailable, WrongState
 from plaudit.eventlog import LOG_FILE
 from plaudit.eventlog.outbox import OUTBOX_FILE
+from plaudit.serving.keys import key_mark
 from plaudit.settings import Settings
 from plaudit.store.database import SCHEMA, Database
 from plaudit.store.files import full_is_unavailable, private_database, private_folder
@@ -136,7 +136,7 @@ def key_marks(settings: Settings) -> dict[str, str]:
     if not settings.serve.handle_keys:
         keys["handle:file"] = _read(settings.data_dir / "handle.key")
     keys["pseudonym"] = keys["pseudonym"] or _read(settings.data_dir / "pseudonym.key")
-    return {name: _mark(key) for name, key in sorted(keys.items()) if key}
+    return {name: key_mark(key) for name, key in sorted(keys.items()) if key}
 
 
 def _write(settings: Settings, folder: Path) -> Contents:
@@ -345,10 +345,6 @@ def _digest(path: Path) -> str:
 
 def _read(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
-
-
-def _mark(key: bytes) -> str:
-    return hmac.new(key, b"plaudit backup", hashlib.sha256).hexdigest()[:16]
 
 
 def differing_keys(settings: Settings, contents: Contents) -> list[str]:

@@ -148,6 +148,7 @@ def test_an_operator_lists_quarantines_and_lets_out(tmp_path, own_log):
         return result.output
 
     assert "nobody" in done("list")
+    pseudonym_key(Settings(data_dir=tmp_path))  # as a server made it that named people
     done("quarantine", "plain/acme", "ana", "--person", "--reason", "a bot")
     (row,) = json.loads(done("list", "plain/acme", "--json"))
     assert row["rater"] == pseudonym(pseudonym_key(Settings(data_dir=tmp_path)), "acme", "ana")

@@ -57,6 +57,4 @@ def restore(
         what = "raters get other pseudonyms" if name == "pseudonym" else "handles signed with it are refused"
         typer.echo(f"the key {name} is not the one that was in force then: {what}; give it in the settings", err=True)
     if contents.log == "kafka":
-        typer.echo(
-            "the join goes on where the backup had read the topics; docs/operate.md says what if they are others"
-        )
+        typer.echo("the join goes on where the backup had read the topics; docs/backup.md says what if they are others")

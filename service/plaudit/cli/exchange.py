@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
@@ -110,7 +110,8 @@ def import_(
     from plaudit.exchange.importing import Importer
     from plaudit.plugins.recognisers import Recognisers
     from plaudit.release.artifacts import check_channel
-    from plaudit.serving.keys import pseudonym_key
+    from plaudit.serving.keys import agreed_pseudonym_key
+    from plaudit.store.database import Database
     from plaudit.types import Consent
 
     check_channel(named)
@@ -124,11 +125,13 @@ def import_(
     from plaudit.engine.prompting import load_chat
 
     chat, digest, context = load_chat(settings.model.path, settings.engine.context_length)
+    with closing(Database(settings.store_url)) as database:
+        key = agreed_pseudonym_key(settings, database)
     importer = Importer(
         channel=named,
         plugin=plugin,
         encode=lambda messages: chat.encode(messages).tokens,
-        pseudonym_key=pseudonym_key(settings),
+        pseudonym_key=key,
         redaction=Recognisers(settings).redaction(settings.privacy),
         base_digest=digest,
         rater=rater or f"import of {source.name}",

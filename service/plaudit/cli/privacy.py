@@ -98,13 +98,14 @@ def erase(
     from plaudit.privacy.receipts import state_of
     from plaudit.release.registry import Registry
     from plaudit.serving.handle import pseudonym
-    from plaudit.serving.keys import pseudonym_key
+    from plaudit.serving.keys import agreed_pseudonym_key
     from plaudit.serving.validate import MAX_PERSON_BYTES, identifier, short_text, tenant_name
 
     checked = tenant_name(tenant)
     name = short_text("person", person, MAX_PERSON_BYTES, required=True)
     with Registry(settings.store_url, settings.registry_root) as registry:
-        who = pseudonym(pseudonym_key(settings), checked, name)
+        key = agreed_pseudonym_key(settings, registry.database, names=False)
+        who = pseudonym(key, checked, name)
         by = operator()
         found = erasure.request(registry.database, identifier("erasure_id", erasure_id), checked, who, by)
         found = _finished(settings, registry, found, wait)
@@ -143,8 +144,15 @@ def verify(
 ) -> None:
     """Check that a receipt was signed here, or with --public-key, and was not changed. Exit code 1 if not."""
     settings = given.load()
-    from plaudit.privacy.receipts import signing_key, verified
+    from plaudit.errors import Misconfigured
+    from plaudit.privacy.receipts import KEY_FILE, signing_key, verified
 
+    if not (public_key or settings.privacy.receipt_key.get_secret_value() or (settings.data_dir / KEY_FILE).exists()):
+        raise Misconfigured(
+            f"no receipt was signed here: privacy.receipt_key is unset and {settings.data_dir / KEY_FILE} is not "
+            "there; say --public-key, or name the data directory that signed it",
+            setting="privacy.receipt_key",
+        )
     try:
         key = bytes.fromhex(public_key) if public_key else signing_key(settings).public_key().public_bytes_raw()
     except ValueError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -111,10 +111,13 @@ def _quarantine(settings: Settings) -> Iterator[Quarantine]:
 
 def _pseudonym(settings: Settings, channel: str, rater: str, person: bool) -> str:
     from plaudit.serving.handle import pseudonym
-    from plaudit.serving.keys import pseudonym_key
+    from plaudit.serving.keys import agreed_pseudonym_key
+    from plaudit.store.database import Database
 
     if person:
-        return pseudonym(pseudonym_key(settings), channel_of(channel).tenant, rater)
+        with closing(Database(settings.store_url)) as database:
+            key = agreed_pseudonym_key(settings, database, names=False)
+        return pseudonym(key, channel_of(channel).tenant, rater)
     if _PART_OF_PSEUDONYM.fullmatch(rater):
         raise typer.BadParameter(
             f"{rater} is a part of a pseudonym; give all its {PSEUDONYM_DIGITS} digits, as `plaudit evidence show` "

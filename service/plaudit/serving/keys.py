@@ -6,6 +6,8 @@ Never logs a key. Handle keys rotate by settings; the pseudonym key never does, 
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import secrets
 import tempfile
@@ -14,10 +16,13 @@ from pathlib import Path
 from plaudit.errors import Misconfigured
 from plaudit.serving.handle import HandleSigner
 from plaudit.settings import Settings
+from plaudit.store.database import Database
 from plaudit.store.files import private_folder
+from plaudit.store.key_marks import first_mark, mark_of
 
 _KEY_BYTES = 32
 _LEAST_BYTES = 16
+_PSEUDONYM, _PSEUDONYM_FILE = "pseudonym", "pseudonym.key"
 
 
 def handle_signer(settings: Settings) -> HandleSigner:
@@ -43,7 +48,40 @@ def pseudonym_key(settings: Settings) -> bytes:
     if given:
         _check("serve.pseudonym_key", given)
         return given
-    return own_key(settings.data_dir / "pseudonym.key")
+    return own_key(settings.data_dir / _PSEUDONYM_FILE)
+
+
+def agreed_pseudonym_key(settings: Settings, database: Database, *, names: bool = True) -> bytes:
+    """The key of the pseudonyms, if it is the one that this store's people were named by; raises Misconfigured.
+
+    Whoever names people makes it, if there is none yet, and it is the store's from then on. Who looks for one of them
+    (`names` is False) makes none: under a key of its own it would find nobody, and say that nobody was there.
+    """
+    given, file = settings.serve.pseudonym_key.get_secret_value(), settings.data_dir / _PSEUDONYM_FILE
+    known = mark_of(database, _PSEUDONYM)
+    if not (given or file.exists()) and (known or not names):
+        raise _another(f"serve.pseudonym_key is unset and {file} is not there")
+    key = pseudonym_key(settings)
+    mark = key_mark(key)
+    if not known:
+        known = first_mark(database, _PSEUDONYM, mark) if names else mark
+    if known != mark:
+        raise _another(f"the key of {'serve.pseudonym_key' if given else file} is another")
+    return key
+
+
+def _another(what: str) -> Misconfigured:
+    return Misconfigured(
+        f"{what}: the people in this store are found under the pseudonym key alone that named them. Give every process "
+        "the same serve.pseudonym_key, or the data directory that has the key. If it is lost for good, delete the row "
+        "of the store's table key_mark: then every rater counts as another person from now on",
+        setting="serve.pseudonym_key",
+    )
+
+
+def key_mark(key: bytes) -> str:
+    """Equal keys give equal marks, and no mark gives its key away."""
+    return hmac.new(key, b"plaudit backup", hashlib.sha256).hexdigest()[:16]
 
 
 def _check(setting: str, key: bytes) -> None:

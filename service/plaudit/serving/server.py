@@ -45,7 +45,7 @@ from plaudit.serving.feedback import FeedbackServicer
 from plaudit.serving.generation import Generation
 from plaudit.serving.http.door import Door
 from plaudit.serving.interceptors import CallInterceptor
-from plaudit.serving.keys import handle_signer, pseudonym_key
+from plaudit.serving.keys import agreed_pseudonym_key, handle_signer, pseudonym_key
 from plaudit.serving.privacy import PrivacyServicer
 from plaudit.serving.proof import EXACT, Tolerance
 from plaudit.serving.recording import Recorder
@@ -270,6 +270,7 @@ def serve(settings: Settings) -> None:
     engine = opened_at_last("serve", lambda: open_engine(settings))
     registry = opened_at_last("serve", lambda: Registry(settings.store_url, settings.registry_root))
     event_log = opened_at_last("serve", lambda: _serving_log(settings, metrics))
+    agreed_pseudonym_key(settings, registry.database)
     tolerance = Tolerance.of(settings.engine.kind, engine.base_dtype)
     server = Server(settings, engine, event_log, registry, plugins, metrics, tolerance=tolerance)
     try:

@@ -25,7 +25,7 @@ from plaudit.store import sqlite
 from plaudit.store.files import is_full, private_database
 
 METADATA = sa.MetaData()
-SCHEMA = "0010"  # the newest migration
+SCHEMA = "0011"  # the newest migration
 BUSY_SECONDS = 30.0  # a join transaction holds a SQLite file for well under a second; far longer means that one hangs
 CONNECT_SECONDS = 10
 # Any fixed number: the lock under which PostgreSQL runs the migrations.
