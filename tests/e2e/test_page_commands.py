@@ -78,7 +78,8 @@ class Reader:
             "HEX": digest,
         }
         (folder / "backups").mkdir()
-        own = settings.model_dump(mode="json", exclude_defaults=True, exclude={"serve"}) | {"serve": {"port": 0}}
+        own = settings.model_dump(mode="json", exclude_defaults=True, exclude={"serve"})
+        own |= {"serve": {"port": 0, "pseudonym_key": settings.serve.pseudonym_key.get_secret_value()}}
         for name, more in (("plaudit", {}), ("other", {"data_dir": str(folder / "other")})):
             (folder / f"{name}.toml").write_text(toml(own | more))
 
