@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import socket
 import subprocess
 import sys
 import threading
@@ -194,6 +196,18 @@ def test_a_server_that_is_away_is_unavailable_and_the_password_stays_out_of_the_
         Database("postgresql+psycopg://plaudit:opensesame@127.0.0.1:1/none")
     assert "127.0.0.1" in caught.value.message
     assert "opensesame" not in caught.value.message
+
+
+def test_a_connection_to_a_server_that_is_gone_ends_within_half_a_minute(postgres_url):
+    """What the kernel is told of the connection: no test here can take a machine's power away."""
+    database = Database(postgres_url)
+    with database.reading() as connection:
+        number = connection.connection.driver_connection.fileno()
+        with contextlib.closing(socket.fromfd(number, socket.AF_INET, socket.SOCK_STREAM)) as own:
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            idle, interval, count, unacknowledged = (own.getsockopt(socket.IPPROTO_TCP, each) for each in options)
+    database.close()
+    assert (idle + interval * count, unacknowledged) == (30, 30_000)
 
 
 def test_a_server_that_cut_its_connections_is_asked_again(postgres_url, postgres_server):

@@ -78,3 +78,12 @@ def test_a_receipt_is_verified_without_making_a_key(make, database, tmp_path, st
     assert not (tmp_path / "elsewhere").exists()
     public = json.loads(receipt.read_text())["public_key"]
     assert run("privacy", "verify", str(receipt), "--public-key", public, "--data-dir", str(tmp_path / "x"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words", [("privacy", "erase", "ana"), ("privacy", "receipt", "01a22653-4c22-7cb7-a427-0a3630ab427f")]
+)
+def test_a_mistyped_directory_is_said_and_not_made(tmp_path, words):
+    code, _, error = run(*words, "--data-dir", str(tmp_path / "typo"))
+    assert (code, isinstance(error, Misconfigured)) == (1, True), error
+    assert not (tmp_path / "typo").exists()

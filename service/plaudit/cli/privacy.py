@@ -93,7 +93,7 @@ def erase(
     out: Annotated[Path | None, typer.Option("--out", help="File for the receipt, instead of standard output.")] = None,
 ) -> None:
     """Erase a person from log, store and models, and print the receipt. Exit code 1 while data are not gone."""
-    settings = given.load()
+    settings = given.load_used()
     from plaudit.privacy import erasure
     from plaudit.privacy.receipts import state_of
     from plaudit.release.registry import Registry
@@ -127,7 +127,7 @@ def receipt(
     out: Annotated[Path | None, typer.Option("--out", help="File for the receipt, instead of standard output.")] = None,
 ) -> None:
     """Print the signed receipt of an erasure as it stands."""
-    settings = given.load()
+    settings = given.load_used()
     from plaudit.privacy import erasure
     from plaudit.release.registry import Registry
 

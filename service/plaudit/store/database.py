@@ -28,6 +28,8 @@ METADATA = sa.MetaData()
 SCHEMA = "0011"  # the newest migration
 BUSY_SECONDS = 30.0  # a join transaction holds a SQLite file for well under a second; far longer means that one hangs
 CONNECT_SECONDS = 10
+# A server whose machine or network is gone closes no connection: without these, libpq waits for it for two hours.
+_GONE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 # Any fixed number: the lock under which PostgreSQL runs the migrations.
 _MIGRATION_LOCK = 4_172_008
 _FENCE = 4_172_009  # between the join's transactions and what ends a person's data
@@ -140,7 +142,7 @@ def _engine(url: str) -> sa.Engine:
             engine = sa.create_engine(parsed, hide_parameters=True, connect_args={"timeout": BUSY_SECONDS})
         else:
             # A connection that a restart of the database cut is replaced before it is used.
-            options = {"connect_timeout": CONNECT_SECONDS}
+            options = {"connect_timeout": CONNECT_SECONDS, **_GONE}
             engine = sa.create_engine(parsed, hide_parameters=True, pool_pre_ping=True, connect_args=options)
     except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
         raise Misconfigured(
