@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import PeftModel
-from plaudit.engine import adapters, bank, fidelity, frozen, kernels, packed, torch_engine
+from plaudit.engine import adapters, fidelity, frozen, kernels, packed, torch_engine
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.fused import Fused
@@ -241,11 +241,6 @@ def test_in_bfloat16_it_has_too(saved):
     assert _bits_in_random_company(*saved, rounds=20, seed=4, dtype="bfloat16") > 60
 
 
-def test_in_a_lane_too_wide_for_copies_of_adapters_it_has_too(saved, monkeypatch):
-    monkeypatch.setattr(bank, "MOST_COPIES", 0)
-    assert _bits_in_random_company(*saved, rounds=20, seed=5) > 60
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_without_kernels_it_has_too_and_says_the_same(saved, monkeypatch, temperature):
     base, _ = saved
@@ -290,7 +285,6 @@ def test_a_kernel_that_computes_something_else_does_not_serve(saved, monkeypatch
 
 
 def test_a_row_is_on_the_adapter_that_its_slot_has_when_it_is_filled(saved):
-    """A slot that was written anew while its old row's copy is still there."""
     base, paths = saved
     engine = _engine(base, [], adapter_slots=2)
     prompt, replies = _prompt(5, 20), []

@@ -139,10 +139,49 @@ def test_a_draw_is_torchs(rows, vocabulary, temperatures, strange, seed):
         assert token == other or abs(edges[min(token, other)] - uniforms[row]) < 1e-5
 
 
+@compiled
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=14),
+    st.integers(1, 18),
+    st.integers(1, 140),
+    st.lists(st.integers(1, 300), min_size=1, max_size=3),
+    st.integers(0, 2**16),
+)
+def test_each_token_takes_its_own_adapter_and_its_bits_depend_on_no_other(slots, rank, inputs, columns, seed):
+    """Also if other slots hold what is no number, and between linears that have no adapter."""
+    width, of_slots, gap = sum(columns) + 5 * len(columns), torch.tensor(slots), 0
+    rows, before = _random(len(slots), inputs, seed=seed, spread=1.0), _random(len(slots), width, seed=seed + 1)
+    pairs, wanted = [], before.double()
+    for each in columns:
+        down, up = (_random(3, rank, size, seed=seed + gap + size, spread=0.3) for size in (inputs, each))
+        unused = [slot - 1 for slot in (1, 2, 3) if slot not in slots]
+        down[unused], up[unused] = torch.nan, torch.nan
+        pairs.append((down, up, gap))
+        for row, slot in enumerate(slots):
+            if slot:
+                own = rows[row].double() @ down[slot - 1].double().T
+                wanted[row, gap : gap + each] += own @ up[slot - 1].double()
+        gap += each + 5
+    linears, found = made.linears(pairs, width), before.clone()
+    made.arranged(array(of_slots)).add(linears, rows, found)
+    assert torch.allclose(found.double(), wanted, atol=2e-4, rtol=1e-4)
+    for row in range(len(slots)):
+        alone = before[row : row + 1].clone()
+        made.arranged(array(of_slots[row : row + 1].clone())).add(linears, rows[row : row + 1].clone(), alone)
+        assert torch.equal(alone[0], found[row])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    shared = before.clone()
+    made.arranged(array(of_slots)).add(linears, rows, shared)
+    torch.set_num_threads(threads)
+    assert torch.equal(shared, found)
+
+
 @pytest.mark.parametrize("why", ["numba is not there", "numba compiles nothing"])
 def test_without_a_compiler_there_are_no_kernels_and_one_line_says_so(why, monkeypatch):
     numba = pytest.importorskip("numba")
-    for name in ("attention", "compiling", "drawing", "rows"):
+    for name in ("adapters", "attention", "compiling", "drawing", "rows"):
         monkeypatch.delitem(sys.modules, f"plaudit.engine.kernels.{name}", raising=False)
         monkeypatch.delattr(kernels, name, raising=False)
     if why == "numba is not there":

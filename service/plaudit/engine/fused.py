@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding, rms_norm, silu
 
-from plaudit.engine.bank import AdapterBank, Correction, Gathered, Mixture
+from plaudit.engine.bank import AdapterBank, Correction, Mixture
 from plaudit.engine.base import Base
 from plaudit.engine.family import LayerWeights, Norm, Side, Unfit, layer_weights, packed_head
 from plaudit.engine.kernels import array
@@ -35,9 +35,9 @@ class _Linear:
 
     def __call__(self, rows: torch.Tensor, mixture: Mixture | None) -> torch.Tensor:
         output = self.packed(rows)
-        if mixture is None or self.correction is None:
-            return output
-        return mixture.add(self.correction, rows, output)
+        if mixture is not None and self.correction is not None:
+            mixture.add(self.correction, rows, output)
+        return output
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,10 @@ class Fused:
         linears = (
             each.packed for layer in self._layers[:1] for each in (layer.qkv, layer.out, layer.gate_up, layer.down)
         )
-        self._stands_alone = all(stand_alone(packed) for packed in linears)
+        # Without kernels adapters are plain products, whose sums torch orders by the number of rows.
+        self._stands_alone = kernels is not None and all(stand_alone(packed) for packed in linears)
         self._kernels = kernels
-        self._takes_rows = kernels is not None and self._stands_alone and stand_alone(self._head)
+        self._takes_rows = self._stands_alone and stand_alone(self._head)
 
     @property
     def stands_alone(self) -> bool:
@@ -131,15 +132,12 @@ class Fused:
         past: Past,
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
-        copies: Gathered | None = None,
         finals: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         first = 0 if trunk is None else self._capture_layer
         hidden = embedding(tokens, self._embedding) if trunk is None else trunk
-        mixture: Mixture | None = None
-        if slots is not None:
-            mixture = copies or self._bank.masked(slots)
+        mixture = None if slots is None else self._bank.mixture(slots, self._kernels)
         if self._kernels is not None:
             return self._compiled(hidden if trunk is None else trunk.clone(), positions, past, mixture, first, finals)
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)  # (N, 1, D)
@@ -185,10 +183,6 @@ class Fused:
             more = layer.down(gated, mixture)
         _add_norm(kernels, total, more, self._norm, normed)
         return hidden if self._capture_layer == len(self._layers) else captured, normed
-
-    def copies(self, width: int) -> Gathered | None:
-        """As Runner.copies."""
-        return self._bank.gathered(width)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As Runner.logits."""

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from plaudit.engine.bank import Gathered
 from plaudit.engine.base import grouped_attention
 from plaudit.engine.memory import Budget, Layout
 from plaudit.engine.prefixes import Prefix
@@ -148,8 +147,6 @@ class Lane:
         self._running: list[Block] = []
         # When the last step ended, if its rows go on.
         self._stepped: float | None = None
-        # Made with the first row on an adapter.
-        self._copies: Gathered | None = None
 
     @property
     def occupied(self) -> int:
@@ -190,10 +187,6 @@ class Lane:
         self._tokens[row] = last_token
         self._positions[row] = prefix.length
         self._slots[row] = slot
-        if slot and self._copies is None:
-            self._copies = self._runner.copies(self.width)
-        if self._copies is not None:
-            self._copies.fill(row, slot)
         self._decoding.add(row)
 
     def release(self, row: int) -> None:
@@ -220,16 +213,14 @@ class Lane:
 
         Those that decode, or all: whether a row's bits are then the same is the runner's to say.
         """
-        adapted = any(self._slots)
-        some = self._runner.takes_rows and not adapted
-        self._rows = sorted(self._decoding) if some else range(self.width)
+        self._rows = sorted(self._decoding) if self._runner.takes_rows else range(self.width)
         tokens, positions, slots = (
             torch.tensor([of[row] for row in self._rows], device=self._layout.device)
             for of in (self._tokens, self._positions, self._slots)
         )
         self._running = [block for block in self._blocks if not block.empty]
         self._begins_at = positions
-        hidden, last = self._runner.run(tokens, positions, self, slots if adapted else None, copies=self._copies)
+        hidden, last = self._runner.run(tokens, positions, self, slots if any(self._slots) else None)
         return self._rows, self._runner.logits(last), hidden
 
     def places(self) -> Sequence[Places]:

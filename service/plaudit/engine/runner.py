@@ -15,7 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from plaudit.engine.bank import AdapterBank, Gathered
+from plaudit.engine import kernels
+from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 
 
@@ -62,7 +63,7 @@ class Runner(Protocol):
 
     @property
     def takes_rows(self) -> bool:
-        """Whether the same holds for a step's rows on the base, attention and logits included (InPlaces)."""
+        """Whether the same holds for a step's rows, attention and logits included (InPlaces)."""
 
     def run(
         self,
@@ -71,18 +72,14 @@ class Runner(Protocol):
         past: Past,
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
-        copies: Gathered | None = None,
         finals: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Trunk activations (N, H) and final hidden states (N, H), normed, of token ids (N,) at positions (N,).
 
         `slots` (N,) are the adapters' places in the bank, 0 the base; None if no token has one. If `trunk` is given,
-        the layers below are not run, and `past` has their keys and values already. `copies` are those of a lane, whose
-        rows the tokens are. Without `finals` nobody reads the final hidden states: they may be anything.
+        the layers below are not run, and `past` has their keys and values already. Without `finals` nobody reads the
+        final hidden states: they may be anything.
         """
-
-    def copies(self, width: int) -> Gathered | None:
-        """Adapters of the rows of a lane of `width`; None if its passes go without copies of them."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (N, V) in fp32 of final hidden states (N, H); the memory is good until the next call."""
@@ -101,6 +98,7 @@ class Modules:
 
     def __init__(self, base: Base, bank: AdapterBank, capture_layer: int) -> None:
         bank.hook()
+        self._kernels = kernels.load()
         self.shared = shared_layers(bank, capture_layer)
         self.device, self.dtype, self.format = base.device, base.dtype, base.format
         self._base, self._bank, self._capture_layer = base, bank, capture_layer
@@ -115,13 +113,12 @@ class Modules:
         past: Past,
         slots: torch.Tensor | None,
         trunk: torch.Tensor | None = None,
-        copies: Gathered | None = None,
         finals: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         base, places = self._base, positions[None]
         seen = Seen(past)
-        self._bank.use(slots)
+        self._bank.use(None if slots is None else self._bank.mixture(slots, self._kernels))
         if trunk is None:
             hidden = base.run_layers(base.embed(tokens[None]), 0, self._capture_layer, positions=places, past=seen)
         else:
@@ -129,10 +126,6 @@ class Modules:
         last = base.run_layers(hidden, self._capture_layer, base.num_layers, positions=places, past=seen)
         self._bank.use(None)
         return hidden[0], base.norm(last[0])
-
-    def copies(self, width: int) -> Gathered | None:
-        """As Runner.copies: the linears are corrected one by one."""
-        return None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As Runner.logits."""

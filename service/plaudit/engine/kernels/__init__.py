@@ -30,7 +30,7 @@ def load() -> Any | None:
     """All kernels as functions of numpy arrays, by their names; None if they do not work here, which is logged once."""
     begun = time.monotonic()
     try:
-        from plaudit.engine.kernels import attention, compiling, drawing, rows
+        from plaudit.engine.kernels import adapters, attention, compiling, drawing, rows
 
         found = SimpleNamespace(
             add=rows.add,
@@ -40,6 +40,8 @@ def load() -> Any | None:
             turn=rows.turn,
             attend=attention.attend_together,
             draw=drawing.draw,
+            arranged=adapters.Arranged,
+            linears=adapters.Linears,
         )
         _try_out(found)
     except Exception as why:  # a compiler may fail in many ways, and none of them may keep an engine from serving
@@ -66,3 +68,8 @@ def _try_out(found: SimpleNamespace) -> None:
     wanted = torch.nn.functional.rms_norm(hidden + more, (40,), weight, 1e-5)
     if not (torch.allclose(total, hidden + more) and torch.allclose(normed, wanted, atol=1e-5)):
         raise ArithmeticError("a compiled kernel gives other numbers than torch")
+    slots, *pair = torch.tensor([2, 0, 2]), *(torch.randn(2, 9, 40, generator=generator) for _ in range(2))
+    found.arranged(array(slots)).add(found.linears([(*pair, 0)], 40), hidden, total)
+    wanted = hidden + more + (hidden @ pair[0][1].T @ pair[1][1]) * (slots > 0)[:, None]
+    if not torch.allclose(total, wanted, atol=1e-3):
+        raise ArithmeticError("the compiled kernel of adapters gives other numbers than torch")

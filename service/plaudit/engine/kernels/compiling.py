@@ -120,16 +120,21 @@ def exp(x: Any) -> Any:
     return p * power if x >= np.float32(-87.0) else np.float32(0.0)
 
 
+def prefetch_at(builder: Any, address: Any) -> None:
+    """As prefetch, for intrinsics."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    # To read; into the second level of cache; data.
+    builder.call(function, [builder.inttoptr(address, byte), number(0), number(2), number(1)])
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(typing_context: Any, address: Any) -> Any:
     """Ask for the 64 bytes around an address (an integer); reading them some hundred cycles later costs no wait."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        # To read; into the second level of cache; data.
-        builder.call(function, [builder.inttoptr(arguments[0], byte), number(0), number(2), number(1)])
+        prefetch_at(builder, arguments[0])
         return context.get_dummy_value()
 
     return types.void(types.intp), generate
