@@ -18,7 +18,7 @@ from plaudit.exchange.exporting import Exported, Exporter
 from plaudit.exchange.formats import Format, format_of, read
 from plaudit.exchange.importing import Importer
 from plaudit.plugins import load_plugins
-from plaudit.redaction import Redaction
+from plaudit.privacy.redaction import Redaction
 from plaudit.reward.dataset import collect
 from plaudit.serving.handle import pseudonym
 from plaudit.settings import RewardSettings, Settings

@@ -66,6 +66,13 @@ def test_architecture_page_tells_the_nine_stages():
     assert [int(number) for number, _ in rows] == list(range(1, 10))
 
 
+def test_architecture_page_names_every_folder_of_the_service():
+    page = PAGES[1].read_text(encoding="utf-8")
+    folders = {path.parent.name for path in SERVICE.glob("*/__init__.py")}
+    assert {"serving", "settings"} <= folders
+    assert sorted(name for name in folders if f"`{name}/`" not in page) == []
+
+
 def test_links_between_pages_lead_somewhere():
     broken = []
     for page in (path for path in tracked() if path.suffix == ".md"):

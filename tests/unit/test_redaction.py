@@ -5,7 +5,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plaudit.redaction import redact
+from plaudit.privacy.redaction import redact
 
 ALL = ("email", "phone", "iban", "card", "ip", "secret")
 # Made up, or published as examples by those who issue them.

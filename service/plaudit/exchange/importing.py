@@ -27,7 +27,7 @@ from plaudit.eventlog import EventLog, Topic
 from plaudit.eventlog.codec import encode_feedback, encode_interaction
 from plaudit.exchange.formats import Format, Judged, format_of, parse, read
 from plaudit.plugins.returned import MAX_COMPLETIONS
-from plaudit.redaction import Redaction
+from plaudit.privacy.redaction import Redaction
 from plaudit.serving.handle import answer_mark, pseudonym
 from plaudit.serving.validate import MAX_MESSAGES, MAX_PERSON_BYTES, MAX_TEXT_BYTES, short_text
 from plaudit.types import (

@@ -18,7 +18,7 @@ from plaudit.errors import Misconfigured, PluginFailed
 from plaudit.plugins import made, told
 from plaudit.plugins.bounded import BoundedCalls, Exits, Overdue, Overrun
 from plaudit.plugins.guarded import Why, place_of
-from plaudit.redaction import Found, Redaction
+from plaudit.privacy.redaction import Found, Redaction
 from plaudit.settings import ChannelPrivacySettings, Settings
 
 ENTRY_POINT_GROUP = "plaudit.recognisers"

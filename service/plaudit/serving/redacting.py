@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 
 from plaudit.metrics import Metrics
-from plaudit.redaction import Redaction
+from plaudit.privacy.redaction import Redaction
 from plaudit.serving.validate import Envelope
 from plaudit.types import Act, Channel, Comment, Correction
 

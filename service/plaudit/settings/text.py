@@ -31,8 +31,9 @@ A number outside its range is refused with the nearest one that is allowed.
 
 ## Settings of one channel
 
-`reward`, `policy`, `gate`, `decision` and, of `learn`, `min_events`, `promote` and `seed` may differ by channel
-(`domain/tenant`):
+What may differ by channel (`domain/tenant`):
+
+{of_channels}
 
 ```toml
 [policy]
@@ -62,7 +63,7 @@ def toml(values: Mapping[str, Any]) -> str:
 
 def table() -> str:
     """The page docs/settings.md: every key with its type, default and meaning."""
-    lines = [HEADER]
+    lines = [HEADER.replace("{of_channels}", "\n".join(_of_channels()))]
     for name, section, doc in _sections(Settings, ""):
         lines += [
             f"## {name or 'Common'}",
@@ -81,6 +82,16 @@ def table() -> str:
                 )
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _of_channels() -> Iterator[str]:
+    """A line for each section: all of it, or the settings of it that a channel may have otherwise."""
+    for name, field in ChannelSettings.model_fields.items():
+        section, whole = field.annotation, Settings.model_fields[name].annotation
+        assert isinstance(section, type)
+        assert issubclass(section, Section)
+        keys = ", ".join(f"`{key}`" for key in section.model_fields)
+        yield f"- `{name}`" if section is whole else f"- of `{name}`: {keys}"
 
 
 def _lines(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
