@@ -16,7 +16,7 @@ from kafka import TopicPartition
 from kafka.coordinator.base import BaseCoordinator, Generation
 from kafka.structs import MemberState
 from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured
-from plaudit.eventlog import Place, Topic, open_log
+from plaudit.eventlog import Place, Topic, kafka_producer, open_log
 from plaudit.eventlog import kafka as kafka_log
 from plaudit.eventlog import sqlite as sqlite_log
 from plaudit.eventlog.codec import record_mark
@@ -288,10 +288,10 @@ class TestEmbedded(EventLogContract):
         log._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
         threads = [threading.Thread(target=log.append, args=(Topic.FEEDBACK, "k", b"v")) for _ in range(64)]
         threads[0].start()
-        until(lambda: log._writing and not log._waiting)
+        until(lambda: log._gathering._writing and not log._gathering._waiting)
         for thread in threads[1:]:
             thread.start()
-        until(lambda: len(log._waiting) == 63)
+        until(lambda: len(log._gathering._waiting) == 63)
         blocker.execute("ROLLBACK")
         for thread in threads:
             thread.join()
@@ -325,7 +325,7 @@ class TestEmbedded(EventLogContract):
             threads.append(threading.Thread(target=append))
             threads[-1].start()
             # The first one writes alone: only once it has taken its own record are the others of a later turn.
-            until(lambda waiting=waiting: log._writing and len(log._waiting) == waiting)
+            until(lambda waiting=waiting: log._gathering._writing and len(log._gathering._waiting) == waiting)
         blocker.execute("ROLLBACK")
         for thread in threads:
             thread.join(300)
@@ -626,7 +626,7 @@ def test_an_outage_is_answered_at_once_and_forgotten_when_it_ends(mortal_kafka, 
     assert {record.value for record in read(consumer, 1)} == {b"before"}
     kill()
     # Between two attempts to connect, however long this machine takes from one line to the next.
-    monkeypatch.setattr(kafka_log, "RECONNECT_SECONDS", 3600.0)
+    monkeypatch.setattr(kafka_producer, "RECONNECT_SECONDS", 3600.0)
     for _ in range(2):  # the first waits for its record, the second for a new connection
         with pytest.raises(LogUnavailable):
             log.append(Topic.FEEDBACK, "k", b"unknown")
@@ -635,7 +635,7 @@ def test_an_outage_is_answered_at_once_and_forgotten_when_it_ends(mortal_kafka, 
         log.append(Topic.FEEDBACK, "k", b"refused")
     assert time.monotonic() - begin < kafka.timeout_seconds
     monkeypatch.undo()
-    log._retry_at = 0.0
+    log._producer._retry_at = 0.0
     start()
     append_at_last(b"after")
     assert b"after" in {record.value for record in read(consumer, 1)}

@@ -11,7 +11,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -19,7 +19,6 @@ from kafka import (
     ConsumerRebalanceListener,
     KafkaAdminClient,
     KafkaConsumer,
-    KafkaProducer,
     OffsetAndMetadata,
     TopicPartition,
 )
@@ -27,19 +26,11 @@ from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import MemberState
 
-from plaudit.errors import LogUnavailable, MessageTooLarge
+from plaudit.errors import LogUnavailable
 from plaudit.eventlog.kafka_clients import connected, keep_finished_joins, unreachable
+from plaudit.eventlog.kafka_producer import SharedProducer
 from plaudit.eventlog.kafka_topics import ensure_topics
-from plaudit.eventlog.protocol import (
-    REJECTED_OVERHEAD_BYTES,
-    Place,
-    Positions,
-    Record,
-    Topic,
-    check_life,
-    check_size,
-    record_limit,
-)
+from plaudit.eventlog.protocol import Place, Positions, Record, Topic, check_life, check_size
 from plaudit.settings import KafkaSettings
 
 _log = structlog.get_logger(__name__)
@@ -53,30 +44,17 @@ HANGING_SECONDS = 1.0
 # one whose group forms, but no group forms for ever.
 SILENT_SECONDS = 5.0
 FORMING_SECONDS = 30.0
-RECONNECT_SECONDS = 1.0
-BATCH_BYTES = 256 * 1024  # of one partition in one request
-# Kafka's own framing of a record, its key included, on top of the largest value.
-MAX_REQUEST_BYTES = record_limit(Topic.REJECTED) + REJECTED_OVERHEAD_BYTES
 # No place, or one that the partition does not hold: the store is asked again, and what it says is checked again.
 PLACELESS = (kafka_errors.NoOffsetForPartitionError, kafka_errors.OffsetOutOfRangeError)
-TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
 
 class KafkaEventLog:
-    """The event log on Kafka brokers; makes missing topics and checks the others when it opens.
-
-    While the brokers are away, appends fail at once and one of them a second tries to connect anew: callers have an
-    outbox to write to, and should not queue up behind a timeout.
-    """
+    """The event log on Kafka brokers; makes missing topics and checks the others when it opens."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
-        self._closed = False
-        self._connecting = False
-        self._retry_at = 0.0
         ensure_topics(settings)
-        self._producer: Any = self._connect()
+        self._producer = SharedProducer(settings)
 
     def append(self, topic: Topic, key: str, value: bytes) -> tuple[int, int]:
         """Partition and offset of the record, once all in-sync replicas hold it."""
@@ -90,29 +68,7 @@ class KafkaEventLog:
         """As `append_many`; raises LogUnavailable if the brokers have not acknowledged after so many seconds."""
         for _, value in items:
             check_size(topic, value)
-        producer = self._usable(topic)
-        name = self._settings.topic_prefix + topic
-        try:
-            futures = [producer.send(name, key=key.encode(), value=value) for key, value in items]
-            # The producer itself gives up after its own timeout; more than that and it hangs.
-            deadline = time.monotonic() + seconds
-            sent = [future.get(timeout=max(deadline - time.monotonic(), 0)) for future in futures]
-        except TOO_LARGE as error:
-            self._drop(producer)
-            self._retry_at = 0.0  # the brokers are well: the next record need not wait
-            raise MessageTooLarge(
-                f"the broker refused a record for {name} as too large; raise the topic's max.message.bytes to "
-                f"{record_limit(topic) + REJECTED_OVERHEAD_BYTES}",
-                limit=record_limit(topic),
-            ) from error
-        except kafka_errors.KafkaError as error:
-            self._drop(producer)
-            raise LogUnavailable(
-                f"{name} at {self._settings.bootstrap} did not acknowledge within {seconds:g} s "
-                f"({error!r}); check the brokers, then send it again",
-                topic=topic,
-            ) from error
-        return [(metadata.partition, metadata.offset) for metadata in sent]
+        return self._producer.send(topic, items, seconds) if items else []
 
     def consumer(self, topics: Sequence[Topic], group: str, positions: Callable[[], Positions]) -> KafkaLogConsumer:
         """A member of the group; Kafka shares the partitions among the members."""
@@ -124,78 +80,7 @@ class KafkaEventLog:
 
     def close(self) -> None:
         """Sends what is under way, waits for it at most the timeout, and disconnects."""
-        with self._lock:
-            self._closed = True
-            producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        try:
-            producer.close(timeout=self._settings.timeout_seconds)
-        except kafka_errors.KafkaTimeoutError:
-            _log.warning("event_log_closed_with_records_under_way", bootstrap=self._settings.bootstrap)
-            _stop(producer)
-
-    def _usable(self, topic: Topic) -> Any:
-        """The producer; connects anew if the last one failed."""
-        with self._lock:
-            if self._closed:
-                raise LogUnavailable(f"the event log at {self._settings.bootstrap} is closed", topic=topic)
-            if self._producer is not None:
-                return self._producer
-            if self._connecting or time.monotonic() < self._retry_at:
-                raise LogUnavailable(
-                    f"the brokers at {self._settings.bootstrap} are away; check them, then send it again", topic=topic
-                )
-            self._connecting = True
-        producer = None
-        try:
-            producer = self._connect()
-        finally:
-            with self._lock:
-                self._connecting = False
-                self._retry_at = time.monotonic() + RECONNECT_SECONDS
-                if not self._closed:
-                    self._producer = producer
-        return producer
-
-    def _connect(self) -> Any:
-        milliseconds = int(self._settings.timeout_seconds * 1000)
-        return connected(
-            KafkaProducer,
-            self._settings,
-            acks="all",
-            enable_idempotence=True,
-            delivery_timeout_ms=milliseconds,
-            request_timeout_ms=max(milliseconds // 2, 1),
-            max_block_ms=milliseconds,
-            max_request_size=MAX_REQUEST_BYTES,
-            # One request under way: what comes meanwhile gathers and goes in the next one, so that callers share it.
-            # With several, each act of a burst would be a request of its own, which costs client and broker more.
-            max_in_flight_requests_per_connection=1,
-            batch_size=BATCH_BYTES,
-            allow_auto_create_topics=False,
-        )
-
-    def _drop(self, failed: Any) -> None:
-        """Parts with a producer that failed.
-
-        After a record that was refused or that expired, an idempotent producer of kafka-python may refuse all later
-        ones, or wait for ever for an id that it asked of a broker that died.
-        """
-        with self._lock:
-            if self._producer is not failed:
-                return
-            self._producer = None
-        _stop(failed)
-
-
-def _stop(producer: Any) -> None:
-    """Ends a producer's thread, and with an error whoever waits for its records."""
-    # There is no public way: close() waits for the records first, and gives up without stopping the thread.
-    producer._sender.force_close()
-    producer._sender.join(HANGING_SECONDS)
-    with suppress(kafka_errors.KafkaTimeoutError):
-        producer.close(timeout=0)
+        self._producer.close()
 
 
 class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types

@@ -17,7 +17,7 @@ import structlog
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 
-from plaudit.errors import LogUnavailable, Misconfigured
+from plaudit.errors import LogUnavailable, Misconfigured, PlauditError
 from plaudit.eventlog.kafka_diagnosis import diagnose, tls_context
 from plaudit.settings import KafkaSettings
 
@@ -57,14 +57,18 @@ def unreachable(settings: KafkaSettings) -> Iterator[None]:
             setting="log.kafka.bootstrap",
         ) from error
     except kafka_errors.KafkaError as error:
-        # The client reports a wrong address, a wrong password and dead brokers alike.
-        if (found := diagnose(settings)) is not None:
-            raise found from error
-        raise LogUnavailable(
-            f"no Kafka broker at {settings.bootstrap} answered within {settings.timeout_seconds:g} s ({error!r}); "
-            "check log.kafka.bootstrap, that the brokers are well, and that their advertised addresses can be reached "
-            "from here",
-        ) from error
+        raise no_answer(settings, error) from error
+
+
+def no_answer(settings: KafkaSettings, error: Exception) -> PlauditError:
+    """Why no broker answers this client: clients report a wrong address, a wrong password and dead brokers alike."""
+    if (found := diagnose(settings)) is not None:
+        return found
+    return LogUnavailable(
+        f"no Kafka broker at {settings.bootstrap} answered within {settings.timeout_seconds:g} s ({error!r}); "
+        "check log.kafka.bootstrap, that the brokers are well, and that their advertised addresses can be reached "
+        "from here",
+    )
 
 
 def keep_finished_joins(consumer: Any) -> None:
@@ -100,8 +104,8 @@ def _say_once_of(missing: tuple[str, ...]) -> None:
     _log.warning("kafka_client_unknown", version=kafka.__version__, missing=missing, tested="constraints.txt")
 
 
-def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Options that every client of the brokers needs; raises Misconfigured if the bootstrap is no address."""
+def addresses(settings: KafkaSettings) -> list[str]:
+    """The bootstrap servers; raises Misconfigured if one is no address."""
     servers = [server.strip() for server in settings.bootstrap.split(",") if server.strip()]
     if not servers:
         raise Misconfigured(
@@ -114,8 +118,13 @@ def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
             raise Misconfigured(
                 f"log.kafka.bootstrap names {server!r}, which is not host:port", setting="log.kafka.bootstrap"
             )
+    return servers
+
+
+def _connection_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Options that every client of kafka-python needs. Raises Misconfigured."""
     return {
-        "bootstrap_servers": servers,
+        "bootstrap_servers": addresses(settings),
         "client_id": f"plaudit-{uuid.uuid4().hex[:8]}",
         "bootstrap_timeout_ms": int(settings.timeout_seconds * 1000),
         **_security_options(settings),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plaudit.errors import LogUnavailable, Misconfigured, PlauditError
+from plaudit.eventlog.gathering import Batch, Gathering
 from plaudit.eventlog.protocol import Positions, Record, Topic, check_life, check_size
 from plaudit.store import sqlite
 from plaudit.store.files import is_full, private_database
@@ -37,7 +38,6 @@ SCHEMA = (
 )
 BUSY_SECONDS = 10.0  # other processes hold the file for one fsync at a time; far longer means that one hangs
 POLL_SECONDS = 0.02  # two index look-ups each time: 0.1% of a core
-MOST_GATHER_SECONDS = 0.005  # and never longer than half of the last commit took
 PARTITION = 0
 COLUMNS = 5
 INSERT, ROW = "INSERT INTO records (topic, offset, key, value, ts) VALUES ", "(?, ?, ?, ?, ?)"
@@ -48,21 +48,17 @@ MICROSECOND = dt.timedelta(microseconds=1)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-class _Batch:
-    """What one caller appends, or deletes below an offset, and what became of it."""
+class _Batch(Batch):
+    """What one caller appends, or deletes below an offset, and the offset that its first record got."""
 
-    __slots__ = ("before", "done", "error", "first", "items", "leads", "topic", "woken")
+    __slots__ = ("before", "first", "items", "topic")
 
     def __init__(self, topic: Topic, items: Sequence[tuple[bytes, bytes]], before: int = 0) -> None:
+        super().__init__()
         self.topic = topic
         self.items = items
         self.before = before
         self.first = -1
-        self.done = self.leads = False
-        self.error: BaseException | None = None
-        # A lock of its own: its caller is woken when there is something for it to do, and nobody else is.
-        self.woken = threading.Lock()
-        self.woken.acquire()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +76,7 @@ class SqliteEventLog:
     def __init__(self, path: Path, *, busy_seconds: float = BUSY_SECONDS) -> None:
         self._path = path
         self._busy_seconds = busy_seconds
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._gathered = threading.Condition(self._lock)
-        self._wanted = 1  # callers at once, as far as the last commit tells
-        self._gather_seconds = 0.0
-        self._waiting: list[_Batch] = []
-        self._writing = False
+        self._gathering = Gathering(self._commit, sqlite3.Error)
         self._closed = False
         try:
             private_database(path)
@@ -192,10 +182,9 @@ class SqliteEventLog:
 
     def close(self) -> None:
         """Waits for the write under way, refuses later ones and closes the file."""
-        with self._lock:
-            self._closed = True
-            self._idle.wait_for(lambda: not self._writing, timeout=self._busy_seconds)
-            self._connection.close()
+        self._closed = True
+        self._gathering.close(self._busy_seconds)
+        self._connection.close()
         with self._lookup:
             self._reader.close()
 
@@ -211,71 +200,9 @@ class SqliteEventLog:
                 raise LogUnavailable(f"the event log {self._path} cannot be read ({error}); retry") from error
 
     def _through(self, batch: _Batch) -> None:
-        """Returns once the batch is on disk or has its error.
-
-        While one caller writes, the others gather; then the first of them writes for all that have gathered.
-        """
-        with self._lock:
-            if self._closed:
-                raise LogUnavailable(f"the event log {self._path} is closed", topic=batch.topic)
-            self._waiting.append(batch)
-            batch.leads = not self._writing
-            self._writing = True
-            if len(self._waiting) >= self._wanted:
-                self._gathered.notify()
-        if not batch.leads:
-            try:
-                batch.woken.acquire()
-            except BaseException:  # an interrupted caller must not keep the others waiting for it
-                self._leave(batch)
-                raise
-        if batch.leads:
-            with self._lock:
-                # Those of the last commit are on their way back: a moment for them costs less than an fsync more.
-                self._gathered.wait_for(lambda: len(self._waiting) >= self._wanted, self._gather_seconds)
-                group, self._waiting = self._waiting, []
-            self._write_group(group, batch)
-
-    def _leave(self, batch: _Batch) -> None:
-        with self._lock:
-            if batch in self._waiting:
-                self._waiting.remove(batch)
-            heir = self._next() if batch.leads and not batch.done else None
-        if heir is not None:
-            heir.woken.release()
-
-    def _next(self) -> _Batch | None:
-        """Who writes next, told so; None if nobody waits. The caller holds the lock and wakes it."""
-        heir = self._waiting[0] if self._waiting else None
-        if heir is None:
-            self._writing = False
-            self._idle.notify_all()
-        else:
-            heir.leads = True
-        return heir
-
-    def _write_group(self, group: Sequence[_Batch], own: _Batch) -> None:
-        """Writes what has gathered and wakes its callers, whatever happens; the next writer first."""
-        began = time.monotonic()
-        try:
-            self._commit(group)
-        except BaseException as error:  # an interrupt here must not look like success to the others
-            for batch in group:
-                batch.error = error
-            if not isinstance(error, sqlite3.Error):
-                raise
-        finally:
-            with self._lock:
-                for batch in group:
-                    batch.done = True
-                self._wanted = len(group) + len(self._waiting)
-                self._gather_seconds = min((time.monotonic() - began) / 2, MOST_GATHER_SECONDS)
-                heir = self._next()
-            if heir is not None:
-                heir.woken.release()
-            for batch in group:
-                if batch is not own:
-                    batch.woken.release()
+        """Returns once the batch is on disk or has its error."""
+        if not self._gathering.through(batch):
+            raise LogUnavailable(f"the event log {self._path} is closed", topic=batch.topic)
 
     def _commit(self, group: Sequence[_Batch]) -> None:
         """One transaction, one fsync, for every batch of the group.
