@@ -6,6 +6,7 @@ The decisions are in `acts`; here is only the order: decide, append, answer.
 
 from __future__ import annotations
 
+import contextvars
 import datetime as dt
 import itertools
 import queue
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from plaudit.access.limits import Limits
@@ -68,19 +70,25 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
     def StreamFeedback(self, request_iterator: Iterator[Any], context: Any) -> Iterator[Any]:
         """See feedback.proto. Items that came while the last append ran share the next one."""
         index = 0
-        for batch in _ReadAhead(request_iterator, context).batches(Call(context, self._stream_seconds)):
-            messages: list[list[_Said]] = []
-            for message in batch:
-                messages.append(_acts_of(message, index))
-                index += _acts_in(message)
-            answers = iter(self._answers([act for acts in messages for act in acts]))
-            for message, acts in zip(batch, messages, strict=True):
-                own = list(itertools.islice(answers, len(acts)))
-                if isinstance(message, Unreadable) or not message.acts or acts[0].fault is not None:
-                    yield own[0]
-                else:
-                    accepted = all(answer.accepted for answer in own)
-                    yield feedback_pb2.StreamFeedbackResponse(index=own[0].index, accepted=accepted, answers=own)
+        ahead = _ReadAhead(request_iterator, context)
+        appended: Future[list[feedback_pb2.StreamFeedbackResponse]] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="plaudit-bulk") as appending:
+            for batch in ahead.batches(Call(context, self._stream_seconds)):
+                messages: list[list[_Said]] = []
+                for message in batch:
+                    messages.append(_acts_of(message, index))
+                    index += _acts_in(message)
+                decided = self._decided(batch, messages)
+                if appended is not None:  # before the next append begins: acts of one key keep their order
+                    yield from appended.result()
+                    appended = None
+                if ahead.has_more():
+                    # While the log takes this batch, the next one is decided.
+                    appended = appending.submit(contextvars.copy_context().run, self._settled, decided)
+                else:  # the caller may wait for these answers before it sends more
+                    yield from self._settled(decided)
+            if appended is not None:
+                yield from appended.result()
 
     def RetractFeedback(
         self, request: feedback_pb2.RetractFeedbackRequest, context: Any
@@ -93,8 +101,9 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         self._log.append(Topic.FEEDBACK, retraction.interaction_id, record)
         return feedback_pb2.RetractFeedbackResponse(accepted_at=timestamp(retraction.accepted_at))
 
-    def _answers(self, acts: Sequence[_Said]) -> list[feedback_pb2.StreamFeedbackResponse]:
-        """One answer per act, in order; the accepted ones are durable together."""
+    def _decided(self, batch: Sequence[Any], messages: Sequence[Sequence[_Said]]) -> _Decided:
+        """What becomes of the acts of these messages, if the log takes those that are accepted."""
+        acts = [act for each in messages for act in each]
         answers: list[feedback_pb2.StreamFeedbackResponse] = []
         accepted: list[tuple[int, Feedback]] = []
         name = caller().name
@@ -113,13 +122,26 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
                         index=said.place, feedback_id=feedback.feedback_id, accepted=True
                     )
                 )
+        return _Decided(batch, messages, answers, accepted)
+
+    def _settled(self, decided: _Decided) -> list[feedback_pb2.StreamFeedbackResponse]:
+        """One answer per message, in order; the accepted acts are durable together."""
+        answers = decided.answers
         try:
-            self._append([feedback for _, feedback in accepted])
+            self._append([feedback for _, feedback in decided.accepted])
         except PlauditError as error:
             # Nothing of the batch is acknowledged; what did become durable is the same act when it is sent again.
-            for place, feedback in accepted:
-                answers[place] = _refusal(error, feedback.feedback_id, acts[place].place)
-        return answers
+            for place, feedback in decided.accepted:
+                answers[place] = _refusal(error, feedback.feedback_id, answers[place].index)
+        left, replies = iter(answers), []
+        for message, acts in zip(decided.batch, decided.messages, strict=True):
+            own = list(itertools.islice(left, len(acts)))
+            if isinstance(message, Unreadable) or not message.acts or acts[0].fault is not None:
+                replies.append(own[0])
+            else:
+                whole = all(answer.accepted for answer in own)
+                replies.append(feedback_pb2.StreamFeedbackResponse(index=own[0].index, accepted=whole, answers=own))
+        return replies
 
     def _decide(self, message: feedback_pb2.Feedback) -> Feedback:
         try:
@@ -153,6 +175,15 @@ class _Said(NamedTuple):
     place: int
     message: feedback_pb2.Feedback
     fault: PlauditError | None = None
+
+
+class _Decided(NamedTuple):
+    """Messages of a stream with their acts, an answer to each act, and the accepted ones with their places in it."""
+
+    batch: Sequence[Any]
+    messages: Sequence[Sequence[_Said]]
+    answers: list[feedback_pb2.StreamFeedbackResponse]
+    accepted: Sequence[tuple[int, Feedback]]
 
 
 def _acts_of(message: Any, index: int) -> list[_Said]:
@@ -227,6 +258,10 @@ class _ReadAhead:
                     item = self._next(call)
         finally:
             self._left.set()
+
+    def has_more(self) -> bool:
+        """Whether something that was read waits already, be it the end."""
+        return not self._items.empty()
 
     def _next(self, call: Call) -> Any:
         try:
