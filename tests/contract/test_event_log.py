@@ -598,6 +598,32 @@ class TestKafka(EventLogContract):
             log.append(Topic.FEEDBACK, "k", b"x" * 5000)
         assert log.append(Topic.FEEDBACK, "k", b"small")[1] == len(taken) + 1, "nobody waits for brokers that are well"
 
+    def test_whoever_shares_a_send_with_what_is_too_large_is_not_refused(self, settings, log):
+        from kafka import KafkaAdminClient
+        from kafka.admin import ConfigResource, ConfigResourceType
+
+        name = settings.log.kafka.topic_prefix + Topic.FEEDBACK
+        admin = KafkaAdminClient(bootstrap_servers=settings.log.kafka.bootstrap)
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, {"max.message.bytes": "2000"})])
+        admin.close()
+        with contextlib.suppress(MessageTooLarge):
+            while True:  # the broker takes its new setting when it pleases
+                log.append(Topic.FEEDBACK, "k", b"x" * 5000)
+        sizes = (10, 5000, 20)
+        group = [kafka_producer._Sending(Topic.FEEDBACK, [(b"k", b"x" * size)], 60.0) for size in sizes]
+        log._producer._write(group)
+        assert [type(batch.error) for batch in group] == [type(None), MessageTooLarge, type(None)]
+        assert group[0].places[0] < group[2].places[0], "in the order in which they came"
+        assert log.append(Topic.FEEDBACK, "k", b"later") > group[2].places[0]
+
+    def test_a_key_goes_where_other_clients_send_it(self, settings, log):
+        from kafka.partitioner import default
+
+        count = settings.log.kafka.partitions
+        for key in (b"a", b"interaction-17", "schlüssel".encode()):
+            wanted = (default.murmur2(key) & 0x7FFFFFFF) % count
+            assert log.append(Topic.FEEDBACK, key.decode(), b"v")[0] == wanted
+
     def test_too_many_replicas_are_refused(self, settings):
         kafka = settings.log.kafka.model_copy(update={"replication": 99})
         with pytest.raises(Misconfigured, match="99 replicas"):

@@ -1,4 +1,4 @@
-"""What a bulk stream reads ahead of its appends is bounded, whatever its messages hold."""
+"""A bulk stream reads and decides ahead of its appends, so far and no further."""
 
 import itertools
 import threading
@@ -6,8 +6,15 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from plaudit.serving.feedback import _ReadAhead
+from plaudit.access.limits import Limits
+from plaudit.metrics import Metrics
+from plaudit.serving.feedback import FeedbackServicer, _ReadAhead
+from plaudit.settings import LimitSettings
+from plaudit.testing.evidence import make_feedback
+from plaudit.testing.waiting import wait_until
+from plaudit.types import Thumbs
 from plaudit.v1 import feedback_pb2
+from prometheus_client import CollectorRegistry
 
 SHORT = feedback_pb2.Feedback(handle="h")
 LONG = feedback_pb2.Feedback(handle="h" * (1 << 20))
@@ -41,3 +48,87 @@ def test_a_stream_is_read_no_further_than_its_bound(message, most):
     over.set()
     ahead._left.set()
     assert read[0] <= most
+
+
+class _SlowLog:
+    """Takes a batch once it is let; notes what it was given, and how many it was taking at once."""
+
+    def __init__(self):
+        self.given, self.let = [], threading.Semaphore(0)
+        self._taking = threading.Lock()
+
+    def append_many(self, topic, items):
+        assert self._taking.acquire(blocking=False), "two appends of one stream at once"
+        self.given.append([key for key, _ in items])
+        assert self.let.acquire(timeout=300)
+        self._taking.release()
+
+    def append(self, topic, key, value):
+        self.append_many(topic, [(key, value)])
+
+
+class _Decided:
+    """Decides nothing; notes what it was asked about."""
+
+    def __init__(self):
+        self.asked, self.may = [], threading.Event()
+
+    def accept(self, message, now):
+        assert self.may.wait(300)
+        self.asked.append(message.feedback_id)
+        return make_feedback(message.feedback_id, message.feedback_id, Thumbs("a", True))
+
+
+@pytest.fixture
+def stream():
+    """A servicer's stream over a slow log: acts, log, and the function that answers messages."""
+    acts, log, limits = _Decided(), _SlowLog(), Limits(LimitSettings())
+    servicer = FeedbackServicer(acts, log, Metrics(CollectorRegistry()), limits, stream_seconds=300.0)
+    context = SimpleNamespace(is_active=lambda: True, time_remaining=lambda: 300.0)
+    return acts, log, lambda requests: servicer.StreamFeedback(requests, context)
+
+
+def _message(name):
+    return feedback_pb2.StreamFeedbackRequest(
+        acts=[feedback_pb2.Feedback(feedback_id=f"{name}{n}") for n in range(200)]
+    )
+
+
+def test_the_next_acts_are_decided_while_the_log_takes_the_last_ones(stream):
+    acts, log, answers_to = stream
+    found = []
+
+    def requests():
+        for name in "abcd":
+            if name == "d":
+                acts.may.set()  # the first three are read
+            yield _message(name)
+
+    thread = threading.Thread(target=lambda: found.extend(answers_to(requests())))
+    thread.start()
+    wait_until(lambda: len(acts.asked) >= 600)  # the first batch has 400 acts, the second one its own
+    assert len(log.given) == 1
+    for _ in "abcd":
+        log.let.release()
+    thread.join(300)
+    assert [name for batch in log.given for name in batch] == acts.asked
+    assert [answer.index for answer in found] == [0, 200, 400, 600]
+    assert all(answer.accepted for answer in found)
+
+
+def test_whoever_waits_for_an_answer_before_it_sends_more_gets_it(stream):
+    acts, log, answers_to = stream
+    acts.may.set()
+    answered = threading.Semaphore(1)
+
+    def one_by_one():
+        for name in "abc":
+            assert answered.acquire(timeout=300)
+            log.let.release()
+            yield _message(name)
+
+    found = []
+    for answer in answers_to(one_by_one()):
+        found.append(answer.index)
+        answered.release()
+    assert found == [0, 200, 400]
