@@ -11,10 +11,11 @@ import abc
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from plaudit.deciding import Cost, cost_faults
 from plaudit.types import (
@@ -183,9 +184,9 @@ def _type_faults(declared: Declaration) -> list[str]:
         "few_raters": (isinstance(declared.few_raters, bool), "a bool"),
         "conversations": (isinstance(declared.conversations, bool), "a bool"),
         "option_score": (isinstance(declared.option_score, OptionScore), "an OptionScore"),
-        "place_weights": (_all(declared.place_weights, tuple, _is_number), "a tuple of numbers"),
+        "place_weights": (_all(declared.place_weights, tuple, is_number), "a tuple of numbers"),
         "costs": (
-            _all(declared.costs, tuple, lambda row: _is_row(row, _is_name, _is_name, _is_number)),
+            _all(declared.costs, tuple, lambda row: _is_row(row, _is_name, _is_name, is_number)),
             "a tuple of (true label, decided label, cost)",
         ),
         "severe": (_all(declared.severe, frozenset, _is_name), "a frozenset of texts"),
@@ -219,12 +220,15 @@ def _is_name(value: object) -> bool:
     return _is_text(value) and bool(value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number that a float can hold: a whole number of Python may be larger than any."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def _is_scale(value: object) -> bool:
-    return isinstance(value, Scale) and _is_number(value.low) and _is_number(value.high)
+    return isinstance(value, Scale) and is_number(value.low) and is_number(value.high)
 
 
 def _common_faults(declared: Declaration) -> list[str]:

@@ -16,7 +16,7 @@ from plaudit.plugins import count_failures, guard
 from plaudit.settings import JoinSettings
 from plaudit.testing.serving import local_server, serve_settings
 from plaudit.testing.waiting import wait_until
-from plaudit.types import Binary, Channel, FinishReason
+from plaudit.types import Binary, Channel, FinishReason, Pair, PairOutcome
 from plaudit_echo.plugin import Echo
 from prometheus_client import CollectorRegistry
 
@@ -135,6 +135,36 @@ def test_a_stream_whose_text_cannot_be_parsed_is_recorded_as_what_people_read(tm
     (candidate,) = record.candidates
     assert (candidate.displayed_text, candidate.valid) == ("".join(each.text for each in deltas), False)
     assert candidate.finish_reason in (FinishReason.EOS, FinishReason.LENGTH, FinishReason.CANCELLED)
+
+
+def test_evidence_with_a_number_that_nothing_can_store_is_rejected_and_the_join_goes_on(tmp_path, tiny_engine):
+    class Enormous(Echo):
+        @property
+        def declaration(self):
+            return dataclasses.replace(super().declaration, name="enormous")
+
+        def to_evidence(self, interaction, feedback):
+            ids = [candidate.candidate_id for candidate in interaction.candidates]
+            return [Pair(first=ids[0], second=ids[1], outcome=PairOutcome.FIRST, margin=10**400)]
+
+    plugins = guard([Echo(), Enormous()])
+    with (
+        local_server(tmp_path / "data", tiny_engine, plugins) as server,
+        Plaudit(server.target, patience=0.0, timeout=60.0) as client,
+    ):
+        for domain in ("enormous", "echo"):
+            client.generate(domain, "tea?", n=2, max_tokens=2).thumbs_up(0)
+        store = EvidenceStore(server.settings.store_url)
+        join = Join(server.log, store, plugins, JoinSettings())
+        while join.run_once(0.1):
+            pass
+        counts = {domain: store.counts(Channel(domain, "default")) for domain in ("enormous", "echo")}
+        join.close()
+        store.close()
+        assert {name: (each.joined, each.rejected) for name, each in counts.items()} == {
+            "enormous": (0, 1),
+            "echo": (1, 0),
+        }
 
 
 def test_acts_whose_evidence_never_comes_are_rejected_and_the_join_goes_on(tmp_path, tiny_engine, gate):

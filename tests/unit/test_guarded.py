@@ -36,6 +36,15 @@ INTERACTION = make_interaction("i")
 ACT = make_feedback("f", "i", Thumbs("a", True))
 PROBE = GateProbe(probe_id="p", request=REQUEST, forbidden=("no",))
 NAN = float("nan")
+ENORMOUS = 10**400  # a whole number that no float can hold
+
+
+class Raises(str):
+    """A text that cannot be read."""
+
+    def encode(self, *given):
+        raise ZeroDivisionError
+
 
 CALLS = {
     "render": lambda plugin: plugin.render(REQUEST),
@@ -190,6 +199,9 @@ UNUSABLE = {
         ([Scalar(candidate="a", value=NAN)], "a scalar of nan"),
         ([Scalar(candidate="a", value=1.5)], "a scalar of 1.5"),
         ([Demo(candidate="a", text="x", margin=-1)], "a margin of -1"),
+        ([Demo(candidate="a", text="x", margin=1e39)], "a margin of 1e+39; it must be 0 to 10"),
+        ([Pair(first="a", second="b", outcome=PairOutcome.FIRST, margin=ENORMOUS)], "a margin of 1000"),
+        ([Binary(candidate="a", positive=True, source=Raises("x"))], "wrong types (ZeroDivisionError)"),
         ([Demo(candidate="a", text="x" * 70_000, margin=1)], "65536 are allowed"),
         ([Label(candidate="a", value="yes")], "a label that the domain does not declare"),
     ],
@@ -199,6 +211,7 @@ UNUSABLE = {
         (DecodeSpec(n=True), "n True"),
         (DecodeSpec(temperature=NAN), "temperature nan"),
         (spec(max_tokens=0), "max_tokens 0"),
+        (spec(max_tokens=ENORMOUS), "max_tokens 1000"),
         (spec(top_p=0.0), "top_p 0.0"),
         (spec(top_k=-1), "top_k -1"),
         (spec(stop=("",)), "a stop that is not a text"),
@@ -211,6 +224,7 @@ UNUSABLE = {
         (RewardTerms(terms=None), "wrong types (TypeError)"),
         (RewardTerms(terms=(("score", NAN),)), "a term of nan"),
         (RewardTerms(terms=(("score", float("inf")),)), "a term of inf"),
+        (RewardTerms(terms=(("score", ENORMOUS),)), "which is not a finite number"),
         (RewardTerms(terms=(("a", 1.5), ("b", 1.5))), "a total of 3.0; rewards lie within -2 to 2"),
         (RewardTerms(terms=(("a", 1.0), ("a", 0.5))), "share a name"),
         (RewardTerms(terms=(0.5,)), "not a pair of a name and a number"),

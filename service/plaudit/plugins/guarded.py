@@ -154,8 +154,9 @@ class GuardedPlugin(DomainPlugin):
             raise self._failed(member, Why.RAISED, f"raised {place_of(error)}") from error
         try:
             fault = fault_of(result)
-        # Fields may hold anything, such as None in place of a tuple: then asking is what fails.
-        except (AttributeError, TypeError, ValueError) as error:
+        # Fields may hold anything, such as None in place of a tuple, or an object that raises if it is compared: then
+        # asking is what fails.
+        except Exception as error:
             fault = f"a {type(result).__name__} whose fields have wrong types ({type(error).__name__})"
         if fault:
             raise self._failed(member, Why.UNUSABLE, f"returned {fault}")

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from plaudit.domain import Declaration, DecodeSpec, GateProbe
+from plaudit.domain import Declaration, DecodeSpec, GateProbe, is_number
 from plaudit.types import (
     MOST_REWARD,
     Action,
@@ -44,6 +44,8 @@ MAX_STOPS = 8
 MAX_STOP_BYTES = 64
 MAX_EVIDENCE = 4_096  # of one act: more than all pairs of 50 options
 MAX_SOURCE_BYTES = 128
+MAX_MARGIN = 10.0  # scores of one prompt lie a few units apart; beyond what fp32 holds, a margin ends a fit
+MAX_TOKENS = 2**31 - 1  # the service's own limit (serve.max_tokens) comes on top
 MAX_PROBES = 10_000
 MAX_SLICES = 64
 _ROLES = ("system", "user", "assistant")
@@ -119,14 +121,14 @@ def spec_fault(spec: object) -> str:
     sampling = spec.sampling
     if not _is_whole(spec.n, 1, MAX_COMPLETIONS):
         return f"n {spec.n!r}; it must be 1 to {MAX_COMPLETIONS}"
-    if not _is_whole(sampling.max_tokens, 1, math.inf):
-        return f"max_tokens {sampling.max_tokens!r}; it must be 1 or more"
+    if not _is_whole(sampling.max_tokens, 1, MAX_TOKENS):
+        return f"max_tokens {sampling.max_tokens!r}; it must be 1 to {MAX_TOKENS}"
     if not _is_whole(sampling.top_k, 0, MAX_TOP_K):
         return f"top_k {sampling.top_k!r}; it must be 0 to {MAX_TOP_K}"
-    if not _is_number(sampling.top_p) or not 0 < sampling.top_p <= 1:
+    if not is_number(sampling.top_p) or not 0 < sampling.top_p <= 1:
         return f"top_p {sampling.top_p!r}; it must be above 0, at most 1"
     temperature = sampling.temperature if spec.temperature is None else spec.temperature
-    if not _is_number(temperature) or not 0 <= temperature <= MAX_TEMPERATURE:
+    if not is_number(temperature) or not 0 <= temperature <= MAX_TEMPERATURE:
         return f"temperature {temperature!r}; it must be 0 to {MAX_TEMPERATURE:g}"
     if not isinstance(sampling.stop, tuple) or not all(isinstance(stop, str) and stop for stop in sampling.stop):
         return "a stop that is not a text"
@@ -143,7 +145,7 @@ def terms_fault(terms: object) -> str:
     for term in terms.terms:
         if not isinstance(term, tuple) or len(term) != 2 or not isinstance(term[0], str) or not term[0]:
             return "a term that is not a pair of a name and a number"
-        if not _is_number(term[1]) or not math.isfinite(term[1]):
+        if not is_number(term[1]) or not math.isfinite(term[1]):
             return f"a term of {term[1]!r}, which is not a finite number"
         names.append(term[0])
     if len(set(names)) != len(names):
@@ -176,13 +178,13 @@ def _value_fault(item: Evidence, declared: Declaration) -> str:
     match item:
         case Pair() if not isinstance(item.outcome, PairOutcome) or not isinstance(item.tie_offered, bool):
             return f"a pair with the outcome {item.outcome!r}, tie offered {item.tie_offered!r}"
-        case Pair() | Demo() if not _is_number(item.margin) or not 0 <= item.margin < math.inf:
-            return f"a margin of {item.margin!r}; it must be 0 or more, and finite"
+        case Pair() | Demo() if not is_number(item.margin) or not 0 <= item.margin <= MAX_MARGIN:
+            return f"a margin of {item.margin!r}; it must be 0 to {MAX_MARGIN:g}"
         case RankingEvidence() if len(item.order) < 2:
             return "a ranking of fewer than two candidates"
         case RankingEvidence() if item.observed is not None and not _is_whole(item.observed, 1, len(item.order)):
             return f"a ranking of {len(item.order)} candidates of which {item.observed} are in order"
-        case Scalar() if not _is_number(item.value) or not 0 <= item.value <= 1:
+        case Scalar() if not is_number(item.value) or not 0 <= item.value <= 1:
             return f"a scalar of {item.value!r}, outside [0, 1]"
         case Binary() if not isinstance(item.positive, bool):
             return "a Binary that is neither good nor bad"
@@ -260,10 +262,6 @@ def _text_fault(what: str, texts: Iterable[object], most: int) -> str:
         except UnicodeEncodeError:
             return f"{what} whose text is not valid Unicode (a lone surrogate)"
     return f"{what} of {size} bytes; {most} are allowed" if size > most else ""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_whole(value: object, low: float, high: float) -> bool:
