@@ -16,7 +16,7 @@ import httpx
 import pytest
 from plaudit.client import Plaudit
 from plaudit.demo import vllm
-from plaudit.doctor_vllm import servers as doctor
+from plaudit.doctor.vllm import servers as doctor
 from plaudit.engine.protocol import Job, ReleaseKey
 from plaudit.errors import Cancelled, EngineUnavailable, Misconfigured, ProofFailed
 from plaudit.eventlog import Topic

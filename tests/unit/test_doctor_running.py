@@ -6,8 +6,8 @@ import socket
 
 import pytest
 import sqlalchemy as sa
-from plaudit import doctor_running
 from plaudit.doctor import diagnose
+from plaudit.doctor import running as doctor_running
 from plaudit.eventlog import Topic, open_log
 from plaudit.evidence.tables import OffsetRow
 from plaudit.release.registry import Registry

@@ -1,4 +1,4 @@
-"""Checks that a process can run here, and how one that runs is (`doctor_running`); says how to fix what is wrong.
+"""Checks that a process can run here, and how one that runs is (`running`); says how to fix what is wrong.
 
 Enters: settings and the role that is to run. Leaves: findings, each in plain words with a remedy. Changes nothing that
 a start of the process would not make itself; never prints a secret.
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from plaudit import doctor_running, doctor_vllm
 from plaudit.deciding import costs_of
+from plaudit.doctor import running, vllm
+from plaudit.doctor.findings import Finding, Status
 from plaudit.domain import DomainPlugin
 from plaudit.errors import Misconfigured, PlauditError
-from plaudit.findings import Finding, Status
 from plaudit.settings import STORE_FILE, Settings
 from plaudit.store.files import private_folder
 from plaudit.types import Channel
@@ -58,7 +58,7 @@ def diagnose(
         checks += [("model", lambda: _model(settings)), ("threads", lambda: _threads(settings))]
         checks += [("number format", lambda: _formats(settings, roles))]
     if _servers_sample(settings, roles):
-        checks += [(doctor_vllm.CHECK, lambda: doctor_vllm.servers(settings))]
+        checks += [(vllm.CHECK, lambda: vllm.servers(settings))]
     if "serve" in roles:
         checks += [("keys", lambda: _keys(settings, production)), ("access", lambda: _access(settings, production))]
     checks += [("ports", lambda: _ports(settings, roles)), ("running", lambda: _running(settings))]
@@ -128,7 +128,7 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
         yield Finding("data directory", "bad", f"{path} cannot be written: {error.strerror}", remedy)
         return
     yield Finding("data directory", "good", f"{path} can be written")
-    yield from doctor_running.disk(settings)
+    yield from running.disk(settings)
 
 
 def _log(settings: Settings) -> Iterator[Finding]:
@@ -391,13 +391,13 @@ def _ports(settings: Settings, roles: tuple[str, ...]) -> Iterator[Finding]:
             seen = processes(database)
         finally:
             database.close()
-    yield from doctor_running.ports(settings, roles, seen)
+    yield from running.ports(settings, roles, seen)
 
 
 def _running(settings: Settings) -> Iterator[Finding]:
     from plaudit.plugins import load_plugins
 
-    yield from doctor_running.running(settings, load_plugins(settings.plugins.allow))
+    yield from running.running(settings, load_plugins(settings.plugins.allow))
 
 
 def _connects(server: str) -> bool:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plaudit.doctor.findings import Finding
 from plaudit.domain import DomainPlugin
-from plaudit.findings import Finding
 from plaudit.settings import ADDRESS_FILE, STORE_FILE, Settings
 
 if TYPE_CHECKING:  # packages that the doctor finds missing must not keep it from saying so

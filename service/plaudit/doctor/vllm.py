@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from plaudit.doctor.findings import Finding
 from plaudit.errors import EngineUnavailable
-from plaudit.findings import Finding
 from plaudit.settings import Settings
 
 CHECK = "vllm"
