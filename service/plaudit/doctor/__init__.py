@@ -288,14 +288,14 @@ def _base(folder: Path, settings: Settings) -> Iterator[Finding]:
 
 
 def _formats(settings: Settings, roles: tuple[str, ...]) -> Iterator[Finding]:
-    """What bfloat16, if it is asked for, means on this processor; a refusal is the message of the setting."""
+    """What bfloat16 or int8, if it is asked for, means on this processor; a refusal is the message of the setting."""
     from plaudit.engine.packed import number_format
 
     asked: dict[str, str] = {"engine.dtype": settings.engine.dtype}
     if "learn" in roles:
         asked["model.learner_dtype"] = settings.model.learner_dtype
     for setting, name in asked.items():
-        if name in ("auto", "bfloat16") and settings.model.device != "cuda":
+        if name in ("auto", "bfloat16", "int8") and settings.model.device != "cuda":
             found = str(number_format(name, setting)).removeprefix("torch.")
             yield Finding("number format", "good", f"{setting} = {name}: linears on this processor are {found}")
 

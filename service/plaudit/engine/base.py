@@ -28,10 +28,11 @@ from transformers.utils import logging as transformers_logging
 
 from plaudit.engine import fidelity, source
 from plaudit.engine.chat import Chat
+from plaudit.engine.narrow import Narrow
 from plaudit.engine.packed import Packed
 from plaudit.engine.protocol import EncodedPrompt
 from plaudit.engine.targets import targets
-from plaudit.engine.threads import settle_kernels
+from plaudit.engine.threads import settle_kernels, trim
 from plaudit.errors import Misconfigured
 from plaudit.settings import Settings
 from plaudit.telemetry import get_logger
@@ -110,7 +111,7 @@ class Base:
         # Of the linears' weights in passes over layers; `frozen` may make it another than the model's.
         self.format = self.dtype
         # Packed copies of linears, by their place and format, as long as anybody computes with them; see `family`.
-        self.packs: WeakValueDictionary[tuple[str, torch.dtype], Packed] = WeakValueDictionary()
+        self.packs: WeakValueDictionary[tuple[str, torch.dtype], Packed | Narrow] = WeakValueDictionary()
         # PEFT's wrapper once an adapter was injected; owned by `adapters`.
         self.peft: Any = None
         # `sliced.Slices` if other processes hold parts of the weights.
@@ -205,6 +206,18 @@ class Base:
         probe = self._decoder.embed_tokens.weight[:1]
         cos, sin = self._decoder.rotary_emb(probe[None], position_ids=positions[None].to(probe.device))
         return cos[0], sin[0]
+
+    def let_go(self) -> None:
+        """Give back the memory of linears and embeddings, of which somebody has a copy; no pass is possible afterwards.
+
+        What tells of them, device and number format, stays. A file of weights that was mapped is mapped no longer.
+        """
+        for module in self.model.modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                large = isinstance(module, (torch.nn.Linear, torch.nn.Embedding)) and name == "weight"
+                kept = weight.new_empty(0, weight.shape[1]) if large else weight.detach().clone()
+                setattr(module, name, torch.nn.Parameter(kept, requires_grad=False))
+        trim()
 
     # Text ---------------------------------------------------------------------------------------
 

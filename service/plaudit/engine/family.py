@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from plaudit.engine.base import Base
+from plaudit.engine.narrow import Narrow
 from plaudit.engine.packed import Packed
 
 NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -41,7 +42,7 @@ class Norm:
         epsilon = getattr(module, "variance_epsilon", None)
         if epsilon is None or list(dict(module.named_parameters())) != ["weight"]:
             raise Unfit(f"{type(module).__name__} is no norm by root mean squares")
-        return cls(module.weight.detach(), float(epsilon))
+        return cls(module.weight.detach().clone(), float(epsilon))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Side:
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
-    packed: Packed
+    packed: Packed | Narrow
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -105,10 +106,24 @@ def layer_weights(base: Base, index: int, dtype: torch.dtype) -> LayerWeights:
     )
 
 
+def narrow_head(base: Base) -> tuple[Narrow, Narrow]:
+    """The head, and the embedding by rows of it; in bfloat16, with inputs and products in fp32, so that little is lost.
+
+    They are one if the base ties them.
+    """
+    head, embedding = base.model.lm_head, base.embedding
+    weight: Any = embedding.weight
+    narrow = Narrow(head.weight, head.bias, torch.bfloat16)
+    tied = head.weight is weight
+    return narrow, narrow if tied else Narrow(weight, None, torch.bfloat16)
+
+
 def packed_head(base: Base) -> Packed:
     """The head, in fp32: a logit of 20 that is rounded to bfloat16 is wrong by up to .06, and so is the log-prob."""
     head = base.model.lm_head
-    return _once(base, "head", [head], torch.float32)
+    found = _once(base, "head", [head], torch.float32)
+    assert isinstance(found, Packed)
+    return found
 
 
 def _side(base: Base, index: int, names: tuple[str, ...], dtype: torch.dtype) -> Side:
@@ -121,7 +136,7 @@ def _side(base: Base, index: int, names: tuple[str, ...], dtype: torch.dtype) ->
     return Side(names, sizes, _once(base, f"{index} {names}", linears, dtype))
 
 
-def _once(base: Base, place: str, linears: Sequence[torch.nn.Linear], dtype: torch.dtype) -> Packed:
+def _once(base: Base, place: str, linears: Sequence[torch.nn.Linear], dtype: torch.dtype) -> Packed | Narrow:
     """Linears side by side, packed; the same copy as long as anybody has it."""
     found = base.packs.get((place, dtype))
     if found is None:
@@ -130,5 +145,6 @@ def _once(base: Base, place: str, linears: Sequence[torch.nn.Linear], dtype: tor
             none = [each.weight.new_zeros(each.out_features) for each in linears]
             bias = torch.cat([n if each.bias is None else each.bias for each, n in zip(linears, none, strict=True)])
         weight = torch.cat([each.weight for each in linears]) if len(linears) > 1 else linears[0].weight
-        found = base.packs[place, dtype] = Packed(weight, bias, dtype)
+        found = Narrow(weight, bias) if dtype == torch.int8 else Packed(weight, bias, dtype)
+        base.packs[place, dtype] = found
     return found

@@ -8,6 +8,7 @@ that copy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from plaudit.engine.bank import AdapterBank, Correction, Mixture
 from plaudit.engine.base import Base
-from plaudit.engine.family import LayerWeights, Norm, Side, Unfit, layer_weights, packed_head
+from plaudit.engine.family import LayerWeights, Norm, Side, Unfit, layer_weights, narrow_head, packed_head
 from plaudit.engine.kernels import array
+from plaudit.engine.narrow import Narrow
 from plaudit.engine.packed import Packed, stand_alone
 from plaudit.engine.runner import InPlaces, Past, shared_layers
 
@@ -26,7 +28,7 @@ from plaudit.engine.runner import InPlaces, Past, shared_layers
 class _Linear:
     """Linears that take the same input, with their adapters."""
 
-    packed: Packed
+    packed: Packed | Narrow
     correction: Correction | None
 
     @classmethod
@@ -97,11 +99,17 @@ class Fused:
         self.shared = shared_layers(bank, capture_layer)
         self._capture_layer = capture_layer
         self._bank = bank
-        self._embedding = base.embedding.weight.detach()
         self._cos, self._sin = _angles(base)
         self._layers = [_layer(base, index, bank, dtype) for index in range(base.num_layers)]
         self._norm = Norm.of(base.final_norm)
-        self._head = packed_head(base)
+        self._head: Packed | Narrow
+        self._embed: Callable[[torch.Tensor], torch.Tensor]
+        if dtype == torch.int8:
+            self._head, narrow = narrow_head(base)
+            self._embed = narrow.lines
+        else:
+            self._head, weight = packed_head(base), base.embedding.weight.detach()
+            self._embed = lambda tokens: embedding(tokens, weight)
         linears = (
             each.packed for layer in self._layers[:1] for each in (layer.qkv, layer.out, layer.gate_up, layer.down)
         )
@@ -136,7 +144,7 @@ class Fused:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As Runner.run."""
         first = 0 if trunk is None else self._capture_layer
-        hidden = embedding(tokens, self._embedding) if trunk is None else trunk
+        hidden = self._embed(tokens) if trunk is None else trunk
         mixture = None if slots is None else self._bank.mixture(slots, self._kernels)
         if self._kernels is not None:
             return self._compiled(hidden if trunk is None else trunk.clone(), positions, past, mixture, first, finals)

@@ -15,4 +15,8 @@ def open_engine(settings: Settings) -> Engine:
     from plaudit.engine.base import Base
     from plaudit.engine.torch_engine import TorchEngine
 
-    return TorchEngine(Base.of(settings), settings.engine, settings.model)
+    base = Base.of(settings)
+    engine = TorchEngine(base, settings.engine, settings.model)
+    if engine.base_dtype == "int8":
+        base.let_go()  # nobody else computes with it in this process
+    return engine

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import torch
 
+from plaudit.engine import narrow
+from plaudit.engine.narrow import Narrow
 from plaudit.errors import Misconfigured
 
 # For how many rows oneDNN chooses the layout: the same kernels then take one row and a thousand, at the same speed.
@@ -113,6 +115,14 @@ def usable() -> bool:
 
 def number_format(name: str, setting: str = "engine.dtype") -> torch.dtype:
     """The format of packed weights that a setting names; raises Misconfigured for one that would be slow here."""
+    if name == "int8":
+        if not narrow.usable():
+            raise Misconfigured(
+                f"{setting} is int8, and its kernel is not compiled here (the log says why; it needs numba); "
+                f"set {setting} to auto or float32",
+                setting=setting,
+            )
+        return torch.int8
     if name == "bfloat16" and not multiplies_bfloat16():
         raise Misconfigured(
             f"{setting} is bfloat16, and this processor (or this torch) has no instructions for it, so that it would "
@@ -141,12 +151,12 @@ def _twice(row: torch.Tensor) -> torch.Tensor:
     return row.expand(2, -1).contiguous()
 
 
-def stand_alone(linear: Packed) -> bool:
+def stand_alone(linear: Packed | Narrow) -> bool:
     """Whether each row's bits are its own, however many rows are beside it: tried out."""
     return _same_bits(linear, ONE_ROW) and _same_bits(linear, FEW_ROWS)
 
 
-def _same_bits(linear: Packed, parts: Sequence[tuple[int, int]]) -> bool:
+def _same_bits(linear: Packed | Narrow, parts: Sequence[tuple[int, int]]) -> bool:
     """Whether products of parts (first row, rows) of 97 rows have the bits of the product of all of them."""
     rows = torch.randn(97, linear.inputs, generator=torch.Generator().manual_seed(1))
     wanted = linear(rows)

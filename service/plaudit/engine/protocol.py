@@ -153,7 +153,7 @@ class Engine(Protocol):
 
     base_digest: str
     base_dtype: str
-    """Number format in which the engine computes the base: "float32" or "bfloat16"."""
+    """Number format in which the engine computes the base: "float32", "bfloat16" or "int8"."""
     context_length: int
     widths: tuple[int, ...]
     end_of_turn: int

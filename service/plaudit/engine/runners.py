@@ -15,6 +15,7 @@ from plaudit.engine.frozen import quicken
 from plaudit.engine.fused import Fused
 from plaudit.engine.prefixes import attend_to, causal_bias
 from plaudit.engine.runner import Modules, Places, Runner
+from plaudit.errors import Misconfigured
 
 log = structlog.get_logger(__name__)
 
@@ -22,11 +23,18 @@ log = structlog.get_logger(__name__)
 def choose(base: Base, bank: AdapterBank, capture_layer: int, dtype: torch.dtype = torch.float32) -> Runner:
     """The runner for a base. Whatever keeps the quick one from serving is no fault: the model's own layers do.
 
-    `dtype`: of the linears' weights on CPUs.
+    `dtype`: of the linears' weights on CPUs. There is no other way to compute in int8: raises Misconfigured.
     """
     try:
         quick = _quick(base, bank, capture_layer, dtype)
     except Unfit as why:
+        if dtype == torch.int8:
+            raise Misconfigured(
+                f"engine.dtype is int8, which is for bases of the Llama family that are loaded in float32 on a CPU; "
+                f"this is a {type(base.model).__name__} in {str(base.dtype).removeprefix('torch.')} on "
+                f"{base.device.type} ({why}); set engine.dtype to auto or float32",
+                setting="engine.dtype",
+            ) from why
         packed = quicken(base, dtype, layers=False)  # the bank hooks linears
         log.info("the model's own layers serve", family=type(base.model).__name__, packed=packed, why=str(why))
         return Modules(base, bank, capture_layer)

@@ -13,6 +13,7 @@ its replay. A first call on one element has one thread.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Callable
@@ -43,6 +44,12 @@ def release_team() -> None:
     pause = _function("omp_pause_resource_all")
     if pause is not None:
         pause(_PAUSE_SOFT)
+
+
+def trim() -> None:
+    """Give memory that was freed back to the system, where the C library has a way to (GNU's)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def share(function: int, argument: int, threads: int) -> bool:

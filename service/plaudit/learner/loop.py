@@ -109,7 +109,8 @@ def _channels(learner: Learner) -> list[Channel]:
 def _own_format(name: str, engine: EngineSettings) -> torch.dtype:
     """Of the linears in the learner's own passes."""
     if name == "engine":
-        return number_format(engine.dtype)
+        # No gradient passes weights of eight bits.
+        return torch.float32 if engine.dtype == "int8" else number_format(engine.dtype)
     return number_format(name, "model.learner_dtype")
 
 

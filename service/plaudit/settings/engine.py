@@ -37,8 +37,8 @@ class EngineSettings(Section):
     """What runs the model that is served: this process, or vLLM servers."""
     vllm: VllmSettings = VllmSettings()
     """vLLM servers, where kind is vllm."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Format of the frozen linears that serve and sample on CPUs; auto: bfloat16 if the processor multiplies it."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "float32"
+    """Format of linears that serve and sample on CPUs; auto: bfloat16 if the processor has it; int8: least memory."""
     widths: tuple[int, ...] = (4, 16, 64)
     """Batch widths, ascending; a completion keeps its width, so that its bits never depend on other traffic."""
     adapter_slots: int = Field(default=6, ge=2, le=64)

@@ -27,6 +27,6 @@ class ModelSettings(Section):
     adapter_alpha: int = Field(default=16, ge=1, le=1024)
     """LoRA alpha; the scale is alpha / rank."""
     learner_dtype: Literal["engine", "auto", "float32", "bfloat16"] = "engine"
-    """Format of the frozen linears in the learner's own passes on CPUs; engine: as engine.dtype; auto: as there."""
+    """Format of the linears in the learner's own passes on CPUs; engine: as engine.dtype, for int8 float32."""
     shard: bool = False
     """Each process of a learner under torchrun holds a slice of the base; vLLM servers sample (docs/learner.md)."""

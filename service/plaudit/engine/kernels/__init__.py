@@ -53,6 +53,17 @@ def load() -> Any | None:
     return found
 
 
+@functools.cache
+def load_narrow() -> Any | None:
+    """The kernel of products with narrow weights (`narrow.narrow`), compiled if somebody wants it; None as of load."""
+    try:
+        from plaudit.engine.kernels.narrow import narrow
+    except Exception as why:
+        log.warning("the kernel of narrow weights is not compiled here", why=str(why))
+        return None
+    return narrow
+
+
 def array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """The tensor's memory as a kernel takes it; it must be contiguous, and no gradient may pass it."""
     return tensor.numpy()

@@ -62,11 +62,14 @@ def _shared() -> str:
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
-def kernel(signature: str) -> Callable[[Function], Function]:
-    """Compile a function for a signature of numba's, such as "void(float32[:,::1], float32[::1], float32)"."""
+def kernel(signature: str, *, ordered: bool = False) -> Callable[[Function], Function]:
+    """Compile a function for a signature of numba's, such as "void(float32[:,::1], float32[::1], float32)".
+
+    `ordered`: sums are taken as they are written.
+    """
 
     def compiled(function: Function) -> Function:
-        made = numba.njit(**OPTIONS)(function)
+        made = numba.njit(**_options(ordered))(function)
         _keep(made, function)
         made.compile(signature)
         made.disable_compile()
@@ -75,17 +78,22 @@ def kernel(signature: str) -> Callable[[Function], Function]:
     return compiled
 
 
-def part(function: Callable[[int], None]) -> int:
+def part(function: Callable[[int], None], *, ordered: bool = False) -> int:
     """Compile a function of one address for a team of threads (`threads.share`); gives where it lies.
 
     Each thread of the team calls it with the same address, at which a count begins: `take` deals out the work.
+    `ordered` as for a kernel.
     """
-    options = {name: value for name, value in OPTIONS.items() if name != "nogil"}
+    options = {name: value for name, value in _options(ordered).items() if name != "nogil"}
     made: Any = CFunc(function, sigutils.normalize_signature("void(int64)"), locals={}, options=options)
     _keep(made, function)
     made.compile()
     _parts.append(made)
     return int(made.address)
+
+
+def _options(ordered: bool) -> dict[str, Any]:
+    return {**OPTIONS, "fastmath": False} if ordered else OPTIONS
 
 
 def _keep(made: Any, function: Callable[..., Any]) -> None:
