@@ -1,10 +1,11 @@
-"""Tokens per second of this engine beside transformers' `generate` and PEFT's `adapter_names`, in one process.
+r"""Tokens per second of this engine beside transformers' `generate` and PEFT's `adapter_names`, in one process.
 
-Every round runs each contender once, one after another, so that other load on the machine meets all of them alike;
+Beside them OpenVINO GenAI and vLLM on the base, in processes and environments of their own, if these are named. Every
+round runs each contender once, one after another, so that other load on the machine meets all of them alike;
 what counts are the ratios of a round, as median and spread over rounds. Prompts are random tokens, decoding is greedy
 and ends at the length alone, and the tokens are compared. Cases:
 
-    base     every row on the base, against `generate`
+    base     every row on the base, against `generate`, OpenVINO GenAI and vLLM
     mixed    rows take turns among eight adapters, against PEFT's `generate(adapter_names=...)` and against base
     prefill  prompts of 512 tokens and one new token, one row
     options  fifty options of one prompt scored together, against each by itself (the model's own pass)
@@ -12,7 +13,10 @@ and ends at the length alone, and the tokens are compared. Cases:
 Prints JSON; with `--out` it is written, and the ratios are drawn. A machine that others use too is best measured on one
 thread by its CPU time (`--threads 1 --clock cpu`). A GPU (`--device cuda`) has not been measured.
 
-    python benchmarks/serving.py --sizes 15M 135M --rows 1 8 32 --rounds 5 --out benchmarks/results/serving.json
+    python -m venv /tmp/openvino && /tmp/openvino/bin/pip install torch openvino-genai "optimum-intel[openvino]"
+    python scripts/vllm_environment.py /tmp/vllm
+    python benchmarks/serving.py --sizes 15M 135M --rows 1 8 32 --rounds 5 --out benchmarks/results/serving.json \
+        --openvino-python /tmp/openvino/bin/python --vllm-python /tmp/vllm/bin/python
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,7 @@ from plaudit.types import Sampling
 from sized import ALPHA, RANK, adapter_folders, model_folder
 from transformers import AutoModelForCausalLM
 
+HERE = Path(__file__).resolve().parent
 ADAPTERS = 8
 LONG = 512
 OPTIONS, OPTION_TOKENS = 50, 8
@@ -72,8 +77,31 @@ class Setup:
         return [[int(token) for token in row] for row in ids]
 
 
+class Peer:
+    """A contender in a process of its own, which measures itself."""
+
+    def __init__(self, command: Sequence[str | Path], threads: int) -> None:
+        self._side = sides.Side(command, threads)
+        self.versions = self._side.facts["versions"]
+        self.spent: dict[str, float] = {}
+
+    def __call__(self) -> list[Sequence[float]]:
+        """One round: its tokens; what it spent is in `spent`."""
+        answer = self._side.round()
+        self.spent = {clock: answer[clock] for clock in CLOCKS}
+        found: list[Sequence[float]] = answer["found"]
+        return found
+
+    def close(self) -> None:
+        """No more rounds."""
+        self._side.close()
+
+
 def main() -> None:
     arguments = parsed()
+    for name in ("openvino", "vllm"):
+        if getattr(arguments, f"{name}_python") is None:
+            print(f"NO PEER: --{name}-python was not given", file=sys.stderr)
     # Never the environment's: a limit set there for tests would measure something else.
     torch.set_num_threads(arguments.threads or len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="plaudit-serving-") as scratch:
@@ -89,6 +117,7 @@ def main() -> None:
         "peft": peft.__version__,
         "threads": torch.get_num_threads(),
         "device": arguments.device,
+        "dtype": arguments.dtype,
         "clock": arguments.clock,
         "prompt_tokens": arguments.prompt,
         "new_tokens": arguments.new,
@@ -115,12 +144,15 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens to generate")
     parser.add_argument("--adapter-layers", type=int, default=1024, help="upper layers with adapters; default all")
+    parser.add_argument("--dtype", default="float32", help="engine.dtype of ours; the others compute in float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="time that passes, or that this process computes"
     )
     parser.add_argument("--models", type=Path, help="folder that keeps the models; default a temporary one")
+    parser.add_argument("--openvino-python", type=Path, help="interpreter of an environment that has OpenVINO GenAI")
+    parser.add_argument("--vllm-python", type=Path, help="interpreter of an environment that has vLLM")
     parser.add_argument("--out", type=Path, help="write the JSON here, and a PNG beside it")
     return parser.parse_args(given)
 
@@ -131,7 +163,8 @@ def measure(folder: Path, size: str, arguments: argparse.Namespace) -> Iterator[
             if "base" in arguments.cases:
                 runs: dict[str, Run] = {"ours": ours(made, rows, arguments.prompt, adapters=False)}
                 runs["generate"] = generate(made, rows, arguments.prompt)
-                yield compared(f"{size} base {rows}", runs, rows * made.new, "tokens/s", arguments)
+                with elsewhere(folder / size, made.prompts(rows, arguments.prompt), arguments) as others:
+                    yield compared(f"{size} base {rows}", runs | others, rows * made.new, "tokens/s", arguments)
             if "mixed" in arguments.cases:
                 runs = {"ours": ours(made, rows, arguments.prompt, adapters=True)}
                 runs["peft"] = generate(made, rows, arguments.prompt, adapters=True)
@@ -146,6 +179,25 @@ def measure(folder: Path, size: str, arguments: argparse.Namespace) -> Iterator[
 
 
 @contextmanager
+def elsewhere(model: Path, prompts: list[list[int]], arguments: argparse.Namespace) -> Iterator[dict[str, Run]]:
+    """Contenders that need environments of their own, on the same prompts."""
+    named = {"OpenVINO GenAI": "openvino", "vLLM": "vllm"}
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="plaudit-prompts-") as scratch, ExitStack() as cleanup:
+        path = Path(scratch) / "prompts.json"
+        path.write_text(json.dumps(prompts), encoding="utf-8")
+        work = ["--model", model, "--prompts", path, f"--new={arguments.new}", f"--threads={threads}"]
+        found: dict[str, Run] = {}
+        for name, short in named.items():
+            python = getattr(arguments, f"{short}_python")
+            if python is not None:
+                peer = Peer([python, HERE / f"{short}_side.py", *work], threads)
+                cleanup.callback(peer.close)
+                found[name] = peer
+        yield found
+
+
+@contextmanager
 def setup(folder: Path, size: str, arguments: argparse.Namespace) -> Iterator[Setup]:
     """The engine with all adapters staged, and the same model and adapters in transformers and PEFT."""
     source = model_folder(folder, size)
@@ -154,7 +206,8 @@ def setup(folder: Path, size: str, arguments: argparse.Namespace) -> Iterator[Se
     paths = adapter_folders(base, folder / f"{size}-adapters", count=ADAPTERS, layers=layers)
     # Answers end at their length alone, here as there.
     base.eos_ids = frozenset()
-    settings = EngineSettings(widths=tuple(sorted(set(arguments.rows) | {1})), adapter_slots=ADAPTERS)
+    widths = tuple(sorted(set(arguments.rows) | {1}))
+    settings = EngineSettings(widths=widths, adapter_slots=ADAPTERS, dtype=arguments.dtype)
     engine = TorchEngine(base, settings, ModelSettings(adapter_layers=layers, adapter_rank=RANK, adapter_alpha=ALPHA))
     engine.stage(BASE, None)
     for number, path in enumerate(paths):
@@ -246,14 +299,21 @@ def compared(name: str, runs: dict[str, Run], work: int, unit: str, arguments: a
         for contender, run in runs.items():
             begun = clock()
             run()
-            seconds[contender].append(clock() - begun)
+            spent = clock() - begun
+            seconds[contender].append(run.spent[arguments.clock] if isinstance(run, Peer) else spent)
     first, *others = runs
     row: dict[str, Any] = {"case": name, "unit": unit}
     row |= {contender: sides.spread([work / s for s in times], 1) for contender, times in seconds.items()}
     for other in others:
         ratios = [theirs / mine for mine, theirs in zip(seconds[first], seconds[other], strict=True)]
         row[f"{first} / {other}"] = sides.spread(ratios, 2)
-    return row | {f"equal to {others[0]}": round(agreement(results[first], results[others[0]]), 4)}
+    versions = [run.versions for run in runs.values() if isinstance(run, Peer)]
+    equal = {
+        f"equal to {other}": round(agreement(results[first], results[other]), 4)
+        for other in others
+        if other != "ours on base"
+    }
+    return row | equal | {name: version for each in versions for name, version in each.items()}
 
 
 def agreement(ours: list[Sequence[float]], theirs: list[Sequence[float]]) -> float:
