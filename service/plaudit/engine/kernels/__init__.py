@@ -21,9 +21,6 @@ import torch
 
 log = structlog.get_logger(__name__)
 
-# Compiling all of them takes some ten seconds, once for a processor and a version; afterwards they are read from files.
-WORTH_A_LINE = 1.0
-
 
 @functools.cache
 def load() -> Any | None:
@@ -47,9 +44,9 @@ def load() -> Any | None:
     except Exception as why:  # a compiler may fail in many ways, and none of them may keep an engine from serving
         log.warning("kernels are not compiled here; torch's operators take their place, more slowly", why=str(why))
         return None
-    spent = time.monotonic() - begun
-    if spent > WORTH_A_LINE:
-        log.info("kernels were compiled", seconds=round(spent, 1), kept=compiling.kept)
+    if compiling.fresh or not compiling.kept:
+        # Some ten seconds, once for a processor and a version; afterwards they are read from files.
+        log.info("kernels were compiled", seconds=round(time.monotonic() - begun, 1), kept=compiling.kept)
     return found
 
 

@@ -35,8 +35,8 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
     "error_model": "numpy",
 }
-# Whether what is compiled is kept for the next start.
-kept = True
+# Whether what is compiled is kept for the next start, and how many kernels were not kept from the last one.
+kept, fresh = True, 0
 _parts: list[CFunc] = []  # so that their code lives
 
 
@@ -47,10 +47,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         return (*super()._index_key(sig, codegen), _shared())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # a file that another version wrote, or half of one
-            return None
+        global fresh
+        found = None
+        with contextlib.suppress(Exception):  # a file that another version wrote, or half of one
+            found = super().load_overload(sig, target_context)
+        fresh += found is None
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with contextlib.suppress(OSError):
