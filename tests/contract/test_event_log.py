@@ -609,12 +609,16 @@ class TestKafka(EventLogContract):
         with contextlib.suppress(MessageTooLarge):
             while True:  # the broker takes its new setting when it pleases
                 log.append(Topic.FEEDBACK, "k", b"x" * 5000)
-        sizes = (10, 5000, 20)
+        sizes = (10, 20, 5000, 30, 40)
         group = [kafka_producer._Sending(Topic.FEEDBACK, [(b"k", b"x" * size)], 60.0) for size in sizes]
         log._producer._write(group)
-        assert [type(batch.error) for batch in group] == [type(None), MessageTooLarge, type(None)]
-        assert group[0].places[0] < group[2].places[0], "in the order in which they came"
-        assert log.append(Topic.FEEDBACK, "k", b"later") > group[2].places[0]
+        refused = [type(batch.error) if batch.error else None for batch in group]
+        assert refused == [None, None, MessageTooLarge, None, None]
+        places = [batch.places[0] for batch in group if batch.error is None]
+        assert places == sorted(places), "in the order in which they came"
+        together = log.append_many(Topic.FEEDBACK, [("k", b"x" * 700)] * 20)
+        assert together == sorted(together), "none is too large, only all together are"
+        assert together[0] > places[-1]
 
     def test_a_key_goes_where_other_clients_send_it(self, settings, log):
         from kafka.partitioner import default

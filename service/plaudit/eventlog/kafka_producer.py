@@ -105,12 +105,14 @@ class SharedProducer:
             return
         deadline = time.monotonic() + min(batch.seconds for batch in group)
         try:
-            self._deliver(producer, group, deadline)
-            # The brokers refuse a request as a whole: whoever shared it with what is too large is asked for alone.
-            for batch in group if len(group) > 1 else ():
-                if batch.too_large():
-                    batch.refused.clear()
-                    self._deliver(producer, [batch], deadline)
+            records = [(batch, index) for batch in group for index in range(len(batch.items))]
+            self._deliver(producer, records, deadline)
+            # The brokers refuse a request as a whole: whatever shared it with a record that is too large, or is too
+            # large only together, is sent again by itself.
+            again = [(batch, index) for batch in group if batch.too_large() for index in sorted(batch.refused)]
+            for batch, index in again if len(records) > 1 else ():
+                del batch.refused[index]
+                self._deliver(producer, [(batch, index)], deadline)
         except BaseException:
             self._drop(producer)
             raise
@@ -127,8 +129,8 @@ class SharedProducer:
             # What is still in the client is in the outbox by then, or refused: it must not go out later.
             self._drop(producer)
 
-    def _deliver(self, producer: Producer, batches: Iterable[_Sending], deadline: float) -> None:
-        """Sends what has no place yet, and waits until all of it has one or is refused, or until the deadline."""
+    def _deliver(self, producer: Producer, records: Iterable[tuple[_Sending, int]], deadline: float) -> None:
+        """Sends records, each a batch and an index, and waits until all have a place or a refusal, or the deadline."""
         left = 0
 
         def delivered(batch: _Sending, index: int, error: KafkaError | None, message: Any) -> None:
@@ -139,12 +141,11 @@ class SharedProducer:
             else:
                 batch.refused[index] = error
 
-        for batch in batches:
+        for batch, index in records:
             name = self._settings.topic_prefix + batch.topic
-            for index, (key, value) in enumerate(batch.items):
-                if batch.places[index] is None:
-                    _produce(producer, name, key, value, functools.partial(delivered, batch, index), deadline)
-                    left += 1
+            key, value = batch.items[index]
+            _produce(producer, name, key, value, functools.partial(delivered, batch, index), deadline)
+            left += 1
         while left and (remaining := deadline - time.monotonic()) > 0:
             producer.poll(min(remaining, LOOK_SECONDS))
 
