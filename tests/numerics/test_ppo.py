@@ -184,7 +184,7 @@ class Head:
     def logits(self, hidden):
         return hidden @ self.weight.T
 
-    def logits_back(self, gradient):
+    def logits_back(self, gradient, hidden):
         return gradient @ self.weight
 
 

@@ -109,17 +109,19 @@ def test_a_model_without_a_chat_template_is_found(settings, model, tmp_path):
 
 
 def test_what_the_start_would_refuse_a_base_for_is_told_before(settings, tmp_path):
-    gpt2 = tiny_family(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4)
-    gemma3 = tiny_family(tmp_path / "gemma3", "gemma3_text", head_dim=16)
-    gemma2 = tiny_family(tmp_path / "gemma2", "gemma2", head_dim=16)
-    sinks = tiny_family(tmp_path / "gpt_oss", "gpt_oss", head_dim=16, num_local_experts=4, layer_types=None)
-    for folder in (gpt2, gemma3, gemma2, sinks):
-        finding = by_check(settings(f"model.path={folder}"), role="serve")["model"]
+    for name in ("bloom", "falcon"):
+        finding = by_check(settings(f"model.path={tiny_family(tmp_path / name, name)}"), role="serve")["model"]
         assert (finding.status, "Llama family" in finding.message) == ("bad", True)
+    gpt2 = tiny_family(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4)
     window = tiny_family(tmp_path / "mistral", "mistral", sliding_window=64)
-    finding = by_check(settings(f"model.path={window}"))["model"]
-    assert (finding.status, "set engine.context_length to 64 or less" in finding.message) == ("bad", True)
-    assert by_check(settings(f"model.path={window}", "engine.context_length=64"))["model"].status == "good"
+    for folder in (gpt2, window):
+        assert by_check(settings(f"model.path={folder}"), role="serve")["model"].status == "good"
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "attention_factor": 1.0}
+    longer = tiny_family(tmp_path / "longrope", "llama", rope_parameters={**rope, **factors})
+    finding = by_check(settings(f"model.path={longer}"))["model"]
+    assert (finding.status, "set engine.context_length to 128 or less" in finding.message) == ("bad", True)
+    assert by_check(settings(f"model.path={longer}", "engine.context_length=128"))["model"].status == "good"
     assert "knows 512 positions" in by_check(settings("engine.context_length=4096"))["model"].message
 
 

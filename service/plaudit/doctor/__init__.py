@@ -261,20 +261,24 @@ def _model(settings: Settings) -> Iterator[Finding]:
                 "model", "note", f"there is no folder {name} here; taken for a hub id, it is fetched at the first start"
             )
         return
+    if folder.is_file() and folder.suffix == ".gguf":
+        yield from _base(name, settings)
+        return
     problems = _model_problems(folder)
     if problems:
         remedy = "save the model again in the Hugging Face format (save_pretrained of model and tokenizer)"
         yield Finding("model", "bad", f"{folder}: {'; '.join(problems)}", remedy)
     else:
-        yield from _base(folder, settings)
+        yield from _base(name, settings)
 
 
-def _base(folder: Path, settings: Settings) -> Iterator[Finding]:
+def _base(folder: str, settings: Settings) -> Iterator[Finding]:
     from plaudit.engine.outline import outline
+    from plaudit.engine.source import find
     from plaudit.engine.targets import targets
 
     try:
-        base, context = outline(folder, settings.engine.context_length)
+        base, context = outline(find(folder), settings.engine.context_length)
     except Misconfigured as error:
         yield Finding("model", "bad", f"{folder}: {error.message}", "do what the message says, or use another base")
         return

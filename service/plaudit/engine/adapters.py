@@ -71,10 +71,11 @@ def inject(base: Base, name: str, *, layers: int, rank: int, alpha: int, seed: i
 
 def _require_same(base: Base, name: str, span: range, names: tuple[str, ...]) -> None:
     """Refuse a base on which PEFT adapts other weights than the engine's bank holds: nothing trained would load."""
-    wanted = {f"layers.{index}." + n for index in span for n in linears(base, index) if n.rpartition(".")[2] in names}
+    wanted = {base.place(index, n) for index in span for n in linears(base, index) if n.rpartition(".")[2] in names}
     mark = f".lora_A.{name}."
-    adapted = {n.partition(mark)[0].partition(".layers.")[2] for n, _ in base.model.named_parameters() if mark in n}
-    if {f"layers.{each}" for each in adapted} != wanted:
+    before = base.decoder.path.rpartition(".")[0] + "."
+    adapted = {n.partition(mark)[0].partition(before)[2] for n, _ in base.model.named_parameters() if mark in n}
+    if adapted != wanted:
         remove(base, name)
         raise Misconfigured(
             f"adapters of {type(base.model).__name__} would sit on weights that this engine cannot serve; "

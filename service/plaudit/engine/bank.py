@@ -29,6 +29,7 @@ class AdapterBank:
         self.slots = slots
         # The first layer that may have adapters.
         self.start = start_layer(base, layers)
+        self._place_of = base.place
         self._mixture: Mixture | None = None
         # Of each linear: (slots, R, inputs) and (slots, R, outputs), the first for slot 1.
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -41,8 +42,8 @@ class AdapterBank:
                     module = base.layer(index).get_submodule(name)
                     # PEFT may have wrapped the linear; what is corrected is the base's own.
                     linear: Any = getattr(module, "base_layer", module)
-                    self._linears[f"layers.{index}.{name}"] = linear
-                    self._weights[f"layers.{index}.{name}"] = (
+                    self._linears[base.place(index, name)] = linear
+                    self._weights[base.place(index, name)] = (
                         linear.weight.new_zeros(slots, rank, linear.in_features),
                         linear.weight.new_zeros(slots, rank, linear.out_features),
                     )
@@ -71,7 +72,8 @@ class AdapterBank:
 
         All names take the same input.
         """
-        pairs = [self._weights.get(f"layers.{index}.{name}", size) for name, size in zip(names, sizes, strict=True)]
+        full = [self._place_of(index, name) for name in names]
+        pairs = [self._weights.get(place, size) for place, size in zip(full, sizes, strict=True)]
         return None if all(isinstance(pair, int) for pair in pairs) else Correction(pairs)
 
     def mixture(self, slots: torch.Tensor, kernels: Any | None) -> Mixture:

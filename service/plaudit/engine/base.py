@@ -1,7 +1,8 @@
 """The frozen base: weights, tokenizer and chat template, as one object that engine, reward and policy share.
 
-In: a folder or hub id. Out: token ids, trunk activations, upper layers, logits. One base in each process: policy,
-value and reward are adapters on it, and the reference is the base with adapters off. Nothing here changes weights.
+In: a folder, a GGUF file or a hub id. Out: token ids, trunk activations, upper layers, logits. One base in each
+process: policy, value and reward are adapters on it, and the reference is the base with adapters off. Nothing here
+changes weights.
 
 Batches are right-padded. The mask is causal, so what stands to the right of a token never reaches it, and no other
 mask is needed.
@@ -9,10 +10,9 @@ mask is needed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -23,11 +23,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from plaudit.engine import fidelity, source
+from plaudit.engine.attention import ATTENTION, causal_bias, register_attention
 from plaudit.engine.chat import Chat
+from plaudit.engine.decoder import AfterHead, Stacked, Whole, stacked_or_whole
 from plaudit.engine.narrow import Narrow
 from plaudit.engine.packed import Packed
 from plaudit.engine.protocol import EncodedPrompt
@@ -40,58 +41,6 @@ from plaudit.types import Message
 
 log = get_logger("plaudit.engine")
 
-ATTENTION = "plaudit_grouped"
-
-
-class KeysInPieces(Protocol):
-    """Keys and values that do not lie in one tensor, as those of a lane."""
-
-    def attend(self, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-        """Attention (B, T, Hq, D) of queries (B, Hq, T, D)."""
-
-
-def grouped_attention(
-    module: torch.nn.Module | None,
-    query: torch.Tensor,
-    key: torch.Tensor | KeysInPieces,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention in which the query heads of a group share their key without copies of it.
-
-    query (B, Hq, T, D); key, value (B, Hk, L, D); attention_mask is added to the scores, (B or 1, 1, T, L), and
-    None means causal, the last query standing at the last key. Returns (B, T, Hq, D). Keys in pieces hold their values
-    and masks themselves.
-    """
-    if not isinstance(key, torch.Tensor):
-        return key.attend(query, scaling), None
-    batch, heads, length, dim = query.shape
-    groups = key.shape[1]
-    keys = key.shape[2]
-    scale = scaling if scaling is not None else dim**-0.5
-    grouped = (query * scale).reshape(batch, groups, (heads // groups) * length, dim)
-    scores = (grouped @ key.transpose(2, 3)).view(batch, groups, heads // groups, length, keys)
-    if attention_mask is None:
-        attention_mask = causal_bias(length, keys, query.device, query.dtype)
-    weights = torch.softmax(scores + attention_mask.unsqueeze(2), dim=-1, dtype=torch.float32).to(value.dtype)
-    mixed = weights.view(batch, groups, (heads // groups) * length, keys) @ value
-    return mixed.view(batch, heads, length, dim).transpose(1, 2), None
-
-
-def causal_bias(length: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """0 where query t may see key l (l <= keys - length + t), -inf elsewhere: (1, 1, T, L)."""
-    query_at = torch.arange(keys - length, keys, device=device)[:, None]
-    key_at = torch.arange(keys, device=device)[None, :]
-    bias = torch.zeros(length, keys, device=device, dtype=dtype)
-    return bias.masked_fill_(key_at > query_at, -math.inf)[None, None]
-
-
-def register_attention() -> None:
-    """Let models name this attention; registering the same function again changes nothing."""
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)
-
 
 class Base:
     """Weights, tokenizer and chat template of the frozen base."""
@@ -101,9 +50,11 @@ class Base:
         self.tokenizer = tokenizer
         self.chat = Chat(tokenizer)
         self.digest = digest
-        self.num_layers = len(self._decoder.layers)
+        self.decoder: Stacked | Whole = stacked_or_whole(model)
+        self.num_layers = len(self.decoder.layers)
         self.hidden_size: int = model.config.hidden_size
         self.vocab_size: int = model.config.vocab_size
+        self.after_head = AfterHead.of_config(model.config)
         # Tokens of prompt and completion up to which the base was checked.
         self.context_length = 0
         self.eos_ids = eos_ids(model.generation_config, tokenizer)
@@ -130,82 +81,84 @@ class Base:
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto", context_length: int = 0) -> Base:
-        """Read a base from a folder or by hub id, and check that it is computed rightly at `context_length` tokens.
+        """Read a base, and check that it is computed rightly at `context_length` tokens.
 
-        0 is the model's own context, at most 2,048. Raises Misconfigured with what to do if any of it fails.
+        `path` is a folder, a GGUF file or a hub id; 0 is the model's own context, at most 2,048. Raises Misconfigured
+        with what to do if any of it fails.
         """
         settle_kernels()
         where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         number = {"auto": torch.bfloat16 if where == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
         register_attention()
         transformers_logging.disable_progress_bar()
-        folder = source.find(path)
+        place = source.find(path)
+        folder, more = str(place.folder), place.options
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
-            model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=number, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **more)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, **(more or {"use_safetensors": True}))
         except Exception as error:
             # The libraries below raise what they like for a folder that is incomplete or damaged.
             lines = str(error).strip().splitlines()
             raise Misconfigured(
                 f"the model at {str(path)!r} cannot be read "
                 f"({type(error).__name__}: {lines[0][:200] if lines else ''}); "
-                "give a folder with config.json, safetensors and tokenizer, or run `plaudit model prepare`",
+                "give a folder with config.json, safetensors and tokenizer, or a GGUF file; or `plaudit model prepare`",
                 setting="model.path",
             ) from error
         model.requires_grad_(False).eval().to(where)
-        base = cls(model, tokenizer, source.digest(folder, tokenizer))
+        base = cls(model, tokenizer, source.digest(place, tokenizer))
         base.context_length = fidelity.check(base, ATTENTION, context_length)
         return base
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self._decoder.embed_tokens.weight.device  # type: ignore[no-any-return]
+        return self.embedding.weight.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
         """Number format of the weights."""
-        return self._decoder.embed_tokens.weight.dtype  # type: ignore[no-any-return]
+        return self.embedding.weight.dtype  # type: ignore[no-any-return]
 
     @property
     def plain_head(self) -> bool:
         """Whether logits are one product in fp32 on the CPU, which may be written into memory that is there."""
         on_cpu = self.device.type == "cpu" and self.dtype == torch.float32
-        return on_cpu and getattr(self.model.lm_head, "bias", None) is None
-
-    @property
-    def _decoder(self) -> Any:
-        decoder = getattr(self.model, "model", None)
-        if not all(hasattr(decoder, part) for part in ("layers", "norm", "rotary_emb", "embed_tokens")):
-            raise Misconfigured(
-                f"{type(self.model).__name__} is not built as embed_tokens, rotary_emb, layers and norm; "
-                "use a base of the Llama family (Llama, Mistral, Qwen, SmolLM, ...)",
-                setting="model.path",
-            )
-        return decoder
+        return on_cpu and self.after_head.plain and getattr(self.head, "bias", None) is None
 
     def layer(self, index: int) -> torch.nn.Module:
         """The decoder layer `index`, from 0."""
-        layer: torch.nn.Module = self._decoder.layers[index]
-        return layer
+        return self.decoder.layers[index]
+
+    def place(self, index: int, name: str) -> str:
+        """Where the part `name` of layer `index` is in the list of layers, as adapters name it: "layers.3.mlp.up"."""
+        return f"{self.decoder.path.rpartition('.')[2]}.{index}.{name}"
 
     @property
-    def embedding(self) -> torch.nn.Module:
+    def embedding(self) -> Any:
         """The module that embeds token ids."""
-        module: torch.nn.Module = self._decoder.embed_tokens
-        return module
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> Any:
+        """The linear that makes logits of final hidden states."""
+        return self.model.get_output_embeddings()
 
     @property
     def final_norm(self) -> torch.nn.Module:
-        """The norm before the head."""
-        module: torch.nn.Module = self._decoder.norm
+        """The norm before the head, of a stacked base."""
+        module: torch.nn.Module = self._stacked.parts.norm
         return module
 
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines (T, D) by which positions (T,) turn queries and keys."""
-        probe = self._decoder.embed_tokens.weight[:1]
-        cos, sin = self._decoder.rotary_emb(probe[None], position_ids=positions[None].to(probe.device))
-        return cos[0], sin[0]
+        """Cosines and sines (T, D) by which positions (T,) turn queries and keys, of a stacked base."""
+        return self._stacked.angles(positions)
+
+    @property
+    def _stacked(self) -> Stacked:
+        if not isinstance(self.decoder, Stacked):
+            raise TypeError(f"{type(self.model).__name__} is run by its own forward pass")
+        return self.decoder
 
     def let_go(self) -> None:
         """Give back the memory of linears and embeddings, of which somebody has a copy; no pass is possible afterwards.
@@ -253,37 +206,21 @@ class Base:
 
         positions (B or 1, T), from 0 if None; mask as `grouped_attention`; `past` has update(k, v, layer).
         """
-        decoder = self._decoder
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        angles = decoder.rotary_emb(hidden, position_ids=positions)
         if mask is None and past is None:
-            mask = causal_bias(hidden.shape[1], hidden.shape[1], hidden.device, hidden.dtype)
-        more: dict[str, int] = {}
-        for index in range(start, stop):
-            layer = decoder.layers[index]
-            if first and index == stop - 1 and hasattr(vars(layer).get("forward"), "computes_from"):
-                # Tokens before it are still seen, and that is all that is left to do for them.
-                more = {"first": first}
-            hidden = layer(
-                hidden,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=past,
-                position_embeddings=angles,
-                **more,
-            )
-        return hidden[:, first:] if first and not more else hidden
+            mask = causal_bias(hidden.shape[1], hidden.shape[1], hidden.device, hidden.dtype)[None, None]
+        return self.decoder.run(hidden, start, stop, positions=positions, mask=mask, past=past, first=first)
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embeddings of token ids (B, T): (B, T, H)."""
-        embedded: torch.Tensor = self._decoder.embed_tokens(tokens)
-        return embedded
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """What enters the first layer, (B, T, H), of token ids (B, T) at positions (B or 1, T), from 0 if None."""
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        return self.decoder.embed(tokens, positions)
 
     def norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """The final norm, (..., H)."""
-        normed: torch.Tensor = self._decoder.norm(hidden)
-        return normed
+        return self.decoder.norm(hidden)
 
     @torch.no_grad()
     def trunk(self, tokens: torch.Tensor, upto: int) -> torch.Tensor:
@@ -297,13 +234,14 @@ class Base:
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (..., V) in fp32 of final hidden states (..., H), for (N, H) in fp32 written into `out` (N, V)."""
         if out is not None:
-            return torch.mm(hidden, self.model.lm_head.weight.T, out=out)
-        logits: torch.Tensor = self.model.lm_head(hidden)
-        return logits.float()
+            return torch.mm(hidden, self.head.weight.T, out=out)
+        return self.after_head.of(self.head(hidden).float())
 
-    def logits_back(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient (N, H) of final hidden states, of the logits' (N, V)."""
-        head = self.model.lm_head
+    def logits_back(self, gradient: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The gradient (N, H) of final hidden states (N, H), of the logits' (N, V)."""
+        head = self.head
+        if not self.after_head.plain:
+            gradient = gradient * self.after_head.slope(head(hidden).float())
         quick = getattr(vars(head).get("forward"), "back", None)  # see `frozen`
         found: torch.Tensor = quick(gradient) if quick else gradient.to(head.weight.dtype) @ head.weight
         return found

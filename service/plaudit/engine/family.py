@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from plaudit.engine.base import Base
+from plaudit.engine.decoder import Stacked
+from plaudit.engine.limits import sliding_window
 from plaudit.engine.narrow import Narrow
 from plaudit.engine.packed import Packed
 
@@ -81,8 +83,18 @@ class LayerWeights:
         return (self.qkv, self.out, self.gate_up, self.down)
 
 
+def require_plain(base: Base) -> None:
+    """Raise Unfit for a base that does anything around its layers, or whose context is beyond a window of them."""
+    if not isinstance(base.decoder, Stacked) or not base.after_head.plain:
+        raise Unfit(f"a {type(base.model).__name__} is run by its own forward pass")
+    window = sliding_window(base.model.config.to_dict())
+    if window is not None and window < base.context_length:
+        raise Unfit(f"its layers look back {window} tokens, and the context is {base.context_length}")
+
+
 def layer_weights(base: Base, index: int, dtype: torch.dtype) -> LayerWeights:
     """The weights of layer `index`, its linears packed in `dtype`; raises Unfit if there is more to it."""
+    require_plain(base)
     layer = base.layer(index)
     known = (*NORMS, *QKV, *OUT, *GATE_UP, *DOWN)
     named = {name.replace(".base_layer.", ".") for name, _ in layer.named_parameters() if ".lora_" not in name}
@@ -111,7 +123,7 @@ def narrow_head(base: Base) -> tuple[Narrow, Narrow]:
 
     They are one if the base ties them.
     """
-    head, embedding = base.model.lm_head, base.embedding
+    head, embedding = base.head, base.embedding
     weight: Any = embedding.weight
     narrow = Narrow(head.weight, head.bias, torch.bfloat16)
     tied = head.weight is weight
@@ -120,8 +132,7 @@ def narrow_head(base: Base) -> tuple[Narrow, Narrow]:
 
 def packed_head(base: Base) -> Packed:
     """The head, in fp32: a logit of 20 that is rounded to bfloat16 is wrong by up to .06, and so is the log-prob."""
-    head = base.model.lm_head
-    found = _once(base, "head", [head], torch.float32)
+    found = _once(base, "head", [base.head], torch.float32)
     assert isinstance(found, Packed)
     return found
 

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plaudit.engine.limits import context_in_force
+from plaudit.engine.attention import PLAIN, Beyond, grouped_attention
+from plaudit.engine.decoder import LLAMA_FAMILY, Whole, Stacked
+from plaudit.engine.limits import SETTING, context_in_force
 from plaudit.errors import Misconfigured, PlauditError
 from plaudit.types import Message
 
@@ -30,14 +32,26 @@ if TYPE_CHECKING:
 EXACT, COARSE = 1e-3, 0.1
 CHUNK, STEPS = 128, 4
 PROBE_TOKENS = 48
-_LLAMA_FAMILY = "use a base of the Llama family (Llama, Mistral, Qwen, SmolLM, ...)"
 
 
 def check(base: Base, attention: str, context_length: int) -> int:
     """Compare with the model's own pass, and give the base the engine's `attention` for good.
 
-    `context_length` is what is wanted, 0 the model's own; returns the context in force.
+    `context_length` is what is wanted, 0 the model's own; returns the context in force. A base that is computed wrongly
+    layer by layer is tried once more by its own forward pass.
     """
+    own = base.model.config._attn_implementation
+    try:
+        return _check(base, attention, context_length)
+    except Misconfigured as refused:
+        if isinstance(base.decoder, Whole) or refused.metadata.get("setting") == SETTING:
+            raise
+        base.model.set_attn_implementation(own)
+        base.decoder = Whole(base.model)
+        return _check(base, attention, context_length)
+
+
+def _check(base: Base, attention: str, context_length: int) -> int:
     with _own_words(base), torch.no_grad():
         tokens = _tokens(base)
         theirs = base.model(input_ids=tokens, use_cache=False).logits.float()
@@ -51,8 +65,8 @@ def check(base: Base, attention: str, context_length: int) -> int:
         context = context_in_force(base.model.config.to_dict(), context_length)
         long = torch.arange(context, device=base.device)[None] * 7919 % base.vocab_size
         base.model.set_attn_implementation(own)
-        with _one_layer_of_each_kind(base) as decoder:
-            wanted = decoder(input_ids=long, use_cache=False).last_hidden_state[0].float()
+        with _one_layer_of_each_kind(base):
+            wanted = base.decoder.forward(input_ids=long, use_cache=False).last_hidden_state[0].float()
         # From here on every pass, also of the trainer, takes the engine's attention.
         base.model.set_attn_implementation(attention)
         with _one_layer_of_each_kind(base):
@@ -94,7 +108,7 @@ def _own_words(base: Base) -> Iterator[None]:
         lines = str(error).strip().splitlines()
         raise Misconfigured(
             f"{type(base.model).__name__} cannot be computed layer by layer by this engine "
-            f"({type(error).__name__}: {lines[0][:120] if lines else ''}); {_LLAMA_FAMILY}",
+            f"({type(error).__name__}: {lines[0][:120] if lines else ''}); {LLAMA_FAMILY}",
             setting="model.path",
         ) from error
 
@@ -113,18 +127,21 @@ def _refuse_other(base: Base, ours: torch.Tensor, theirs: torch.Tensor) -> None:
     if not difference <= (EXACT if exact else COARSE):
         raise Misconfigured(
             f"{type(base.model).__name__} is not reproduced layer by layer (relative difference {difference:.2g}); "
-            f"this engine cannot serve it: {_LLAMA_FAMILY}",
+            f"this engine cannot serve it: {LLAMA_FAMILY}",
             setting="model.path",
         )
 
 
 def _refuse_beyond(base: Base, ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """Refuse a base whose hidden states (T, H) differ from some token on."""
-    apart = (ours - theirs).abs().amax(-1) / theirs.std()  # (T,)
-    wrong = (~(apart <= EXACT)).nonzero()
+    # Both are in fp32 but for a base in another format that its own forward pass runs.
+    exact = base.dtype == torch.float32 or isinstance(base.decoder, Stacked)
+    apart = (ours - theirs).abs().amax(-1) if exact else (ours - theirs).square().mean(-1).sqrt()  # (T,)
+    apart = apart / theirs.std()
+    wrong = (~(apart <= (EXACT if exact else COARSE))).nonzero()
     if len(wrong):
         first = int(wrong[0])
-        remedy = f"set engine.context_length to {first} or less" if first else _LLAMA_FAMILY
+        remedy = f"set engine.context_length to {first} or less" if first else LLAMA_FAMILY
         raise Misconfigured(
             f"{type(base.model).__name__} computes a text of {len(ours)} tokens otherwise than this engine "
             f"from token {first} on (relative difference {apart.nan_to_num(torch.inf).max():.2g}): something in it "
@@ -139,10 +156,11 @@ class _Pieces:
     def __init__(self, key: torch.Tensor, value: torch.Tensor) -> None:
         self._key, self._value = key, value
 
-    def attend(self, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
-        from plaudit.engine.base import grouped_attention
-
-        return grouped_attention(None, query, self._key, self._value, None, scaling)[0]
+    def attend(self, query: torch.Tensor, scaling: float | None, beyond: Beyond | None) -> torch.Tensor:
+        window, cap, sinks = beyond or PLAIN
+        return grouped_attention(
+            None, query, self._key, self._value, None, scaling, sliding_window=window, softcap=cap, s_aux=sinks
+        )[0]
 
 
 class _Cache:
@@ -167,7 +185,7 @@ def _in_chunks_and_steps(base: Base, tokens: torch.Tensor) -> torch.Tensor:
     bounds = [*range(0, prompt, CHUNK), *range(prompt, length)]
     for begin, end in zip(bounds, [*bounds[1:], length], strict=True):
         positions = torch.arange(begin, end, device=tokens.device)[None]
-        hidden = base.embed(tokens[:, begin:end])
+        hidden = base.embed(tokens[:, begin:end], positions)
         hidden = base.run_layers(hidden, 0, base.num_layers, positions=positions, past=cache)
         found.append(base.norm(hidden)[0].float())
     return torch.cat(found)
@@ -202,14 +220,18 @@ class _Widened(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _one_layer_of_each_kind(base: Base) -> Iterator[Any]:
-    """The decoder with the first layer of each kind and the others passed over, in fp32 whatever is loaded."""
-    decoder = base.model.model
-    whole = {name: getattr(decoder, name) for name in ("layers", "norm", "embed_tokens")}
+def _one_layer_of_each_kind(base: Base) -> Iterator[None]:
+    """The base with the first layer of each kind and the others passed over; stacked, in fp32 whatever is loaded."""
     first: dict[str, int] = {}
-    for index, layer in enumerate(decoder.layers):
-        first.setdefault(_kind(layer), index)
-    kept = set(first.values())
+    for index in range(base.num_layers):
+        first.setdefault(_kind(base.layer(index)), index)
+    kept = frozenset(first.values())
+    if isinstance(base.decoder, Whole):
+        with base.decoder.only(kept):
+            yield
+        return
+    decoder = base.decoder.parts
+    whole = {name: getattr(decoder, name) for name in ("layers", "norm", "embed_tokens")}
     exact = base.dtype == torch.float32
 
     def in_fp32(module: Any) -> Any:
@@ -221,7 +243,7 @@ def _one_layer_of_each_kind(base: Base) -> Iterator[Any]:
         decoder.layers = torch.nn.ModuleList(layers)
         decoder.norm = in_fp32(decoder.norm)
         decoder.embed_tokens = decoder.embed_tokens if exact else _Widened(decoder.embed_tokens)
-        yield decoder
+        yield
     finally:
         for name, module in whole.items():
             setattr(decoder, name, module)

@@ -95,7 +95,7 @@ def quicken(base: Base, dtype: torch.dtype = torch.float32, *, layers: bool = Tr
 
 def _replace_layers(base: Base, dtype: torch.dtype) -> bool:
     """Write out all layers; whether they are of the family."""
-    linear = base.model.lm_head
+    linear = base.head
     if type(linear) is not torch.nn.Linear:
         return False
     try:
@@ -112,7 +112,7 @@ def _replace_layers(base: Base, dtype: torch.dtype) -> bool:
 
 def _replace_linears(base: Base, dtype: torch.dtype) -> bool:
     for linear in _linears(base):
-        own = torch.float32 if linear is base.model.lm_head else dtype
+        own = torch.float32 if linear is base.head else dtype
         linear.forward = FrozenLinear(linear, own)  # type: ignore[assignment]
     return True
 

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from plaudit.engine.bank import AdapterBank, Correction, Mixture
 from plaudit.engine.base import Base
-from plaudit.engine.family import LayerWeights, Norm, Side, Unfit, layer_weights, narrow_head, packed_head
+from plaudit.engine.family import LayerWeights, Norm, Side, Unfit, layer_weights, narrow_head, packed_head, require_plain
 from plaudit.engine.kernels import array
 from plaudit.engine.narrow import Narrow
 from plaudit.engine.packed import Packed, stand_alone
@@ -92,7 +92,8 @@ class Fused:
     ) -> None:
         if base.device.type != "cpu" or base.dtype != torch.float32:
             raise Unfit("packed weights are for fp32 on CPUs")
-        head = base.model.lm_head
+        require_plain(base)
+        head = base.head
         if type(head) is not torch.nn.Linear or type(base.embedding) is not torch.nn.Embedding:
             raise Unfit(f"its head is a {type(head).__name__}, its embedding a {type(base.embedding).__name__}")
         self.device, self.dtype, self.format = base.device, base.dtype, dtype

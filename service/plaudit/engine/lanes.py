@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plaudit.engine.base import grouped_attention
+from plaudit.engine.attention import PLAIN, Beyond, grouped_attention
 from plaudit.engine.memory import Budget, Layout
 from plaudit.engine.prefixes import Prefix
 from plaudit.engine.runner import Places, Runner
@@ -103,11 +103,18 @@ class Block:
         unseen = torch.arange(self._span, device=self._device)[None, :] > self._positions[:, None]
         mask = torch.zeros(unseen.shape, device=self._device, dtype=dtype).masked_fill_(unseen, -math.inf)
         self._mask = mask[:, None, None]
+        self._within: dict[int, torch.Tensor] = {}
         # Where a step's token lies in a layer's keys or values as rows of one head's size, by the number of heads.
         self._at: dict[int, torch.Tensor] = {}
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        scaling: float,
+        beyond: Beyond | None = None,
     ) -> torch.Tensor:
         """Take keys and values (W, Hk, D) of the step; attention (R, Hq, D) of the block's places.
 
@@ -118,7 +125,15 @@ class Block:
             own = self._own(fresh)
             stored.view(-1, stored.shape[3]).index_copy_(0, self._places(own.shape[1]), own.flatten(0, 1))
         queries, span = self._own(query)[:, :, None], self._span
-        return grouped_attention(None, queries, keys[:, :, :span], values[:, :, :span], self._mask, scaling)[0][:, 0]
+        seen, more = (keys[:, :, :span], values[:, :, :span]), beyond or PLAIN
+        mask = self._mask if more.window is None else self._masked_within(more.window)
+        return grouped_attention(None, queries, *seen, mask, scaling, softcap=more.cap, s_aux=more.sinks)[0][:, 0]
+
+    def _masked_within(self, window: int) -> torch.Tensor:
+        if window not in self._within:
+            far = torch.arange(self._span, device=self._device)[None, :] <= self._positions[:, None] - window
+            self._within[window] = self._mask.masked_fill(far[:, None, None], -math.inf)
+        return self._within[window]
 
     def _places(self, heads: int) -> torch.Tensor:
         if heads not in self._at:
@@ -238,7 +253,13 @@ class Lane:
         return [each for each in found if len(each.rows)]
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        scaling: float,
+        beyond: Beyond | None = None,
     ) -> torch.Tensor:
         """As Past.attend, for a running step of all rows."""
         if self._begins_at is not None:
@@ -246,10 +267,10 @@ class Lane:
                 block.begin_step(self._begins_at, self._layout.dtype)
             self._begins_at = None
         if len(self._running) == 1 and self._running[0].whole:
-            return self._running[0].attend(query, key, value, layer, scaling)
+            return self._running[0].attend(query, key, value, layer, scaling, beyond)
         found = query.new_zeros(self.width, query.shape[1], value.shape[2])
         for block in self._running:
-            attended = block.attend(query, key, value, layer, scaling)
+            attended = block.attend(query, key, value, layer, scaling, beyond)
             found.index_copy_(0, block.targets, attended if block.full else attended.index_select(0, block.sources))
         return found
 

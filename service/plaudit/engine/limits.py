@@ -1,7 +1,7 @@
 """How long a context this engine computes rightly for a model, by the model's configuration alone.
 
 In: config.json as a mapping, and the context that is wanted. Out: the context in force, or Misconfigured with what to
-set. Every layer of this engine sees all that went before, at positions that do not depend on the text's length.
+set. Positions of this engine do not depend on the text's length, and it knows windows that move with the text alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SETTING = "engine.context_length"
 
 def context_in_force(config: Mapping[str, Any], wanted: int) -> int:
     """Tokens of prompt and completion together; raises Misconfigured if the model is served wrongly at that length."""
-    positions = int(config.get("max_position_embeddings") or DEFAULT_CONTEXT)
+    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or DEFAULT_CONTEXT)
     if wanted > positions:
         raise Misconfigured(
             f"{SETTING} is {wanted} and the model knows {positions} positions; set it to {positions} or less",
@@ -34,14 +34,18 @@ def context_in_force(config: Mapping[str, Any], wanted: int) -> int:
     return context
 
 
+def sliding_window(config: Mapping[str, Any]) -> int | None:
+    """Tokens that some layer sees, itself included; None if every layer sees all."""
+    kinds, window = config.get("layer_types"), config.get("sliding_window")
+    # Qwen keeps the figure in the configuration and has a switch beside it.
+    used = window and config.get("use_sliding_window", True) and (not kinds or "sliding_attention" in kinds)
+    return int(window) if window and used else None
+
+
 def _limits(config: Mapping[str, Any]) -> list[tuple[int, str]]:
     """Lengths up to which the model computes as this engine does, each with the reason."""
     found = []
     kinds = config.get("layer_types")
-    window = config.get("sliding_window")
-    # Qwen keeps the figure in the configuration and has a switch beside it.
-    if window and config.get("use_sliding_window", True) and (not kinds or "sliding_attention" in kinds):
-        found.append((int(window), f"layers of this model look back {window} tokens only (sliding_window)"))
     chunk = config.get("attention_chunk_size")
     if chunk and (not kinds or "chunked_attention" in kinds):
         found.append((int(chunk), f"layers of this model see {chunk} tokens at once (attention_chunk_size)"))

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import silu
 
-from plaudit.engine.base import Base, causal_bias, grouped_attention
+from plaudit.engine.attention import causal_bias, grouped_attention
+from plaudit.engine.base import Base
 from plaudit.engine.family import LayerWeights, Norm, Side, Unfit, layer_weights
 from plaudit.engine.packed import Packed
 
@@ -86,7 +87,9 @@ class LlamaLayer:
             mixed, _ = grouped_attention(None, query, key, value, attention_mask, scaling)
         else:
             length, keys = query.shape[2], key.shape[2]
-            bias = causal_bias(length, keys, query.device, query.dtype) if attention_mask is None else attention_mask
+            bias = attention_mask
+            if bias is None:
+                bias = causal_bias(length, keys, query.device, query.dtype)[None, None]
             mixed = _Attention.apply(query, key, value, bias[:, :, bias.shape[2] - length :], scaling)  # type: ignore[no-untyped-call]
         after: torch.Tensor = _After.apply(  # type: ignore[no-untyped-call]
             hidden, mixed.flatten(2), self._weights.before_mlp, others, loras[1:], *_flat(*loras[1:])

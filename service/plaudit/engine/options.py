@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from plaudit.engine.attention import Beyond, attend_to
 from plaudit.engine.base import Base
-from plaudit.engine.prefixes import Prefix, attend_to
+from plaudit.engine.prefixes import Prefix
 from plaudit.engine.runner import Runner
 from plaudit.engine.sampling import SMALLEST_TEMPERATURE
 from plaudit.errors import OptionsTooLong
@@ -116,14 +117,20 @@ class Plan:
 class _Past:
     """Keys and values of the prompt, of the path to a piece, and of the piece, side by side."""
 
-    def __init__(self, prompt: Prefix, path: Prefix, mask: torch.Tensor) -> None:
+    def __init__(self, prompt: Prefix, path: Prefix, mask: torch.Tensor, positions: torch.Tensor) -> None:
         self._before = [part for part in (prompt, path) if part.length]
-        self._mask = mask
+        self._mask, self._positions = mask, positions
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        scaling: float,
+        beyond: Beyond | None = None,
     ) -> torch.Tensor:
         """As Past.attend."""
         # Copies, for the piece's own are views of everything that its pass computed.
@@ -131,7 +138,13 @@ class _Past:
         self.values.append(value.transpose(0, 1).clone(memory_format=torch.contiguous_format))
         keys = torch.cat([*(part.keys[layer] for part in self._before), self.keys[layer]], dim=1)
         values = torch.cat([*(part.values[layer] for part in self._before), self.values[layer]], dim=1)
-        return attend_to(query, keys, values, self._mask, scaling)
+        mask = self._mask
+        if beyond is not None and beyond.window is not None:
+            # A path holds one node of each depth, so that what is before the piece stands at 0, 1, 2, ...
+            before = torch.arange(mask.shape[1] - len(self._positions), device=mask.device)
+            back = self._positions[:, None] - torch.cat([before, self._positions])
+            mask = mask.masked_fill(back >= beyond.window, -math.inf)
+        return attend_to(query, keys, values, mask, scaling, beyond)
 
 
 @dataclass(slots=True)
@@ -168,7 +181,7 @@ class Walk:
         ids = torch.tensor(self.tree.tokens[first:last], device=device)
         positions = prompt.length + torch.tensor(self.tree.depths[first:last], device=device)
         mask = self._mask(prompt.length, first, last).to(device=device, dtype=runner.dtype)
-        past = _Past(prompt, self.path, mask)
+        past = _Past(prompt, self.path, mask, positions)
         _, hidden = runner.run(ids, positions, past, torch.full_like(ids, slot) if slot else None)
         self._read(runner, hidden, first)
         self.at = last

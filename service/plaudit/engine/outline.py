@@ -1,6 +1,6 @@
 """A base without its weights: what `plaudit doctor` can tell before a process starts.
 
-In: a model's folder. Out: a base of the same family and configuration with small layers of random weights, which the
+In: where a model is. Out: a base of the same family and configuration with small layers of random weights, which the
 check of `fidelity` judges as it judges the real one, in a second whatever the model's size; its linears and its chat
 template are the real model's.
 """
@@ -8,15 +8,16 @@ template are the real model's.
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from plaudit.engine import fidelity
-from plaudit.engine.base import ATTENTION, Base, register_attention
+from plaudit.engine.attention import ATTENTION, register_attention
+from plaudit.engine.base import Base
 from plaudit.engine.limits import DEFAULT_CONTEXT, context_in_force
+from plaudit.engine.source import Source
 
 HEAD = 16
 _SMALL = {
@@ -34,13 +35,14 @@ _SMALL = {
 }
 
 
-def outline(folder: Path, context_length: int) -> tuple[Base, int]:
-    """The base in `folder` in small, and the context in force; raises Misconfigured if loading it would.
+def outline(source: Source, context_length: int) -> tuple[Base, int]:
+    """The base at `source` in small, and the context in force; raises Misconfigured if loading it would.
 
     `context_length` is what is wanted, 0 the model's own.
     """
     register_attention()
-    tokenizer, config = AutoTokenizer.from_pretrained(str(folder)), AutoConfig.from_pretrained(str(folder))
+    folder, more = str(source.folder), source.options
+    tokenizer, config = AutoTokenizer.from_pretrained(folder, **more), AutoConfig.from_pretrained(folder, **more)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         small = None

@@ -6,12 +6,12 @@ pass; what they attend to is computed prompt by prompt, in shapes that follow fr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from plaudit.engine.attention import PLAIN, Beyond, attend_to, causal_bias
 from plaudit.engine.runner import Runner
 
 
@@ -53,37 +53,31 @@ class _Chunks:
     """Keys and values of chunks that lie one after another in a pass."""
 
     def __init__(self, chunks: Sequence[Chunk], device: torch.device, dtype: torch.dtype) -> None:
-        self._chunks = chunks
-        self._biases = [
-            causal_bias(len(chunk.tokens), chunk.prefix.length + len(chunk.tokens), device, dtype) for chunk in chunks
-        ]
+        self._chunks, self._device, self._dtype = chunks, device, dtype
+        self._biases: dict[int | None, list[torch.Tensor]] = {}
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        scaling: float,
+        beyond: Beyond | None = None,
     ) -> torch.Tensor:
         found, at = [], 0
-        for chunk, bias in zip(self._chunks, self._biases, strict=True):
+        for chunk, bias in zip(self._chunks, self._within((beyond or PLAIN).window), strict=True):
             own = slice(at, at := at + len(chunk.tokens))
             keys, values = chunk.prefix.append(key[own], value[own], layer)
-            found.append(attend_to(query[own], keys, values, bias, scaling))
+            found.append(attend_to(query[own], keys, values, bias, scaling, beyond))
         return found[0] if len(found) == 1 else torch.cat(found)
 
-
-def attend_to(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """Attention (T, Hq, Dv) of queries (T, Hq, D) to keys (Hk, L, D) and values (Hk, L, Dv); bias (T, L) is added."""
-    mixed = torch.nn.functional.scaled_dot_product_attention(
-        query.transpose(0, 1)[None], keys[None], values[None], attn_mask=bias, scale=scaling, enable_gqa=True
-    )
-    return mixed[0].transpose(0, 1)
-
-
-def causal_bias(length: int, keys: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """0 where query t may see key l (l <= keys - length + t), -inf elsewhere: (T, L)."""
-    query_at = torch.arange(keys - length, keys, device=device)[:, None]
-    unseen = torch.arange(keys, device=device)[None] > query_at
-    return torch.zeros(length, keys, device=device, dtype=dtype).masked_fill_(unseen, -math.inf)
+    def _within(self, window: int | None) -> list[torch.Tensor]:
+        """The biases of the chunks under a window."""
+        if window not in self._biases:
+            sizes = [(len(chunk.tokens), chunk.prefix.length + len(chunk.tokens)) for chunk in self._chunks]
+            self._biases[window] = [causal_bias(*size, self._device, self._dtype, window) for size in sizes]
+        return self._biases[window]
 
 
 def on_adapter(runner: Runner, known: Prefix, tokens: Sequence[int], slot: int) -> Prefix:

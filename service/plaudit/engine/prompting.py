@@ -17,12 +17,13 @@ def load_chat(path: str | Path, context_length: int = 0) -> tuple[Chat, str, int
 
     Raises Misconfigured.
     """
-    folder = source.find(path)
+    place = source.find(path)
+    folder, more = str(place.folder), place.options
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        config = AutoConfig.from_pretrained(str(folder)).to_dict()
+        tokenizer = AutoTokenizer.from_pretrained(folder, **more)
+        config = AutoConfig.from_pretrained(folder, **more).to_dict()
     except Exception as error:  # the library raises what it likes for a folder that is incomplete
         raise Misconfigured(
             f"the tokenizer at {str(path)!r} cannot be read ({type(error).__name__})", setting="model.path"
         ) from error
-    return Chat(tokenizer), source.digest(folder, tokenizer), context_in_force(config, context_length)
+    return Chat(tokenizer), source.digest(place, tokenizer), context_in_force(config, context_length)

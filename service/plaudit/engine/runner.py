@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from plaudit.engine import kernels
+from plaudit.engine.attention import Beyond
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 
@@ -24,7 +25,13 @@ class Past(Protocol):
     """Keys and values of what went before the tokens of a pass."""
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        scaling: float,
+        beyond: Beyond | None = None,
     ) -> torch.Tensor:
         """Take keys (N, Hk, D) and values (N, Hk, Dv) of the pass; attention (N, Hq, Dv) of its queries (N, Hq, D)."""
 
@@ -120,7 +127,9 @@ class Modules:
         seen = Seen(past)
         self._bank.use(None if slots is None else self._bank.mixture(slots, self._kernels))
         if trunk is None:
-            hidden = base.run_layers(base.embed(tokens[None]), 0, self._capture_layer, positions=places, past=seen)
+            hidden = base.run_layers(
+                base.embed(tokens[None], places), 0, self._capture_layer, positions=places, past=seen
+            )
         else:
             hidden = trunk[None]
         last = base.run_layers(hidden, self._capture_layer, base.num_layers, positions=places, past=seen)
@@ -152,8 +161,8 @@ class _Pieces:
     def __init__(self, past: Past, key: torch.Tensor, value: torch.Tensor, layer: int) -> None:
         self._past, self._key, self._value, self._layer = past, key, value, layer
 
-    def attend(self, query: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, scaling: float | None, beyond: Beyond | None) -> torch.Tensor:
         """Attention (1, N, Hq, Dv) of queries (1, Hq, N, D)."""
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
         queries, keys, values = (each[0].transpose(0, 1) for each in (query, self._key, self._value))
-        return self._past.attend(queries, keys, values, self._layer, scale)[None]
+        return self._past.attend(queries, keys, values, self._layer, scale, beyond)[None]

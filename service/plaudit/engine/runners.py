@@ -7,13 +7,13 @@ import structlog
 import torch
 
 from plaudit.engine import kernels
+from plaudit.engine.attention import Beyond, attend_to, causal_bias
 from plaudit.engine.bank import AdapterBank
 from plaudit.engine.base import Base
 from plaudit.engine.family import Unfit
 from plaudit.engine.fidelity import COARSE, EXACT, apart, probe
 from plaudit.engine.frozen import quicken
 from plaudit.engine.fused import Fused
-from plaudit.engine.prefixes import attend_to, causal_bias
 from plaudit.engine.runner import Modules, Places, Runner
 from plaudit.errors import Misconfigured
 
@@ -94,7 +94,13 @@ class _Whole:
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values (1, Hk, N, D) of each layer
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        scaling: float,
+        beyond: Beyond | None = None,
     ) -> torch.Tensor:
         bias = causal_bias(len(query), len(query), query.device, query.dtype)
         keys, values = key.transpose(0, 1).contiguous(), value.transpose(0, 1).contiguous()
@@ -109,7 +115,13 @@ class _Step:
         self._kept = whole.kept
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, scaling: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layer: int,
+        scaling: float,
+        beyond: Beyond | None = None,
     ) -> torch.Tensor:
         keys, values = (
             torch.cat([of[0, :, :-1], fresh.transpose(0, 1)], dim=1)

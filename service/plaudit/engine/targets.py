@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from plaudit.engine.base import Base
 
-# Attention and MLP of the Llama family.
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Attention and MLP of the Llama family; then as OPT, GPT-NeoX and Phi, and GPT-2 name theirs.
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = (
+    *LLAMA_LINEARS,
+    *("out_proj", "fc1", "fc2", "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "c_attn", "c_fc"),
+)
 
 
 def start_layer(base: Base, layers: int) -> int:

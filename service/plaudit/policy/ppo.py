@@ -143,8 +143,8 @@ class Head(Protocol):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The logits."""
 
-    def logits_back(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The gradient (N, H) of the states, of the logits' (N, V)."""
+    def logits_back(self, gradient: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The gradient (N, H) of the states (N, H), of the logits' (N, V)."""
 
 
 def token_logprobs(head: Head, states: torch.Tensor, tokens: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -171,7 +171,7 @@ class _TokenLogprobs(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 slope = logits.sub_(totals).exp_().neg_()
                 slope.scatter_add_(1, own, torch.ones_like(totals))
-                slopes.append(head.logits_back(slope.div_(temperature)))
+                slopes.append(head.logits_back(slope.div_(temperature), rows))
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(found)

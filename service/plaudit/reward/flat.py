@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from plaudit.engine.attention import PLAIN, Beyond, attend_to, causal_bias
 from plaudit.engine.base import Base
-from plaudit.engine.prefixes import attend_to, causal_bias
 from plaudit.engine.runner import Seen
 from plaudit.reward.completion import Completion
 
@@ -83,7 +83,7 @@ class Layout:
         self.completions: list[tuple[Completion, int, int]] = []
         self._rows: list[tuple[slice, list[slice]]] = []
         self._device, self._dtype = base.device, base.dtype
-        self._biases: dict[tuple[int, int], Tensor] = {}
+        self._biases: dict[tuple[int, int, int | None], Tensor] = {}
         positions = []
         at = 0
         for row in rows:
@@ -98,41 +98,45 @@ class Layout:
             self._rows.append((slice(at, at + length), own))
             at += row.length
         self._positions = torch.cat(positions)[None].to(base.device)
+        end = end_token(base)
+        self._tokens = torch.tensor([[token for row in rows for token in row_tokens(row, end)]], device=base.device)
 
     @torch.no_grad()
     def run(self, base: Base, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Layers start..stop-1 over the tokens (N, H): (N, H), without gradient, under the adapter in force."""
         return base.run_layers(hidden[None], start, stop, positions=self._positions, past=Seen(self))[0]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: int, scaling: float) -> Tensor:
+    def embedded(self, base: Base) -> Tensor:
+        """What enters the first layer, (N, H), of the tokens of the rows."""
+        return base.embed(self._tokens, self._positions)[0]
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, layer: int, scaling: float, beyond: Beyond | None = None
+    ) -> Tensor:
         """Attention (N, Hq, Dv) of queries (N, Hq, D) to keys (N, Hk, D) and values (N, Hk, Dv)."""
         found = query.new_empty(len(query), query.shape[1], value.shape[2])
+        window = (beyond or PLAIN).window
         for prompt, completions in self._rows:
             keys, values = key[prompt].transpose(0, 1), value[prompt].transpose(0, 1)  # (Hk, P, D)
             length = keys.shape[1]
-            found[prompt] = attend_to(query[prompt], keys, values, self._bias(length, length), scaling)
+            found[prompt] = attend_to(query[prompt], keys, values, self._bias(length, length, window), scaling, beyond)
             for own in completions:
                 size = own.stop - own.start
                 found[own] = attend_to(
                     query[own],
                     torch.cat([keys, key[own].transpose(0, 1)], 1),
                     torch.cat([values, value[own].transpose(0, 1)], 1),
-                    self._bias(size, length + size),
+                    self._bias(size, length + size, window),
                     scaling,
+                    beyond,
                 )
         return found
 
-    def _bias(self, length: int, keys: int) -> Tensor:
-        if (length, keys) not in self._biases:
-            self._biases[length, keys] = causal_bias(length, keys, self._device, self._dtype)
-        return self._biases[length, keys]
-
-
-def embedded(base: Base, rows: Sequence[Row]) -> Tensor:
-    """Embeddings (N, H) of the rows' tokens."""
-    end = end_token(base)
-    flat = [token for row in rows for token in row_tokens(row, end)]
-    return base.embed(torch.tensor([flat], device=base.device))[0]
+    def _bias(self, length: int, keys: int, window: int | None) -> Tensor:
+        asked = (length, keys, window)
+        if asked not in self._biases:
+            self._biases[asked] = causal_bias(length, keys, self._device, self._dtype, window)
+        return self._biases[asked]
 
 
 @torch.no_grad()
@@ -148,14 +152,15 @@ def stands_alone(base: Base) -> bool:
         for prompt in TRIAL_PROMPTS
     ]
     stop = min(2, base.num_layers)
-    together = Layout(rows, base).run(base, embedded(base, rows), 0, stop)
+    several = Layout(rows, base)
+    together = several.run(base, several.embedded(base), 0, stop)
     at = 0
     for row in rows:
         wanted = together[at : at + row.length]
         at += row.length
         for shown, (begin, end) in zip(row.shown, spans(row), strict=True):
-            alone = [Row(row.prompt, (shown,))]
-            found = Layout(alone, base).run(base, embedded(base, alone), 0, stop)
+            alone = Layout([Row(row.prompt, (shown,))], base)
+            found = alone.run(base, alone.embedded(base), 0, stop)
             length = len(row.prompt)
             if not (torch.equal(found[:length], wanted[:length]) and torch.equal(found[length:], wanted[begin:end])):
                 return False

@@ -285,7 +285,7 @@ def _below(here: Here, share: _Below) -> Activations:
     found = Activations({}, {})
     for rows in flat.passes(share.rows):
         layout = flat.Layout(rows, here.base)
-        hidden = layout.run(here.base, flat.embedded(here.base, rows), 0, share.start).float().cpu()
+        hidden = layout.run(here.base, layout.embedded(here.base), 0, share.start).float().cpu()
         for prompt, begin, end in layout.prompts:
             if prompt not in found.prompts:
                 found.prompts[prompt] = hidden[begin:end].clone()

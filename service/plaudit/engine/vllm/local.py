@@ -35,11 +35,12 @@ class LocalModel:
     """Tokenizer, chat template and digest of a model that runs elsewhere."""
 
     def __init__(self, path: str | Path) -> None:
-        folder = source.find(path)
+        place = source.find(path)
+        folder, more = str(place.folder), place.options
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
-            config = AutoConfig.from_pretrained(str(folder))
-            generation = generation_config(folder, config)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, **more)
+            config = AutoConfig.from_pretrained(folder, **more)
+            generation = generation_config(place.folder, config)
         except Exception as error:
             # The library raises what it likes for a folder that is incomplete or damaged.
             raise Misconfigured(
@@ -51,7 +52,7 @@ class LocalModel:
         self._positions = int(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT)
         self.eos_ids = eos_ids(generation, self._tokenizer)
         self.end_of_turn = end_of_turn(self._tokenizer, self.eos_ids)
-        self.digest = source.digest(folder, self._tokenizer)
+        self.digest = source.digest(place, self._tokenizer)
 
     def context_length(self, wanted: int) -> int:
         """Tokens of prompt and completion together; `wanted` 0 is the model's own, at most 2,048."""

@@ -85,10 +85,11 @@ async def _try(fleet: Fleet, named: Named, tokens: Sequence[int]) -> None:
 
 def write_trial(folder: Path, settings: ModelSettings) -> Path:
     """An adapter of random weights, of the shape that a release has."""
-    where = source.find(settings.path)
+    found = source.find(settings.path)
+    where, more = str(found.folder), found.options
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(str(where))
-        base = Base(AutoModelForCausalLM.from_config(config), AutoTokenizer.from_pretrained(str(where)), "")
+        config = AutoConfig.from_pretrained(where, **more)
+        base = Base(AutoModelForCausalLM.from_config(config), AutoTokenizer.from_pretrained(where, **more), "")
     rank, names = settings.adapter_rank, targets(base, settings.adapter_layers)
     generator = torch.Generator().manual_seed(0)
     state: dict[str, torch.Tensor] = {}
@@ -98,7 +99,7 @@ def write_trial(folder: Path, settings: ModelSettings) -> Path:
             if name.rpartition(".")[2] in names:
                 linear: Any = base.layer(index).get_submodule(name)
                 outputs, inputs = linear.weight.shape
-                prefix = f"base_model.model.model.layers.{index}.{name}"
+                prefix = f"base_model.model.{base.decoder.path}.{index}.{name}"
                 state[f"{prefix}.lora_A.weight"] = _STRENGTH * torch.randn(rank, inputs, generator=generator)
                 state[f"{prefix}.lora_B.weight"] = _STRENGTH * torch.randn(outputs, rank, generator=generator)
     adapter_files.write(
