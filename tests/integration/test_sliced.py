@@ -13,7 +13,7 @@ from plaudit.engine.torch_engine import TorchEngine
 from plaudit.errors import InternalError, LearnerProcessLost, Misconfigured
 from plaudit.learner.loop import learn
 from plaudit.settings import load_settings
-from plaudit.testing.models import tiny_model
+from plaudit.testing.models import tiny_family, tiny_model
 
 from .test_ranks import CLOSE, ENGINE, LAYERS, MODEL, _started, apart, planted, policy, reward
 
@@ -190,3 +190,12 @@ def test_slices_without_servers_or_processes_are_refused(folder, tmp_path):
         settings_of(folder, "engine.vllm.check_base=true")
     with pytest.raises(Misconfigured, match="start it by torchrun"):
         learn(settings_of(folder, f"data_dir={tmp_path}"), once=True)
+
+
+def test_a_base_that_its_own_forward_pass_runs_is_not_sliced(tmp_path):
+    gpt2 = tiny_family(tmp_path / "gpt2", "gpt2", n_embd=64, n_layer=2, n_head=4)
+    with pytest.raises(Misconfigured, match=r"its own forward pass.*model\.shard = false"):
+        sliced.load(settings_of(gpt2), 0, 2)
+    (tmp_path / "one.gguf").write_bytes(b"GGUF")
+    with pytest.raises(Misconfigured, match="GGUF file cannot be read in slices"):
+        sliced.load(settings_of(tmp_path / "one.gguf"), 0, 2)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from plaudit.engine.attention import PLAIN, Beyond, grouped_attention
-from plaudit.engine.decoder import LLAMA_FAMILY, Whole, Stacked
+from plaudit.engine.decoder import LLAMA_FAMILY, Stacked, Whole
 from plaudit.engine.limits import SETTING, context_in_force
 from plaudit.errors import Misconfigured, PlauditError
 from plaudit.types import Message

@@ -17,7 +17,16 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from plaudit.engine.bank import AdapterBank, Correction, Mixture
 from plaudit.engine.base import Base
-from plaudit.engine.family import LayerWeights, Norm, Side, Unfit, layer_weights, narrow_head, packed_head, require_plain
+from plaudit.engine.family import (
+    LayerWeights,
+    Norm,
+    Side,
+    Unfit,
+    layer_weights,
+    narrow_head,
+    packed_head,
+    require_plain,
+)
 from plaudit.engine.kernels import array
 from plaudit.engine.narrow import Narrow
 from plaudit.engine.packed import Packed, stand_alone

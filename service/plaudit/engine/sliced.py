@@ -27,7 +27,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from plaudit.engine import fidelity, source
-from plaudit.engine.base import ATTENTION, Base, generation_config, register_attention
+from plaudit.engine.attention import ATTENTION, register_attention
+from plaudit.engine.base import Base, generation_config
+from plaudit.engine.decoder import Stacked
 from plaudit.engine.threads import settle_kernels
 from plaudit.errors import LearnerProcessLost, Misconfigured
 from plaudit.settings import Settings
@@ -160,7 +162,12 @@ def load(settings: Settings, rank: int, size: int) -> Base:
     register_attention()
     where = ("cuda" if torch.cuda.is_available() else "cpu") if model.device == "auto" else model.device
     number = {"auto": torch.bfloat16 if where == "cuda" else torch.float32}.get(model.dtype)
-    folder = source.find(model.path)
+    found = source.find(model.path)
+    if found.gguf is not None:
+        raise Misconfigured(
+            "a GGUF file cannot be read in slices (model.shard); save the model as safetensors", setting="model.shard"
+        )
+    folder = found.folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         config = AutoConfig.from_pretrained(str(folder))
@@ -174,8 +181,9 @@ def load(settings: Settings, rank: int, size: int) -> Base:
             setting="model.path",
         ) from error
     made.requires_grad_(False).eval()
-    base = Base(made, tokenizer, source.digest(folder, tokenizer))
-    base.context_length = _tried(config, tokenizer, settings.engine.context_length)
+    context = _tried(config, tokenizer, settings.engine.context_length)
+    base = Base(made, tokenizer, source.digest(found, tokenizer))
+    base.context_length = context
     made.set_attn_implementation(ATTENTION)
     device = torch.device(where, torch.cuda.current_device()) if where == "cuda" else torch.device(where)
     base.slices = _slice(base, folder, device, rank, size)
@@ -192,7 +200,15 @@ def _tried(config: Any, tokenizer: Any, context_length: int) -> int:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         drawn = AutoModelForCausalLM.from_config(few, dtype=torch.float32).requires_grad_(False).eval()
-    return fidelity.check(Base(drawn, tokenizer, ""), ATTENTION, context_length)
+    base = Base(drawn, tokenizer, "")
+    context = fidelity.check(base, ATTENTION, context_length)
+    if not isinstance(base.decoder, Stacked):
+        raise Misconfigured(
+            f"a {type(drawn).__name__} is run by its own forward pass, which does not go in slices; "
+            "set model.shard = false, or use a base of the Llama family",
+            setting="model.shard",
+        )
+    return context
 
 
 def _slice(base: Base, folder: Path, device: torch.device, rank: int, size: int) -> Slices:
