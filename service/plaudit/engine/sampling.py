@@ -141,7 +141,7 @@ def draw(
 def _by_torch(
     logits: torch.Tensor, settings: Sequence[Sampling | None], uniforms: Sequence[float], memory: Memory | None
 ) -> tuple[list[int], list[float], list[float]]:
-    """As draw, by torch's operators: for rows with a top k or a nucleus, and where there are no kernels."""
+    """As draw, by torch's operators: for rows with a top k or a nucleus, and if there are no kernels."""
     peak = logits.amax(dim=-1, keepdim=True)
     broken = ~torch.isfinite(peak[:, 0])
     if bool(broken.any()):
