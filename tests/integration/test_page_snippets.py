@@ -9,7 +9,11 @@ from plaudit.plugins import load_plugins
 from plaudit.testing.serving import local_server, serve_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("http", "first-assistant", "thumbs", "client", "kubernetes"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("http", "first-assistant", "thumbs", "client", "kubernetes")),
+    "plugins/instruction/README.md",
+]
 IMPORTS = "import httpx\nimport openai\nfrom plaudit.client import Plaudit\n"
 
 

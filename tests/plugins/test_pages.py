@@ -30,3 +30,11 @@ def test_the_page_lists_every_check_of_the_kit():
     page = (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
     checks = {name for name, _ in inspect.getmembers(PluginConformance, inspect.isfunction) if name.startswith("test_")}
     assert set(re.findall(r"^\| `(test_\w+)`", page, re.MULTILINE)) == checks
+
+
+@pytest.mark.parametrize("domain", ["ethics", "instruction", "moderation", "recommendation"])
+def test_a_domain_has_a_page_with_its_figures_and_limits(domain):
+    page = (ROOT / "plugins" / domain / "README.md").read_text(encoding="utf-8")
+    assert f"[`plaudit-{domain}`]({domain}/README.md)" in (ROOT / "plugins" / "README.md").read_text(encoding="utf-8")
+    assert "../../docs/results.md" in page
+    assert "## Limits" in page or "must not be used for" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 import sys
@@ -64,6 +65,38 @@ def joined(settings):
         log.close()
 
     return join
+
+
+def test_reasons_are_counted_by_release_and_shown_with_their_act(run, registry, joined):
+    def because(act, *reasons):
+        return dataclasses.replace(act, reasons=reasons)
+
+    newer = make_interaction("i2")
+    newer = dataclasses.replace(
+        newer, candidates=tuple(dataclasses.replace(each, release_version=7) for each in newer.candidates)
+    )
+    acts = [
+        because(make_feedback("f1", "i1", Thumbs("a", False), rater="ann"), "unclear"),  # replaced by the next
+        because(make_feedback("f2", "i1", Thumbs("a", False), rater="ann", seconds=60), "unclear", "too_long"),
+        because(make_feedback("f3", "i1", Thumbs("b", False), rater="ben"), "too_long"),
+        make_feedback("f4", "i1", Thumbs("a", True), rater="cem"),
+        because(make_feedback("f5", "i2", Thumbs("a", False), rater="ann"), "unclear"),
+    ]
+    joined([make_interaction("i1"), newer], acts)
+    first = make_interaction("i1").candidates[0].release_version
+    code, out, _ = run("evidence", "reasons", str(CHANNEL), "--json")
+    assert (code, json.loads(out)) == (
+        0,
+        [
+            {"release": first, "said": "thumb down", "acts": 2, "reasons": {"too_long": 2, "unclear": 1}},
+            {"release": first, "said": "thumb up", "acts": 1, "reasons": {}},
+            {"release": 7, "said": "thumb down", "acts": 1, "reasons": {"unclear": 1}},
+        ],
+    )
+    assert "thumb down: 2; too_long 2 (100%), unclear 1 (50%)" in run("evidence", "reasons", str(CHANNEL))[1]
+    assert "nothing was said" in run("evidence", "reasons", f"{CHANNEL.domain}/nobody")[1]
+    shown = json.loads(run("evidence", "show", "i2", "--json")[1])
+    assert [act["reasons"] for act in shown["feedback"]] == [["unclear"]]
 
 
 def test_what_feedback_became_is_shown_and_its_text_only_if_asked(run, registry, joined):

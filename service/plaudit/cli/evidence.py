@@ -5,13 +5,14 @@ Texts of people and of the model are printed by `evidence show --text` alone; wh
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plaudit.cli.options import JsonOption, SettingsOptions, echo_json, takes_settings
+from plaudit.cli.options import ChannelArgument, JsonOption, SettingsOptions, channel_of, echo_json, takes_settings
 
 if TYPE_CHECKING:
     from plaudit.eventlog.codec import Rejected
@@ -55,6 +56,29 @@ def show_evidence(
             texts=text,
         )
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else _trace_lines(found))
+
+
+@evidence_app.command("reasons")
+@takes_settings
+def count_reasons(given: SettingsOptions, channel: ChannelArgument, as_json: JsonOption = False) -> None:
+    """Count the reasons that people name, by release and kind of feedback."""
+    settings = given.load_used()
+    from plaudit.evidence.reasons import reasons_named
+    from plaudit.evidence.store import EvidenceStore
+
+    store = EvidenceStore(settings.store_url)
+    try:
+        found = reasons_named(store.database, channel_of(channel))
+    finally:
+        store.close()
+    if as_json:
+        echo_json([dataclasses.asdict(each) for each in found])
+        return
+    for each in found:
+        shares = ", ".join(f"{name} {count} ({count / each.acts:.0%})" for name, count in each.reasons.items())
+        typer.echo(f"release {each.release}  {each.said}: {each.acts}; {shares or 'no reasons'}")
+    if not found:
+        typer.echo(f"nothing was said about answers of {channel}")
 
 
 @rejected_app.command("list")

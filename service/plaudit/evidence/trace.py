@@ -108,7 +108,8 @@ def _act(record: bytes, places: dict[str, int], texts: bool) -> dict[str, Any]:
     if isinstance(said, Retraction):
         return {"kind": "retraction"}
     assert isinstance(said, Feedback), "the join stores nothing else here"
-    return {"kind": KIND_OF_ACT[type(said.act)].value, **_fields(said.act, places, texts)}
+    reasons = {"reasons": list(said.reasons)} if said.reasons else {}
+    return {"kind": KIND_OF_ACT[type(said.act)].value, **_fields(said.act, places, texts), **reasons}
 
 
 def _fields(value: Any, places: dict[str, int], texts: bool) -> dict[str, Any]:
