@@ -166,7 +166,7 @@ class Remembers(Sound):
     def to_evidence(self, interaction, feedback):
         (item,) = super().to_evidence(interaction, feedback)
         if isinstance(item, Pair):
-            return (Pair(first=item.first, second=item.second, outcome=item.outcome, margin=next(self.counter)),)
+            return (Pair(first=item.first, second=item.second, outcome=item.outcome, margin=next(self.counter) * 1e-6),)
         return (item,)
 
 

@@ -184,10 +184,10 @@ UNUSABLE = {
     ],
     "to_evidence": [
         ([3], "a int, which is not a kind of evidence"),
-        ([Binary(candidate="z", positive=True)], "'z', which is not a candidate"),
+        ([Binary(candidate="z", positive=True)], "evidence on what is not a candidate"),
         ([Binary(candidate="a", positive=1)], "neither good nor bad"),
         ([Pair(first="a", second="a", outcome=PairOutcome.TIE)], "names a candidate twice"),
-        ([Pair(first="a", second="b", outcome="first")], "the outcome 'first'"),
+        ([Pair(first="a", second="b", outcome="first")], "the outcome type str"),
         ([Pair(first="a", second="b", outcome=PairOutcome.TIE, tie_offered=1)], "tie offered 1"),
         ([Binary(candidate=[], positive=True)], "wrong types (TypeError)"),
         ([Binary(candidate="a", positive=True, source=3)], "a source with a int"),
@@ -251,6 +251,28 @@ def test_what_cannot_be_used_is_refused_with_what_is_wrong(member, given, words)
     error = failure(member, lambda: given)
     assert error.metadata["why"] == Why.UNUSABLE
     assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("member", "given"),
+    [
+        ("decode_spec", DecodeSpec(n="my secret")),
+        ("decode_spec", DecodeSpec(temperature="my secret")),
+        ("reward", RewardTerms(terms=(("score", "my secret"),))),
+        ("reward", RewardTerms(terms=(("my secret", 0.1), ("my secret", 0.1)))),
+        ("to_evidence", [Binary(candidate="my secret", positive=True)]),
+        ("to_evidence", [Scalar(candidate="a", value="my secret")]),
+        ("to_evidence", [Pair(first="a", second="b", outcome="my secret")]),
+        ("to_evidence", [Label(candidate="a", value="my secret")]),
+    ],
+)
+def test_what_is_wrong_is_told_without_texts_of_people(member, given):
+    assert "secret" not in failure(member, lambda: given).message
+
+
+def test_a_number_of_any_length_is_told_in_few_words():
+    given = [Pair(first="a", second="b", outcome=PairOutcome.FIRST, margin=ENORMOUS)]
+    assert len(failure("to_evidence", lambda: given).message) < 200
 
 
 @pytest.mark.parametrize(

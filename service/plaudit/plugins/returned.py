@@ -120,16 +120,16 @@ def spec_fault(spec: object) -> str:
         return f"a {type(spec).__name__}, not a DecodeSpec with a Sampling"
     sampling = spec.sampling
     if not _is_whole(spec.n, 1, MAX_COMPLETIONS):
-        return f"n {spec.n!r}; it must be 1 to {MAX_COMPLETIONS}"
+        return f"n {_shown(spec.n)}; it must be 1 to {MAX_COMPLETIONS}"
     if not _is_whole(sampling.max_tokens, 1, MAX_TOKENS):
-        return f"max_tokens {sampling.max_tokens!r}; it must be 1 to {MAX_TOKENS}"
+        return f"max_tokens {_shown(sampling.max_tokens)}; it must be 1 to {MAX_TOKENS}"
     if not _is_whole(sampling.top_k, 0, MAX_TOP_K):
-        return f"top_k {sampling.top_k!r}; it must be 0 to {MAX_TOP_K}"
+        return f"top_k {_shown(sampling.top_k)}; it must be 0 to {MAX_TOP_K}"
     if not is_number(sampling.top_p) or not 0 < sampling.top_p <= 1:
-        return f"top_p {sampling.top_p!r}; it must be above 0, at most 1"
+        return f"top_p {_shown(sampling.top_p)}; it must be above 0, at most 1"
     temperature = sampling.temperature if spec.temperature is None else spec.temperature
     if not is_number(temperature) or not 0 <= temperature <= MAX_TEMPERATURE:
-        return f"temperature {temperature!r}; it must be 0 to {MAX_TEMPERATURE:g}"
+        return f"temperature {_shown(temperature)}; it must be 0 to {MAX_TEMPERATURE:g}"
     if not isinstance(sampling.stop, tuple) or not all(isinstance(stop, str) and stop for stop in sampling.stop):
         return "a stop that is not a text"
     if len(sampling.stop) > MAX_STOPS:
@@ -146,10 +146,10 @@ def terms_fault(terms: object) -> str:
         if not isinstance(term, tuple) or len(term) != 2 or not isinstance(term[0], str) or not term[0]:
             return "a term that is not a pair of a name and a number"
         if not is_number(term[1]) or not math.isfinite(term[1]):
-            return f"a term of {term[1]!r}, which is not a finite number"
+            return f"a term of {_shown(term[1])}, which is not a finite number"
         names.append(term[0])
     if len(set(names)) != len(names):
-        return f"terms {names} that share a name"
+        return "two terms that share a name"
     if abs(terms.total) > MOST_REWARD:
         return f"a total of {terms.total}; rewards lie within {-MOST_REWARD:g} to {MOST_REWARD:g}"
     return ""
@@ -167,8 +167,10 @@ def _item_fault(item: object, known: frozenset[str], declared: Declaration) -> s
     if not isinstance(item, Evidence):
         return f"a {type(item).__name__}, which is not a kind of evidence"
     names = candidates_of(item)
-    if unknown := [name for name in names if name not in known]:
-        return f"evidence on {unknown[0]!r}, which is not a candidate of the interaction"
+    if any(name not in known for name in names):
+        return (
+            "evidence on what is not a candidate of the interaction"  # the name stays out: it may be what was written
+        )
     if len(set(names)) != len(names):
         return f"a {type(item).__name__} that names a candidate twice"
     return _text_fault("a source", [getattr(item, "source", "")], MAX_SOURCE_BYTES) or _value_fault(item, declared)
@@ -177,15 +179,15 @@ def _item_fault(item: object, known: frozenset[str], declared: Declaration) -> s
 def _value_fault(item: Evidence, declared: Declaration) -> str:
     match item:
         case Pair() if not isinstance(item.outcome, PairOutcome) or not isinstance(item.tie_offered, bool):
-            return f"a pair with the outcome {item.outcome!r}, tie offered {item.tie_offered!r}"
+            return f"a pair with the outcome {_shown(item.outcome)}, tie offered {_shown(item.tie_offered)}"
         case Pair() | Demo() if not is_number(item.margin) or not 0 <= item.margin <= MAX_MARGIN:
-            return f"a margin of {item.margin!r}; it must be 0 to {MAX_MARGIN:g}"
+            return f"a margin of {_shown(item.margin)}; it must be 0 to {MAX_MARGIN:g}"
         case RankingEvidence() if len(item.order) < 2:
             return "a ranking of fewer than two candidates"
         case RankingEvidence() if item.observed is not None and not _is_whole(item.observed, 1, len(item.order)):
             return f"a ranking of {len(item.order)} candidates of which {item.observed} are in order"
         case Scalar() if not is_number(item.value) or not 0 <= item.value <= 1:
-            return f"a scalar of {item.value!r}, outside [0, 1]"
+            return f"a scalar of {_shown(item.value)}, outside [0, 1]"
         case Binary() if not isinstance(item.positive, bool):
             return "a Binary that is neither good nor bad"
         case Label() if item.value not in declared.labels:
@@ -262,6 +264,13 @@ def _text_fault(what: str, texts: Iterable[object], most: int) -> str:
         except UnicodeEncodeError:
             return f"{what} whose text is not valid Unicode (a lone surrogate)"
     return f"{what} of {size} bytes; {most} are allowed" if size > most else ""
+
+
+def _shown(value: object) -> str:
+    """A value in few words; of a text its type alone, as somebody may have written it."""
+    if value is None or isinstance(value, int | float):
+        return f"{value!r:.24}"
+    return f"type {type(value).__name__}"
 
 
 def _is_whole(value: object, low: float, high: float) -> bool:
