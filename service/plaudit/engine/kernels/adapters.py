@@ -308,8 +308,13 @@ class Arranged:
     def add(self, linears: Linears, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Add to `out` (N, width) what each token's adapter gives for its input in `rows` (N, inputs).
 
-        Both contiguous, in fp32. By the team of threads that torch computes with, or by this thread alone.
+        By the team of threads that torch computes with, or by this thread alone. Raises ValueError unless both are
+        contiguous and in fp32: they are written to by address.
         """
+        if not (rows.dtype == out.dtype == torch.float32 and rows.is_contiguous() and out.is_contiguous()):
+            raise ValueError(
+                f"the kernel of adapters takes contiguous float32; its input is {rows.dtype}, its output {out.dtype}"
+            )
         self._task[:4] = [0, rows.data_ptr(), out.data_ptr(), linears.address]
         if self._threads < 2 or not share(_shared, self._address, self._threads):
             _alone(self._address)
