@@ -99,5 +99,6 @@ def draw(logits: Array, temperatures: Array, uniforms: Array, tokens: Array, raw
             found = _pass(row, peak, inverse, sums, uniforms[i] * own)
             # Behind the last block's last token of any weight only if the sums round so.
             tokens[i] = found if found >= 0 else best
-            sampled[i] = (float(row[tokens[i]]) - peak) / temperature - math.log(own)
-        raw[i] = float(row[tokens[i]]) - peak - math.log(total)
+            # Rounded as records keep them: an answer that is told again is the same to the bit.
+            sampled[i] = np.float32((float(row[tokens[i]]) - peak) / temperature - math.log(own))
+        raw[i] = np.float32(float(row[tokens[i]]) - peak - math.log(total))
