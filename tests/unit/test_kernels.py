@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+import threading
 
 import pytest
 import structlog
@@ -193,3 +194,18 @@ def test_without_a_compiler_there_are_no_kernels_and_one_line_says_so(why, monke
         assert load() is None
         assert load() is None
     assert [line["log_level"] for line in lines] == ["warning"]
+
+
+def test_one_process_compiles_and_the_others_wait():
+    entered = threading.Event()
+
+    def second():
+        with kernels._one_compiles():
+            entered.set()
+
+    with kernels._one_compiles():
+        waits = threading.Thread(target=second, daemon=True)
+        waits.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(60)
+    waits.join(60)

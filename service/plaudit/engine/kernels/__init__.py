@@ -10,8 +10,13 @@ that this module alone imports any, and nothing else in the package names numba.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +32,8 @@ def load() -> Any | None:
     """All kernels as functions of numpy arrays, by their names; None if they do not work here, which is logged once."""
     begun = time.monotonic()
     try:
-        from plaudit.engine.kernels import adapters, attention, compiling, drawing, rows
+        with _one_compiles():
+            from plaudit.engine.kernels import adapters, attention, compiling, drawing, rows
 
         found = SimpleNamespace(
             add=rows.add,
@@ -54,11 +60,31 @@ def load() -> Any | None:
 def load_narrow() -> Any | None:
     """The kernel of products with narrow weights (`narrow.narrow`), compiled if somebody wants it; None as of load."""
     try:
-        from plaudit.engine.kernels.narrow import narrow
+        with _one_compiles():
+            from plaudit.engine.kernels.narrow import narrow
     except Exception as why:
         log.warning("the kernel of narrow weights is not compiled here", why=str(why))
         return None
     return narrow
+
+
+@contextlib.contextmanager
+def _one_compiles() -> Iterator[None]:
+    """A block that one process of this machine's user enters at a time: the others then find what it has compiled."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):  # not on Windows; no folder that can be written
+            import fcntl
+
+            user = os.getuid()
+            path = Path(tempfile.gettempdir()) / f"plaudit-kernels-{user}.lock"
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+            held.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waits for another process, which compiles kernels or reads them")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

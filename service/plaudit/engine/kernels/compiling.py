@@ -18,11 +18,14 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+import structlog
 from llvmlite import ir
 from numba.core import cgutils, sigutils, types
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
+
+log = structlog.get_logger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -51,7 +54,10 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         found = None
         with contextlib.suppress(Exception):  # a file that another version wrote, or half of one
             found = super().load_overload(sig, target_context)
-        fresh += found is None
+        if found is None:
+            fresh += 1
+            if fresh == 1:
+                log.info("compiles kernels, once on this machine; this takes ten seconds or more")
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
