@@ -40,8 +40,8 @@ cores. These figures show that the loop learns what people mean; they say nothin
 - **Baselines** cost no training and meet the same judge. The best constant, the constant answer and the filled-in
   pattern were searched for with the hidden preference on requests of the channel, which no one outside of a simulation
   could do. A baseline that comes close or wins is printed as it is.
-- **Instruction** stands in [the quick loop, ten seeds](#the-quick-loop-ten-seeds), and the rationales that the moderation
-  domain writes have no simulated people: they are not in the table.
+- **Instruction** stands in [the quick loop, ten seeds](#the-quick-loop-ten-seeds). The rationales that the
+  moderation domain writes have no simulated people, and are not in the table.
 
 All of it again: `python benchmarks/domains.py --out benchmarks/results/domains.json && python scripts/results.py`."""
 
