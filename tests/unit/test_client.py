@@ -34,6 +34,7 @@ from plaudit.v1 import (
     releases_pb2,
     releases_pb2_grpc,
 )
+from plaudit.wire import REQUEST_ID_KEY
 from prometheus_client import CollectorRegistry
 
 
@@ -420,6 +421,26 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments():
         assert [(p.name, p.kind, p.default) for p in parameters] == [
             (p.name, p.kind, p.default) for p in asynchronous[name]
         ], name
+
+
+class FailedCall(grpc.RpcError):
+    """A failed call as grpc shows it."""
+
+    def __init__(self, code, *trailers):
+        self.code, self.trailing_metadata, self.details = (lambda: code), (lambda: trailers), (lambda: "")
+
+
+def test_a_deadline_that_passes_while_grpc_connects_says_that_nobody_is_there():
+    away, late = FailedCall(grpc.StatusCode.UNAVAILABLE), FailedCall(grpc.StatusCode.DEADLINE_EXCEEDED)
+    patience = client_calls.Patience(None, "plaudit.example:50051", 3.0)
+    assert isinstance(patience.failed(late), DeadlinePassed), "a server may be slow"
+    assert isinstance(patience.failed(away), client_calls.Unreached)
+    told = patience.failed(late)
+    assert isinstance(told, client_calls.Unreached)
+    assert isinstance(told.error, NotServing)
+    assert "plaudit.example:50051" in told.error.message
+    answered = FailedCall(grpc.StatusCode.DEADLINE_EXCEEDED, (REQUEST_ID_KEY, "r"))
+    assert isinstance(patience.failed(answered), DeadlinePassed), "a server that came up in between, and was slow"
 
 
 @pytest.mark.apart

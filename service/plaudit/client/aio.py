@@ -25,7 +25,6 @@ from plaudit.client.calls import (
     channel_options,
     checked_target,
     closed,
-    failed_attempt,
 )
 from plaudit.client.catalogue import (
     DeclaredDomain,
@@ -240,21 +239,22 @@ class AsyncPlaudit:
         try:
             async for attempt in tenacity.AsyncRetrying(**patience.policy()):
                 with attempt:
-                    return await self._call(method(request, timeout=patience.left()))
+                    return await self._call(patience, method(request, timeout=patience.left()))
         except Unreached as failed:
             raise failed.error from failed
         raise AssertionError("tenacity ends with an answer or an error")
 
-    async def _call(self, call: Awaitable[Any]) -> Any:
+    async def _call(self, patience: Patience, call: Awaitable[Any]) -> Any:
         try:
             return await call
         except grpc.RpcError as error:
-            raise failed_attempt(error, self._target) from error
+            raise patience.failed(error) from error
 
     async def _once(self, method: Callable[..., Any], request: Any) -> Any:
         self._check_loop()
+        patience = Patience(0.0, self._target, self._timeout)
         try:
-            return await self._call(method(request, timeout=self._timeout))
+            return await self._call(patience, method(request, timeout=self._timeout))
         except Unreached as failed:
             raise failed.error from failed
 
@@ -274,7 +274,7 @@ class AsyncPlaudit:
             async for attempt in tenacity.AsyncRetrying(**patience.policy()):
                 with attempt:
                     answers = method(request, timeout=patience.left())
-                    first = await self._call(answers.read())
+                    first = await self._call(patience, answers.read())
         except Unreached as failed:
             raise failed.error from failed
         if first is not _EOF:

@@ -18,7 +18,7 @@ import tenacity
 
 from plaudit.access.credentials import AccessOptions, Credentials, credentials_of
 from plaudit.addresses import is_loopback, no_proxy
-from plaudit.errors import InvalidField, NotServing, PlauditError, RateLimited
+from plaudit.errors import DeadlinePassed, InvalidField, NotServing, PlauditError, RateLimited
 from plaudit.v1 import assistant_pb2_grpc, domains_pb2_grpc, feedback_pb2_grpc, releases_pb2_grpc
 from plaudit.wire import REQUEST_ID_KEY, from_call
 
@@ -36,6 +36,8 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 800),
 )
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+
+_SEE = "see that `plaudit serve` runs there and listens"
 
 log = logging.getLogger("plaudit.client")
 
@@ -72,6 +74,10 @@ def channel_options(target: str) -> list[tuple[str, int]]:
 def call_error(call: Any, target: str) -> PlauditError:
     """The error of a failed call; one that no server answered names the target and a proxy in between."""
     error = from_call(call)
+    if isinstance(error, DeadlinePassed) and not _answered(call):
+        return DeadlinePassed(
+            f"{target} gave no answer in time: it may be slow (allow more time or ask for fewer tokens) or out of reach"
+        )
     if not _unanswered(call):
         return error
     proxies = [] if is_loopback(target) else [name for name in _PROXY_VARIABLES if os.environ.get(name)]
@@ -81,9 +87,7 @@ def call_error(call: Any, target: str) -> PlauditError:
         return NotServing(
             f"{target} speaks HTTP, not gRPC: it may be the HTTP door (serve.http_port); name the gRPC port, serve.port"
         )
-    return NotServing(
-        f"nothing answers at {target}{through}; see that `plaudit serve` runs there and listens (gRPC says: {details})"
-    )
+    return NotServing(f"nothing answers at {target}{through}; {_SEE} (gRPC says: {details})")
 
 
 def unreached(call: Any) -> bool:
@@ -92,11 +96,13 @@ def unreached(call: Any) -> bool:
 
 
 def _unanswered(call: Any) -> bool:
-    """Whether no Plaudit server answered a failed call: each of its answers carries a request id."""
-    if call.code() is not grpc.StatusCode.UNAVAILABLE:
-        return False
-    trailers = call.trailing_metadata() or ()
-    return all(key != REQUEST_ID_KEY for key, _ in trailers)
+    """Whether a failed call met no Plaudit server."""
+    return call.code() is grpc.StatusCode.UNAVAILABLE and not _answered(call)
+
+
+def _answered(call: Any) -> bool:
+    """Whether a Plaudit server answered a failed call: each of its answers carries a request id."""
+    return any(key == REQUEST_ID_KEY for key, _ in call.trailing_metadata() or ())
 
 
 class Patience:
@@ -110,11 +116,25 @@ class Patience:
         self._unreached = timeout if seconds is None else seconds
         self._target = target
         self._ends_at = time.monotonic() + timeout
-        self._told = False
+        self._met_nobody = self._told = False
 
     def left(self) -> float:
         """Seconds until the deadline of all attempts."""
         return max(0.0, self._ends_at - time.monotonic())
+
+    def failed(self, call: Any) -> Exception:
+        """What a failed attempt raises: its error, wrapped if no server answered it.
+
+        If the time ends while grpc still connects, it says that a deadline passed, as of a server that is slow. Where
+        the attempts before had met nobody, nobody is what is told.
+        """
+        if self._met_nobody and call.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not _answered(call):
+            return Unreached(NotServing(f"nothing answers at {self._target}; {_SEE}"))
+        error = call_error(call, self._target)
+        if not unreached(call):
+            return error
+        self._met_nobody = True
+        return Unreached(error)
 
     def policy(self) -> dict[str, Any]:
         """Arguments of tenacity's Retrying and AsyncRetrying."""
@@ -151,12 +171,6 @@ def _limit(state: tenacity.RetryCallState) -> float:
     """Seconds that a limit lasts: shorter waits would only count against it."""
     error = state.outcome.exception() if state.outcome else None
     return error.retry_seconds if isinstance(error, RateLimited) else 0.0
-
-
-def failed_attempt(call: Any, target: str) -> Exception:
-    """What a failed attempt raises: its error, wrapped if no server answered it."""
-    error = call_error(call, target)
-    return Unreached(error) if unreached(call) else error
 
 
 class Stubs:

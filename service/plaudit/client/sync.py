@@ -15,7 +15,7 @@ import grpc
 import tenacity
 
 from plaudit.access.credentials import AccessOptions
-from plaudit.client.calls import DEFAULT_SECONDS, Patience, Unreached, call_error, connect, failed_attempt
+from plaudit.client.calls import DEFAULT_SECONDS, Patience, Unreached, call_error, connect
 from plaudit.client.catalogue import (
     DeclaredDomain,
     ReleaseDetails,
@@ -258,20 +258,21 @@ class Plaudit:
         try:
             for attempt in tenacity.Retrying(**patience.policy()):
                 with attempt:
-                    return self._call(lambda: method(request, timeout=patience.left()))
+                    return self._call(patience, lambda: method(request, timeout=patience.left()))
         except Unreached as failed:
             raise failed.error from failed
         raise AssertionError("tenacity ends with an answer or an error")
 
-    def _call(self, call: Callable[[], Any]) -> Any:
+    def _call(self, patience: Patience, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except grpc.RpcError as error:
-            raise failed_attempt(error, self._target) from error
+            raise patience.failed(error) from error
 
     def _once(self, method: Callable[..., Any], request: Any) -> Any:
+        patience = Patience(0.0, self._target, self._timeout)
         try:
-            return self._call(lambda: method(request, timeout=self._timeout))
+            return self._call(patience, lambda: method(request, timeout=self._timeout))
         except Unreached as failed:
             raise failed.error from failed
 
@@ -290,7 +291,7 @@ class Plaudit:
             for attempt in tenacity.Retrying(**patience.policy()):
                 with attempt:
                     answers = method(request, timeout=patience.left())
-                    first = self._call(functools.partial(next, answers, None))
+                    first = self._call(patience, functools.partial(next, answers, None))
         except Unreached as failed:
             raise failed.error from failed
         if first is not None:
