@@ -29,40 +29,45 @@ def one(unit: str, reward: float | None, logged: float, target: float, *q: float
     )
 
 
-# Weights 2, .5, 1, 2; rewards 1, 1, 0, 0.
+# Weights 2, .5, 1, 2, .5; rewards 1, 1, 0, 0, 0.
 PENCIL = (
     one("a", 1.0, 0.25, 0.5, 0.8, 0.6),
     one("b", 1.0, 0.8, 0.4, 0.8, 0.6),
     one("c", 0.0, 0.5, 0.5, 0.4, 0.6),
     one("d", 0.0, 0.1, 0.2, 0.4, 0.6),
+    one("e", 0.0, 0.5, 0.25, 0.4, 0.6),
 )
 
 
 def test_estimators_give_what_a_pencil_gives() -> None:
     found = estimate(PENCIL, min_ess=1)
     assert found.dr is not None
-    assert found.observed.value == pytest.approx(0.5)
-    # (2 + .5 + 0 + 0) / 4, and over the weights' sum of 5.5.
-    assert found.ips.value == pytest.approx(0.625)
-    assert found.snips.value == pytest.approx(2.5 / 5.5)
-    # .6 + mean(2 x .2, .5 x .2, 1 x -.4, 2 x -.4) = .6 - .7 / 4.
-    assert found.dr.value == pytest.approx(0.425)
-    # 5.5^2 / (4 + .25 + 1 + 4).
-    assert found.ess == pytest.approx(30.25 / 9.25)
-    assert (found.interactions, found.units, found.clipped) == (4, 4, 0)
+    assert found.observed.value == pytest.approx(0.4)
+    # (2 + .5 + 0 + 0 + 0) / 5, and over the weights' sum of 6.
+    assert found.ips.value == pytest.approx(0.5)
+    assert found.snips.value == pytest.approx(2.5 / 6)
+    # .6 + mean(2 x .2, .5 x .2, 1 x -.4, 2 x -.4, .5 x -.4) = .6 - .9 / 5.
+    assert found.dr.value == pytest.approx(0.42)
+    # 6^2 / (4 + .25 + 1 + 4 + .25).
+    assert found.ess == pytest.approx(36 / 9.5)
+    assert (found.interactions, found.units, found.clipped) == (5, 5, 0)
 
 
 def test_clipping_is_said_and_counted() -> None:
     found = estimate(PENCIL, min_ess=1, clip=1.0)
     assert (found.clip, found.clipped) == (1.0, 2)
-    assert found.ips.value == pytest.approx((1 + 0.5) / 4)
+    assert found.ips.value == pytest.approx((1 + 0.5) / 5)
 
 
 def test_places_are_weighed_one_by_one_and_missing_rewards_count_nowhere() -> None:
     two = [
-        Shown(unit="a", rewards=(1.0, 0.0), logged=(0.5, 0.5), target=(1.0, 0.25)),
-        Shown(unit="b", rewards=(0.0, None), logged=(0.5, 0.5), target=(0.5, 0.5)),
-        Shown(unit="c", rewards=(None, 1.0), logged=(0.5, 0.5), target=(0.5, 0.5)),
+        shown
+        for n in range(3)  # the same of three times three people
+        for shown in (
+            Shown(unit=f"a{n}", rewards=(1.0, 0.0), logged=(0.5, 0.5), target=(1.0, 0.25)),
+            Shown(unit=f"b{n}", rewards=(0.0, None), logged=(0.5, 0.5), target=(0.5, 0.5)),
+            Shown(unit=f"c{n}", rewards=(None, 1.0), logged=(0.5, 0.5), target=(0.5, 0.5)),
+        )
     ]
     found = estimate(two, place_weights=(1.0, 0.5), min_ess=1)
     # First place: (2 x 1 + 1 x 0) / 2; second: (.5 x 0 + 1 x 1) / 2, at half the weight.
@@ -85,8 +90,11 @@ def test_too_little_overlap_is_refused_in_words() -> None:
     with pytest.raises(TooLittleOverlap, match=r"1 interactions' worth of weight in 100 .* EXPLORE") as caught:
         estimate(far)
     assert caught.value.ess == pytest.approx(1.0, abs=0.1)
-    with pytest.raises(TooLittleOverlap):
+    with pytest.raises(TooLittleOverlap, match="on those of 1 raters; 50 and 5 are needed"):
         estimate([one("the same", 1.0, 0.5, 0.5)] * 100)
+    # Nine raters, but the policy shows what four of them saw: of four, bounds are too often anything.
+    with pytest.raises(TooLittleOverlap, match="on those of 4 raters"):
+        estimate([one(f"r{i % 9}", float(i % 2), 0.5, 0.5 if i % 9 < 4 else 0.0) for i in range(900)])
     with pytest.raises(TooLittleOverlap, match="0 interactions"):
         estimate([])
     with pytest.raises(TooLittleOverlap):
@@ -142,7 +150,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return shares / shares.sum(axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize(("interactions", "raters"), [(200, None), (400, None), (600, 8), (600, 40)])
+@pytest.mark.parametrize(("interactions", "raters"), [(200, None), (400, None), (400, 5), (600, 8), (600, 40)])
 def test_intervals_of_nine_in_ten_hold_the_true_value_nine_times_in_ten(interactions: int, raters: int | None) -> None:
     world = World(interactions)
     held = dict.fromkeys(("ips", "snips", "dr"), 0)
