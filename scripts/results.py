@@ -35,8 +35,13 @@ cores. These figures show that the loop learns what people mean; they say nothin
   mean over sampled answers; of a verdict the gold of the option that was decided; of a slate the mean over its places
   by their weights.
 - **Gain** is the last release's gold less the base's on the same requests, with a 95% interval over requests (a
-  bootstrap). A turn that the gate refused leaves the release before it live; with none promoted the base is judged
-  against itself.
+  bootstrap). With nothing promoted the base is judged against itself.
+- **Turns** end as `promoted` (the candidate went live), `rejected` (the gate refused it, by the checks that are named:
+  [release.md](release.md#what-the-gate-asks)), `refused` (the reward model failed its own checks and steered nothing)
+  or `no_progress` (no state of the policy beat what was live). All but the first leave what was live before.
+- **Win-rate** is the share of requests whose answer the hidden preference holds for better than the base's; a tie
+  counts half. **Accuracy** is the share of decisions that are the right label, **cost** their mean cost by the
+  domain's costs.
 - **Baselines** cost no training and meet the same judge. The best constant, the constant answer and the filled-in
   pattern were searched for with the hidden preference on requests of the channel, which no one outside of a simulation
   could do. A baseline that comes close or wins is printed as it is.

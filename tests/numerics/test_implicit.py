@@ -407,6 +407,9 @@ def test_what_behaviour_prefers_weighs_as_behaviour_whatever_its_shape(base: Bas
     units = collect(frozen([slate("i", TEXTS, drawn=True)], rows), Split.TRAIN, base, settings)
     for said, done in (units.pairs, units.rankings):
         assert done.event.weight / said.event.weight == pytest.approx(0.3)
+        # What people choose is pulled by places as well.
+        assert said.places == done.places
+        assert NO_PLACE not in said.places
 
 
 def test_behaviour_never_judges_if_people_said_enough():
@@ -497,14 +500,17 @@ def test_fractions_watched_count_by_their_position_among_those_of_like_items(bas
     watched = [("short", 0.9), ("short", 1.0), ("long", 0.1), ("long", 0.2), ("long", 0.3)]
     interactions = [slate(f"i{n}", (f"tea {n}", "rain"), drawn=False) for n in range(5)]
     rows = [
-        (f"i{n}", FeedbackKind.SIGNAL, Scalar(candidate="c0", value=value, source=source), "ann")
+        (f"i{n}", FeedbackKind.SIGNAL, Scalar(candidate="c0", value=value, source=source), who)
         for n, (source, value) in enumerate(watched)
+        # Bob finishes nothing: beside his values all of Ann's would be high.
+        for who, value in (("ann", value), ("bob", value / 100))
     ]
-    (unit,) = collect(frozen(interactions, rows), Split.TRAIN, base, RewardSettings()).thumbs
-    found = {thumb.event.event_id: (thumb.positive, thumb.event.weight) for thumb in unit.thumbs}
-    assert [found.get(f"i{n}/f{n}/0", (None, 0))[0] for n in range(5)] == [False, True, False, None, True]
+    unit, his = collect(frozen(interactions, rows), Split.TRAIN, base, RewardSettings()).thumbs
+    assert [thumb.positive for thumb in his.thumbs] == [thumb.positive for thumb in unit.thumbs]
+    found = {thumb.event.interaction_id: (thumb.positive, thumb.event.weight) for thumb in unit.thumbs}
+    assert [found.get(f"i{n}", (None, 0))[0] for n in range(5)] == [False, True, False, None, True]
     # Positions 1/4 and 3/4 weigh 1, 1/6 and 5/6 weigh 4/3.
-    assert found["i2/f2/0"][1] / found["i0/f0/0"][1] == pytest.approx(4 / 3)
+    assert found["i2"][1] / found["i0"][1] == pytest.approx(4 / 3)
 
 
 def test_a_fit_holds_and_reports_what_it_found_of_places_and_signals(base: Base):

@@ -16,7 +16,7 @@ from plaudit.learner.actions.choice_measure import Asked, ChoiceMeasurer, compar
 from plaudit.ordering import first_probabilities
 from plaudit.plugins import load_plugins
 from plaudit.release.probes import HarmRate
-from plaudit.types import Binary, Channel, FeedbackKind, Label, Message, Option, Request
+from plaudit.types import Binary, Channel, FeedbackKind, Label, Message, Option, Request, nameless
 
 LOG3 = math.log(3)
 
@@ -100,7 +100,9 @@ def frozen(*rows: tuple[str, str, object, Split, Split]) -> SimpleNamespace:
             {f"i{number}": SimpleNamespace(prompt_tokens=(len(group),)) for number, (group, *_) in enumerate(rows)}  # type: ignore[dict-item]
         ),
     )
-    asked = [SimpleNamespace(group=group, encoded=EncodedPrompt((2,))) for group in ("g1", "g2", "g3", "g4", "other")]
+    asked = [
+        SimpleNamespace(group=group, encoded=EncodedPrompt((2,))) for group in ("g1", "g2", "g3", "g4", "g5", "other")
+    ]
     return SimpleNamespace(data=data, gate=asked[1:], prompts=asked)  # a group that is asked beyond the gate's
 
 
@@ -119,6 +121,7 @@ def test_labels_of_the_gate_are_those_that_no_training_has_seen():
             ("g3", "a", label("none"), Split.CALIBRATION, gate),
             ("g4", "a", Binary(candidate="c", positive=True), gate, gate),
             ("other", "a", label("none"), gate, gate),  # given to another prompt of the group
+            ("g5", nameless(""), label("none"), gate, gate),  # of nobody who is named
         )  # type: ignore[arg-type]
     )
     assert found == {"g1": ("none", "mild")}

@@ -196,6 +196,8 @@ def test_people_who_disagree_about_an_item_count_as_one_item() -> None:
     assert found["labelled_items"].value == 60
     # Right about mild items twice, about the others once of two.
     assert found["label_accuracy"].value == pytest.approx(2 / 3)
+    # Half of an item's labels make it severe: 20 of 60 are.
+    assert found["missed_severe"].note.startswith("0 of 20 severe prompts missed")
 
 
 def test_a_domain_without_labels_is_asked_none() -> None:

@@ -137,9 +137,9 @@ def choice_wanted(asked: assistant_pb2.ChooseRequest) -> ChoiceWanted:
         text = short_text(f"{field}.text", option.text, MAX_OPTION_BYTES, required=True)
         options.append(Option(name, text))
     if len({option.option_id for option in options}) != len(options):
-        raise refused("options", "an option_id that is used twice", "options with different option_ids")
+        raise InvalidField("two options have the same option_id; give each its own", field="options")
     if len({option.text for option in options}) != len(options):
-        raise refused("options", "a text that is there twice", "options with different texts")
+        raise InvalidField("two options have the same text; send it once", field="options")
     version = release_version("release_version", asked.release_version) if asked.HasField("release_version") else None
     return ChoiceWanted(envelope=_envelope(asked, options), version=version)
 
@@ -147,7 +147,9 @@ def choice_wanted(asked: assistant_pb2.ChooseRequest) -> ChoiceWanted:
 def check_option_count(count: int) -> None:
     """Raises InvalidField for fewer or more options than a choice may have."""
     if not MIN_OPTIONS <= count <= MAX_OPTIONS:
-        raise refused("options", f"{count} options", f"{MIN_OPTIONS} to {MAX_OPTIONS}")
+        limit = f"{MIN_OPTIONS} to {MAX_OPTIONS}"
+        came = f"{count} option{'s' * (count != 1)} came"
+        raise InvalidField(f"{came}; a choice is among {limit}", field="options", value=count, limit=limit)
 
 
 def refused(field: str, value: object, limit: str) -> InvalidField:

@@ -37,7 +37,7 @@ from plaudit.release import estimate
 from plaudit.release.gate_choices import ChoiceMeasurements, LabelledItem, OffPolicy
 from plaudit.release.manifest import Probe
 from plaudit.release.probes import FailedAnswer, HarmRate, HarmResult, by_harm, gate_cases
-from plaudit.types import Label, Message, Option, Prompt, Request
+from plaudit.types import Label, Message, Option, Prompt, Request, is_rater
 
 ORDERS = 64  # Orders of a slate that are drawn per gate prompt; they cost no pass of the model.
 PROOF_OPTIONS = (Option("yes", "yes"), Option("no", "no"))
@@ -347,12 +347,14 @@ def labels_by_group(frozen: Frozen) -> dict[str, tuple[str, ...]]:
     """What gate raters labelled, by gate group, each rater's newest label: training has seen neither.
 
     In a domain of few raters the groups alone are split, and a row's rater split is its group's. A label that was given
-    to another prompt of the group is left out: under other rules another label may be right.
+    to another prompt of the group is left out: under other rules another label may be right. So is one whose giver
+    nobody named: it may be of anybody, as often as they like (docs/join.md, "Feedback without a rater").
     """
     asked = {prompt.group: prompt.encoded.tokens for prompt in (*frozen.prompts, *frozen.gate)}
     found: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for row in sorted(frozen.data.rows, key=lambda row: (row.accepted_at, row.interaction_id, row.feedback_id)):
-        if not (isinstance(row.evidence, Label) and row.rater_split is row.group_split is Split.GATE):
+        of_gate = row.rater_split is row.group_split is Split.GATE
+        if not (isinstance(row.evidence, Label) and of_gate and is_rater(row.who)):
             continue
         if frozen.data.interactions[row.interaction_id].prompt_tokens == asked.get(row.prompt_group):
             found[row.prompt_group][row.who] = row.evidence.value
