@@ -8,7 +8,7 @@ of its own and passes it down; nothing here touches the global registry. Labels 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -77,7 +77,9 @@ class Metrics:
             "withheld",
         )
         self.redactions = self._counter("serve", "redactions", "Pieces of personal data replaced.", "kind")
-        self.feedback_refused = self._counter("serve", "feedback_refused", "Pieces of feedback refused.", "reason")
+        self.feedback_refused = self._counter(
+            "serve", "feedback_refused", "Pieces of feedback refused, in calls that were let in.", "reason"
+        )
         self.plugin_failures = self._counter(
             "serve, join, learn",
             "plugin_failures",
@@ -171,9 +173,9 @@ class Metrics:
             "channel",
         )
         self.release_info = self._gauge(
-            "serve, learn",
+            "serve",
             "release_info",
-            "1 for the version that the channel's state names live.",
+            "1 for the version that this replica serves, with the first 12 digits of its digest.",
             "channel",
             "version",
             "digest",
@@ -274,14 +276,18 @@ class Metrics:
         return Histogram(f"plaudit_{name}", meaning, labels, registry=self.registry, buckets=tuple(buckets))
 
     def set_release_info(self, channel: Channel, version: int, digest: str) -> None:
-        """Names the live version of a channel and forgets the one before."""
-        for labels in [labels for labels in self._release_labels() if labels[0] == str(channel)]:
-            self.release_info.remove(*labels)
-        self.release_info.labels(str(channel), str(version), digest[:12]).set(1)
+        """Names the version that serves a channel and forgets the one before."""
+        set_only(self.release_info, {(str(channel), str(version), digest[:12]): 1}, among=(str(channel),))
 
-    def _release_labels(self) -> list[tuple[str, str, str]]:
-        samples = next(iter(self.release_info.collect())).samples
-        return [(s.labels["channel"], s.labels["version"], s.labels["digest"]) for s in samples]
+
+def set_only(gauge: Gauge, values: Mapping[tuple[str, ...], float], *, among: tuple[str, ...] = ()) -> None:
+    """Sets a gauge by its labels and forgets the others that begin with `among`: what is over is told no longer."""
+    told = [tuple(sample.labels.values()) for metric in gauge.collect() for sample in metric.samples]
+    for labels in told:
+        if labels not in values and labels[: len(among)] == among:
+            gauge.remove(*labels)
+    for labels, value in values.items():
+        gauge.labels(*labels).set(value)
 
 
 def expose(metrics: Metrics, port: int, host: str = "127.0.0.1") -> None:

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -50,7 +50,7 @@ def started(tmp_path):
     progress = Progress(Metrics(registry), store, clock=lambda: clock[0])
     settings = JoinSettings(batch_records=2)
     join = Join(log, store, {"plain": PlainDomain()}, settings, observe=progress.observe, look=progress.look)
-    yield SimpleNamespace(log=log, join=join, progress=progress, of=registry.get_sample_value, clock=clock)
+    yield SimpleNamespace(log=log, store=store, join=join, progress=progress, of=registry.get_sample_value, clock=clock)
     join.close()
     store.close()
     log.close()
@@ -74,6 +74,40 @@ def test_lag_waiting_acts_and_batch_time_are_measured(started):
     assert of("plaudit_join_lag_records", labels) == 0
     assert of("plaudit_join_waiting", {"channel": str(CHANNEL)}) == 0
     assert of("plaudit_join_batch_seconds_count") == 3
+
+
+def test_the_lag_of_a_partition_that_another_join_took_over_is_told_no_longer(started):
+    def lag(partition):
+        return started.of("plaudit_join_lag_records", {"topic": "plaudit.feedback", "partition": str(partition)})
+
+    held = {(Topic.FEEDBACK, 0): 7, (Topic.FEEDBACK, 1): 9000}
+    started.progress.look(SimpleNamespace(lag=lambda: held))
+    assert (lag(0), lag(1)) == (7, 9000)
+    del held[Topic.FEEDBACK, 1]
+    started.clock[0] += 6
+    started.progress.look(SimpleNamespace(lag=lambda: held))
+    assert (lag(0), lag(1)) == (7, None)
+
+
+def test_feedback_that_waited_too_long_is_counted_as_rejected(started):
+    now = [datetime.now(UTC)]
+    settings = JoinSettings(max_wait_seconds=60)
+    join = Join(
+        started.log,
+        started.store,
+        {"plain": PlainDomain()},
+        settings,
+        observe=started.progress.observe,
+        now=lambda: now[0],
+    )
+    append(started.log, make_feedback("f", "nowhere", Thumbs("a", True)))
+    join_all(join)
+    assert not started.of("plaudit_join_rejected_total", {"reason": "NO_INTERACTION"})
+    now[0] += timedelta(seconds=61)
+    join_all(join)
+    join_all(join)
+    join.close()
+    assert started.of("plaudit_join_rejected_total", {"reason": "NO_INTERACTION"}) == 1
 
 
 def test_a_healthy_join_says_what_it_did_at_most_once_a_minute(started):

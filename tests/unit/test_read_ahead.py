@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from plaudit.access.limits import Limits
+from plaudit.errors import LogUnavailable
 from plaudit.metrics import Metrics
 from plaudit.serving.feedback import FeedbackServicer, _ReadAhead
 from plaudit.settings import LimitSettings
@@ -17,6 +18,7 @@ from plaudit.v1 import feedback_pb2
 from prometheus_client import CollectorRegistry
 
 SHORT = feedback_pb2.Feedback(handle="h")
+CONTEXT = SimpleNamespace(is_active=lambda: True, time_remaining=lambda: 300.0)
 LONG = feedback_pb2.Feedback(handle="h" * (1 << 20))
 
 
@@ -82,10 +84,14 @@ class _Decided:
 @pytest.fixture
 def stream():
     """A servicer's stream over a slow log: acts, log, and the function that answers messages."""
-    acts, log, limits = _Decided(), _SlowLog(), Limits(LimitSettings())
-    servicer = FeedbackServicer(acts, log, Metrics(CollectorRegistry()), limits, stream_seconds=300.0)
-    context = SimpleNamespace(is_active=lambda: True, time_remaining=lambda: 300.0)
-    return acts, log, lambda requests: servicer.StreamFeedback(requests, context)
+    acts, log = _Decided(), _SlowLog()
+    servicer = _servicer(acts, log)
+    return acts, log, lambda requests: servicer.StreamFeedback(requests, CONTEXT)
+
+
+def _servicer(acts, log, metrics=None):
+    limits = Limits(LimitSettings())
+    return FeedbackServicer(acts, log, metrics or Metrics(CollectorRegistry()), limits, stream_seconds=300.0)
 
 
 def _message(name):
@@ -132,3 +138,27 @@ def test_whoever_waits_for_an_answer_before_it_sends_more_gets_it(stream):
         found.append(answer.index)
         answered.release()
     assert found == [0, 200, 400]
+
+
+class _Away:
+    """A log that takes nothing."""
+
+    def append(self, topic, key, value):
+        raise LogUnavailable("away")
+
+    def append_many(self, topic, items):
+        raise LogUnavailable("away")
+
+
+def test_every_piece_of_feedback_that_is_refused_is_counted_whatever_refused_it():
+    registry, acts = CollectorRegistry(), _Decided()
+    acts.may.set()
+    servicer = _servicer(acts, _Away(), Metrics(registry))
+    too_many = feedback_pb2.StreamFeedbackRequest(acts=[SHORT] * 257)
+    assert [answer.accepted for answer in servicer.StreamFeedback(iter([too_many]), CONTEXT)] == [False]
+    assert [answer.accepted for answer in servicer.StreamFeedback(iter([_message("a")]), CONTEXT)] == [False]
+    with pytest.raises(LogUnavailable):
+        servicer.SubmitFeedback(feedback_pb2.SubmitFeedbackRequest(feedback=SHORT), CONTEXT)
+    of = registry.get_sample_value
+    assert of("plaudit_feedback_refused_total", {"reason": "INVALID_FIELD"}) == 1
+    assert of("plaudit_feedback_refused_total", {"reason": "LOG_UNAVAILABLE"}) == 201

@@ -44,6 +44,7 @@ from plaudit.errors import (
     InvalidText,
     LogUnavailable,
     MessageTooLarge,
+    NoInteraction,
     PlauditError,
     PluginFailed,
     StoreUnavailable,
@@ -224,7 +225,7 @@ class Join:
             if caught_up:
                 # Only then is it known that an interaction is missing rather than unread.
                 waited = dt.timedelta(seconds=self._settings.max_wait_seconds)
-                ingest.expire(connection, now - waited, now)
+                outcome.rejected[NoInteraction.reason] += ingest.expire(connection, now - waited, now)
             fail_point("join.5")
         self._positions = {**here, **moved.places}  # step 6 is done
         self._firsts = {}

@@ -18,7 +18,7 @@ from plaudit.eventlog.protocol import Record
 from plaudit.evidence.ingest import Outcome
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
-from plaudit.metrics import Metrics, expose
+from plaudit.metrics import Metrics, expose, set_only
 from plaudit.plugins import count_failures, load_plugins
 from plaudit.privacy.forgotten import Forgotten
 from plaudit.privacy.sweep import Sweep
@@ -105,8 +105,8 @@ class Progress:
             return
         self._next_look = self._clock() + LOOK_SECONDS
         lag = join.lag()
-        for (topic, partition), records in lag.items():
-            self._metrics.join_lag.labels(topic.value, str(partition)).set(records)
+        # Another join has the partitions that this one lost, and tells of them.
+        set_only(self._metrics.join_lag, {(topic.value, str(at)): records for (topic, at), records in lag.items()})
         waiting = {str(channel): acts for channel, acts in self._store.waiting().items()}
         for channel in self._waiting - waiting.keys():
             self._metrics.join_waiting.labels(channel).set(0)

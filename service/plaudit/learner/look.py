@@ -24,6 +24,7 @@ from plaudit.learner.recover import is_left, recover
 from plaudit.learner.since import LEASE, learnt_until, settings_digest
 from plaudit.learner.survey import Survey, survey
 from plaudit.learner.turn import new_turn, run
+from plaudit.metrics import set_only
 from plaudit.privacy.models import ErasedMeanwhile, erasures_of
 from plaudit.release.moves import ChannelState
 from plaudit.settings import Settings
@@ -154,8 +155,12 @@ def _with_all_needs(learner: Learner, state: ChannelState, watch: Watch, result:
 def _turn(learner: Learner, channel: Channel, settings: Settings, lease: Lease) -> Result:
     version = len(learner.registry.releases(channel))
     learner.status.turn(channel, version)
-    with new_turn(learner, channel, settings.learn.seed + version, lease) as turn:
-        result = run(turn)
+    try:
+        with new_turn(learner, channel, settings.learn.seed + version, lease) as turn:
+            result = run(turn)
+    except (LeaseLost, ErasedMeanwhile):
+        learner.metrics.turns.labels(str(channel), str(TurnOutcome.OVERTAKEN)).inc()
+        raise
     learner.metrics.turns.labels(str(channel), str(result.outcome)).inc()
     # That a channel waits is told as it is found: remembered, each new act would leave a row.
     if result.evidence and result.outcome is not TurnOutcome.WAITED:
@@ -181,9 +186,10 @@ def _pause(longest: float, failures: int) -> float:
 
 def _tell(learner: Learner, channel: Channel, watch: Watch, result: Result) -> None:
     """Status and metrics always; the log per change, at most once per LINE_SECONDS if numbers alone changed."""
-    for need in result.needs:
-        learner.metrics.turn_have.labels(str(channel), need.what).set(need.have)
-        learner.metrics.turn_want.labels(str(channel), need.what).set(need.want)
+    if result.needs:
+        metrics, name = learner.metrics, str(channel)
+        set_only(metrics.turn_have, {(name, need.what): need.have for need in result.needs}, among=(name,))
+        set_only(metrics.turn_want, {(name, need.what): need.want for need in result.needs}, among=(name,))
     if result.outcome is not TurnOutcome.WAITED:
         learner.metrics.last_turn.labels(str(channel), str(result.outcome)).set_to_current_time()
     learner.status.idle(channel, result)

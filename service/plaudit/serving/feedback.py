@@ -59,8 +59,12 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         self, request: feedback_pb2.SubmitFeedbackRequest, context: Any
     ) -> feedback_pb2.SubmitFeedbackResponse:
         """See feedback.proto."""
-        feedback = self._decide(request.feedback)
-        self._append([feedback])
+        try:
+            feedback = self._acts.accept(request.feedback, dt.datetime.now(dt.UTC))
+            self._append([feedback])
+        except PlauditError as error:
+            self._metrics.feedback_refused.labels(error.reason).inc()
+            raise
         return feedback_pb2.SubmitFeedbackResponse(
             feedback_id=feedback.feedback_id,
             interaction_id=feedback.interaction_id,
@@ -98,7 +102,9 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         records = self._log.find(Topic.FEEDBACK, retraction.interaction_id, MOST_LOOKED_AT)
         self._acts.check_retraction(retraction, records)
         record = encode_retraction(retraction, producer=PRODUCER, traceparent=traceparent())
+        started = time.perf_counter()
         self._log.append(Topic.FEEDBACK, retraction.interaction_id, record)
+        self._append_seconds.observe(time.perf_counter() - started)
         return feedback_pb2.RetractFeedbackResponse(accepted_at=timestamp(retraction.accepted_at))
 
     def _decided(self, batch: Sequence[Any], messages: Sequence[Sequence[_Said]]) -> _Decided:
@@ -112,9 +118,9 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
                 self._limits.key(name)
                 if said.fault is not None:
                     raise said.fault
-                feedback = self._decide(said.message)
+                feedback = self._acts.accept(said.message, dt.datetime.now(dt.UTC))
             except PlauditError as error:
-                answers.append(_refusal(error, said.message.feedback_id, said.place))
+                answers.append(self._refusal(error, said.message.feedback_id, said.place))
             else:
                 accepted.append((place, feedback))
                 answers.append(
@@ -132,7 +138,7 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
         except PlauditError as error:
             # Nothing of the batch is acknowledged; what did become durable is the same act when it is sent again.
             for place, feedback in decided.accepted:
-                answers[place] = _refusal(error, feedback.feedback_id, answers[place].index)
+                answers[place] = self._refusal(error, feedback.feedback_id, answers[place].index)
         left, replies = iter(answers), []
         for message, acts in zip(decided.batch, decided.messages, strict=True):
             own = list(itertools.islice(left, len(acts)))
@@ -143,12 +149,16 @@ class FeedbackServicer(feedback_pb2_grpc.FeedbackServiceServicer):  # type: igno
                 replies.append(feedback_pb2.StreamFeedbackResponse(index=own[0].index, accepted=whole, answers=own))
         return replies
 
-    def _decide(self, message: feedback_pb2.Feedback) -> Feedback:
-        try:
-            return self._acts.accept(message, dt.datetime.now(dt.UTC))
-        except PlauditError as error:
-            self._metrics.feedback_refused.labels(error.reason).inc()
-            raise
+    def _refusal(self, error: PlauditError, feedback_id: str, index: int) -> feedback_pb2.StreamFeedbackResponse:
+        """The answer to an act of a stream that is not taken."""
+        self._metrics.feedback_refused.labels(error.reason).inc()
+        return feedback_pb2.StreamFeedbackResponse(
+            index=index,
+            feedback_id=feedback_id,
+            accepted=False,
+            reason=f"ERROR_REASON_{error.reason}",
+            message=error.message,
+        )
 
     def _append(self, acts: Sequence[Feedback]) -> None:
         if not acts:
@@ -289,13 +299,3 @@ class _ReadAhead:
                 continue
             return True
         return False
-
-
-def _refusal(error: PlauditError, feedback_id: str, index: int) -> feedback_pb2.StreamFeedbackResponse:
-    return feedback_pb2.StreamFeedbackResponse(
-        index=index,
-        feedback_id=feedback_id,
-        accepted=False,
-        reason=f"ERROR_REASON_{error.reason}",
-        message=error.message,
-    )

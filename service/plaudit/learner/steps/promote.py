@@ -49,7 +49,6 @@ def promote(learner: Learner, channel: Channel, version: int, generation: int, l
         publish.publish(learner.log, change, actor=ACTOR, reason=reason, producer=PRODUCER)
     except LogUnavailable as error:  # it is live: replicas find it when they look at the registry
         log.warning("replicas were not told of a release", channel=str(channel), version=version, why=error.message)
-    learner.metrics.set_release_info(channel, version, change.release.digest)
     return TurnOutcome.PROMOTED, reason
 
 
