@@ -220,6 +220,7 @@ def test_service_monitor_finds_the_metrics_port_of_every_process():
     monitor = only(documents, "ServiceMonitor")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    assert monitor["endpoints"][0]["honorLabels"], "docs/metrics.md names a label `service`, as Prometheus' target does"
     for process in PROCESSES:
         template = workload(documents, process)["spec"]["template"]
         assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
