@@ -198,6 +198,39 @@ def test_an_unknown_channel_and_an_absent_service_are_explained(plaudit, registr
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "raters list",
+        "raters quarantine a/b 0123456789abcdef0123456789abcdef --reason x",
+        "rejected list",
+        "rejected show plaudit.feedback:0:1",
+        "evidence rebuild --check",
+        "evidence export --channel instruction/default --format dpo --out x",
+        "privacy expire --dry-run",
+        "keys list",
+        "join reset --from earliest",
+        "release estimate recommendation/default",
+        "release replay instruction/default 1",
+        "replay instruction/default",
+    ],
+)
+def test_a_mistyped_directory_is_said_and_not_made(plaudit, tmp_path, command):
+    code, _, err = plaudit(*command.split(), "--data-dir", str(tmp_path / "mistyped"))
+    assert code == 1
+    assert "nothing has run in this data directory" in err
+    assert not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["join --data-dir x reset --from earliest", "learn --set learn.seed=1 plan", "learn --once plan"]
+)
+def test_an_option_that_would_not_act_is_wrong_usage(plaudit, command):
+    code, _, err = plaudit(*command.split())
+    assert code == 2
+    assert "options stand behind the whole command: plaudit" in err
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("release", "probes", "nonsense", "1"),

@@ -143,8 +143,9 @@ def test_feedback_that_waits_and_an_unknown_interaction_are_told_apart(run, regi
 
 
 def test_rejections_are_listed_with_their_reason(run, settings, joined):
+    joined([make_interaction("i1")])
     assert run("rejected", "list")[1] == "nothing was rejected\n"
-    joined([make_interaction("i1")], [make_feedback(f"f{n}", "i1", Thumbs("z", True)) for n in range(3)], [b"\xff"])
+    joined([], [make_feedback(f"f{n}", "i1", Thumbs("z", True)) for n in range(3)], [b"\xff"])
     code, out, _ = run("rejected", "list", "--last", "2", "--json")
     listed = json.loads(out)
     assert (code, listed["counts"]) == (0, {"UNDECODABLE": 1, "UNKNOWN_CANDIDATE": 3})

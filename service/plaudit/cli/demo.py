@@ -71,7 +71,7 @@ def replay(
     out: OutOption = None,
 ) -> None:
     """Make logged replies again on an idle engine and count those that differ, as JSON."""
-    settings, named = given.load(), channel_of(channel)
+    named, settings = channel_of(channel), given.load_used()
     from plaudit.demo.replay import replay as run
 
     echo_json(run(settings, named, count).as_dict(), out)
@@ -86,7 +86,7 @@ def best_of(
     out: OutOption = None,
 ) -> None:
     """Let a release's reward model order the texts of each prompt; a JSON list of places, best first."""
-    settings, named = given.load(), channel_of(channel)
+    named, settings = channel_of(channel), given.load_used()
     from plaudit.learner.best_of_n import pick
     from plaudit.types import Request
 

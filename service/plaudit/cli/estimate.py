@@ -32,7 +32,8 @@ def estimate(
     """Estimate what releases of a channel of choices are worth, by what people gave to drawn orders (EXPLORE)."""
     from plaudit.learner.valuing import value
 
-    found = value(given.load(), channel_of(channel), version, clip=math.inf if clip is None else clip)
+    named, settings = channel_of(channel), given.load_used()
+    found = value(settings, named, version, clip=math.inf if clip is None else clip)
     if as_json:
         echo_json(_finite(dataclasses.asdict(found) | {"channel": channel}))
         return

@@ -90,7 +90,7 @@ def list_rejected(
     as_json: JsonOption = False,
 ) -> None:
     """List what the join could not use and why, the newest last."""
-    settings = given.load()
+    settings = given.load_logged()
     from plaudit.eventlog import open_log
     from plaudit.evidence.rejected import read_rejected
 
@@ -134,7 +134,7 @@ def show_rejected(
     out: Annotated[Path | None, typer.Option(help="File for the record's original bytes; they may hold text.")] = None,
 ) -> None:
     """Show why one record was rejected, each reason once; with --out also keep its bytes."""
-    found = _rejections(given.load(), record, "")
+    found = _rejections(given.load_logged(), record, "")
     for each in found:
         typer.echo(f"{each.rejected_at.isoformat(timespec='seconds')}  {each.reason}: {each.message}")
     typer.echo(f"key {found[-1].key.decode(errors='replace')}, {len(found[-1].value)} bytes")
@@ -154,7 +154,7 @@ def replay_rejected(
     """Send rejected records again, as they were, once what was wrong is fixed; the join counts nothing twice."""
     if bool(record) == bool(reason):
         raise typer.BadParameter("name one record, or a reason with --reason")
-    settings = given.load()
+    settings = given.load_logged()
     from plaudit.eventlog import open_log
     from plaudit.evidence.rejected import replay
 

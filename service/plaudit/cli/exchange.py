@@ -47,7 +47,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a channel's evidence as preferences for TRL and others; the file holds what people wrote."""
-    settings, named = given.load(), channel_of(channel)
+    named, settings = channel_of(channel), given.load_used()
     from plaudit.evidence.splits import Split
     from plaudit.evidence.store import EvidenceStore
     from plaudit.exchange.exporting import Exported, Exporter

@@ -56,7 +56,7 @@ def create(
 @takes_settings
 def list_keys(given: SettingsOptions, as_json: JsonOption = False) -> None:
     """List every key with what it is for; revoked and expired ones too."""
-    with _keys(given.load()) as keys:
+    with _keys(given.load_used()) as keys:
         found = keys.all()
     if as_json:
         echo_json([_row(key) for key in found])
@@ -71,7 +71,7 @@ def revoke(
     key_id: Annotated[str, typer.Argument(help="The key's id, as `plaudit keys list` shows it.")],
 ) -> None:
     """Revoke a key; running servers refuse it within access.remember_seconds."""
-    with _keys(given.load()) as keys:
+    with _keys(given.load_used()) as keys:
         key = keys.revoke(key_id, by=operator())
     if key is None:
         raise typer.BadParameter("there is no such key; `plaudit keys list` shows all", param_hint="KEY_ID")

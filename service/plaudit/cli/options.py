@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVa
 
 import typer
 
+from plaudit.eventlog import LOG_FILE
+
 if TYPE_CHECKING:
     from plaudit.settings import Settings
     from plaudit.types import Channel
@@ -61,6 +63,13 @@ class SettingsOptions:
         """As `load`, for a command that reads what is there: a mistyped directory is said, not made."""
         settings = self.load()
         settings.check_has_run()
+        return settings
+
+    def load_logged(self) -> Settings:
+        """As `load_used`, for a command that reads the log: it may be Kafka's, and the store may be lost."""
+        settings = self.load()
+        if settings.log.kind == "sqlite" and not (settings.data_dir / LOG_FILE).exists():
+            settings.check_has_run()
         return settings
 
     def and_set(self, assigned: str) -> SettingsOptions:

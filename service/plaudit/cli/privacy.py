@@ -46,7 +46,7 @@ def expire(
     as_json: JsonOption = False,
 ) -> None:
     """Delete now what is older than privacy.retention_days, as the join does by itself."""
-    settings = given.load()
+    settings = given.load_used()
     from plaudit.privacy.files import scrub
     from plaudit.privacy.retention import Retention
     from plaudit.privacy.sweep import LEASE

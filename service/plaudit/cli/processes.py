@@ -55,6 +55,7 @@ def up(given: SettingsOptions, http: HttpOption = None) -> None:
 def join(given: SettingsOptions, context: typer.Context) -> None:
     """Join feedback with its interactions into evidence, until SIGTERM."""
     if context.invoked_subcommand is not None:
+        _check_order(given, context)
         return
     settings = given.load()
     _start_logs(settings, "join")
@@ -76,7 +77,7 @@ def reset_join(
     as_json: JsonOption = False,
 ) -> None:
     """Decide where the join goes on after a topic was made anew, restored or cut. Evidence stays as it is."""
-    settings = given.load()
+    settings = given.load_used()
     from plaudit.evidence.reset import reset
 
     moved = reset(settings, start)
@@ -95,6 +96,7 @@ def learn(
 ) -> None:
     """Turn evidence into releases: reward model, policy, gate, promotion. With --once exit code 1 if a turn fails."""
     if context.invoked_subcommand is not None:
+        _check_order(given, context, once)
         return
     settings = given.load()
     _start_logs(settings, "learn")
@@ -103,6 +105,13 @@ def learn(
     failed = [result for result in run(settings, once) if result.outcome == "failed"]
     if once and failed:
         raise typer.Exit(1)
+
+
+def _check_order(given: SettingsOptions, context: typer.Context, *others: bool) -> None:
+    """Wrong usage for options that stand before a command's own command, where they would mean nothing."""
+    if given != SettingsOptions() or any(others):
+        command = f"plaudit {context.info_name} {context.invoked_subcommand}"
+        raise typer.BadParameter(f"options stand behind the whole command: {command} OPTIONS")
 
 
 def _with_door(given: SettingsOptions, http: int | None) -> SettingsOptions:

@@ -47,7 +47,7 @@ def list_raters(
     as_json: JsonOption = False,
 ) -> None:
     """List raters in quarantine: since when, why, by whom, and how many pieces of feedback do not count."""
-    with _quarantine(given.load()) as quarantine:
+    with _quarantine(given.load_used()) as quarantine:
         found = quarantine.list(channel_of(channel) if channel else None, ended=ended)
     if as_json:
         echo_json([_row(each) for each in found])
@@ -65,7 +65,7 @@ def quarantine_rater(
     person: PersonOption = False,
 ) -> None:
     """Learn nothing from a rater's feedback, past and future, from the next turn on."""
-    settings = given.load()
+    settings = given.load_used()
     with _quarantine(settings) as quarantine:
         name = _pseudonym(settings, channel, rater, person)
         done = quarantine.put(channel_of(channel), name, reason, by=operator())
@@ -88,7 +88,7 @@ def release_rater(
     person: PersonOption = False,
 ) -> None:
     """Let a rater's feedback count again; no anomaly puts that rater back."""
-    settings = given.load()
+    settings = given.load_used()
     with _quarantine(settings) as quarantine:
         name = _pseudonym(settings, channel, rater, person)
         done = quarantine.release(channel_of(channel), name, by=operator())

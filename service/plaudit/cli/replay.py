@@ -28,7 +28,7 @@ def rebuild(
     as_json: JsonOption = False,
 ) -> None:
     """Make all evidence anew from the log, compare it with what is stored, and put right what differs."""
-    settings = given.load()
+    settings = given.load_logged()
     from plaudit.eventlog import open_log
     from plaudit.evidence.rebuild import rebuild as run
     from plaudit.evidence.store import EvidenceStore
@@ -75,10 +75,10 @@ def replay(
 
     Exit code 1 if it is another adapter, or if there is nothing left to train from.
     """
-    settings = given.load()
+    named, settings = channel_of(channel), given.load_used()
     from plaudit.learner.replay import replay as run
 
-    found = run(settings, channel_of(channel), version, progress=_teller())
+    found = run(settings, named, version, progress=_teller())
     typer.echo(json.dumps(found.to_json(), indent=2) if as_json else _replayed_lines(found))
     if not found.same:
         raise typer.Exit(1)

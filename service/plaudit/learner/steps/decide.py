@@ -23,13 +23,12 @@ def decide(turn: Turn, fitted: Fitted, measured: Measured, row: ReleaseRow) -> D
     metrics, channel = turn.learner.metrics, str(turn.channel)
     decision = gate.decide(measured.measurements, turn.settings.gate, seed=turn.seed, slices=fitted.slices)
     turn.learner.registry.decide(turn.channel, row.version, decision, guard=turn.guard)
-    measured_values = {(channel, check.name): check.value for check in decision.checks if math.isfinite(check.value)}
     for gauge, values in (
-        (metrics.gate_check, measured_values),
-        (metrics.gate_bound, {(channel, check.name): check.threshold for check in decision.checks}),
-        (metrics.gate_passed, {(channel, check.name): float(check.passed) for check in decision.checks}),
+        (metrics.gate_check, {each.name: each.value for each in decision.checks if math.isfinite(each.value)}),
+        (metrics.gate_bound, {each.name: each.threshold for each in decision.checks}),
+        (metrics.gate_passed, {each.name: float(each.passed) for each in decision.checks}),
     ):
-        set_only(gauge, values, among=(channel,))
+        set_only(gauge, {(channel, name): value for name, value in values.items()}, among=(channel,))
     metrics.gate_decisions.labels(channel, str(decision.accepted).lower()).inc()
     log.info(
         "gate", channel=channel, version=row.version, accepted=decision.accepted, failed=failed_checks(decision.checks)
