@@ -411,7 +411,7 @@ class RecordUnusable(PlauditError):
 
 
 class IdConflict(RecordUnusable):
-    """Two bodies under one feedback id: the earlier counts."""
+    """Two bodies under one id: the earlier counts."""
 
     code = "ALREADY_EXISTS"
     reason = "ID_CONFLICT"

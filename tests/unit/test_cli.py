@@ -208,6 +208,7 @@ def test_an_unknown_channel_and_an_absent_service_are_explained(plaudit, registr
         "evidence export --channel instruction/default --format dpo --out x",
         "privacy expire --dry-run",
         "keys list",
+        "backup x",
         "join reset --from earliest",
         "release estimate recommendation/default",
         "release replay instruction/default 1",
@@ -238,6 +239,7 @@ def test_an_option_that_would_not_act_is_wrong_usage(plaudit, command):
         ("best-of", "nonsense", "1", "--answers", "x"),
         ("evaluate", "--releases", "1,x"),
         ("simulate", "--base-share", "7"),
+        ("learn", "plan", "--thumbs", "most"),
     ],
 )
 def test_a_word_in_the_wrong_place_is_wrong_usage_and_no_traceback(plaudit, arguments):

@@ -18,7 +18,7 @@ def backup(
     as_json: JsonOption = False,
 ) -> None:
     """Back up database, embedded log or outbox, registry and keys, while processes run. Holds texts and keys."""
-    settings = given.load()
+    settings = given.load_used()
     from plaudit.backup import backup as run
 
     made = run(settings, target)

@@ -55,7 +55,10 @@ def learn_plan(
 def _share(text: str) -> float:
     """A share as "70%" or "0.7", 0 if it is left out; raises ValueError."""
     text = text or "0"
-    share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"{text!r} is no share; write it as 70% or 0.7") from None
     if share > 1:
         raise ValueError(f"{text} is more than the whole; write a share as 70% or 0.7")
     return share
