@@ -3,7 +3,8 @@
 PlauditError
 ├── RequestRefused                the caller can fix it
 │   ├── EmptyPrompt · PromptTooLong · InvalidField · InvalidText · WrongAction
-│   ├── UnknownDomain · UnknownRelease · UnknownChannel · UnknownErasure · ReleaseNotServable
+│   ├── UnknownDomain · UnknownTenant · UnknownChannel · UnknownRelease · ReleaseNotServable
+│   ├── UnknownFeedback · UnknownErasure
 │   ├── HandleForged · HandleExpired · HandleWrongRater · NotStored
 │   ├── UndeclaredKind · UndeclaredReason · UnknownCandidate · IncompleteRanking · OutOfScale
 │   ├── OptionsTooLong · RequestTooLarge
@@ -18,7 +19,7 @@ PlauditError
 │   ├── PluginFailed · BadArtifact · ProofFailed · Misconfigured · InternalError
 │   ├── LearnerProcessLost
 └── RecordUnusable                the join sends the record to plaudit.rejected
-    ├── IdConflict · RetractionByOther · Undecodable · NoInteraction · NotJoined
+    ├── IdConflict · RetractionByOther · AnotherAnswer · Undecodable · NoInteraction · NotJoined
 
 Each class names its gRPC status code and ErrorReason (protos/plaudit/v1/errors.proto). The message says what
 happened, with which value, and what to do; `metadata` holds the keys documented with the reason.

@@ -1,6 +1,7 @@
 """Every error crosses a real channel with its status, its reason, its metadata and its class."""
 
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from plaudit import errors
 from plaudit.errors import InternalError, InvalidText, MessageTooLarge, NotOffered, PlauditError
 from plaudit.metrics import Metrics
 from plaudit.serving.interceptors import CallInterceptor
@@ -188,3 +190,14 @@ def test_the_page_of_errors_has_every_class_with_its_code(cls):
     row = next(line for line in page.splitlines() if line.startswith(f"| `{cls.reason}` |"))
     assert row.startswith(f"| `{cls.reason}` | `{cls.code}` | `{cls.__name__}` | {again} |")
     assert row.endswith(f"| {' '.join(cls.__doc__.split())} |"), "what it means is what the class says"
+
+
+def test_the_tree_of_errors_has_every_class_below_its_base():
+    base, found = "", {}
+    for line in str(errors.__doc__).splitlines():
+        if branch := re.match(r"[├└]── (\w+)", line):
+            base = branch.group(1)
+        elif line.lstrip("│ ").startswith("├── "):
+            found |= dict.fromkeys(re.findall(r"\w+", line), base)
+    below = {cls.__name__: cls.mro()[cls.mro().index(PlauditError) - 1].__name__ for cls in error_classes().values()}
+    assert found == below

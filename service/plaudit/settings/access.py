@@ -29,7 +29,7 @@ class TlsSettings(Section):
 
 
 class TokenSettings(Section):
-    """Tokens of an identity provider (OpenID Connect)."""
+    """Tokens of an identity provider (OpenID Connect), for calls that need credentials (access.required)."""
 
     jwks: str = ""
     """The provider's public keys (JWKS): a file, or the provider's https URL; empty: no tokens are taken."""

@@ -44,7 +44,7 @@ class EngineSettings(Section):
     adapter_slots: int = Field(default=6, ge=2, le=64)
     """Adapters that can be staged at once, the base not counted."""
     max_waiting: int = Field(default=512, ge=1, le=1_000_000)
-    """Completions that may wait for a slot; more are refused with QUEUE_FULL."""
+    """Completions and choices that may wait; more are refused with QUEUE_FULL."""
     prefill_chunk: int = Field(default=128, ge=16, le=65_536)
     """Prompt tokens computed between two decode steps, and most tokens of options."""
     kv_memory_mb: int = Field(default=0, ge=0, le=10_000_000)

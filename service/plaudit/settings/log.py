@@ -17,7 +17,7 @@ class KafkaSettings(Section):
     topic_prefix: str = ""
     """Put before each topic's name, so that two deployments share a cluster."""
     partitions: int = Field(default=6, ge=1, le=10_000)
-    """Partitions of topics made at start."""
+    """Partitions of topics made at start; plaudit.releases has one."""
     replication: int = Field(default=1, ge=1, le=16)
     """Minimum number of copies of each record; topics made at start have so many."""
     min_insync_replicas: int = Field(default=0, ge=0, le=16)

@@ -28,7 +28,7 @@ class PrivacySettings(ChannelPrivacySettings):
     """What of people's data is kept, and how it ends."""
 
     sweep_seconds: float = Field(default=60.0, ge=0.01, le=86_400)
-    """How often the join looks for what is to be deleted."""
+    """How often the join looks for what is older than retention_days."""
     retrain_days: float = Field(default=7.0, ge=0, le=3_650)
     """Days in which a release that learnt from somebody who was erased is replaced; then it is rolled back."""
     person_keys: bool = False

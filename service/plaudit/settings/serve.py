@@ -36,9 +36,9 @@ class ServeSettings(ChannelServeSettings):
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=65_536, le=1_073_741_824)
     """Largest message taken."""
     max_tokens: int = Field(default=512, ge=1, le=1_048_576)
-    """Maximum number of tokens that a caller may ask for."""
+    """Maximum number of tokens of a completion: more is refused, and who names no number gets no more either."""
     default_deadline_seconds: float = Field(default=120.0, ge=0.1, le=86_400)
-    """Longest time of a call, and its deadline if it brings none; streams of feedback and watches have another."""
+    """Longest time of Generate, StreamGenerate, Choose and every HTTP request; their deadline, if they bring none."""
     stream_seconds: float = Field(default=3600.0, ge=0.1, le=86_400)
     """Longest time of a StreamFeedback or WatchReleases call; it ends with DEADLINE_PASSED and may be opened again."""
     drain_seconds: float = Field(default=25.0, ge=0, le=3_600)
