@@ -147,6 +147,7 @@ def test_an_operator_lists_quarantines_and_lets_out(tmp_path, own_log):
         assert result.exit_code == code, result.output
         return result.output
 
+    EvidenceStore(Settings(data_dir=tmp_path).store_url).close()
     assert "nobody" in done("list")
     pseudonym_key(Settings(data_dir=tmp_path))  # as a server made it that named people
     done("quarantine", "plain/acme", "ana", "--person", "--reason", "a bot")
