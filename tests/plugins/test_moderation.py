@@ -246,6 +246,10 @@ def test_the_miss_rate_by_pencil():
     assert miss_rate([Audited(0.5, False)] * 50).high > 0.05, "no miss among 50 is no proof that there is none"
     with pytest.raises(ValueError, match="propensity"):
         miss_rate([Audited(0.0, True)])
+    # The README's example.
+    told = miss_rate([Audited(1.0, n < 8) for n in range(60)] + [Audited(0.02, n < 3) for n in range(150)])
+    assert (told.rate, told.low, told.high) == pytest.approx((0.0209, 0.0073, 0.0580), abs=5e-5)
+    assert (told.audited, told.effective) == (210, pytest.approx(152.4, abs=0.05))
 
 
 def test_the_interval_covers_the_true_miss_rate_of_unevenly_audited_items():

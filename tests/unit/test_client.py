@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 import subprocess
 import sys
 import threading
@@ -295,6 +296,12 @@ def test_nobody_at_the_target_is_not_serving():
         pytest.raises(NotServing, match=r"nothing answers at 127\.0\.0\.1:1;.*plaudit serve"),
     ):
         client.generate("echo", "hi")
+
+
+def test_who_waits_for_a_server_is_told_for_how_long_at_most(caplog):
+    with Plaudit("127.0.0.1:1", patience=2.0, timeout=300.0) as client, pytest.raises(NotServing):
+        client.generate("echo", "hi")
+    assert re.search(r"trying again for up to [0-2] s", caplog.text)
 
 
 def test_options_become_fields(served, client):

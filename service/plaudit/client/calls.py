@@ -163,7 +163,8 @@ class Patience:
         if not over and not self._told:
             # Who waits for a server should know for which: a mistyped port looks the same.
             self._told = True
-            log.warning("nothing answers at %s yet; trying again for up to %.0f s", self._target, self.left())
+            most = min(self.left(), self._unreached - spent)
+            log.warning("nothing answers at %s yet; trying again for up to %.0f s", self._target, most)
         return over
 
 
