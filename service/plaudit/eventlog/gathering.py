@@ -66,11 +66,7 @@ class Gathering(Generic[B]):
                 self._leave(batch)
                 raise
         if batch.leads:
-            with self._lock:
-                # Those of the last write are on their way back: a moment for them costs less than a write more.
-                self._gathered.wait_for(lambda: len(self._waiting) >= self._wanted, self._gather_seconds)
-                group, self._waiting = self._waiting, []
-            self._write_group(group, batch)
+            self._lead(batch)
         return True
 
     def close(self, seconds: float) -> bool:
@@ -97,10 +93,16 @@ class Gathering(Generic[B]):
             heir.leads = True
         return heir
 
-    def _write_group(self, group: Sequence[B], own: B) -> None:
+    def _lead(self, own: B) -> None:
         """Writes what has gathered and wakes its callers, whatever happens; the next writer first."""
+        group: Sequence[B] = [own]
         began = time.monotonic()
         try:
+            with self._lock:
+                # Those of the last write are on their way back: a moment for them costs less than a write more.
+                self._gathered.wait_for(lambda: len(self._waiting) >= self._wanted, self._gather_seconds)
+                group, self._waiting = self._waiting, []
+            began = time.monotonic()
             self._write(group)
         except BaseException as error:  # an interrupt here must not look like success to the others
             for batch in group:
@@ -109,6 +111,8 @@ class Gathering(Generic[B]):
                 raise
         finally:
             with self._lock:
+                if own in self._waiting:  # it was interrupted before it took anything
+                    self._waiting.remove(own)
                 for batch in group:
                     batch.done = True
                 self._wanted = len(group) + len(self._waiting)
