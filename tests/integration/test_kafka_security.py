@@ -1,6 +1,9 @@
 """Connections to secured brokers, and what is said of each way in which they fail."""
 
+import contextlib
+import socket
 import subprocess
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 from plaudit.errors import LogUnavailable, Misconfigured
 from plaudit.eventlog import Topic, open_log
+from plaudit.eventlog.kafka_diagnosis import diagnose
 from plaudit.eventlog.kafka_topics import required_configs
 from plaudit.settings import KafkaSettings, LogSettings, Settings
 from pydantic import ValidationError
@@ -152,3 +156,24 @@ def _until_refused(settings, folder):
     ends = time.monotonic() + 300
     while time.monotonic() < ends:  # the broker takes its new setting when it pleases
         opened(settings, Path(folder)).close()
+
+
+@pytest.mark.parametrize("security", ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"])
+@pytest.mark.parametrize("says", ["says nothing", "hangs up"])
+def test_a_broker_that_is_stopped_or_away_behind_a_proxy_is_no_wrong_setting(monkeypatch, security, says):
+    monkeypatch.setattr("plaudit.eventlog.kafka_diagnosis._SECONDS", 0.3 if says == "says nothing" else 60.0)
+    user = {"username": "u", "password": "p"} if security.startswith("sasl") else {}
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        settings = KafkaSettings(bootstrap=f"127.0.0.1:{listening.getsockname()[1]}", security=security, **user)
+
+        def hang_up():
+            with contextlib.suppress(OSError):  # until nobody listens any more
+                while True:
+                    listening.accept()[0].close()
+
+        if says == "hangs up":
+            threading.Thread(target=hang_up, daemon=True).start()
+        found = diagnose(settings)
+        listening.shutdown(socket.SHUT_RDWR)
+    assert isinstance(found, LogUnavailable)
+    assert f"takes a connection and {says}" in found.message

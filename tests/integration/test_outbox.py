@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from plaudit.errors import LogUnavailable, MessageTooLarge, OutboxFull
+from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured, OutboxFull
 from plaudit.eventlog import Topic, open_serving_log
 from plaudit.eventlog.codec import decode
 from plaudit.eventlog.outbox import OUTBOX_FILE, PARTITION_UNKNOWN, OutboxLog
@@ -26,6 +26,7 @@ class Brokers:
     def __init__(self, folder):
         self.log = SqliteEventLog(folder / "brokers.sqlite")
         self.away = False
+        self.denies = False
         self.refuses = 0
         self.refuses_rejected = False
         self.lock = threading.Lock()
@@ -45,6 +46,8 @@ class Brokers:
         with self.lock:
             if self.away:
                 raise LogUnavailable("no broker answers")
+            if self.denies:
+                raise Misconfigured("the brokers refuse the user", setting="log.kafka.password")
             spared = topic is Topic.REJECTED and not self.refuses_rejected
             if self.refuses and not spared and any(len(v) > self.refuses for _, v in items):
                 raise MessageTooLarge("too large for the topic")
@@ -106,6 +109,15 @@ def test_an_outage_is_answered_and_what_came_meanwhile_arrives_in_order_per_key(
         own = [int(value) for each, value in values if each == key]
         assert own == sorted(own)
     assert eventually(lambda: log.append(Topic.FEEDBACK, "a", b"x")[0] == 0), "appends go to Kafka again"
+    log.close()
+
+
+def test_brokers_that_deny_this_client_meanwhile_cost_its_callers_nothing(tmp_path, brokers):
+    log = opened(tmp_path, brokers)
+    brokers.denies = True  # a password was changed, or a certificate has ended
+    assert log.append(Topic.FEEDBACK, "a", b"0")[0] == PARTITION_UNKNOWN
+    brokers.denies = False
+    assert eventually(lambda: brokers.values() == [("a", b"0")])
     log.close()
 
 

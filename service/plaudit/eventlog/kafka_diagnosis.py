@@ -25,50 +25,73 @@ _MOST_BYTES = 1 << 20  # of an answer: whatever says more is no broker
 
 
 def diagnose(settings: KafkaSettings) -> PlauditError | None:
-    """What the first broker that can be reached does not accept; None if it accepts everything asked here."""
-    unreached: list[str] = []
+    """What the first broker that answers does not accept; None if it accepts everything asked here.
+
+    Whoever is silent, or hangs up whichever way it is spoken to, is away (a process that is stopped, a proxy before a
+    broker that is down): that passes, and a wrong setting does not.
+    """
+    away: list[str] = []
     for server in settings.bootstrap.split(","):
         host, _, port = server.strip().rpartition(":")
+        place = (host.strip("[]"), int(port))
         try:
-            raw = socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS)
+            raw = socket.create_connection(place, timeout=_SECONDS)
         except OSError as error:
-            unreached.append(f"{server.strip()}: {error.strerror or error}")
+            away.append(f"{server.strip()}: {error.strerror or error}")
             continue
-        return _turned_away(settings, host.strip("[]"), server.strip(), raw)
+        try:
+            return _turned_away(settings, place, server.strip(), raw)
+        except TimeoutError:
+            away.append(f"{server.strip()}: takes a connection and says nothing")
+        except EOFError:
+            away.append(f"{server.strip()}: takes a connection and hangs up")
     return LogUnavailable(
-        f"no broker of log.kafka.bootstrap can be reached ({'; '.join(unreached)}); check the addresses, and that the "
+        f"no broker of log.kafka.bootstrap can be reached ({'; '.join(away)}); check the addresses, and that the "
         "brokers run"
     )
 
 
-def _turned_away(settings: KafkaSettings, host: str, server: str, raw: socket.socket) -> PlauditError | None:
+def _turned_away(
+    settings: KafkaSettings, place: tuple[str, int], server: str, raw: socket.socket
+) -> PlauditError | None:
+    """Raises TimeoutError or EOFError if it cannot be told from a broker that is away."""
     if settings.security in ("plaintext", "sasl_plaintext"):
         with raw:
-            return _protocol(settings, server, raw)
+            return _protocol(settings, place, server, raw)
     try:
-        with raw, tls_context(settings).wrap_socket(raw, server_hostname=host) as connection:
-            return _protocol(settings, server, connection)
+        with raw, tls_context(settings).wrap_socket(raw, server_hostname=place[0]) as connection:
+            return _protocol(settings, place, server, connection)
     except ssl.SSLCertVerificationError as error:
         return Misconfigured(
             f"the certificate of {server} is not to be trusted ({error.verify_message}); name the authority that "
             "signed it, or check the address",
             setting="log.kafka.ca_file",
         )
+    except TimeoutError:
+        raise
     except OSError as error:
+        if isinstance(error, ssl.SSLEOFError | ConnectionError) and not _answers_plaintext(place):
+            raise EOFError from error
         return Misconfigured(
             f"{server} does not begin TLS ({type(error).__name__}); check log.kafka.security and the port",
             setting="log.kafka.security",
         )
 
 
-def _protocol(settings: KafkaSettings, server: str, connection: socket.socket) -> PlauditError | None:
+def _protocol(
+    settings: KafkaSettings, place: tuple[str, int], server: str, connection: socket.socket
+) -> PlauditError | None:
     """What the broker says to the first requests over a connection that stands."""
     try:
         if settings.security.startswith("sasl"):
             return _sasl(settings, server, connection)
         _ask(connection, _API_VERSIONS, 0, b"")
-    except (OSError, EOFError, ValueError):
-        if settings.security == "plaintext":
+    except TimeoutError:
+        raise
+    except (OSError, EOFError, ValueError) as error:
+        if settings.security in ("plaintext", "sasl_plaintext"):
+            if not isinstance(error, ValueError) and not _begins_tls(place):
+                raise EOFError from error
             said = f"{server} closes a plaintext connection; it probably wants TLS or a password"
         elif settings.client_cert_file:
             said = f"{server} does not take the certificate of log.kafka.client_cert_file"
@@ -76,6 +99,29 @@ def _protocol(settings: KafkaSettings, server: str, connection: socket.socket) -
             said = f"{server} wants a client's certificate; set log.kafka.client_cert_file and client_key_file"
         return Misconfigured(f"{said}; check log.kafka.security", setting="log.kafka.security")
     return None
+
+
+def _begins_tls(place: tuple[str, int]) -> bool:
+    """Whether who listens there speaks TLS, whatever its certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection(place, timeout=_SECONDS) as raw, context.wrap_socket(raw):
+            return True
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except OSError:
+        return False
+
+
+def _answers_plaintext(place: tuple[str, int]) -> bool:
+    """Whether who listens there answers as a broker without TLS does."""
+    try:
+        with socket.create_connection(place, timeout=_SECONDS) as raw:
+            _ask(raw, _API_VERSIONS, 0, b"")
+    except (OSError, EOFError, ValueError):
+        return False
+    return True
 
 
 def _sasl(settings: KafkaSettings, server: str, connection: socket.socket) -> PlauditError | None:
@@ -104,6 +150,8 @@ def _sasl(settings: KafkaSettings, server: str, connection: socket.socket) -> Pl
             return refused
         client.process_server_first_message(first)
         return refused if _authenticate(connection, client.final_message()) is None else None
+    except TimeoutError:
+        raise
     except (OSError, EOFError):
         return refused  # a broker may end the connection instead of saying so
 

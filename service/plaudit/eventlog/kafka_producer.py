@@ -8,6 +8,7 @@ way at a time, from the thread of one of its callers; order per partition follow
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -74,7 +75,7 @@ class SharedProducer:
 
         If it raises, any of the records may be in the log. Raises MessageTooLarge if no retry can help.
         """
-        self._be_usable(topic)
+        self._be_usable(topic, seconds)
         batch = _Sending(topic, [(key.encode(), value) for key, value in items], seconds)
         if not self._gathering.through(batch):
             raise self._is_closed(topic)
@@ -144,13 +145,19 @@ class SharedProducer:
         for batch, index in records:
             name = self._settings.topic_prefix + batch.topic
             key, value = batch.items[index]
-            _produce(producer, name, key, value, functools.partial(delivered, batch, index), deadline)
-            left += 1
+            try:
+                _produce(producer, name, key, value, functools.partial(delivered, batch, index), deadline)
+            except KafkaException as error:  # the client itself finds some too large: the others go on
+                if error.args[0].code() not in TOO_LARGE:
+                    raise
+                batch.refused[index] = error.args[0]
+            else:
+                left += 1
         while left and (remaining := deadline - time.monotonic()) > 0:
             producer.poll(min(remaining, LOOK_SECONDS))
 
-    def _be_usable(self, topic: Topic) -> None:
-        """Connects anew if the last producer failed. Raises LogUnavailable."""
+    def _be_usable(self, topic: Topic, seconds: float) -> None:
+        """Connects anew if the last producer failed, within so many seconds. Raises Misconfigured or LogUnavailable."""
         with self._lock:
             if self._closed:
                 raise self._is_closed(topic)
@@ -161,7 +168,9 @@ class SharedProducer:
             self._connecting = True
         producer = None
         try:
-            producer = self._connect()
+            producer = self._connect(seconds)
+            if producer is None:
+                raise self._away(topic)
         finally:
             with self._lock:
                 self._connecting = False
@@ -171,13 +180,15 @@ class SharedProducer:
             if producer is not None:
                 _end(producer)
 
-    def _connect(self) -> Producer:
-        """A client that a broker has answered."""
-        producer = Producer(_options(self._settings))
+    def _connect(self, seconds: float = math.inf) -> Producer | None:
+        """A client that a broker has answered. Who has less time than the timeout gets None instead of the reason."""
+        producer, timeout = Producer(_options(self._settings)), self._settings.timeout_seconds
         try:
-            producer.list_topics(self._settings.topic_prefix + Topic.FEEDBACK, timeout=self._settings.timeout_seconds)
+            producer.list_topics(self._settings.topic_prefix + Topic.FEEDBACK, timeout=min(seconds, timeout))
         except KafkaException as error:
             _end(producer)
+            if seconds < timeout:
+                return None
             raise no_answer(self._settings, error) from error
         return producer
 

@@ -134,7 +134,7 @@ class OutboxLog:
         if kafka is not None:
             try:
                 return kafka.append_within(topic, items, self._settings.patience_seconds)
-            except LogUnavailable as error:
+            except (LogUnavailable, Misconfigured) as error:  # whatever keeps Kafka from it, the act is not lost
                 with self._lock:
                     self._direct = False
                     self._entering += 1
