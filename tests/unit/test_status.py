@@ -6,6 +6,7 @@ import datetime as dt
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,10 @@ import pytest
 import sqlalchemy as sa
 import structlog
 from plaudit import cli
+from plaudit.errors import LogUnavailable
 from plaudit.eventlog import Topic, open_log
+from plaudit.eventlog.outbox import OutboxLog
+from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
 from plaudit.evidence.tables import to_micros
@@ -32,7 +36,7 @@ from plaudit.release.manifest import Manifest
 from plaudit.release.reading import refusals
 from plaudit.release.registry import Promote, Registry, RollBack
 from plaudit.serving.router import Router
-from plaudit.settings import load_settings
+from plaudit.settings import OutboxSettings, load_settings
 from plaudit.store import processes as module
 from plaudit.store.outcomes import TurnOutcomes
 from plaudit.store.processes import Beat, current, processes
@@ -151,6 +155,42 @@ def test_a_replica_says_which_of_its_vllm_servers_take_requests(settings, regist
     router.look()
     said = "; 2 of 3 vLLM servers take requests, NOT http://b:8000; --max-loras unknown of http://a:8000 (docs/vllm.md)"
     assert said in as_text(deployment(settings, PLUGINS))
+
+
+def test_a_replica_says_what_waits_in_its_outbox_and_nothing_once_that_is_empty(settings, registry, tmp_path):
+    away = True
+
+    def connect():
+        if away:
+            raise LogUnavailable("no broker answers")
+        return SqliteEventLog(tmp_path / "brokers.sqlite")
+
+    log = OutboxLog(tmp_path, connect, OutboxSettings())
+    router = Router(
+        registry,
+        None,
+        Metrics(CollectorRegistry()),
+        base_digest="ab" * 32,
+        domains=(),
+        poll_seconds=0.05,
+        ready_at_start=0,
+        beat=Beat(registry.database, "serve"),
+        outbox=log.state,
+    )
+    log.append_many(Topic.FEEDBACK, [("k", b"1"), ("k", b"2")])
+    router.look()
+    found = deployment(settings, PLUGINS)
+    assert re.search(r"serve  runs, .*; 2 records wait in its outbox for Kafka, the oldest for \d+ s", as_text(found))
+    (serve,) = found.as_dict()["processes"]
+    assert (serve["facts"]["outbox"]["records"], serve["facts"]["outbox"]["size"] > 0) == (2, True)
+    away = False
+    give_up = time.monotonic() + 300
+    while log.state().records and time.monotonic() < give_up:
+        time.sleep(0.05)
+    router._beat._next = 0.0
+    router.look()
+    assert "outbox" not in as_text(deployment(settings, PLUGINS))
+    log.close()
 
 
 def test_processes_are_seen_until_they_end_and_missed_if_they_fall_silent(settings, registry, monkeypatch):

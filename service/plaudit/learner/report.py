@@ -346,6 +346,12 @@ def _engine_servers(found: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def _outbox(found: Mapping[str, Any]) -> str:
+    if not found.get("records"):
+        return ""
+    return f"; {found['records']} records wait in its outbox for Kafka, the oldest for {found['oldest_seconds']:.0f} s"
+
+
 def _process_lines(found: Deployment) -> str:
     lines = []
     if found.rejected:
@@ -369,6 +375,7 @@ def _process_lines(found: Deployment) -> str:
                 behind = [name for name, serves in each.facts.get("serves", {}).items() if serves["behind"]]
                 facts = f"; BEHIND on {', '.join(behind)}" if behind else ""
                 facts += _engine_servers(each.facts.get("servers", {}))
+                facts += _outbox(each.facts.get("outbox", {}))
             if each.quiet > _LONG_SECONDS and not each.lost:
                 facts += f"; busy with one thing, or hanging, for {each.quiet / 60:.0f} min"
             began = _when(each.started_at.isoformat(timespec="seconds"), found.now)

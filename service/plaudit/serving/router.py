@@ -12,6 +12,7 @@ swapped between two requests.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import threading
 import time
@@ -33,6 +34,7 @@ from plaudit.errors import (
     UnknownDomain,
 )
 from plaudit.eventlog import Consumer
+from plaudit.eventlog.outbox import OutboxState
 from plaudit.metrics import Metrics
 from plaudit.release.moves import ChannelState
 from plaudit.release.registry import Registry
@@ -74,6 +76,7 @@ class Router:
         beat: Beat | None = None,
         look_also: Callable[[], None] = lambda: None,
         engine_servers: Callable[[], Mapping[str, ServerFacts]] = dict,
+        outbox: Callable[[], OutboxState] | None = None,
     ) -> None:
         self._registry = registry
         self._staging = staging
@@ -87,6 +90,7 @@ class Router:
         self._beat = beat
         self._look_also = look_also
         self._engine_servers = engine_servers
+        self._outbox = outbox
         self._serving: dict[Channel, _Serving] = {}
         self._told: dict[Channel, tuple[int, str]] = {}  # what the log was told last of a channel that is behind
         self._unanswered: dict[ReleaseKey, dt.datetime] = {}  # live since a swap, and no reply yet
@@ -146,7 +150,8 @@ class Router:
                 self._metrics.follower_errors.inc()
                 log.error("cannot follow a channel", channel=str(state.channel), error=type(error).__name__)
         if self._beat is not None:
-            self._beat.beat({"serves": self._facts(), "servers": dict(self._engine_servers())})
+            facts = {"serves": self._facts(), "servers": dict(self._engine_servers())}
+            self._beat.beat(facts | ({"outbox": dataclasses.asdict(self._outbox())} if self._outbox else {}))
 
     def _facts(self) -> dict[str, dict[str, object]]:
         """For people (`plaudit status`): what this replica serves, by channel."""

@@ -31,7 +31,7 @@ from plaudit.engine.observing import observe
 from plaudit.engine.protocol import Engine
 from plaudit.errors import Misconfigured
 from plaudit.eventlog import Consumer, EventLog, Topic, open_serving_log, with_person_keys
-from plaudit.eventlog.outbox import OutboxLog
+from plaudit.eventlog.outbox import OutboxLog, OutboxState
 from plaudit.garbage import set_aside
 from plaudit.metrics import Metrics, expose
 from plaudit.plugins import count_failures, load_plugins
@@ -95,6 +95,7 @@ class Server:
         metrics: Metrics,
         *,
         tolerance: Tolerance = EXACT,
+        outbox: Callable[[], OutboxState] | None = None,
     ) -> None:
         count_failures(plugins, metrics)
         self._settings = settings
@@ -132,6 +133,7 @@ class Server:
             beat=Beat(registry.database, "serve"),
             look_also=ErasedWatch(registry.database, recorder).look,
             engine_servers=observe(engine, metrics).servers,
+            outbox=outbox,
         )
         generation = Generation(
             engine,
@@ -269,10 +271,10 @@ def serve(settings: Settings) -> None:
     metrics = Metrics(CollectorRegistry())
     engine = opened_at_last("serve", lambda: open_engine(settings))
     registry = opened_at_last("serve", lambda: Registry(settings.store_url, settings.registry_root))
-    event_log = opened_at_last("serve", lambda: _serving_log(settings, metrics))
+    event_log, outbox = opened_at_last("serve", lambda: _serving_log(settings, metrics))
     agreed_pseudonym_key(settings, registry.database)
     tolerance = Tolerance.of(settings.engine.kind, engine.base_dtype)
-    server = Server(settings, engine, event_log, registry, plugins, metrics, tolerance=tolerance)
+    server = Server(settings, engine, event_log, registry, plugins, metrics, tolerance=tolerance, outbox=outbox)
     try:
         expose(metrics, settings.serve.metrics_port, settings.serve.host)
         set_aside()  # before releases are staged, which come and go
@@ -288,18 +290,19 @@ def serve(settings: Settings) -> None:
         log.info("ended")
 
 
-def _serving_log(settings: Settings, metrics: Metrics) -> EventLog:
-    """The log, with what its outbox does as metrics."""
+def _serving_log(settings: Settings, metrics: Metrics) -> tuple[EventLog, Callable[[], OutboxState] | None]:
+    """The log, with what its outbox does as metrics, and what lies in the outbox if there is one."""
     event_log = open_serving_log(
         settings,
         kept=lambda topic, records: metrics.outbox_kept.labels(topic.value).inc(records),
         drained=lambda topic, records: metrics.outbox_drained.labels(topic.value).inc(records),
     )
-    if isinstance(event_log, OutboxLog):
-        metrics.outbox_records.set_function(lambda: event_log.state().records)
-        metrics.outbox_bytes.set_function(lambda: event_log.state().size)
-        metrics.outbox_oldest_seconds.set_function(lambda: event_log.state().oldest_seconds)
-    return with_person_keys(settings, event_log)
+    outbox = event_log.state if isinstance(event_log, OutboxLog) else None
+    if outbox is not None:
+        metrics.outbox_records.set_function(lambda: outbox().records)
+        metrics.outbox_bytes.set_function(lambda: outbox().size)
+        metrics.outbox_oldest_seconds.set_function(lambda: outbox().oldest_seconds)
+    return with_person_keys(settings, event_log), outbox
 
 
 def read_address(data_dir: Path) -> str | None:
