@@ -16,9 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from plaudit.ids import new_id
 
 CLIENTS = 4
+# After its start a replica is called again at once; the library alone would wait for up to two minutes.
+CONNECTING = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Load:
     def _people(self, chance: random.Random) -> None:
         from plaudit.v1 import assistant_pb2, assistant_pb2_grpc, feedback_pb2, feedback_pb2_grpc
 
-        channels = [grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) for target in self._targets]
+        channels = [grpc.insecure_channel(target, options=CONNECTING) for target in self._targets]
         asks = [assistant_pb2_grpc.AssistantServiceStub(channel) for channel in channels]
         gives = [feedback_pb2_grpc.FeedbackServiceStub(channel) for channel in channels]
         while not self._stop.is_set():
@@ -89,13 +93,20 @@ class Load:
                 answer = call(chance.choice(stubs))
             except grpc.RpcError as error:
                 with self._ledger.lock:
-                    self._ledger.failures[error.code().name] += 1
+                    self._ledger.failures[what_ended(error)] += 1
                 time.sleep(0.1)
                 continue
             with self._ledger.lock:
                 self._ledger.slowest = max(self._ledger.slowest, time.monotonic() - began)
             return answer
         return None
+
+
+def what_ended(error: Any) -> str:
+    """The code of a call that failed and the reason that the replica gave; without one nobody answered."""
+    status, info = rpc_status.from_call(error), error_details_pb2.ErrorInfo()
+    found = status is not None and any(detail.Unpack(info) for detail in status.details)
+    return f"{error.code().name}, {info.reason if found else 'no replica answered'}"
 
 
 def judge(act: Any, reply: Any, chance: random.Random) -> None:
