@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import random
@@ -64,6 +65,32 @@ def _started(folder):
     return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True).stdout
 
 
+@contextlib.contextmanager
+def _contained(module, made, otherwise):
+    """A server in a container, by testcontainers if that is installed and Docker answers; skips loudly without."""
+    server, why = None, ""
+    with _without_warnings():
+        try:
+            server = made(importlib.import_module(f"testcontainers.{module}")).start()
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+    if server is None:
+        pytest.skip(f"{otherwise} (testcontainers, which would start one in Docker: {why})")
+    yield server
+    with _without_warnings():
+        server.stop()
+        del server
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """The library deprecates parts of itself, and Docker's client leaves sockets to the collection of garbage."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+        gc.collect()
+
+
 @pytest.fixture(scope="session")
 def kafka_bootstrap(tmp_path_factory):
     """Bootstrap servers of a real Kafka: PLAUDIT_TEST_KAFKA, else one that is started for this session."""
@@ -72,7 +99,10 @@ def kafka_bootstrap(tmp_path_factory):
         yield given
         return
     if not KAFKA_TOOL.exists():
-        pytest.skip("NO KAFKA: set PLAUDIT_TEST_KAFKA to bootstrap servers (host:port); nothing of Kafka was tested")
+        otherwise = "NO KAFKA: set PLAUDIT_TEST_KAFKA to bootstrap servers (host:port); nothing of Kafka was tested"
+        with _contained("kafka", lambda library: library.KafkaContainer().with_kraft(), otherwise) as kafka:
+            yield kafka.get_bootstrap_server()
+        return
     folder = tmp_path_factory.mktemp("kafka")
     try:
         yield _started(folder)
@@ -111,13 +141,15 @@ def kafka_leftovers():
 
 @pytest.fixture(scope="session")
 def postgres_server():
-    """SQLAlchemy URL of a real PostgreSQL server whose user may create databases: PLAUDIT_TEST_POSTGRES."""
+    """SQLAlchemy URL of a real PostgreSQL server whose user may create databases: PLAUDIT_TEST_POSTGRES, else one."""
     given = os.environ.get("PLAUDIT_TEST_POSTGRES")
-    if not given:
-        pytest.skip(
-            "NO POSTGRESQL: set PLAUDIT_TEST_POSTGRES (postgresql+psycopg://...); the store was tested on SQLite"
-        )
-    return given
+    if given:
+        yield given
+        return
+    otherwise = "NO POSTGRESQL: set PLAUDIT_TEST_POSTGRES (postgresql+psycopg://...); the store was tested on SQLite"
+    made = "postgres", lambda library: library.PostgresContainer("postgres:17", driver="psycopg")
+    with _contained(*made, otherwise) as postgres:
+        yield postgres.get_connection_url()
 
 
 @pytest.fixture
