@@ -63,16 +63,21 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "heavy = {'torch', 'transformers', 'grpc', 'sqlalchemy', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
-    # Processor time, the least of three: other programs on the machine must not fail the test.
-    spent = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.returncode == 0, done.stderr
-    assert "release" in done.stdout
-    assert min(spent) < 0.5
+
+    def spent(code):
+        """Processor time, the least of three: other programs on the machine must not fail the test."""
+        found = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+            assert done.returncode == 0, done.stderr
+        return min(found), done.stdout
+
+    seconds, said = spent(program)
+    assert "release" in said
+    assert seconds < 2 * spent("import structlog, typer")[0], "little more than what parses and logs"
 
 
 def test_settings_are_shown_as_toml_and_as_json_with_secrets_masked(plaudit):
@@ -223,12 +228,18 @@ def test_a_mistyped_directory_is_said_and_not_made(plaudit, tmp_path, command):
 
 
 @pytest.mark.parametrize(
-    "command", ["join --data-dir x reset --from earliest", "learn --set learn.seed=1 plan", "learn --once plan"]
+    ("command", "why"),
+    [
+        ("join --data-dir x reset --from earliest", "options stand behind the whole command: plaudit join reset"),
+        ("learn --set learn.seed=1 plan", "options stand behind the whole command: plaudit learn plan"),
+        ("learn --once plan", "options stand behind the whole command: plaudit learn plan"),
+        ("release list a/b --target 127.0.0.1:1 --data-dir x", "give one or the other"),
+    ],
 )
-def test_an_option_that_would_not_act_is_wrong_usage(plaudit, command):
+def test_an_option_that_would_not_act_is_wrong_usage(plaudit, command, why):
     code, _, err = plaudit(*command.split())
     assert code == 2
-    assert "options stand behind the whole command: plaudit" in err
+    assert why in err
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,11 @@ class ServiceChannels:
 def channels_of(channel: str, target: str, given: SettingsOptions) -> Channels:
     """Channels of the service at `target`, or of the registry that the settings name if it is empty."""
     if target:
+        if given != SettingsOptions():
+            raise typer.BadParameter(
+                "--config, --set and --data-dir name a registry, and --target a service that has its own; give one or "
+                "the other"
+            )
         return ServiceChannels(target)
     channel_of(channel)  # wrong usage is said first
     return RegistryChannels(given.load_used())
