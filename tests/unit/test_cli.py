@@ -16,11 +16,12 @@ from pathlib import Path
 import grpc
 import pytest
 import structlog
-from plaudit import cli
+from plaudit import __version__, cli
 from plaudit.release.manifest import Manifest
 from plaudit.release.registry import Registry
 from plaudit.settings import load_settings
 from plaudit.types import Channel
+from plaudit.v1.events_pb2 import Envelope
 from typer.main import get_command
 
 CHANNEL = Channel("instruction", "default")
@@ -166,9 +167,11 @@ def test_pinning_through_the_registry_is_published_on_the_log(plaudit, registry,
 
     log = open_log(load_settings(overrides=[f"data_dir={tmp_path / 'data'}"], environ={}))
     consumer = log.consumer((Topic.RELEASES,), "test", dict)
-    change = decode(consumer.poll(5.0, 10)[0].value)
+    (record,) = consumer.poll(5.0, 10)
     consumer.close()
     log.close()
+    change = decode(record.value)
+    assert Envelope.FromString(record.value).producer == f"plaudit-cli/{__version__}"
     assert (change.pinned, change.generation, change.reason) == (True, 1, "an audit")
     assert change.actor.startswith("operator:")
 

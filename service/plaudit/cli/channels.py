@@ -82,6 +82,7 @@ class RegistryChannels:
         return self._change(channel, Pin(pinned), generation, reason)
 
     def _change(self, channel: str, move: Any, generation: int | None, reason: str) -> dict[str, Any]:
+        from plaudit import __version__
         from plaudit.errors import LogUnavailable
         from plaudit.eventlog import open_log
         from plaudit.release.publish import publish
@@ -94,7 +95,7 @@ class RegistryChannels:
         try:
             log = open_log(self._settings)
             try:
-                publish(log, change, actor=actor, reason=reason, producer="plaudit-cli")
+                publish(log, change, actor=actor, reason=reason, producer=f"plaudit-cli/{__version__}")
             finally:
                 log.close()
         except LogUnavailable as error:
