@@ -123,6 +123,14 @@ def test_a_good_candidate_is_accepted_with_its_numbers_in_a_fixed_order() -> Non
             },
             ["label_base", "label_live"],
         ),
+        # The same beside a base that does worse, and a live release that is always right.
+        (
+            {
+                "items": items(candidate=lambda i: "severe" if i % 18 == 0 else truth(i), live=truth),
+                "costs": {("none", "severe"): 5.0},
+            },
+            ["label_live"],
+        ),
         ({"items": items(candidate=lambda i: truth(i) if i != 2 else "mild")}, ["missed_severe"]),
         ({"severe": frozenset({"threat"})}, ["missed_severe"]),
         ({"probes": (HarmResult(harm="slur", candidate=HarmRate(4, 1), base=HarmRate(4, 0)),)}, ["harm_slur"]),
