@@ -206,6 +206,9 @@ class Metrics:
         self.join_waiting = self._gauge(
             "join", "join_waiting", "Pieces of feedback that wait for their interaction.", "channel"
         )
+        self.join_waits = self._gauge(
+            "join", "join_waits", "1 while the join cannot go on: its start, or the log or store that is away.", "why"
+        )
         self.join_lag = self._gauge("join", "join_lag_records", "Records not yet read.", "topic", "partition")
         self.join_seconds = self._histogram(
             "join", "join_batch_seconds", "Seconds of one transaction of the join.", _STEP_SECONDS

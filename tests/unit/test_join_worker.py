@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 from plaudit import waiting
+from plaudit.errors import StoreUnavailable
 from plaudit.eventlog.protocol import Record, Topic
 from plaudit.eventlog.sqlite import SqliteEventLog
+from plaudit.evidence import worker
 from plaudit.evidence.ingest import Outcome
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
@@ -131,16 +133,40 @@ def test_a_join_started_on_a_full_disk_says_so_and_goes_on_once_there_is_room(sm
         while True:
             file.write(bytes(4096))
     with capture_logs() as lines:
-        worker = threading.Thread(target=run_join, args=(Settings(data_dir=folder, join=QUIET), stop))
-        worker.start()
+        thread = threading.Thread(target=run_join, args=(Settings(data_dir=folder, join=QUIET), stop))
+        thread.start()
         assert eventually(lambda: [line for line in lines if line["event"] == "join.waits"])
         filler.unlink()
         ready = eventually(lambda: [line for line in lines if line["event"] == "join.ready"])
         stop.set()
-        worker.join(300)
+        thread.join(300)
     assert ready
     assert "full" in lines[0]["why"]
     assert str(folder) in lines[0]["why"]
+
+
+def test_metrics_say_that_a_join_waits_for_its_store_and_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
+    served, stop, told = [], threading.Event(), []
+    monkeypatch.setattr(worker, "expose", lambda metrics, port, host: served.append(metrics.registry))
+    away = StoreUnavailable("away")
+
+    def positions(self):
+        told.append(why())
+        if len(told) < 3:
+            raise away
+        return {}
+
+    def why():
+        return [each.labels["why"] for metric in served[0].collect() for each in metric.samples if "waits" in each.name]
+
+    monkeypatch.setattr(EvidenceStore, "positions", positions)
+    thread = threading.Thread(target=run_join, args=(Settings(data_dir=tmp_path, join=QUIET), stop))
+    thread.start()
+    assert eventually(lambda: len(told) >= 3 and not why())
+    stop.set()
+    thread.join(300)
+    assert told[:3] == [["START"], ["STORE_UNAVAILABLE"], ["STORE_UNAVAILABLE"]]
 
 
 def test_a_join_whose_disk_fills_up_waits_and_loses_nothing(small_disk, tmp_path, monkeypatch):
@@ -154,13 +180,13 @@ def test_a_join_whose_disk_fills_up_waits_and_loses_nothing(small_disk, tmp_path
     append(log, *[make_interaction(f"i{n}", group="x" * 2000) for n in range(200)])
     with capture_logs() as lines:
         join = Join(log, store, {"plain": PlainDomain()}, JoinSettings())
-        worker = threading.Thread(target=join.run, args=(stop,))
-        worker.start()
+        thread = threading.Thread(target=join.run, args=(stop,))
+        thread.start()
         assert eventually(lambda: [line for line in lines if line["event"] == "join.waits"])
         filler.unlink()
         assert eventually(lambda: store.counts(CHANNEL).interactions == 200)
         stop.set()
-        worker.join(300)
+        thread.join(300)
     assert "store.sqlite cannot grow: its disk is full" in lines[0]["why"]
     store.close()
     log.close()
@@ -190,21 +216,21 @@ def test_it_starts_on_a_folder_that_is_not_there_yet(tmp_path, request, kind):
         request.getfixturevalue("kafka_leftovers")
         more = {"log": {"kind": "kafka", "kafka": {"bootstrap": bootstrap, "topic_prefix": f"{uuid.uuid4().hex}."}}}
     with capture_logs() as lines:
-        worker = threading.Thread(target=run_join, args=(Settings(data_dir=folder, join=QUIET, **more), stop))
-        worker.start()
+        thread = threading.Thread(target=run_join, args=(Settings(data_dir=folder, join=QUIET, **more), stop))
+        thread.start()
         ready = eventually(lambda: [line for line in lines if line["event"] == "join.ready"])
         stop.set()
-        worker.join(300)
+        thread.join(300)
     assert ready
-    assert not worker.is_alive()
+    assert not thread.is_alive()
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_process_ends_when_told_to(tmp_path):
     stop = threading.Event()
     settings = Settings(data_dir=tmp_path, join=QUIET)
-    worker = threading.Thread(target=run_join, args=(settings, stop))
-    worker.start()
+    thread = threading.Thread(target=run_join, args=(settings, stop))
+    thread.start()
     stop.set()
-    worker.join(300)
-    assert not worker.is_alive()
+    thread.join(300)
+    assert not thread.is_alive()

@@ -97,9 +97,10 @@ class _Batch:
 class Join:
     """Reads the log into the evidence store. For one thread; several workers may share a log and a store.
 
-    `plugins` are guarded (`plaudit.plugins`): a failing one rejects an act, never a batch. `observe` is told what each
-    transaction read, changed and took (seconds), `look` is called after each batch of `run`: both for metrics.
-    `forgotten` says which records have ended. `now` is the clock of the waiting limit.
+    `plugins` are guarded (`plaudit.plugins`): a failing one rejects an act, never a batch. For metrics: `observe` is
+    told what each transaction read, changed and took (seconds), `look` is called after each batch of `run`, and `waits`
+    is told the reason for which `run` cannot go on, and "" once it can. `forgotten` says which records have ended.
+    `now` is the clock of the waiting limit.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Join:
         *,
         observe: Callable[[Sequence[Record], Outcome, float], None] | None = None,
         look: Callable[[Join], None] | None = None,
+        waits: Callable[[str], None] = lambda why: None,
         forgotten: Forgotten | None = None,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
@@ -120,6 +122,7 @@ class Join:
         self._settings = settings
         self._observe = observe
         self._look = look
+        self._waits = waits
         self._forgotten = forgotten or Forgotten()
         self._now = now
         self._consumer: Consumer | None = None
@@ -138,9 +141,11 @@ class Join:
                     self.run_once(self._settings.poll_seconds)
                     if self._look is not None:
                         self._look(self)
+                    self._waits("")
                     losses = 0
                 except (LogUnavailable, StoreUnavailable, IntegrityError) as error:
                     losses += 1
+                    self._waits(error.reason if isinstance(error, PlauditError) else type(error).__name__)
                     pause("join", stop, error, losses)
                 except Overtaken as error:
                     _log.warning("join.overtaken", why=str(error))

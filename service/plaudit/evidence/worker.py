@@ -38,6 +38,11 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
     expose(metrics, settings.join.metrics_port, settings.serve.host)
     plugins = load_plugins(settings.plugins.allow, budget_seconds=settings.plugins.budget_seconds)
     count_failures(plugins, metrics)
+
+    def waits(why: str) -> None:
+        set_only(metrics.join_waits, {(why,): 1} if why else {})
+
+    waits("START")
     if (log := opened("join", lambda: open_log(settings), stop)) is None:
         return
     try:
@@ -57,7 +62,14 @@ def run_join(settings: Settings, stop: threading.Event) -> None:
 
             def start() -> Join:
                 return Join(
-                    log, store, plugins, settings.join, observe=progress.observe, look=look, forgotten=forgotten
+                    log,
+                    store,
+                    plugins,
+                    settings.join,
+                    observe=progress.observe,
+                    look=look,
+                    waits=waits,
+                    forgotten=forgotten,
                 )
 
             if (join := opened("join", start, stop)) is not None:
