@@ -87,15 +87,17 @@ def test_a_policy_that_drew_the_log_has_the_mean_of_the_log() -> None:
 def test_too_little_overlap_is_refused_in_words() -> None:
     # One interaction in a hundred carries nearly all the weight.
     far = [one(f"r{i}", 1.0, 0.01 if i == 0 else 0.99, 0.99 if i == 0 else 0.01) for i in range(100)]
-    with pytest.raises(TooLittleOverlap, match=r"1 interactions' worth of weight in 100 .* EXPLORE") as caught:
+    with pytest.raises(TooLittleOverlap, match=r"100 interactions are worth 1 of its own, .* EXPLORE") as caught:
         estimate(far)
     assert caught.value.ess == pytest.approx(1.0, abs=0.1)
-    with pytest.raises(TooLittleOverlap, match="on those of 1 raters; 50 and 5 are needed"):
+    with pytest.raises(
+        TooLittleOverlap, match="1 raters saw what it would show; 50 interactions and 5 raters are"
+    ):
         estimate([one("the same", 1.0, 0.5, 0.5)] * 100)
     # Nine raters, but the policy shows what four of them saw: of four, bounds are too often anything.
-    with pytest.raises(TooLittleOverlap, match="on those of 4 raters"):
+    with pytest.raises(TooLittleOverlap, match="4 raters saw"):
         estimate([one(f"r{i % 9}", float(i % 2), 0.5, 0.5 if i % 9 < 4 else 0.0) for i in range(900)])
-    with pytest.raises(TooLittleOverlap, match="0 interactions"):
+    with pytest.raises(TooLittleOverlap, match="0 interactions are worth 0"):
         estimate([])
     with pytest.raises(TooLittleOverlap):
         estimate([one(f"r{i}", 1.0, 0.5, 0.0) for i in range(100)])

@@ -91,9 +91,9 @@ def _by_release(data: Data) -> Any:
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(lambda value, _: wording.value(value))
     last = judged[-1] if judged and judged[-1]["version"] else None
-    title = wording.claim(last, base) if last else "What costs no training; no release went live"
+    title = wording.claim(last, base) if last else "What needs no trained policy; no release went live"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    below = f"{wording.axis}, on held-out prompts.\nBlack lines: 95% intervals. Grey: needs no training."
+    below = f"{wording.axis}, on held-out prompts.\nBlack lines: 95% intervals. Grey: needs no trained policy."
     figure.supxlabel(below, x=0.01, ha="left", fontsize=9, color=MUTED)
     return figure
 
@@ -253,9 +253,11 @@ def _believed(axes: Any, judged: Sequence[Data]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: percent(value))
     axes.margins(y=0.25)
     axes.legend(frameon=False, fontsize=9, loc="best", labelcolor="linecolor")
+    # What the gate believes of choices is no win-rate.
+    believed = "What the gate believed, and what" if any(row.get("score_win_rate") for row in judged) else "What"
     _titled(
         axes,
-        "What the gate believed, and what the hidden preference says",
+        f"{believed} the hidden preference says",
         "Win-rate of each release against the base, 95% intervals; dashed: no better than the base",
     )
 

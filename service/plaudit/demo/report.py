@@ -32,7 +32,7 @@ KEYS = (
 _CLOSE = 0.1
 _FIRST = "by-release.png"
 _ALT = {
-    "by-release.png": "What the hidden preference says of each release and of baselines that need no training",
+    "by-release.png": "What the hidden preference says of each release and of baselines that need no trained policy",
     "by-iteration.png": "Reward of each turn's states, and what the hidden preference says of the same answers",
     "swaps.png": "Requests per second by release around each swap",
 }

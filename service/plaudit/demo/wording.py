@@ -124,9 +124,9 @@ _TEXTS = Wording(
     'answers is cut to the shorter one\'s words. "Distinct, masked" is the number of answers that still differ '
     "once the question's own words are blanked out, as a share of all.",
     baseline_columns={"win-rate": _figure("gold_win_rate")},
-    baseline_note="What costs no training, under the same judge. The constant answer and the filled-in template were "
-    "searched for on prompts of the channel. A template that does well here shows how far the hidden preference can be "
-    "pleased by form alone; sameness in the table above is the other half of that picture.",
+    baseline_note="What needs no trained policy, under the same judge. The constant answer and the filled-in template "
+    "were searched for on prompts of the channel. A template that does well here shows how far the hidden preference "
+    "can be pleased by form alone; sameness in the table above is the other half of that picture.",
     claim=lambda last, base: (
         f"{named(last['version']).capitalize()} wins {percent(last['gold_win_rate']['estimate'])} of comparisons with "
         "the base model"
@@ -163,9 +163,9 @@ _ORDERS = Wording(
         "accuracy": _figure("accuracy"),
         "mean cost": _figure("cost"),
     },
-    baseline_note="What costs no training, under the same judge. The best constant orders options by the mean gold of "
-    "their texts on prompts of the channel, which only the judge knows. The reward model alone decides by the newest "
-    "release's reward model without its policy.",
+    baseline_note="What needs no trained policy, under the same judge. The best constant order sorts options by the "
+    "mean gold of their texts on prompts of the channel, which only the judge knows. The reward model alone decides by the "
+    "newest release's reward model without its policy.",
     claim=lambda last, base: (
         f"{named(last['version']).capitalize()} is worth {last['gold']['estimate']:.2f} per request, the base model "
         f"{base['gold']['estimate']:.2f}"

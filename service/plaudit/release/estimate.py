@@ -303,10 +303,10 @@ class _Sums:
         """Raise TooLittleOverlap unless the log says enough."""
         if self.ess < min_ess or self._weighty < MIN_UNITS:
             raise TooLittleOverlap(
-                f"the log says too little about this policy: {self.ess:.0f} interactions' worth of weight in "
-                f"{self.interactions} interactions, the weight on those of {self._weighty} raters; {min_ess:.0f} and "
-                f"{MIN_UNITS} are needed; let more requests have the purpose EXPLORE, or ask about a policy nearer to "
-                "the one that drew",
+                f"the log says too little about this policy: {self.interactions} interactions are worth {self.ess:.0f} "
+                f"of its own, and {self._weighty} raters saw what it would show; {min_ess:.0f} interactions and "
+                f"{MIN_UNITS} raters are needed; let more requests have the purpose EXPLORE, or ask about a policy "
+                "nearer to the one that drew",
                 interactions=self.interactions,
                 ess=self.ess,
             )
