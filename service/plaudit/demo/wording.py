@@ -164,8 +164,8 @@ _ORDERS = Wording(
         "mean cost": _figure("cost"),
     },
     baseline_note="What needs no trained policy, under the same judge. The best constant order sorts options by the "
-    "mean gold of their texts on prompts of the channel, which only the judge knows. The reward model alone decides by the "
-    "newest release's reward model without its policy.",
+    "mean gold of their texts on prompts of the channel, which only the judge knows. The reward model alone decides by "
+    "the newest release's reward model without its policy.",
     claim=lambda last, base: (
         f"{named(last['version']).capitalize()} is worth {last['gold']['estimate']:.2f} per request, the base model "
         f"{base['gold']['estimate']:.2f}"
