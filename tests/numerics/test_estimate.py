@@ -90,9 +90,7 @@ def test_too_little_overlap_is_refused_in_words() -> None:
     with pytest.raises(TooLittleOverlap, match=r"100 interactions are worth 1 of its own, .* EXPLORE") as caught:
         estimate(far)
     assert caught.value.ess == pytest.approx(1.0, abs=0.1)
-    with pytest.raises(
-        TooLittleOverlap, match="1 raters saw what it would show; 50 interactions and 5 raters are"
-    ):
+    with pytest.raises(TooLittleOverlap, match="1 raters saw what it would show; 50 interactions and 5 raters are"):
         estimate([one("the same", 1.0, 0.5, 0.5)] * 100)
     # Nine raters, but the policy shows what four of them saw: of four, bounds are too often anything.
     with pytest.raises(TooLittleOverlap, match="4 raters saw"):
