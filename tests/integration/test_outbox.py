@@ -302,6 +302,29 @@ def test_a_full_disk_refuses_and_loses_nothing(small_disk, brokers):
     log.close()
 
 
+def test_a_disk_that_stays_full_stops_nobody_once_the_brokers_are_back_and_nothing_is_sent_twice(small_disk, brokers):
+    brokers.away = True
+    log = opened(small_disk, brokers)
+    log.append_many(Topic.FEEDBACK, [("k", b"%d" % n) for n in range(300)])  # more than are moved at once
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with contextlib.suppress(LogUnavailable):  # takes what the side file of SQLite still has
+        while True:
+            log._box.trim(Topic.RELEASES, 1)
+    brokers.away = False
+    assert eventually(lambda: len(brokers.values()) >= 300)
+    assert eventually(lambda: log._direct), "no caller needs the disk any more"
+    assert log.append(Topic.FEEDBACK, "k", b"300")[0] == 0
+    time.sleep(3)  # it looks again every second
+    assert log.state().records == 300
+    filler.unlink()
+    assert eventually(lambda: log.state().records == 0)
+    assert [value for _, value in brokers.values()] == [b"%d" % n for n in range(301)]
+    log.close()
+
+
 def test_a_record_that_the_brokers_refuse_goes_to_rejected_and_blocks_nothing(tmp_path, brokers):
     brokers.away, brokers.refuses = True, 1000
     log = opened(tmp_path, brokers)

@@ -108,6 +108,7 @@ class OutboxLog:
             _log.warning("outbox.starts_without_kafka", why=error.message)
         # Up to which offset of each topic records are moved before this process appends to Kafka again.
         self._own = {topic: self._box.span(topic)[1] for topic in Topic}
+        self._sent = dict.fromkeys(Topic, 0)  # up to which offset this process has sent them
         self._direct = self._kafka is not None and not self._left()
         self._wake = threading.Event()
         self._next_line = 0.0
@@ -269,7 +270,7 @@ class OutboxLog:
 
     def _left(self) -> int:
         """How many records, at most, are to be moved before this process appends to Kafka again."""
-        return sum(max(0, own - self._box.span(topic)[0]) for topic, own in self._own.items())
+        return sum(max(0, own - max(self._box.span(topic)[0], self._sent[topic])) for topic, own in self._own.items())
 
     def _move_for_others(self) -> None:
         """Moves what a process left that died, while this one needs no outbox."""
@@ -287,13 +288,18 @@ class OutboxLog:
             return 0
         moved = 0
         for topic in Topic:
-            records = self._box.oldest(topic, BATCH_RECORDS, BATCH_BYTES)
-            if not records:
+            records = self._box.oldest(topic, BATCH_RECORDS, BATCH_BYTES, self._sent[topic])
+            if records:
+                fail_point("outbox.2")
+                self._send(kafka, topic, records)
+                self._sent[topic] = records[-1].offset + 1
+                fail_point("outbox.3")
+            elif self._box.span(topic)[0] >= self._sent[topic]:
                 continue
-            fail_point("outbox.2")
-            self._send(kafka, topic, records)
-            fail_point("outbox.3")
-            self._box.trim(topic, records[-1].offset + 1)
+            try:
+                self._box.trim(topic, self._sent[topic])
+            except LogUnavailable as error:  # as of a full disk; at a later look, and it is not sent again meanwhile
+                self._say("outbox.cannot_delete", why=error.message)
             fail_point("outbox.4")
             self._drained(topic, len(records))
             moved += len(records)

@@ -142,13 +142,13 @@ class SqliteEventLog:
             None if oldest is None else EPOCH + oldest * MICROSECOND,
         )
 
-    def oldest(self, topic: Topic, most: int, most_bytes: int) -> list[Record]:
-        """The first records of a topic, one at least if there is any, up to so many and so many bytes."""
+    def oldest(self, topic: Topic, most: int, most_bytes: int, start: int = 0) -> list[Record]:
+        """The first records of a topic from `start` on, one if there is any, up to so many and so many bytes."""
         found: list[Record] = []
         with self._looking() as connection:
             rows = connection.execute(
-                "SELECT offset, key, value, ts FROM records WHERE topic = ? ORDER BY offset LIMIT ?",
-                (topic.value, most),
+                "SELECT offset, key, value, ts FROM records WHERE topic = ? AND offset >= ? ORDER BY offset LIMIT ?",
+                (topic.value, start, most),
             )
             left = most_bytes
             for offset, key, value, ts in rows:
