@@ -255,3 +255,12 @@ def test_every_number_has_a_smallest_and_a_largest_value():
         if not all(any(hasattr(part, bound) for part in field.metadata) for bound in ("ge", "le"))
     ]
     assert not unbounded
+
+
+def test_what_a_section_or_all_of_it_contradicts_is_said_with_where_it_was_set():
+    with pytest.raises(Misconfigured) as wrong:
+        load_settings(overrides=["engine.kind=vllm", "serve.port=1"], environ={})
+    assert "- --set engine.kind: engine: kind=vllm needs servers" in str(wrong.value)
+    with pytest.raises(Misconfigured) as wrong:
+        load_settings(overrides=["model.shard=true"], environ={})
+    assert "- settings that stand together: model.shard=true needs servers" in str(wrong.value)

@@ -119,12 +119,16 @@ class _Sources:
             self.problems.append(f'{origin}: {".".join(path)} must be JSON, such as [4, 16] or {{"name": "value"}}')
 
     def origin(self, path: tuple[object, ...]) -> str:
-        """Where the value at or above `path` came from."""
+        """Where the value at `path` came from, or one above it, or those of the section that is there."""
         for end in range(len(path), 0, -1):
             found = self._origins.get(".".join(str(part) for part in path[:end]))
             if found:
                 return found
-        return "defaults"
+        if not path:
+            return "settings that stand together"
+        section = "".join(f"{part}." for part in path)
+        below = dict.fromkeys(origin for name, origin in self._origins.items() if name.startswith(section))
+        return ", ".join(below) or "defaults"
 
 
 def _path(key: str) -> tuple[str, ...]:
