@@ -140,3 +140,32 @@ def test_a_close_ends_the_send_under_way_and_nobody_hangs(client):
         assert not each.is_alive()
     assert len(said) == 3
     assert client.made[0].sent == []
+
+
+@pytest.mark.parametrize("raised", [SystemExit(143), RuntimeError("a callback broke")])
+def test_what_breaks_the_call_of_whoever_sends_for_others_looks_like_success_to_nobody(client, producer, raised):
+    def poll(self, timeout):
+        raise raised
+
+    client.poll = poll
+    group = [_Sending(Topic.FEEDBACK, [(b"k", value)], 60.0) for value in (b"1", b"2")]
+    gathering = producer._gathering
+    gathering._wanted, gathering._gather_seconds = 2, 300.0  # the first waits for the second
+    said = []
+
+    def send(batch):
+        try:
+            said.append(gathering.through(batch))
+        except BaseException as error:
+            said.append(error)
+
+    callers = [threading.Thread(target=send, args=(batch,), daemon=True) for batch in group]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert [batch.error for batch in group] == [raised, raised]
+    assert sorted(map(str, said)) == sorted(["True", str(raised)]), "who led has it itself, the other its error"
+    assert client.made[0].ended, "nothing of it goes out later"
+    client.poll = Client.poll
+    assert sends(producer, b"3") == [(0, 7)]
