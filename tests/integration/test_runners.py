@@ -102,6 +102,30 @@ def test_a_packed_product_is_the_plain_one(bias, rows, monkeypatch):
     assert torch.allclose(plain(inputs), inputs @ weight.T + (offset if bias else 0), atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(128, 48), (64, 400), (72, 48), (128, 50)])
+def test_a_steps_product_is_the_packed_one(outputs, inputs, bias):
+    """By the kernel, which reads the packed weights where they lie, if there are whole strips of them."""
+    generator = torch.Generator().manual_seed(0)
+    weight, offset = torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)
+    rows = torch.randn(33, inputs, generator=generator)
+    whole = Packed(weight, offset if bias else None)
+    quick = whole.of_step(kernels.load())
+    if kernels.load() is not None and torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}:
+        assert (quick is not whole) == (outputs % 64 == inputs % 16 == 0)
+    assert torch.allclose(quick(rows), whole(rows), atol=1e-4)
+    assert torch.allclose(quick(rows[::2]), whole(rows)[::2], atol=1e-4)
+    assert stand_alone(quick) or quick is whole
+    assert whole.of_step(None) is whole
+
+
+def test_packed_weights_that_lie_otherwise_are_left_to_those_who_packed_them(monkeypatch):
+    other = torch.randn(2, 48, 64, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(Packed, "_strips", lambda self, strip: other.numpy())
+    whole = Packed(torch.randn(128, 48, generator=torch.Generator().manual_seed(0)))
+    assert whole.of_step(kernels.load()) is whole
+
+
 def test_whether_rows_stand_alone_is_seen_from_their_bits():
     class Leaning(Packed):
         def _product(self, rows):

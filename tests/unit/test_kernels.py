@@ -179,6 +179,36 @@ def test_each_token_takes_its_own_adapter_and_its_bits_depend_on_no_other(slots,
     assert torch.equal(shared, found)
 
 
+@compiled
+@settings(max_examples=30, deadline=None)
+@given(ROWS, st.integers(1, 200), st.integers(1, 3), st.integers(0, 2**16))
+def test_products_are_torchs_and_a_rows_bits_depend_on_nothing_beside_it(rows, inputs, strips, seed):
+    weights, bias = _random(strips, inputs, made.strip, seed=seed, spread=1.0), _random(strips * made.strip, seed=seed)
+    own, product = _random(rows, inputs, seed=seed + 1), made.product(array(weights), array(bias))
+    # What stands before and behind the output is not touched.
+    around = torch.full((rows + 2, len(bias)), 7.0)
+    product(own, around[1:-1])
+    wanted = own.double() @ weights.transpose(1, 2).flatten(0, 1).double().T + bias.double()
+    assert torch.allclose(around[1:-1].double(), wanted, atol=1e-3, rtol=1e-4)
+    assert bool((around[[0, -1]] == 7.0).all())
+    for first, last in ((0, 1), (rows // 2, rows)):
+        alone = torch.empty(last - first, len(bias))
+        product(own[first:last].clone(), alone)
+        assert torch.equal(alone, around[1 + first : 1 + last])
+
+
+@compiled
+def test_a_product_is_the_same_by_several_threads():
+    weights, bias, own = _random(6, 96, made.strip), _random(6 * made.strip), _random(31, 96, seed=1)
+    product, found = made.product(array(weights), array(bias)), torch.empty(2, 31, len(bias))
+    before = torch.get_num_threads()
+    for out, threads in zip(found, (1, 3), strict=True):
+        torch.set_num_threads(threads)
+        product(own, out)
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+
+
 @pytest.mark.parametrize("why", ["numba is not there", "numba compiles nothing"])
 def test_without_a_compiler_there_are_no_kernels_and_one_line_says_so(why, monkeypatch):
     numba = pytest.importorskip("numba")

@@ -29,23 +29,24 @@ from plaudit.engine.family import (
 )
 from plaudit.engine.kernels import array
 from plaudit.engine.narrow import Narrow
-from plaudit.engine.packed import Packed, stand_alone
+from plaudit.engine.packed import Linear, Packed, stand_alone
 from plaudit.engine.runner import InPlaces, Past, shared_layers
 
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """Linears that take the same input, with their adapters."""
+    """Linears that take the same input, with their adapters; `of_step` is the product for the rows of a step."""
 
-    packed: Packed | Narrow
+    product: Linear
+    of_step: Linear
     correction: Correction | None
 
     @classmethod
-    def of(cls, side: Side, index: int, bank: AdapterBank) -> _Linear:
-        return cls(side.packed, bank.correction(index, side.names, side.sizes))
+    def of(cls, side: Side, index: int, bank: AdapterBank, kernels: Any | None) -> _Linear:
+        return cls(side.packed, side.packed.of_step(kernels), bank.correction(index, side.names, side.sizes))
 
-    def __call__(self, rows: torch.Tensor, mixture: Mixture | None) -> torch.Tensor:
-        output = self.packed(rows)
+    def __call__(self, rows: torch.Tensor, mixture: Mixture | None, *, step: bool = False) -> torch.Tensor:
+        output = self.of_step(rows) if step else self.product(rows)
         if mixture is not None and self.correction is not None:
             mixture.add(self.correction, rows, output)
         return output
@@ -110,23 +111,23 @@ class Fused:
         self._capture_layer = capture_layer
         self._bank = bank
         self._cos, self._sin = _angles(base)
-        self._layers = [_layer(base, index, bank, dtype) for index in range(base.num_layers)]
+        self._layers = [_layer(base, index, bank, dtype, kernels) for index in range(base.num_layers)]
         self._norm = Norm.of(base.final_norm)
-        self._head: Packed | Narrow
+        head_of: Packed | Narrow
         self._embed: Callable[[torch.Tensor], torch.Tensor]
         if dtype == torch.int8:
-            self._head, narrow = narrow_head(base)
+            head_of, narrow = narrow_head(base)
             self._embed = narrow.lines
         else:
-            self._head, weight = packed_head(base), base.embedding.weight.detach()
+            head_of, weight = packed_head(base), base.embedding.weight.detach()
             self._embed = lambda tokens: embedding(tokens, weight)
-        linears = (
-            each.packed for layer in self._layers[:1] for each in (layer.qkv, layer.out, layer.gate_up, layer.down)
-        )
+        self._head, self._head_of_step = head_of, head_of.of_step(kernels)
+        linears = [each for layer in self._layers[:1] for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         # Without kernels adapters are plain products, whose sums torch orders by the number of rows.
-        self._stands_alone = kernels is not None and all(stand_alone(packed) for packed in linears)
+        self._stands_alone = kernels is not None and all(stand_alone(each.product) for each in linears)
         self._kernels = kernels
-        self._takes_rows = self._stands_alone and stand_alone(self._head)
+        of_step = [*(each.of_step for each in linears), self._head_of_step]
+        self._takes_rows = kernels is not None and all(stand_alone(product) for product in of_step)
 
     @property
     def stands_alone(self) -> bool:
@@ -181,7 +182,7 @@ class Fused:
         """As run, from layer `first`, with kernels between linears; `hidden` (N, H) is written over."""
         kernels: Any = self._kernels
         finals = finals or self._capture_layer == len(self._layers)
-        steps = _Steps(kernels, past, positions, self._cos, self._sin)
+        steps, step = _Steps(kernels, past, positions, self._cos, self._sin), isinstance(past, InPlaces)
         total, captured = array(hidden), hidden
         normed = torch.empty_like(hidden)
         more: torch.Tensor | None = None  # what the layer before adds
@@ -190,21 +191,21 @@ class Fused:
             _add_norm(kernels, total, more, own.before_attention, normed)
             if index == self._capture_layer:
                 captured = hidden.clone()
-            mixed = steps.attention(index, layer, layer.qkv(normed, mixture))
+            mixed = steps.attention(index, layer, layer.qkv(normed, mixture, step=step))
             if not finals and index == len(self._layers) - 1:
                 return captured, normed  # the past has the last layer's keys and values
-            more = layer.out(mixed, mixture)
+            more = layer.out(mixed, mixture, step=step)
             _add_norm(kernels, total, more, own.before_mlp, normed)
-            both = layer.gate_up(normed, mixture)
+            both = layer.gate_up(normed, mixture, step=step)
             gated = both.new_empty(len(both), both.shape[1] // 2)
             kernels.gate(array(both), array(gated))
-            more = layer.down(gated, mixture)
+            more = layer.down(gated, mixture, step=step)
         _add_norm(kernels, total, more, self._norm, normed)
         return hidden if self._capture_layer == len(self._layers) else captured, normed
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, *, step: bool = False) -> torch.Tensor:
         """As Runner.logits."""
-        return self._head(hidden)
+        return self._head_of_step(hidden) if step else self._head(hidden)
 
 
 class _Steps:
@@ -256,6 +257,6 @@ def _normed(norm: Norm, rows: torch.Tensor) -> torch.Tensor:
     return rms_norm(rows, norm.weight.shape, norm.weight, norm.epsilon)
 
 
-def _layer(base: Base, index: int, bank: AdapterBank, dtype: torch.dtype) -> _Layer:
+def _layer(base: Base, index: int, bank: AdapterBank, dtype: torch.dtype, kernels: Any | None) -> _Layer:
     weights = layer_weights(base, index, dtype)
-    return _Layer(weights, *(_Linear.of(side, index, bank) for side in weights.sides))
+    return _Layer(weights, *(_Linear.of(side, index, bank, kernels) for side in weights.sides))

@@ -237,7 +237,7 @@ class Lane:
         self._running = [block for block in self._blocks if not block.empty]
         self._begins_at = positions
         hidden, last = self._runner.run(tokens, positions, self, slots if any(self._slots) else None)
-        return self._rows, self._runner.logits(last), hidden
+        return self._rows, self._runner.logits(last, step=True), hidden
 
     def _few(self) -> Sequence[int]:
         """The rows that decode, and idle ones up to one of a few counts: products of a new one cost 2 ms more."""

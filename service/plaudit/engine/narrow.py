@@ -8,6 +8,7 @@ block format Q8_0 of llama.cpp, but for scales in bfloat16). Weights that were p
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,10 @@ class Narrow:
         if product.shape[1] != self.outputs:
             product = product[:, : self.outputs].contiguous()
         return product if self._bias is None else product.add_(self._bias)
+
+    def of_step(self, kernels: Any | None) -> Narrow:
+        """As Packed.of_step: the same."""
+        return self
 
     def add(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """`other` (N, out) with the product added."""

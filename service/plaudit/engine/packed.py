@@ -9,14 +9,17 @@ are not there, or do not agree with `linear`, the plain product is taken.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from plaudit.engine import narrow
-from plaudit.engine.narrow import Narrow
+from plaudit.engine.kernels import array
 from plaudit.errors import Misconfigured
 
 # For how many rows oneDNN chooses the layout: the same kernels then take one row and a thousand, at the same speed.
@@ -36,6 +39,15 @@ for _cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 _PAIRED: dict[tuple[int | torch.dtype, ...], bool] = {}
 
 
+class Linear(Protocol):
+    """y = x W^T + b for x (N, in)."""
+
+    inputs: int
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """The product (N, out) with rows (N, in)."""
+
+
 class Packed:
     """y = x W^T + b for x (N, in), both in fp32. The weight (out, in) is copied, in `dtype`.
 
@@ -47,7 +59,7 @@ class Packed:
     ) -> None:
         self._bias = None if bias is None else bias.detach().clone()
         plain = weight.detach()
-        self.inputs = plain.shape[1]
+        self.outputs, self.inputs = plain.shape
         self._packed = usable() and plain.device.type == "cpu" and plain.dtype == torch.float32
         self._dtype = dtype if self._packed else plain.dtype
         self._weight = (
@@ -91,6 +103,48 @@ class Packed:
             return other + self._product(rows)
         total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, self._bias, "add")
         return total
+
+    def of_step(self, kernels: Any | None) -> Linear:
+        """The product as a decode step is served best: by a kernel (kernels.load) on the same memory, if it gives it.
+
+        Not for many rows, of which oneDNN is as quick.
+        """
+        if kernels is None or (weights := self._strips(kernels.strip)) is None:
+            return self
+        quick = _OfStep(self, kernels.product(weights, array(self._offset())))
+        rows = torch.randn(5, self.inputs, generator=torch.Generator().manual_seed(0))
+        return quick if torch.allclose(quick(rows), self(rows), atol=1e-3) else self
+
+    def _strips(self, strip: int) -> np.ndarray[Any, Any] | None:
+        """The weights in fp32 as (out / strip, in, strip), if they can lie so: whether they do is seen by computing."""
+        if not self._packed or self._dtype != torch.float32 or self.outputs % strip:
+            return None
+        try:
+            address, size = torch.ops.mkldnn.data_ptr(self._weight), torch.ops.mkldnn._nbytes(self._weight)
+        except (AttributeError, RuntimeError):
+            return None
+        if size != 4 * self.outputs * self.inputs:  # it is padded
+            return None
+        memory = (ctypes.c_float * (self.outputs * self.inputs)).from_address(address)
+        return np.ctypeslib.as_array(memory).reshape(-1, self.inputs, strip)
+
+    def _offset(self) -> torch.Tensor:
+        return torch.zeros(self.outputs) if self._bias is None else self._bias
+
+
+class _OfStep:
+    """A Packed's product by a kernel that asks for weights before it needs them."""
+
+    def __init__(self, packed: Packed, product: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+        self.inputs, self._outputs = packed.inputs, packed.outputs
+        self._keeps = packed  # its memory is read
+        self._product = product
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        own = rows.contiguous()
+        product = own.new_empty(len(own), self._outputs)
+        self._product(own, product)
+        return product
 
 
 @functools.cache
@@ -151,12 +205,12 @@ def _twice(row: torch.Tensor) -> torch.Tensor:
     return row.expand(2, -1).contiguous()
 
 
-def stand_alone(linear: Packed | Narrow) -> bool:
+def stand_alone(linear: Linear) -> bool:
     """Whether each row's bits are its own, however many rows are beside it: tried out."""
     return _same_bits(linear, ONE_ROW) and _same_bits(linear, FEW_ROWS)
 
 
-def _same_bits(linear: Packed | Narrow, parts: Sequence[tuple[int, int]]) -> bool:
+def _same_bits(linear: Linear, parts: Sequence[tuple[int, int]]) -> bool:
     """Whether products of parts (first row, rows) of 97 rows have the bits of the product of all of them."""
     rows = torch.randn(97, linear.inputs, generator=torch.Generator().manual_seed(1))
     wanted = linear(rows)

@@ -88,8 +88,8 @@ class Runner(Protocol):
         final hidden states: they may be anything.
         """
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (N, V) in fp32 of final hidden states (N, H); the memory is good until the next call."""
+    def logits(self, hidden: torch.Tensor, *, step: bool = False) -> torch.Tensor:
+        """Logits (N, V) in fp32 of final hidden states (N, H), of a step's rows if `step`; good until the next call."""
 
 
 def shared_layers(bank: AdapterBank, capture_layer: int) -> int:
@@ -136,7 +136,7 @@ class Modules:
         self._bank.use(None)
         return hidden[0], base.norm(last[0])
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, *, step: bool = False) -> torch.Tensor:
         """As Runner.logits."""
         if not self._base.plain_head:
             return self._base.logits(hidden)

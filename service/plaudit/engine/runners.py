@@ -81,6 +81,7 @@ def _require_same(base: Base, quick: Fused, capture_layer: int) -> None:
         ("logits", quick.logits(ours).clone(), base.logits(last)),
         ("trunk activations of a step", step, trunk[0, -1:]),
         ("hidden states of a step", stepped, last[-1:]),
+        ("logits of a step", quick.logits(stepped, step=True), base.logits(last[-1:])),
     ):
         difference = apart(mine, theirs, quick.format)
         if not difference <= (EXACT if quick.format == torch.float32 else COARSE):

@@ -33,7 +33,7 @@ def load() -> Any | None:
     begun = time.monotonic()
     try:
         with _one_compiles():
-            from plaudit.engine.kernels import adapters, attention, compiling, drawing, rows
+            from plaudit.engine.kernels import adapters, attention, compiling, drawing, products, rows
 
         found = SimpleNamespace(
             add=rows.add,
@@ -45,6 +45,8 @@ def load() -> Any | None:
             draw=drawing.draw,
             arranged=adapters.Arranged,
             linears=adapters.Linears,
+            product=products.Product,
+            strip=products.STRIP,
         )
         _try_out(found)
     except Exception as why:  # a compiler may fail in many ways, and none of them may keep an engine from serving

@@ -8,77 +8,28 @@ innermost loops are written out as vectors, since a compiler would order them an
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import carray
 from numba.core import types
 from numba.extending import intrinsic
 
 from plaudit.engine.kernels.compiling import inlined, kernel, part, pointer, prefetch_at, take
+from plaudit.engine.kernels.vectors import BYTES, FLOAT, LANES, VECTOR, WORD, load, spread, store, sum_of, summed
 from plaudit.engine.threads import share
 
 Array = Any
 
-# Floats of a vector, and vectors of weights that a tile of four tokens takes at once: as many as registers hold.
-LANES, ACROSS = (16, 4) if binding.get_host_cpu_features().get("avx512f") else (8, 2)
+# Vectors of weights that a tile of four tokens takes at once: as many as registers hold.
+ACROSS = 4 if LANES == 16 else 2
 # Tokens of a tile.
 TILE = 4
 # Numbers that tell a team what to do, and parts of the work for each of its threads: some may be late.
 TASK, PARTS = 9, 2
-FLOAT, WORD, INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-VECTOR = ir.VectorType(FLOAT, LANES)
-BYTES = 4 * LANES
-
-
-def _load(builder: Any, address: Any, kind: Any) -> Any:
-    loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    loaded.align = 4
-    return loaded
-
-
-def _store(builder: Any, value: Any, address: Any) -> None:
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 4
-
-
-def _part_of(builder: Any, vector: Any, places: Sequence[int]) -> Any:
-    """The floats of a vector at `places`, as a vector."""
-    chosen = ir.Constant(ir.VectorType(INDEX, len(places)), list(places))
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), chosen)
-
-
-def _sum(builder: Any, vector: Any) -> Any:
-    """The sum of a vector's floats: its halves, and again."""
-    while (half := vector.type.count // 2) > 0:
-        low, high = (_part_of(builder, vector, range(first, first + half)) for first in (0, half))
-        vector = builder.fadd(low, high)
-    return builder.extract_element(vector, INDEX(0))
-
-
-def _added(builder: Any, sums: Any, one: Any, other: Any) -> Any:
-    return builder.fadd(builder.fmul(one, other, flags=("contract",)), sums, flags=("contract",))
-
-
-def _summed(
-    builder: Any, firsts: Sequence[Any], count: Any, terms: Callable[[Any], Sequence[tuple[Any, Any]]]
-) -> Sequence[Any]:
-    """Sums of `count` (1 or more) products each, behind `firsts`; `terms` has the factors of a number of the loop."""
-    before, body, behind = builder.block, builder.append_basic_block(), builder.append_basic_block()
-    builder.branch(body)
-    builder.position_at_end(body)
-    number = builder.phi(WORD)
-    sums = [builder.phi(VECTOR) for _ in firsts]
-    grown = [_added(builder, each, *term) for each, term in zip(sums, terms(number), strict=True)]
-    following = builder.add(number, WORD(1))
-    for phi, first, then in ((number, WORD(0), following), *zip(sums, firsts, grown, strict=True)):
-        phi.add_incoming(first, before)
-        phi.add_incoming(then, body)
-    builder.cbranch(builder.icmp_signed("<", following, count), body, behind)
-    builder.position_at_end(behind)
-    return grown
 
 
 def _downs(tokens: int, across: int) -> Any:
@@ -88,22 +39,22 @@ def _downs(tokens: int, across: int) -> Any:
     def made(_: Any, rows: Any, matrix: Any, stride: Any, count: Any, low: Any, rank: Any, ahead: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows, matrix, stride, count, low, rank, ahead = arguments
-            inputs = [_load(builder, builder.add(rows, WORD(8 * i)), WORD) for i in range(tokens)]
+            inputs = [load(builder, builder.add(rows, WORD(8 * i)), WORD) for i in range(tokens)]
             weights = [builder.add(matrix, builder.mul(stride, WORD(i))) for i in range(across)]
 
             def terms(number: Any) -> list[tuple[Any, Any]]:
                 offset = builder.mul(number, WORD(BYTES))
                 places = [builder.add(each, offset) for each in weights]
-                found = [_load(builder, place, VECTOR) for place in places]
+                found = [load(builder, place) for place in places]
                 for place in places:
                     prefetch_at(builder, builder.add(place, ahead))
-                own = [_load(builder, builder.add(each, offset), VECTOR) for each in inputs]
+                own = [load(builder, builder.add(each, offset)) for each in inputs]
                 return [(one, other) for one in own for other in found]
 
             none = [ir.Constant(VECTOR, None)] * (tokens * across)
-            for i, each in enumerate(_summed(builder, none, count, terms)):
+            for i, each in enumerate(summed(builder, none, count, terms)):
                 place = builder.add(builder.mul(rank, WORD(4 * (i // across))), WORD(4 * (i % across)))
-                _store(builder, _sum(builder, each), builder.add(low, place))
+                store(builder, sum_of(builder, each), builder.add(low, place))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), generate
@@ -118,25 +69,24 @@ def _ups(tokens: int, across: int) -> Any:
     def made(_: Any, low: Any, rank: Any, matrix: Any, stride: Any, outs: Any, ahead: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             low, rank, matrix, stride, outs, ahead = arguments
-            into = [_load(builder, builder.add(outs, WORD(8 * i)), WORD) for i in range(tokens)]
+            into = [load(builder, builder.add(outs, WORD(8 * i)), WORD) for i in range(tokens)]
             places = [builder.add(each, WORD(BYTES * i)) for each in into for i in range(across)]
 
             def terms(number: Any) -> list[tuple[Any, Any]]:
                 first = builder.add(matrix, builder.mul(number, stride))
                 weights = [builder.add(first, WORD(BYTES * i)) for i in range(across)]
-                found = [_load(builder, place, VECTOR) for place in weights]
+                found = [load(builder, place) for place in weights]
                 for place in weights:
                     prefetch_at(builder, builder.add(place, ahead))
                 of_token = [builder.mul(rank, WORD(4 * i)) for i in range(tokens)]
                 offset = builder.add(low, builder.mul(number, WORD(4)))
-                scales = [_load(builder, builder.add(offset, each), FLOAT) for each in of_token]
-                alone = [builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scale, INDEX(0)) for scale in scales]
-                own = [_part_of(builder, each, [0] * LANES) for each in alone]
+                scales = [load(builder, builder.add(offset, each), FLOAT) for each in of_token]
+                own = [spread(builder, scale) for scale in scales]
                 return [(one, other) for one in own for other in found]
 
-            found = _summed(builder, [_load(builder, place, VECTOR) for place in places], rank, terms)
+            found = summed(builder, [load(builder, place) for place in places], rank, terms)
             for each, place in zip(found, places, strict=True):
-                _store(builder, each, place)
+                store(builder, each, place)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate

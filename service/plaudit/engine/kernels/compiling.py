@@ -44,7 +44,7 @@ _parts: list[CFunc] = []  # so that their code lives
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """Numba's own, which knows neither of functions in this file that a kernel calls nor of folders that fill up."""
+    """Numba's own, which knows neither of this file's functions and `vectors` nor of folders that fill up."""
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), _shared())
@@ -67,7 +67,8 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 @functools.cache
 def _shared() -> str:
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    here = Path(__file__)
+    return hashlib.sha256(here.read_bytes() + here.with_name("vectors.py").read_bytes()).hexdigest()
 
 
 def kernel(signature: str, *, ordered: bool = False) -> Callable[[Function], Function]:
