@@ -111,8 +111,11 @@ def test_a_steps_product_is_the_packed_one(outputs, inputs, bias):
     rows = torch.randn(33, inputs, generator=generator)
     whole = Packed(weight, offset if bias else None)
     quick = whole.of_step(kernels.load())
-    if kernels.load() is not None and torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}:
-        assert (quick is not whole) == (outputs % 64 == inputs % 16 == 0)
+    fits = outputs % 64 == inputs % 16 == 0
+    assert fits or quick is whole
+    # Where oneDNN lays weights otherwise (nobody promises how, and only this kind of processor was tried) it computes.
+    if kernels.load() is not None and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        assert (quick is not whole) == fits
     assert torch.allclose(quick(rows), whole(rows), atol=1e-4)
     assert torch.allclose(quick(rows[::2]), whole(rows)[::2], atol=1e-4)
     assert stand_alone(quick) or quick is whole
@@ -122,8 +125,11 @@ def test_a_steps_product_is_the_packed_one(outputs, inputs, bias):
 def test_packed_weights_that_lie_otherwise_are_left_to_those_who_packed_them(monkeypatch):
     other = torch.randn(2, 48, 64, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(Packed, "_strips", lambda self, strip: other.numpy())
-    whole = Packed(torch.randn(128, 48, generator=torch.Generator().manual_seed(0)))
-    assert whole.of_step(kernels.load()) is whole
+    weight = torch.randn(128, 48, generator=torch.Generator().manual_seed(0))
+    for scale in (1.0, 1e-5):
+        whole = Packed(scale * weight)
+        other.mul_(scale)
+        assert whole.of_step(kernels.load()) is whole
 
 
 def test_whether_rows_stand_alone_is_seen_from_their_bits():
