@@ -112,7 +112,8 @@ def test_the_next_acts_are_decided_while_the_log_takes_the_last_ones(stream):
 
     thread = threading.Thread(target=lambda: found.extend(answers_to(requests())))
     thread.start()
-    wait_until(lambda: len(acts.asked) >= 600, 60.0)  # the first batch has 400 acts, the second one its own
+    # The first batch has 400 acts, the second one its own; whoever appends may be slower to begin than who decides.
+    wait_until(lambda: len(acts.asked) >= 600 and log.given, 300.0)
     assert len(log.given) == 1
     for _ in "abcd":
         log.let.release()
