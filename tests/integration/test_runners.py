@@ -113,7 +113,8 @@ def test_a_steps_product_is_the_packed_one(outputs, inputs, bias):
     quick = whole.of_step(kernels.load())
     fits = outputs % 64 == inputs % 16 == 0
     assert fits or quick is whole
-    # Where oneDNN lays weights otherwise (nobody promises how, and only this kind of processor was tried) it computes.
+    # No layout is promised, and AVX2 is the only kind of processor on which this one was found. If oneDNN uses another
+    # elsewhere, oneDNN computes the product.
     if kernels.load() is not None and torch.backends.cpu.get_cpu_capability() == "AVX2":
         assert (quick is not whole) == fits
     assert torch.allclose(quick(rows), whole(rows), atol=1e-4)

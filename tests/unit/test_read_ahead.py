@@ -112,7 +112,7 @@ def test_the_next_acts_are_decided_while_the_log_takes_the_last_ones(stream):
 
     thread = threading.Thread(target=lambda: found.extend(answers_to(requests())))
     thread.start()
-    # The first batch has 400 acts, the second one its own; whoever appends may be slower to begin than who decides.
+    # The first batch has 400 acts, the second one its own; the append may begin later than the decisions.
     wait_until(lambda: len(acts.asked) >= 600 and log.given, 300.0)
     assert len(log.given) == 1
     for _ in "abcd":

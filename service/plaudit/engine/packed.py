@@ -105,9 +105,9 @@ class Packed:
         return total
 
     def of_step(self, kernels: Any | None) -> Linear:
-        """The product as a decode step is served best: by a kernel (kernels.load) on the same memory, if it gives it.
+        """The product for a decode step: by a kernel (kernels.load) that reads the same memory, or by oneDNN.
 
-        Not for many rows, of which oneDNN is as quick.
+        The kernel is taken if it gives the same numbers. With many rows, as in prompts, oneDNN is as quick.
         """
         if kernels is None or (weights := self._strips(kernels.strip)) is None:
             return self

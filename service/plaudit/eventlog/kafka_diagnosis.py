@@ -27,8 +27,8 @@ _MOST_BYTES = 1 << 20  # of an answer: whatever says more is no broker
 def diagnose(settings: KafkaSettings) -> PlauditError | None:
     """What the first broker that answers does not accept; None if it accepts everything asked here.
 
-    Whoever is silent, or hangs up whichever way it is spoken to, is away (a process that is stopped, a proxy before a
-    broker that is down): that passes, and a wrong setting does not.
+    A broker that stays silent, or hangs up with TLS and without, counts as away (a stopped process, or a proxy before a
+    broker that is down). That passes by itself; a wrong setting does not.
     """
     away: list[str] = []
     for server in settings.bootstrap.split(","):

@@ -135,7 +135,7 @@ class OutboxLog:
         if kafka is not None:
             try:
                 return kafka.append_within(topic, items, self._settings.patience_seconds)
-            except (LogUnavailable, Misconfigured) as error:  # whatever keeps Kafka from it, the act is not lost
+            except (LogUnavailable, Misconfigured) as error:  # the outbox keeps the act, whatever the reason
                 with self._lock:
                     self._direct = False
                     self._entering += 1
