@@ -265,7 +265,8 @@ def title(runs: Sequence[Run]) -> str:
     served = live(runs[0])
     if not served:
         return "The gate refused every candidate: the base model went on serving"
-    pieces = " and ".join(f"{run['feedback']['acknowledged']:,}" for run in runs)
+    *others, last = (f"{run['feedback']['acknowledged']:,}" for run in runs)
+    pieces = f"{', '.join(others)} and {last}" if others else last
     return f"After {pieces} pieces of feedback: wins against the base model by release"
 
 
