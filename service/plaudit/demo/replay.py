@@ -127,7 +127,7 @@ def _stage(
 
 def altered_completions(engine: TorchEngine, channel: Channel, chosen: Sequence[tuple[Reply, Candidate]]) -> list[str]:
     """Ids of the completions whose tokens differ when they are sampled again."""
-    # All together: a lane costs its full width whatever it holds, and one by one would take as long for each.
+    # All together: a lane may cost its full width whatever it holds, and one by one would then take as long for each.
     jobs = [
         Job(
             # The tokens are what the model read; redaction may have changed the logged text.

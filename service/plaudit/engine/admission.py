@@ -223,8 +223,9 @@ class Admission:
     def _lane_for(self, job: Job) -> Lane | None:
         """The lane for a job if it has a free row: the smallest that takes all that decodes and waits.
 
-        A lane costs its full width whatever it holds, so work is gathered in one and the others run empty: upwards
-        as load comes, downwards as it goes.
+        A step of one lane costs less than steps of two, and may cost its full width whatever it holds
+        (`Runner.takes_rows`). So work is gathered in one lane and the others run empty: upwards as load comes,
+        downwards as it goes.
         """
         if job.width is not None:
             lane = self._lanes[job.width]

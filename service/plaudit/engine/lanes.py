@@ -1,7 +1,8 @@
 """Lanes: batches of fixed width in which completions decode, each row at a position of its own.
 
-In: rows to place. Out: logits of one decode step. A lane always computes its full width, so that the bits of
-a row depend on its own prompt and tokens alone. Keys and values lie in blocks of a few rows of about the same length:
+In: rows to place. Out: logits of one decode step. The bits of a row depend on its own prompt and tokens alone: a lane
+computes its full width, unless the runner computes each row by itself (`Runner.takes_rows`); then it leaves out most
+idle rows. Keys and values lie in blocks of a few rows of about the same length:
 a long row makes no short one longer. A block is made when a row needs it and goes when its last row has left.
 """
 
@@ -227,7 +228,7 @@ class Lane:
     def step(self) -> tuple[Sequence[int], torch.Tensor, torch.Tensor]:
         """Run the next token of rows: which rows (R,), their logits (R, V), good until the next step, and trunk (R, H).
 
-        Those that decode and a few more, or all: whether a row's bits are then the same is the runner's to say.
+        If the runner takes single rows, those that decode and a few idle ones; otherwise all.
         """
         self._rows = self._few() if self._runner.takes_rows else range(self.width)
         tokens, positions, slots = (
@@ -240,7 +241,7 @@ class Lane:
         return self._rows, self._runner.logits(last, step=True), hidden
 
     def _few(self) -> Sequence[int]:
-        """The rows that decode, and idle ones up to one of a few counts: products of a new one cost 2 ms more."""
+        """The rows that decode, and idle ones up to one of a few counts: a new count costs 2 ms at first."""
         decoding = len(self._decoding)
         count = min(self.width, math.ceil(decoding / 8) * 8 if decoding > 4 else 2 ** math.ceil(math.log2(decoding)))
         idle = (row for row in range(self.width) if row not in self._decoding)
