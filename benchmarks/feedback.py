@@ -1,9 +1,9 @@
-"""Measures the way of feedback, from the call to the evidence, against the barest program that does the same.
+"""Measures the speed of feedback, from the call to the evidence, against the barest program that does the same.
 
 One run, the two sides of each ratio in alternation, so that drift of the machine meets both alike:
 
     unary     SubmitFeedback to Kafka, and to the embedded log, against an empty call behind the same interceptors, and
-              a health check; the client is ghz, which nobody here wrote
+              a health check; the client is ghz, an independent load generator
     bulk      StreamFeedback to Kafka against a bare producer of kafka-python that sends the same records
     join      the join on Kafka against a bare consumer that inserts the same records into two tables
     log       appends to the embedded log against inserts into SQLite with one fsync each
