@@ -23,7 +23,10 @@ class TurnOutcome(StrEnum):
     GATED = "gated"
     """The gate accepted the candidate; promoting it is an operator's (`learn.promote`, a pinned channel)."""
     OVERTAKEN = "overtaken"
-    """The gate accepted the candidate, and somebody changed the channel meanwhile: it stays gated."""
+    """Somebody changed the channel during the turn, and the candidate stays gated; or nothing was written.
+
+    Nothing is written if another learner took the channel over, or a person was erased.
+    """
     REJECTED = "rejected"
     """The gate refused the candidate."""
     REFUSED = "refused"
