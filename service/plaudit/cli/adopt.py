@@ -15,7 +15,7 @@ def import_(
     given: SettingsOptions,
     channel: Annotated[str, typer.Argument(help='Channel, as "domain/tenant"; it begins here if it has never served.')],
     folder: Annotated[Path, typer.Argument(help="Folder that PEFT's save_pretrained wrote.")],
-    sha256: Annotated[str, typer.Option("--sha256", help="What adapter_model.safetensors must have.")] = "",
+    sha256: Annotated[str, typer.Option("--sha256", help="SHA-256 of adapter_model.safetensors, to check it.")] = "",
     reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
     as_json: JsonOption = False,
 ) -> None:

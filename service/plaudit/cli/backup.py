@@ -39,7 +39,7 @@ def backup(
 def restore(
     given: SettingsOptions,
     source: Annotated[Path, typer.Argument(help="Folder or .tar file that `plaudit backup` made.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Put aside what is there; nothing may run on it.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace what is there; no process may use it.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Restore a backup into an empty deployment, once every digest in it was checked."""

@@ -35,7 +35,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Fixes the people, the sampling and the training.")] = 0,
     log: Annotated[Literal["sqlite", "kafka"], typer.Option(help="Event log.")] = "sqlite",
     keep_data: Annotated[bool, typer.Option("--keep-data", help="Keep the data directory afterwards.")] = False,
-    vllm: Annotated[Path | None, typer.Option(help="The program vllm: a server of it runs the served model.")] = None,
+    vllm: Annotated[Path | None, typer.Option(help="Path of the program vllm, whose server runs the model.")] = None,
     as_json: JsonOption = False,
     assign: SetOption = None,
 ) -> None:
@@ -67,10 +67,10 @@ def demo(
 def replay(
     given: SettingsOptions,
     channel: ChannelArgument,
-    count: Annotated[int, typer.Option(help="Completions to make again.", min=1)] = 64,
+    count: Annotated[int, typer.Option(help="Completions to generate again.", min=1)] = 64,
     out: OutOption = None,
 ) -> None:
-    """Make logged replies again on an idle engine and count those that differ, as JSON."""
+    """Generate logged replies again on an idle engine and count those that differ, as JSON."""
     named, settings = channel_of(channel), given.load_used()
     from plaudit.demo.replay import replay as run
 

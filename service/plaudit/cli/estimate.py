@@ -1,4 +1,4 @@
-"""`plaudit release estimate`: what releases of a channel of choices are worth, by what people gave to drawn orders."""
+"""`plaudit release estimate`: values of a channel's releases, estimated from feedback on drawn orders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plaudit.learner.valuing import Valued
     from plaudit.release.intervals import Interval
 
-VersionOption = Annotated[int | None, typer.Option("--version", help="A release beside base and live.", min=1)]
+VersionOption = Annotated[int | None, typer.Option("--version", help="Another release beside base and live.", min=1)]
 ClipOption = Annotated[float | None, typer.Option("--clip", help="Cut importance weights to this.", min=1.0)]
 
 
@@ -23,13 +23,11 @@ ClipOption = Annotated[float | None, typer.Option("--clip", help="Cut importance
 def estimate(
     given: SettingsOptions,
     channel: ChannelArgument,
-    version: Annotated[
-        int | None, typer.Option("--version", help="Another release beside base and live.", min=1)
-    ] = None,
-    clip: Annotated[float | None, typer.Option("--clip", help="Cut importance weights to this.", min=1.0)] = None,
+    version: VersionOption = None,
+    clip: ClipOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate what releases of a channel of choices are worth, by what people gave to drawn orders (EXPLORE)."""
+    """Estimate the value of releases in a domain of choices from feedback on drawn orders (purpose EXPLORE)."""
     from plaudit.learner.valuing import value
 
     named, settings = channel_of(channel), given.load_used()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HEADER_BYTES = 200  # that are shown of a header's value
 _MOST_REPLAYED = 10_000  # of one reason at a time: their bytes are in memory
 
-evidence_app = typer.Typer(help="What feedback became.", no_args_is_help=True)
+evidence_app = typer.Typer(help="Evidence: what became of feedback.", no_args_is_help=True)
 rejected_app = typer.Typer(help="Records that the join could not use (plaudit.rejected).", no_args_is_help=True)
 
 

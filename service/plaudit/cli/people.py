@@ -1,7 +1,7 @@
 """Commands of simulated people, in a process of their own: `plaudit simulate`, `evaluate`, `judge`, `populations`.
 
 Enters: what is simulated, and the address of a running service. Leaves: a ledger or judgements as JSON. These
-commands alone reach a population's hidden gold.
+commands alone reach a population's hidden preference (its gold).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="File for the figures, instead of standard output.")] = None,
     answers: Annotated[Path | None, typer.Option(help="File for the answers themselves.")] = None,
 ) -> None:
-    """Let the hidden gold judge releases and cheap baselines, on prompts that nobody asked before."""
+    """Let the hidden preference judge releases and simple baselines, on prompts that nobody asked before."""
     from plaudit.errors import NotServing
     from plaudit.simulate.connection import Refused
     from plaudit.simulate.evaluate import evaluate as run
@@ -138,7 +138,7 @@ def judge(
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="File for the figures, instead of standard output.")] = None,
 ) -> None:
-    """Let the hidden gold judge what something else picked among the texts of an evaluation."""
+    """Let the hidden preference judge what something else picked among the texts of an evaluation."""
     from plaudit.simulate.evaluate import judge_picks
 
     content, chosen = (json.loads(path.read_text(encoding="utf-8")) for path in (answers, picks))
@@ -153,7 +153,7 @@ def judge_states(
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="File for the figures, instead of standard output.")] = None,
 ) -> None:
-    """Let the hidden gold judge the states that turns compared, beside the reward that training saw."""
+    """Let the hidden preference judge the states that turns compared, beside the reward that training saw."""
     from plaudit.simulate.states import judge_states as judged
 
     echo_json(judged(population, [json.loads(path.read_text(encoding="utf-8")) for path in states], seed), out)

@@ -85,8 +85,8 @@ _LOOK_SECONDS = 0.5
 def erase(
     given: SettingsOptions,
     person: Annotated[str, typer.Argument(help="The end user or rater, as callers name them.")],
-    tenant: Annotated[str, typer.Option("--tenant", help="Whose person it is.")] = "default",
-    erasure_id: Annotated[str, typer.Option("--id", help="Id of the erasure, a UUID; the same again goes on.")] = "",
+    tenant: Annotated[str, typer.Option("--tenant", help="Tenant of the person.")] = "default",
+    erasure_id: Annotated[str, typer.Option("--id", help="Id of the erasure, a UUID; with an old id it goes on.")] = "",
     wait: Annotated[
         float, typer.Option("--wait", help="Seconds to wait for what needs the join or other processes.", min=0)
     ] = 30.0,

@@ -72,11 +72,11 @@ def reset_join(
     given: SettingsOptions,
     start: Annotated[
         Literal["earliest", "latest"],
-        typer.Option("--from", help="earliest: read all that the log holds; latest: leave out what it holds now."),
+        typer.Option("--from", help="earliest: read all that the log holds; latest: leave that out."),
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Decide where the join goes on after a topic was made anew, restored or cut. Evidence stays as it is."""
+    """Decide where the join reads on after a topic was created again, restored or truncated. Evidence stays."""
     settings = given.load_used()
     from plaudit.evidence.reset import reset
 
@@ -92,7 +92,9 @@ def reset_join(
 def learn(
     given: SettingsOptions,
     context: typer.Context,
-    once: Annotated[bool, typer.Option("--once", help="One turn over what there is, then end.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Look once at every channel; one new event is enough for a turn; then end.")
+    ] = False,
 ) -> None:
     """Turn evidence into releases: reward model, policy, gate, promotion. With --once exit code 1 if a turn fails."""
     if context.invoked_subcommand is not None:

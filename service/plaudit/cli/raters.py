@@ -43,7 +43,7 @@ PersonOption = Annotated[bool, typer.Option("--person", help="RATER is a name as
 def list_raters(
     given: SettingsOptions,
     channel: Annotated[str, typer.Argument(help="Channel, such as support/acme; all if it is left out.")] = "",
-    ended: Annotated[bool, typer.Option("--ended", help="Also raters who were let out again.")] = False,
+    ended: Annotated[bool, typer.Option("--ended", help="Also raters who were released again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List raters in quarantine: since when, why, by whom, and how many pieces of feedback do not count."""

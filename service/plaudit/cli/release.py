@@ -84,7 +84,7 @@ def release_card(
     version: VersionArgument,
     target: TargetOption = "",
 ) -> None:
-    """Print a release's card in Markdown: what it learnt from, for whom it is right, what the gate measured."""
+    """Print a release's card in Markdown: what it learnt from, its accuracy by slice, what the gate measured."""
     from plaudit.release.card import card
 
     typer.echo(card(channels_of(channel, target, given).release(channel, version)), nl=False)
@@ -128,7 +128,7 @@ def rollback(
     target: TargetOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to an earlier release."""
+    """Roll back to an earlier release."""
     channels = channels_of(channel, target, given)
     _report(channels.roll_back(channel, to, expected_generation, reason), as_json)
 

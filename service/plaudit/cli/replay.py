@@ -27,7 +27,7 @@ def rebuild(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make all evidence anew from the log, compare it with what is stored, and put right what differs."""
+    """Derive all evidence again from the log, compare it with what is stored, and repair what differs."""
     settings = given.load_logged()
     from plaudit.eventlog import open_log
     from plaudit.evidence.rebuild import rebuild as run

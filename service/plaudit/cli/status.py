@@ -16,7 +16,7 @@ from plaudit.signals import stop_on_signals
 def status(
     given: SettingsOptions,
     channel: Annotated[str, typer.Argument(help="Channel, such as support/acme; all if it is left out.")] = "",
-    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Print it repeatedly, until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option("--every", help="Seconds between two looks of --watch.", min=0.2)] = 5.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +48,7 @@ def doctor(
     role: Annotated[
         Literal["all", "serve", "join", "learn"], typer.Option(help="Process that is to run here.")
     ] = "all",
-    production: Annotated[bool, typer.Option("--production", help="Also what only a laptop may leave out.")] = False,
+    production: Annotated[bool, typer.Option("--production", help="Also what a real deployment needs.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check that a process can run here, and say how to fix what is wrong. Exit code 1 if something is."""
