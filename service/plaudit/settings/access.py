@@ -51,7 +51,7 @@ class LimitSettings(Section):
     tenant_per_minute: float = Field(default=0, ge=0, le=100_000_000)
     """Requests and pieces of feedback of one tenant."""
     rater_per_minute: float = Field(default=0, ge=0, le=100_000_000)
-    """Acts of one rater."""
+    """Pieces of feedback of one rater."""
     raters_per_handle: int = Field(default=100, ge=0, le=1_000_000)
     """Different raters who may give feedback on one interaction (TOO_MANY_RATERS); 0: any number."""
 
@@ -60,7 +60,7 @@ class AccessSettings(Section):
     """Who may call (docs/access.md)."""
 
     required: bool = False
-    """Every call needs an API key or a token; else whoever reaches the port may call everything."""
+    """Every call needs an API key or a token; otherwise anyone who reaches the port may call everything."""
     remember_seconds: float = Field(default=5.0, ge=0, le=3_600)
     """How long a replica remembers a key, and so the longest time until a revocation acts."""
     tls: TlsSettings = TlsSettings()

@@ -46,7 +46,7 @@ class EngineSettings(Section):
     max_waiting: int = Field(default=512, ge=1, le=1_000_000)
     """Completions and choices that may wait; more are refused with QUEUE_FULL."""
     prefill_chunk: int = Field(default=128, ge=16, le=65_536)
-    """Prompt tokens computed between two decode steps, and most tokens of options."""
+    """Prompt tokens computed between two decode steps; also the maximum number of tokens of options."""
     kv_memory_mb: int = Field(default=0, ge=0, le=10_000_000)
     """Memory (MiB) for keys and values; 0 is a quarter of the machine's, the container's or the GPU's."""
     score_memory_mb: int = Field(default=256, ge=16, le=65_536)

@@ -33,9 +33,9 @@ class GateSettings(Section):
     opening_share: float = Field(default=0.3, ge=0, le=1)
     """Maximum share of answers with the commonest three first words; more if the base has more (docs/release.md)."""
     term_fall: float = Field(default=0.05, ge=0, le=2)
-    """Maximum by which the mean of one of the domain's own reward terms may surely be below the base's."""
+    """Maximum fall of the mean of one of the domain's own reward terms below the base's, if the fall is sure."""
     probe_rate: float = Field(default=0.05, ge=0.001, le=0.5)
-    """Rate of a harm that the domain's probes must be able to see, and the most that is ever allowed."""
+    """Rate of a harm that the probes must detect; also the maximum if base or live do it too (docs/release.md)."""
     probe_power: float = Field(default=0.95, ge=0.5, le=0.9999)
     """Probability with which a harm of that rate shows at least once; it sets how many answers are asked per harm."""
     reward_comparisons: int = Field(default=150, ge=1, le=1_000_000)
@@ -43,19 +43,19 @@ class GateSettings(Section):
     reward_raters: int = Field(default=5, ge=1, le=100_000)
     """Calibration raters below which a turn waits."""
     reward_margin: float = Field(default=0.02, ge=0, le=2)
-    """Choices: how much less expected reward than live's the lower 95% bound may show."""
+    """Choices: how far the lower 95% bound of expected reward minus live's may be below 0."""
     choice_kl_base: float = Field(default=6.0, ge=0.01, le=1_000)
     """Choices: maximum KL to the base, nats of the first place, and per place of a slate."""
     choice_kl_live: float = Field(default=4.0, ge=0.01, le=1_000)
     """Choices: maximum KL to the live release, nats of the first place, and per place of a slate."""
     choice_share: float = Field(default=0.3, ge=0, le=1)
-    """Choices: share below which the commonest decision always is; more if labels or base have more."""
+    """Choices: maximum share of the most frequent decision; higher if labels or base have more (docs/release.md)."""
     choice_coverage: float = Field(default=0.35, ge=0, le=1)
     """Choices: minimum number of different options, relative to the labels' or the base's."""
     min_labelled: int = Field(default=30, ge=1, le=100_000)
     """Choices with labels: labelled gate prompts below which the gate refuses."""
     label_margin: float = Field(default=0.05, ge=0, le=1)
-    """Choices with labels: how much less cost-weighted accuracy than base and live the lower 95% bound may show."""
+    """Choices: how far the lower 95% bound of cost-weighted accuracy minus base's or live's may be below 0."""
     missed_severe: float = Field(default=0.25, ge=0.001, le=1)
     """Choices with severe labels: maximum upper 95% bound of the share of severe prompts that are missed."""
     estimate_ess: float = Field(default=50.0, ge=2, le=1_000_000)

@@ -19,7 +19,7 @@ class KafkaSettings(Section):
     partitions: int = Field(default=6, ge=1, le=10_000)
     """Partitions of topics made at start; plaudit.releases has one."""
     replication: int = Field(default=1, ge=1, le=16)
-    """Minimum number of copies of each record; topics made at start have so many."""
+    """Minimum number of copies of each record; topics made at start have this many."""
     min_insync_replicas: int = Field(default=0, ge=0, le=16)
     """Minimum number of copies before a record is acknowledged; 0 is two, or one if there is one copy only."""
     retention_days: float = Field(default=90.0, ge=0, le=36_500)

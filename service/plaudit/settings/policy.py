@@ -15,7 +15,7 @@ class PolicySettings(Section):
     temperature: float = Field(default=0.7, ge=0.05, le=5)
     """The policy is softmax(logits / temperature); a temperature of the domain's own decode_spec comes first."""
     max_tokens: int | None = Field(default=None, ge=1, le=32_768)
-    """Longest completion of callers who name none, and of rollouts, gate and proof alike; unset is the domain's."""
+    """Maximum completion length for callers who name none, rollouts, gate and proof; unset is the domain's."""
     iterations: int = Field(default=10, ge=1, le=1_000)
     """Rollout-and-update iterations of a turn."""
     prompts: int = Field(default=16, ge=1, le=4_096)
@@ -47,27 +47,27 @@ class PolicySettings(Section):
     max_grad_norm: float = Field(default=1.0, ge=0.001, le=1_000)
     """Gradient clipping."""
     kl_coef: float = Field(default=0.02, ge=0, le=10)
-    """Reward that a nat of KL to the base costs as the controller begins."""
+    """Reward that a nat of KL to the base costs at first; the controller then adapts it."""
     kl_live_coef: float = Field(default=0.02, ge=0, le=10)
-    """Reward that a nat of KL to the live release costs in training, unless that is the base, and as states compare."""
+    """Reward that a nat of KL to live costs in training (unless live is the base) and in comparisons of states."""
     kl_target: float = Field(default=10.0, ge=0.01, le=1_000)
     """KL to the base that the controller aims at, nats per sequence."""
     advantage: Literal["gae", "rloo"] = "rloo"
-    """Leave-one-out, or against values foreseen by the reward model's outlook on each prefix (GAE)."""
+    """rloo: leave-one-out; gae: against values predicted from the reward model's score of each prefix."""
     choice_prompts: int = Field(default=64, ge=1, le=4_096)
     """Prompts of an iteration in domains of choices; `minibatch` prompts of them are an update."""
     choice_update_kl: float = Field(default=1.0, ge=1e-5, le=10)
     """Nats per choice that the policy may move in one iteration; its updates end there."""
     choice_kl_target: float = Field(default=2.0, ge=0.01, le=1_000)
-    """KL to the base of what is shown that the controller aims at in domains of choices, nats per choice."""
+    """Choices: KL of the shown places to the base that the controller aims at, nats per choice."""
     first_place: Literal["exact", "sampled"] = "exact"
-    """Where only the first place counts: its reward expected over all options, or that of `samples` drawn ones."""
+    """If only the first place counts: exact expected reward over all options, or `samples` drawn options."""
     label_coef: float = Field(default=1.0, ge=0, le=10)
     """Reward that a nat of cross-entropy of people's labels costs; 0: labels teach through the reward alone."""
     pass_tokens: int = Field(default=2_048, ge=16, le=1_000_000)
-    """Tokens of prompts and options that the trainer of choices holds activations of all its layers of at once."""
+    """Choices: maximum number of tokens whose activations the trainer holds at once."""
     trunk_tokens: int = Field(default=100_000, ge=0, le=100_000_000)
-    """Tokens whose trunk activations the trainer and the reward model of choices may hold from one pass to the next."""
+    """Choices: maximum number of tokens whose trunk activations are kept from one pass to the next."""
 
     @model_validator(mode="after")
     def _leave_one_out_has_others(self) -> Self:

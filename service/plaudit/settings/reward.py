@@ -35,10 +35,10 @@ class RewardSettings(Section):
     place_offsets: bool = True
     """Correct choices and signals about ordered options for the place that an option stood in."""
     signal_noise: float = Field(default=0.3, ge=0, le=0.45)
-    """Rate at which a signal errs before anything is known of it; 0 takes signals for what people think."""
+    """Assumed error rate of a signal before any is measured; 0 takes signals as true."""
     uncertainty: float = Field(default=0.5, ge=0, le=10)
     """Weight of the heads' spread in the pessimistic score (lambda_u)."""
     temperature: float = Field(default=1.5, ge=0.05, le=20)
-    """Temperature of the squashing of the score (tau_R)."""
+    """Temperature of the sigmoid that bounds the score (tau_R)."""
     references: int = Field(default=4, ge=1, le=64)
     """Base samples per prompt that centre the score."""

@@ -11,7 +11,7 @@ class ChannelServeSettings(Section):
     """What callers of a channel get."""
 
     compare_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of Generate calls which leave the number of completions open that get two, so that people can compare."""
+    """Share of Generate calls without a number of completions that get two, so that people can compare."""
 
 
 class ServeSettings(ChannelServeSettings):
@@ -30,13 +30,13 @@ class ServeSettings(ChannelServeSettings):
     insecure: bool = False
     """Listen beyond loopback without encryption or credentials: something in front of the server does both."""
     workers: int = Field(default=96, ge=1, le=10_000)
-    """Open calls; a stream or a watch is one until it ends. What is above is answered QUEUE_FULL at once."""
+    """Maximum number of open calls; a stream or a watch is one until it ends. Further calls get QUEUE_FULL at once."""
     tenants: tuple[str, ...] = ("default",)
     """Tenants that may ask; "*" among them lets callers name any, each a channel of its own."""
     max_message_bytes: int = Field(default=4 * 1024 * 1024, ge=65_536, le=1_073_741_824)
     """Largest message taken."""
     max_tokens: int = Field(default=512, ge=1, le=1_048_576)
-    """Maximum number of tokens of a completion: more is refused, and who names no number gets no more either."""
+    """Maximum number of tokens of a completion; a caller who asks for more is refused."""
     default_deadline_seconds: float = Field(default=120.0, ge=0.1, le=86_400)
     """Longest time of Generate, StreamGenerate, Choose and every HTTP request; their deadline, if they bring none."""
     stream_seconds: float = Field(default=3600.0, ge=0.1, le=86_400)
@@ -50,7 +50,7 @@ class ServeSettings(ChannelServeSettings):
     remembered_mb: int = Field(default=32, ge=0, le=65_536)
     """Memory for the newest answers, which come back if a request is sent again; the embedded log remembers all."""
     handle_ttl_seconds: float = Field(default=7 * 86400, ge=1, le=315_360_000)
-    """How long a feedback handle is good."""
+    """How long a feedback handle is valid."""
     handle_keys: dict[str, SecretStr] = Field(default_factory=dict)
     """Signing keys by key id, for rotation; empty makes one key in the data directory."""
     handle_key_id: str = ""
