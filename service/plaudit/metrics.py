@@ -118,7 +118,7 @@ class Metrics:
         self.engine_token_seconds = self._histogram(
             both,
             "engine_token_seconds",
-            "Seconds between two decode steps of a batch: a token of each.",
+            "Seconds between two decode steps of a batch, in which each completion gets a token.",
             _TOKEN_SECONDS,
         )
         self.engine_rows = self._counter(
@@ -192,7 +192,7 @@ class Metrics:
             "join", "join_expired_records", "Records that retention deleted before the join read them: lost.", "topic"
         )
         self.join_forgotten = self._counter(
-            "join", "join_forgotten", "Records left out because retention or an erasure has ended them.", "why"
+            "join", "join_forgotten", "Records left out because retention or an erasure has deleted them.", "why"
         )
         self.privacy_deleted = self._counter(
             "join", "privacy_deleted", "What retention and erasures deleted: rows, log records, files.", "what"
@@ -207,7 +207,7 @@ class Metrics:
             "join", "join_waiting", "Pieces of feedback that wait for their interaction.", "channel"
         )
         self.join_waits = self._gauge(
-            "join", "join_waits", "1 while the join cannot go on: its start, or the log or store that is away.", "why"
+            "join", "join_waits", "1 while the join waits, at its start or for the log or the store.", "why"
         )
         self.join_lag = self._gauge("join", "join_lag_records", "Records not yet read.", "topic", "partition")
         self.join_seconds = self._histogram(
@@ -216,7 +216,7 @@ class Metrics:
 
     def _learner(self) -> None:
         self.turns = self._counter(
-            "learn", "turns", "Turns of the learner by what they ended in.", "channel", "outcome"
+            "learn", "turns", "Turns of the learner, by outcome.", "channel", "outcome"
         )
         self.turn_seconds = self._histogram(
             "learn", "turn_step_seconds", "Seconds of one step of a turn.", _STEP_SECONDS, "step"
@@ -254,13 +254,17 @@ class Metrics:
         )
 
         self.gate_bound = self._gauge(
-            "learn", "gate_check_bound", "What each check of the last gate was held against.", "channel", "check"
+            "learn", "gate_check_bound", "Bound of each check of the last gate.", "channel", "check"
         )
         self.gate_passed = self._gauge(
             "learn", "gate_check_passed", "1 for each check of the last gate that passed, else 0.", "channel", "check"
         )
         self.last_turn = self._gauge(
-            "learn", "last_turn_seconds", "When the last turn ended so (seconds since 1970).", "channel", "outcome"
+            "learn",
+            "last_turn_seconds",
+            "When the last turn with this outcome ended (seconds since 1970).",
+            "channel",
+            "outcome",
         )
 
     def _describe(self, name: str, kind: str, labels: tuple[str, ...], process: str, meaning: str) -> None:
