@@ -1,8 +1,9 @@
 """Counts of evidence in SQL, by what it may be used for. No evidence is decoded, so that a look costs little.
 
-A row's rater and prompt group have a place in the unit interval each, by the channel's salt (`splits`). The join does
-not know the salt, so it leaves the places empty, and whoever counts fills in the new ones first: a cache of a pure
-function, written in small transactions that neither wait for the join nor make it wait for long.
+The split of a row follows from two numbers between 0 and 1, of its rater and of its prompt group, which are hashes with
+the channel's salt (`splits`). The join does not know the salt, so it leaves their columns empty, and a process that
+counts fills in the new rows first. They are a cache of a pure function, written in small transactions that neither wait
+for the join nor make it wait for long.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from plaudit.evidence.tables import EvidenceTable, to_micros
 from plaudit.store.database import Database
 from plaudit.types import NAMELESS, Channel, FeedbackKind
 
-FILL_ROWS = 1000  # places filled in by one transaction: some tens of milliseconds
+FILL_ROWS = 1000  # rows filled in by one transaction: some tens of milliseconds
 
 _EVIDENCE: Table = EvidenceTable.metadata.tables["evidence"]
 _KEY = (_EVIDENCE.c.interaction_id, _EVIDENCE.c.feedback_id, _EVIDENCE.c.index)
@@ -38,8 +39,8 @@ class Tally:
     raters: int
 
 
-def fill_places(database: Database, channel: Channel, salt: bytes) -> None:
-    """Computes the places of rows that have none."""
+def fill_units(database: Database, channel: Channel, salt: bytes) -> None:
+    """Fills in rater_unit and group_unit of rows that have none."""
     missing = (
         select(*_KEY, _EVIDENCE.c.payload)
         .where(_of(channel), or_(_EVIDENCE.c.rater_unit.is_(None), _EVIDENCE.c.group_unit.is_(None)))
@@ -121,7 +122,7 @@ def tally(connection: Connection, counted: Counted) -> tuple[Tally, ...]:
 
 
 def in_split(split: Split, few_raters: bool) -> ColumnElement[bool]:
-    """SQL: the row's rater is of the split. Rows whose places are not filled in are of none."""
+    """SQL: the row's rater is of the split. Rows that are not filled in are of none."""
     rater, _ = _splits(few_raters)
     return and_(_EVIDENCE.c.rater_unit.is_not(None), rater == split.value)
 
@@ -135,8 +136,8 @@ def _fill(connection: Connection, salt: bytes, rows: Sequence[RowMapping]) -> No
     values = []
     for row in rows:
         stored = evidence_from_bytes(row["payload"])
-        places = {"rater": rater_unit(salt, stored.who), "part": group_unit(salt, stored.prompt_group)}
-        values.append({f"at_{column.name}": row[column.name] for column in _KEY} | places)
+        units = {"rater": rater_unit(salt, stored.who), "part": group_unit(salt, stored.prompt_group)}
+        values.append({f"at_{column.name}": row[column.name] for column in _KEY} | units)
     connection.execute(statement, values)
 
 

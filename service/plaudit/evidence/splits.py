@@ -1,7 +1,7 @@
-"""Which rater and which prompt group serves what: a salted hash sorts them once and for ever.
+"""Which raters and prompt groups train, gate or calibrate: a salted hash sorts them once and for ever.
 
-The salt is the channel's and never changes; who asks or rates does not know it. The rater decides which model may
-learn from an event, the prompt group what may be rolled out and what the gate asks. Pure.
+The salt is the channel's and never changes; people who ask or rate do not know it. The rater decides which model may
+learn from an event, the prompt group decides what may be rolled out and what the gate asks. Pure.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _GROUPS_FEW_RATERS = ((0.70, Split.TRAIN), (0.85, Split.GATE), (1.0, Split.CALIB
 
 
 def rater_unit(salt: bytes, who: str) -> float:
-    """A rater's place in [0, 1), for ever."""
+    """A rater's number in [0, 1), for ever."""
     return _unit(salt, b"rater", who)
 
 
 def group_unit(salt: bytes, group: str) -> float:
-    """A prompt group's place in [0, 1), for ever."""
+    """A prompt group's number in [0, 1), for ever."""
     return _unit(salt, b"group", group)
 
 
@@ -50,12 +50,12 @@ def group_bounds(few_raters: bool = False) -> Bounds:
 
 def rater_split(salt: bytes, who: str) -> Split:
     """The split of a rater (`StoredEvidence.who`): train 60%, gate 20%, calibration 20%."""
-    return _place(rater_unit(salt, who), rater_bounds())
+    return _split_at(rater_unit(salt, who), rater_bounds())
 
 
 def group_split(salt: bytes, group: str, few_raters: bool = False) -> Split:
     """The split of a prompt group: train 75%, gate 25%; with few_raters 70%, 15% and calibration 15%."""
-    return _place(group_unit(salt, group), group_bounds(few_raters))
+    return _split_at(group_unit(salt, group), group_bounds(few_raters))
 
 
 def _unit(salt: bytes, what: bytes, name: str) -> float:
@@ -64,7 +64,7 @@ def _unit(salt: bytes, what: bytes, name: str) -> float:
     return int.from_bytes(digest.digest()[:8], "big") / _SPAN
 
 
-def _place(unit: float, bounds: Bounds) -> Split:
+def _split_at(unit: float, bounds: Bounds) -> Split:
     for bound, split in bounds[:-1]:
         if unit < bound:
             return split

@@ -167,7 +167,7 @@ class EvidenceStore:
         """
         which = and_(EvidenceTable.domain == channel.domain, EvidenceTable.tenant == channel.tenant)
         if only is not None:
-            counts.fill_places(self.database, channel, salt)
+            counts.fill_units(self.database, channel, salt)
             which = and_(which, counts.in_split(only, few_raters))
         as_of = as_of or dt.datetime.now(dt.UTC)
         with self.database.reading() as connection:
@@ -275,7 +275,7 @@ class EvidenceStore:
         few_raters, policy_version: as in `freeze`, so that what is counted is what a turn would use. One count in SQL;
         no evidence is read but what came since the last count (`counts`).
         """
-        counts.fill_places(self.database, channel, salt)
+        counts.fill_units(self.database, channel, salt)
         counted = Counted(channel=channel, since=since, few_raters=few_raters, policy_version=policy_version)
         with self.database.reading() as connection:
             return counts.count_new(connection, counted)
@@ -290,7 +290,7 @@ class EvidenceStore:
         policy_version: str | None = None,
     ) -> tuple[Tally, ...]:
         """Acts and raters by kind and splits, counted in SQL; what is counted as in `count_new`."""
-        counts.fill_places(self.database, channel, salt)
+        counts.fill_units(self.database, channel, salt)
         counted = Counted(channel=channel, since=since, few_raters=few_raters, policy_version=policy_version)
         with self.database.reading() as connection:
             return counts.tally(connection, counted)

@@ -135,8 +135,8 @@ class EvidenceTable(Base):
     who: Mapped[str] = mapped_column(String, server_default="")
     accepted_at: Mapped[int] = mapped_column(BigInteger, server_default="0")
     policy_version: Mapped[str] = mapped_column(String, server_default="")  # the interaction's; empty if it has none
-    # Places of rater and prompt group in the unit interval, by the channel's salt. The join does not know the salt;
-    # whoever counts does, and fills them in if they are missing.
+    # Hashes of rater and prompt group with the channel's salt, in [0, 1) (`splits`). The join does not know the salt;
+    # a process that counts does, and fills them in if they are missing (`counts`).
     rater_unit: Mapped[float | None] = mapped_column(Float(53))
     group_unit: Mapped[float | None] = mapped_column(Float(53))
 
