@@ -157,7 +157,7 @@ class Engine(Protocol):
     context_length: int
     widths: tuple[int, ...]
     end_of_turn: int
-    """The token that ends a completion: what `score_options` reckons behind each option."""
+    """The token that ends a completion: what `score_options` adds after each option."""
 
     @property
     def capture_layer(self) -> int | None:

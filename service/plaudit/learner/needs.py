@@ -1,7 +1,7 @@
 """What a turn needs before it may run, in numbers: one list of rules for all who ask.
 
 Enters: counts, or evidence as units. Leaves: `Need`s, and in words what feedback would meet them. The steps of a turn
-require them, `plaudit status` and the metrics tell them, `plaudit learn plan` reckons with them. Imports no torch.
+require them, `plaudit status` and the metrics show them, `plaudit learn plan` counts by them. Imports no torch.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def rewards_of(
     """Reward in [0, 1] of each candidate that evidence speaks about; the mean if it does more than once.
 
     Good 1 and bad 0; a value its own; of two or more compared the best 1, the last 0, and those between evenly; a label
-    says of every option what deciding it would have cost, as a share of the dearest mistake.
+    gives every option 1 minus the cost of deciding it, as a share of the most expensive mistake.
     """
     found: defaultdict[str, list[float]] = defaultdict(list)
     for each in evidence:
@@ -131,7 +131,7 @@ def option_scores(
     temperature: float | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[float]]:
-    """Scores (nats) of the options of several prompts under a release, as serving reckons them."""
+    """Scores (nats) of the options of several prompts under a release, as serving computes them."""
     release_team()
     found: list[list[float]] = []
     waiting: list[ScoreTicket] = []
@@ -250,7 +250,7 @@ class OffPolicyLog:
 
 
 def _logged_scores(interaction: Interaction, how: OptionScore) -> list[float]:
-    """Scores up to a constant of what drew the order; those of invalid options as the draw reckoned them."""
+    """Scores up to a constant of what drew the order; those of invalid options as the draw computed them."""
     found = []
     for candidate in interaction.candidates:
         if candidate.valid:

@@ -1,8 +1,8 @@
 """Scores of a prompt's options under an adapter, and their gradient, in passes of bounded size.
 
-In: prompts with their options. Out: the log-prob of every token of an option and of the end of turn behind it, under
-softmax(logits / temperature), and the option's score of them, as serving reckons it. The trunk below the adapter is run
-once per prompt and kept; a pass runs the layers above it over prompts with their options packed behind them.
+In: prompts with their options. Out: the log-prob of every token of an option and of the end of turn after it, under
+softmax(logits / temperature), and the option's score of them, as serving computes it. The trunk below the adapter is
+run once per prompt and kept; a pass runs the layers above it over prompts with their options packed behind them.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def text_checks(candidate: Sequence[Sample], base: Sequence[Sample], settings: G
 def win_rates(candidate: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """For each prompt, the share of pairs (candidate, other) in which the candidate scores higher; ties count half.
 
-    candidate, other: scores by the gate's reward model, one list a prompt, in the same order of prompts.
+    candidate, other: scores by the gate's reward model, one list per prompt, in the same order of prompts.
     """
     return tuple(
         sum((mine > his) + (mine == his) / 2 for mine in ours for his in theirs) / (len(ours) * len(theirs))

@@ -41,7 +41,7 @@ class LabelledItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OffPolicy:
-    """What people gave to options that were drawn, reckoned for candidate and rival; `why_not` if that says nothing."""
+    """Off-policy estimates of candidate and rival from feedback on drawn options; `why_not` if there are none."""
 
     candidate: Estimates | None = None
     live: Estimates | None = None
@@ -143,8 +143,8 @@ def _kl(
 def _commonest(m: ChoiceMeasurements, settings: GateSettings) -> Check:
     """Share of the commonest decision: against the labels on labelled prompts, or against the base on all.
 
-    Halfway between what is true (or the base's share) and "always the same" is allowed, never the whole way: a release
-    that always says the commonest label may cost less than its base, and is a constant all the same.
+    The bound lies halfway between the labels' (or the base's) share and 1, which a constant has: a release that always
+    says the commonest label may cost less than its base, and is a constant all the same.
     """
     name = "commonest_choice"
     if m.items and len({truth for item in m.items for truth in item.truths}) == 1:
@@ -238,10 +238,10 @@ def _labels(m: ChoiceMeasurements, settings: GateSettings, seed: int) -> tuple[C
 def _better(
     name: str, ours: Sequence[float], theirs: Sequence[float], right: Interval, settings: GateSettings, seed: int
 ) -> Check:
-    """Not dearer than the other, and surely less often right (`right`: the difference) only if surely cheaper.
+    """Costs no more than the other, and is surely less often right (`right`: the difference) only if surely cheaper.
 
-    Beside the dearest mistake that there is, ordinary ones weigh little: cost alone would let nearly all items be
-    decided wrongly, if only a little.
+    Compared with the most expensive mistake, others weigh little: by cost alone nearly all items could be decided
+    wrongly, if only a little.
     """
     threshold = -settings.label_margin
     gain = resampled_mean([mine - his for mine, his in zip(ours, theirs, strict=True)], seed=seed)
@@ -258,7 +258,7 @@ def _better(
 
 
 def _worth(m: ChoiceMeasurements, truths: Sequence[str], decided: str, worst: float) -> float:
-    """1 for a decision that costs nothing, 0 for the dearest mistake that there is; the mean over who labelled."""
+    """1 for a decision that costs nothing, 0 for the most expensive mistake; the mean over the item's labels."""
     return 1 - _mean(cost_of(m.costs, truth, decided) for truth in truths) / worst
 
 

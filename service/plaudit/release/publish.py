@@ -1,7 +1,7 @@
 """Tells the replicas that a channel changed: one record on `plaudit.releases`.
 
 Enters: what the registry's move left behind. Leaves: a durable record. The registry's row is the truth, and replicas
-poll it too: a log that is away delays them and changes nothing. Whoever publishes decides whether that is an error.
+poll it too: an unavailable log delays them and changes nothing. The caller decides whether that is an error.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Enters: manifests with folders of artifacts, gate decisions, moves. Leaves: numbered immutable releases, channel
 states, a history. A channel's state changes only in `Registry.change`, by compare-and-set on its generation. The
-registry publishes nothing: whoever calls `change` puts the returned `Change` on the log.
+registry publishes nothing: the caller of `change` puts the returned `Change` on the log.
 
 Registering has three steps, with the same numbers in docs/release.md and as fail points (release.1, release.2):
 1. the release's files are written below the next free version, the manifest last, then what is kept beside it;

@@ -41,7 +41,7 @@ class Treatment(StrEnum):
 
 @dataclass(slots=True)
 class Shared:
-    """Parameters of the likelihoods that are not the score: one of each a domain.
+    """Parameters of the likelihoods that are not the score: one of each per domain.
 
     `offsets` (MOST_PLACES - 1,): how much better (score units) an option seems in the second, third, ... place than in
     the first. They are fitted before all others, on orders that were drawn, and held fixed from then on.

@@ -1,13 +1,13 @@
 """Feedback handles and pseudonyms.
 
-What enters: the claims of an interaction and secret keys. What leaves: a token that whoever holds it can give feedback
-with, and claims read back from one. Never stores anything: a handle proves itself.
+What enters: the claims of an interaction and secret keys. What leaves: a token with which its holder can give
+feedback, and claims read back from one. Never stores anything: a handle proves itself.
 
 Token: base64url without padding of `payload || HMAC-SHA256(key, payload)`. Payload: format byte (2; 3 if the
-interaction is not stored), key id, expiry
-(8 bytes, whole seconds since 1970, big endian), mark of the answer (16 bytes), tenant, domain, rater (a pseudonym, may
-be empty), interaction id, number of candidates (2 bytes) and their ids. A text is one length byte and its UTF-8; an id
-is 16 bytes if it is a UUID (length byte 0xFF), a text otherwise. A handle of four candidates has about 250 characters.
+interaction is not stored), key id, expiry (8 bytes, whole seconds since 1970, big endian), mark of the answer (16
+bytes), tenant, domain, rater (a pseudonym, may be empty), interaction id, number of candidates (2 bytes) and their ids.
+A text is one length byte and its UTF-8; an id is 16 bytes if it is a UUID (length byte 0xFF), a text otherwise. A
+handle of four candidates has about 250 characters.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 What enters: channel states of the registry (polled; a record on the releases topic only wakes the poller early). What
 leaves: releases that are staged and proved (`staging`), each held until the engine has the request's jobs. Never
-changes a channel's state: a replica has no veto over the fleet, it can only say that it cannot serve a release, and
-goes on with what it has. A channel that it cannot serve is that channel's trouble alone: UNAVAILABLE, a metric, a line
-in the log.
+changes a channel's state: if a replica cannot serve a release, it says so and goes on with the one that it has. A
+channel that it cannot serve does not affect others: its calls are UNAVAILABLE, with a metric and a line in the log.
 
 A change of a channel: the release is made ready beside what serves (steps 1 to 3 of `staging`), then 4 the pointer is
 swapped between two requests.
@@ -102,9 +101,9 @@ class Router:
     # Following -----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Looks once, so that a replica is ready with what the states say, then follows in a thread.
+        """Looks once, so that a replica starts with the releases that the states name, then follows in a thread.
 
-        As many channels as there are adapter slots are made ready; the others are with their first request.
+        As many channels as there are adapter slots are made ready; the others at their first request.
         """
         self._look(self._ready_at_start)
         self._thread = threading.Thread(target=self._follow, name="plaudit-router", daemon=True)
@@ -123,7 +122,7 @@ class Router:
         self._look(0)
 
     def answered(self, channel: Channel, key: ReleaseKey) -> None:
-        """Notes that a caller has a reply of a release: of its first one the time since what it learnt from counts."""
+        """Notes that a caller has a reply of a release; at the first, observes the age of the release's feedback."""
         newest = self._unanswered.pop(key, None)
         if newest is not None:
             seconds = (dt.datetime.now(dt.UTC) - newest).total_seconds()

@@ -1,15 +1,15 @@
 """Releases made ready on this replica: fetched, checked, in the engine, proved.
 
 Enters: a channel and a version. Leaves: a release that the engine serves for as long as it is held. The engine's
-adapter slots are a cache: a release is staged when it is asked for, the longest unused idle one makes room, one in use
-stays. Whoever asks for a release that is being staged waits for it within its deadline, and for no other.
+adapter slots are a cache: a release is staged when it is needed, and the least recently used idle one makes room. A
+call that needs a release which is being staged waits for that release alone, within its deadline.
 
 To make a release ready, in steps: 1 fetch the artifacts and check every digest (once per process); 2 stage the adapter
-beside what serves; 3 prove it. Steps 2 and 3 again whenever it had made room for another. What failed is refused at
-once for a while, twice as long each time, so that a damaged release costs its channel nothing but that refusal.
+beside what serves; 3 prove it. Steps 2 and 3 run again if it had made room for another. After a failure the release is
+refused at once for a while, twice as long each time, so that a damaged release costs its channel only that refusal.
 
-What is known of releases and their files on disk are a cache, too: the least recently used of more than `most` go, and
-what is asked for again is fetched again.
+Facts about releases and their files on disk are a cache, too: if there are more than `most`, the least recently used
+are dropped, and fetched again when they are needed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Routed:
     key: ReleaseKey
     temperature: float
     newest_feedback_at: dt.datetime | None = None
-    """When the newest act was acknowledged that it learnt from."""
+    """When the newest act that it learnt from was acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Staging:
         return folders
 
     def _set_aside(self, folders: list[Path]) -> list[Path]:
-        """Rename folders, so that whoever fetches one of these releases again does not meet its deletion."""
+        """Rename folders, so that a fetch of one of these releases does not collide with its deletion."""
         aside = []
         for folder in folders:
             gone = folder.with_name(f"{_GONE}{uuid.uuid4().hex}")
@@ -184,7 +184,7 @@ class Staging:
         return _Fetched(Routed(key, manifest.temperature, manifest.newest_feedback_at), manifest, adapter)
 
     def _stage(self, channel: Channel, fetched: _Fetched) -> AbstractContextManager[bool]:
-        """Holds the release in the engine, and proves it if it was not there; ended by whoever gets it."""
+        """Holds the release in the engine, and proves it if it was not there; the caller ends the hold."""
         key, manifest = fetched.routed.key, fetched.manifest
         held = self._engine.hold(key, fetched.adapter, temperature=manifest.temperature)
         loaded = held.__enter__()
@@ -192,7 +192,7 @@ class Staging:
             if loaded:
                 self._prove(channel, fetched)
         except BaseException:
-            # Within the lock: whoever waits must not find what failed.
+            # Within the lock: a thread that waits must not find what failed.
             self._engine.unstage(key)
             held.__exit__(None, None, None)
             raise

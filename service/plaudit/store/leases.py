@@ -1,9 +1,9 @@
-"""Leases: who may work on what, for a while, with a token that fences off whoever held it before.
+"""Leases: which process may work on what, for a while, with a token that fences off earlier holders.
 
-A lease is a row `(name, owner, token, expires_at)`. Whoever takes it raises the token by compare-and-set and renews
-it until it is done; a process that died or was cut off loses it when its time is over. Time alone protects nothing
-(a holder that was paused wakes up behind its time): whatever a holder writes goes through `Lease.check` in the same
-transaction, and that refuses every token but the newest.
+A lease is a row `(name, owner, token, expires_at)`. A process that takes it raises the token by compare-and-set and
+renews the lease until it is done; a process that died or was cut off loses it when its time is over. Time alone
+protects nothing, because a paused holder may wake up after its time: each write of a holder calls `Lease.check` in the
+same transaction, which refuses every token but the newest.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def compared(
     *,
     seed: int,
 ) -> Compared:
-    """A release's scores, reckoned as training does. `others`: scores of releases to which the KL is asked.
+    """A release's scores, computed as training does. `others`: scores of releases to which the KL is asked.
 
     The reward of a verdict is exact, and so is the KL of the first place; a slate's are means over orders that are
     drawn by the release itself, from the same noise whatever the release.

@@ -45,7 +45,7 @@ class Choices:
             if not 2 <= len(options) <= MOST_OPTIONS or not all(tokens):
                 left_out["have too few or too many options, or one without tokens"] += 1
                 continue
-            # With the end of turn behind each, as the engine reckons.
+            # With the end of turn after each, as the engine counts them.
             lengths = [len(each) + 1 for each in tokens]
             if len(encoded.tokens) + max(lengths) > engine.context_length:
                 left_out["are too long for the context"] += 1
