@@ -63,10 +63,17 @@ FIRST_RULES: tuple[tuple[str, str], ...] = (
     (r"\bgold\b", '"hidden preference"'),
     (r"\bheld out\b", '"held-out prompts"'),
 )
+# Pages, but not the records of decisions, speak to people who did not grow up with English.
+PAGE_RULES: tuple[tuple[str, str], ...] = (
+    (r"\bwhoever\b", '"anyone who", or the person or program by name'),
+    (r"\banew\b", '"again"'),
+    (r"\bhidden gold\b", '"hidden preference"'),
+)
 # Regular expressions are no prose.
 _PATTERN = re.compile(r"\\b|\(\?")
 _COMPILED = [(re.compile(pattern, re.IGNORECASE), better) for pattern, better in RULES]
 _FIRST = [(re.compile(pattern, re.IGNORECASE), better) for pattern, better in FIRST_RULES]
+_PAGE = [(re.compile(pattern, re.IGNORECASE), better) for pattern, better in PAGE_RULES]
 
 
 def main() -> None:
@@ -105,7 +112,8 @@ def read(name: str) -> bool:
 def findings(path: Path) -> Iterator[str]:
     """One line per finding in a file."""
     name = path.resolve().relative_to(ROOT).as_posix() if path.resolve().is_relative_to(ROOT) else str(path)
-    rules = [*_COMPILED, *(_FIRST if name in FIRST else [])]
+    is_page = path.suffix == ".md" and not name.startswith("docs/adr/")
+    rules = [*_COMPILED, *(_PAGE if is_page else []), *(_FIRST if name in FIRST else [])]
     content = path.read_text(encoding="utf-8")
     if not any(pattern.search(content) for pattern, _ in rules):
         return

@@ -32,6 +32,12 @@ def test_a_page_is_read_without_its_code(tmp_path):
     assert not found(tmp_path, "page.md", "A request per second; mend it. <!-- plain: ok -->\n")
 
 
+def test_a_page_names_people_plainly_and_a_program_need_not(tmp_path):
+    line = "Whoever holds it is asked anew by the hidden gold.\n"
+    assert [each.split('"')[1] for each in found(tmp_path, "page.md", line)] == ["Whoever", "anew", "hidden gold"]
+    assert not found(tmp_path, "program.py", f"# {line}")
+
+
 def test_of_a_program_its_texts_and_comments_are_read_and_its_names_are_not(tmp_path):
     program = 'def mend():\n    """Mends.\n\n    None where absent.\n    """\n    return "utilize it"  # via nothing\n'
     lines = found(tmp_path, "program.py", program)

@@ -10,7 +10,7 @@ from plaudit.settings.section import Section
 
 
 class TlsSettings(Section):
-    """Encryption of the gRPC port and the HTTP door; the files are read anew when they change (docs/access.md)."""
+    """Encryption of the gRPC port and the HTTP door; the files are read again when they change (docs/access.md)."""
 
     certificate: str = ""
     """File with the server's certificate chain (PEM); empty: the ports are not encrypted."""
