@@ -1,4 +1,4 @@
-"""What the acts about one interaction come to: the rules of the join as one pure function.
+"""From the acts about one interaction to evidence: the rules of the join as one pure function.
 
 Enters: an interaction and every act and retraction that names it, in any order. Leaves: the status of each, and the
 evidence of those that count. The result depends on the set of records alone, never on the order of their arrival, so

@@ -1,18 +1,18 @@
 """The join: interactions and feedback from the log become evidence, once.
 
 Enters: records of plaudit.interactions and plaudit.feedback, in any order and any number of times. Leaves: rows of the
-evidence store and, for what cannot be used, records of plaudit.rejected. It never trusts the log's order, never drops
-a record silently, and is never the only place where anything is kept.
+evidence store and, for what cannot be used, records of plaudit.rejected. It never trusts the log's order and never
+drops a record silently, and all that it writes can be made again from the log.
 
 The protocol (the same numbers stand in docs/join.md; `join.N` is the fail point after step N):
 
 1. Poll records from where the store's offsets stand.
 2. Decode each; what cannot be decoded or stored becomes a rejection.
-3. Begin a transaction and move the offsets, if they still stand where this worker believes them.
+3. Begin a transaction and move the offsets, if the store still has those that this worker read from.
 4. Write interactions and rejections that are not there yet, and take in acts and retractions,
-   but for what retention or an erasure has ended.
-5. Derive the evidence of every touched interaction anew; write the acts and retractions with
-   what became of them; reject what waited too long.
+   except those that retention or an erasure has deleted.
+5. Derive the evidence of every touched interaction again; write the acts and retractions with
+   their status; reject what waited too long.
 6. Commit: records, evidence and offsets become durable together.
 7. Publish the rejections that are not marked as published.
 8. Mark them as published.

@@ -1,4 +1,4 @@
-"""Ends what a turn left that died behind step 5. Only whoever learns on the channel may call it."""
+"""Completes or rejects what a turn that died after step 5 has left. Only the holder of the channel's lease calls it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from plaudit.types import Channel
 TURNS = 3
 KINDS = ("serve", "join", "learn")
 _HOUR = dt.timedelta(hours=1)
-_LONG_SECONDS = 120.0  # A process that tells no news for longer is at a long step, or hangs.
+_LONG_SECONDS = 120.0  # A process that reports no progress for longer is at a long step, or hangs.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
