@@ -1,7 +1,7 @@
 """Callers share a write: while one of them writes, the others gather, and the first of these writes for all of them.
 
 Enters: batches, each from the thread of its caller. Leaves: groups of batches, one after the other, in the order in
-which they came. Nobody but who has something to do is woken.
+which they came. Only a caller that has something to do is woken.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MOST_GATHER_SECONDS = 0.005  # and never longer than half of the last write took
 
 
 class Batch:
-    """What one caller writes; `error` is what became of it, None if all went well."""
+    """What one caller writes; `error` is why it failed, None if it did not."""
 
     __slots__ = ("done", "error", "leads", "woken")
 

@@ -1,10 +1,10 @@
 """The outbox: the embedded log in front of Kafka, for records that the brokers do not take in time.
 
 Enters: encoded records. Leaves: the same records in Kafka, in order per key. An append is durable when it returns: in
-Kafka, or in the file of the outbox, which survives the process. While anything lies in the outbox, what comes goes
-behind it; one thread moves it to the brokers, oldest first, and appends go to Kafka again once all is moved that was
-there before or that this process put there. Of several processes that share the folder one at a time moves records,
-also those of a process that died.
+Kafka, or in the file of the outbox, which survives the process. While the outbox holds records, new ones are put behind
+them. One thread moves them to the brokers, oldest first. Appends go to Kafka again once the records are moved that were
+there before or that this process put there. If several processes share the folder, one at a time moves records, those
+of a process that died included.
 
 The protocol (the same numbers stand in docs/join.md; `outbox.N` is the fail point after step N):
 
@@ -16,8 +16,8 @@ The protocol (the same numbers stand in docs/join.md; `outbox.N` is the fail poi
 A crash between 3 and 4 sends them again: the same bytes under the same event id, which the join knows. A record that
 the brokers were given and did not acknowledge in time may be there twice for the same reason.
 
-While the last few records are moved, whoever comes waits for it, for `patience_seconds` from its beginning at most:
-otherwise a caller who never pauses would keep the outbox in use, one record behind another.
+While the last few records are moved, new callers wait for that, at most `patience_seconds` from its beginning:
+otherwise callers who never pause would keep the outbox in use, one record behind another.
 """
 
 from __future__ import annotations
