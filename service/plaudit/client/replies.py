@@ -88,16 +88,16 @@ Which: TypeAlias = int | str | ReplyCompletion | RankedOption
 
 
 class ActOptions(TypedDict, total=False):
-    """Who gives an act of feedback, and what stands beside it."""
+    """Who gives a piece of feedback, and what is recorded with it."""
 
     rater: str
-    """Who gives it; the service keeps a pseudonym. The handle's rater if it is left out and the handle names one."""
+    """Who gives it; the service keeps a pseudonym. If left out, the rater that the handle names, if any."""
     session_id: str
     """The person's session; it stands for the rater if there is none."""
     reasons: Sequence[str]
     """Reasons that the domain declares, such as "too_long"; at most 16."""
     tags: Mapping[str, str]
-    """Your own marks, recorded with the act: at most 16. About the product, never about people."""
+    """Your own tags, recorded with the feedback: at most 16. For facts about the product, never about people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class FeedbackGiver(Generic[Sent]):
 
         Args:
             candidate: Its place in the reply, its id, or the object itself.
-            whole_conversation: It is about all turns up to the candidate; the domain must declare that it takes that.
+            whole_conversation: It is about all turns up to the candidate; the domain must declare `conversations`.
             about: Who gives it and why; see `ActOptions`.
         """
         return self._thumbs(candidate, True, whole_conversation, about)
@@ -155,7 +155,7 @@ class FeedbackGiver(Generic[Sent]):
         return self._send(about, choice=act)
 
     def rank(self, best_first: Sequence[Which], **about: Unpack[ActOptions]) -> Sent:
-        """All candidates in order of merit, the best first; every candidate of the reply stands in it once."""
+        """All candidates in order, the best first; every candidate of the reply must be in it once."""
         if isinstance(best_first, str) or not isinstance(best_first, Iterable):
             raise InvalidField(
                 f"the ranking is a {type(best_first).__name__}; send a list of places, such as [1, 0]", field="ranking"
@@ -171,17 +171,17 @@ class FeedbackGiver(Generic[Sent]):
     def rate(
         self, value: float, candidate: Which = 0, *, whole_conversation: bool = False, **about: Unpack[ActOptions]
     ) -> Sent:
-        """A value on the domain's scale (`domains()` tells it); `whole_conversation` as of `thumbs_up`."""
+        """A value on the domain's scale (see `domains()`); `whole_conversation` as for `thumbs_up`."""
         act = _said(feedback_pb2.Rating, candidate_id=self._id(candidate), value=value)
         return self._send(about, rating=act, whole_conversation=whole_conversation)
 
     def label(self, value: str, candidate: Which = 0, **about: Unpack[ActOptions]) -> Sent:
-        """The right verdict, one of the domain's labels (`domains()` tells them)."""
+        """The right verdict, one of the domain's labels (see `domains()`)."""
         act = _said(feedback_pb2.Label, candidate_id=self._id(candidate), value=value)
         return self._send(about, label=act)
 
     def signal(self, name: str, value: float = 1.0, candidate: Which = 0, **about: Unpack[ActOptions]) -> Sent:
-        """Behaviour, such as "skip", of a strength on its scale (`domains()` tells names and scales)."""
+        """Behaviour, such as "skip", with a value on its scale (see `domains()` for names and scales)."""
         act = _said(feedback_pb2.Signal, candidate_id=self._id(candidate), name=name, value=value)
         return self._send(about, signal=act)
 
@@ -227,7 +227,7 @@ class FeedbackGiver(Generic[Sent]):
 
 @dataclass(frozen=True, kw_only=True)
 class Begun(FeedbackGiver[Sent]):
-    """The first of a stream: feedback can be given under it on what has gone out, even if the stream is stopped."""
+    """The first message of a stream: it can give feedback on what was sent, even if the stream is stopped."""
 
     interaction_id: str
     handle_expires_at: dt.datetime

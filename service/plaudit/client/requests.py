@@ -30,7 +30,7 @@ class AskOptions(TypedDict, total=False):
     end_user: str
     """Who asks; the service keeps a pseudonym."""
     rater: str
-    """Who alone may give feedback; anyone who holds the handle if it is left out."""
+    """The only person who may give feedback; if left out, anyone who holds the handle may."""
     passages: Sequence[Passage | Mapping[str, str]]
     """Retrieved passages that the domain may render into the prompt."""
     purpose: Purpose
@@ -38,18 +38,18 @@ class AskOptions(TypedDict, total=False):
     interaction_id: str
     """Idempotency key, a UUIDv7; made by the client if it is left out."""
     store: bool
-    """The texts may be kept; if false no feedback is taken. As the service's operator set it if it is left out."""
+    """Whether the texts may be kept; if not, no feedback is taken. If left out, the operator's settings decide."""
     train: bool
-    """Something may be learnt from it. As the service's operator set it if it is left out."""
+    """Whether it may be learnt from. If left out, the operator's settings decide."""
     tags: Mapping[str, str]
-    """Your own marks, recorded with the interaction: at most 16. About the product, never about people."""
+    """Your own tags, recorded with the interaction: at most 16. For facts about the product, never about people."""
 
 
 class GenerateOptions(AskOptions, total=False):
-    """What a request for completions may say; what is left out is the release's or the domain's default."""
+    """What a request for completions may say; by default as the release or the domain says."""
 
     n: int
-    """Completions wanted, 1 to 8."""
+    """Number of completions, 1 to 8."""
     temperature: float
     """0 to 2; 0 takes the most likely token."""
     top_p: float
@@ -57,7 +57,7 @@ class GenerateOptions(AskOptions, total=False):
     top_k: int
     """Number of most likely tokens kept; 0 keeps all."""
     max_tokens: int
-    """Maximum of generated tokens."""
+    """Maximum number of generated tokens."""
     stop: str | Sequence[str]
     """Text or texts that end a completion, at most 8."""
     seed: int
@@ -65,9 +65,9 @@ class GenerateOptions(AskOptions, total=False):
     release_versions: Sequence[int]
     """For operators: the release of each completion, or of all."""
     logprobs: bool
-    """Log-probs of the tokens are wanted."""
+    """Whether the reply has log-probs of the tokens."""
     token_ids: bool
-    """Ids of the tokens are wanted."""
+    """For operators: whether the reply has ids of the tokens."""
 
 
 class ChooseOptions(AskOptions, total=False):

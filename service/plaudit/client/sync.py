@@ -77,7 +77,7 @@ class Plaudit:
             target: Address of the service, "host:port"; an IPv6 host in brackets.
             timeout: Deadline of a call and all its attempts, in seconds.
             patience: Seconds for which a call whose error is retryable is tried again, within `timeout`; 0 tries once.
-                Without it a busy service is asked again for 10 s, and one that nobody reaches yet until the deadline.
+                If not set, a busy service is tried for 10 s, and one that cannot be reached yet until the deadline.
             access: Key or token, certificates; see `plaudit.access.credentials.AccessOptions`.
         """
         self._channel, self._stubs = connect(target, access)
@@ -120,7 +120,7 @@ class Plaudit:
     ) -> Iterator[Begun[Acknowledged] | Delta | Reply[Acknowledged]]:
         """`Begun` with the handle first, then text as it comes (`Delta`), and at the end the `Reply`, recorded.
 
-        Arguments and errors as of `generate`. Whoever stops reading ends the call; what went out is recorded.
+        Arguments and errors as for `generate`. If you stop reading, the call ends, and what was sent is recorded.
         """
         request = assistant_pb2.StreamGenerateRequest(request=generate_request(domain, prompt, options))
         for event in self._stream(self._stubs.assistant.StreamGenerate, request, timeout):
@@ -139,17 +139,17 @@ class Plaudit:
 
         Args:
             domain: Name of the domain that decides.
-            prompt: As of `generate`.
-            choices: The options, 2 to 50: texts, `Option(option_id, text)`, or objects with these two; left out
-                if the domain makes them itself.
-            timeout: As of `generate`.
+            prompt: As for `generate`.
+            choices: The options, 2 to 50: texts, `Option(option_id, text)`, or objects with these two fields; leave
+                them out if the domain makes them itself.
+            timeout: As for `generate`.
             options: See `ChooseOptions`.
         """
         request = choose_request(domain, prompt, choices, options)
         return decision(self._again(self._stubs.assistant.Choose, request, timeout), self.submit)
 
     def feedback_from_handle(self, handle: str, candidate_ids: Sequence[str] = ()) -> FeedbackGiver[Acknowledged]:
-        """Gives feedback if only the handle was kept.
+        """An object that gives feedback, if only the handle was kept.
 
         Args:
             handle: The `handle` of a reply, decision or begun stream.
@@ -158,21 +158,22 @@ class Plaudit:
         return FeedbackGiver(handle=handle, candidate_ids=tuple(candidate_ids), send=self.submit)
 
     def submit(self, act: feedback_pb2.Feedback) -> Acknowledged:
-        """Sends one act (see `drafts`); it is durable when this returns."""
+        """Sends one piece of feedback (see `drafts`); it is durable when this returns."""
         return acknowledged(self._again(self._stubs.feedback.SubmitFeedback, submission(act)))
 
     def submit_many(
         self, acts: Iterable[feedback_pb2.Feedback], *, timeout: float | None = None
     ) -> Iterator[BulkAcknowledged]:
-        """Sends many acts (see `drafts`) and gives one acknowledgement for each, in order; `timeout` in seconds.
+        """Sends many pieces of feedback (see `drafts`); yields one acknowledgement for each, in order.
 
-        Acts of a list go together, up to 256 in a message, which costs less; those of an iterator one by one.
+        A list is sent in messages of up to 256 pieces, which costs less; an iterator is sent piece by piece. `timeout`
+        is in seconds.
         """
         for answer in self._each(self._stubs.feedback.StreamFeedback(bulk_messages(acts), timeout=timeout)):
             yield from bulk_acknowledgements(answer)
 
     def retract(self, handle: str, feedback_id: str, *, rater: str = "", session_id: str = "") -> dt.datetime:
-        """Withdraws an act, and tells when the withdrawal was accepted.
+        """Withdraws a piece of feedback; returns when the withdrawal was accepted.
 
         Args:
             handle: The handle under which it was given.
@@ -207,8 +208,8 @@ class Plaudit:
     def watch(self, channel: str = "", *, timeout: float | None = None) -> Iterator[ChannelState]:
         """Channel states, first as they are, then as they change; of all channels if none is named.
 
-        With a `timeout` in seconds it ends with DeadlinePassed. Without one it goes on for ever: a watch that the
-        service ends by its own longest time is opened again.
+        With a `timeout` in seconds it ends with DeadlinePassed. Without one it goes on for ever: if the service ends
+        the watch after `serve.stream_seconds`, it is opened again.
         """
         request = filled(releases_pb2.WatchReleasesRequest, channel=channel)
         news = News()
@@ -231,8 +232,8 @@ class Plaudit:
         Args:
             channel: "domain/tenant".
             version: The release.
-            expected_generation: The channel's generation that the decision was made from; GenerationChanged if it has
-                another by now. Any if it is left out.
+            expected_generation: The channel's generation that you saw; raises GenerationChanged if the channel has
+                another one by now. If left out, any.
             reason: Why, for the record.
         """
         request = move(releases_pb2.PromoteReleaseRequest, channel, expected_generation, reason, version=version)
@@ -241,14 +242,14 @@ class Plaudit:
     def roll_back(
         self, channel: str, to_version: int | None = None, *, expected_generation: int | None = None, reason: str = ""
     ) -> ChannelState:
-        """Goes back to an earlier release: `to_version`, or the previous live one. Other arguments as of `promote`."""
+        """Rolls back to an earlier release: `to_version`, or the previous live one. Others as for `promote`."""
         request = move(releases_pb2.RollBackReleaseRequest, channel, expected_generation, reason, to_version=to_version)
         return channel_state(self._once(self._stubs.releases.RollBackRelease, request).state)
 
     def pin(
         self, channel: str, pinned: bool = True, *, expected_generation: int | None = None, reason: str = ""
     ) -> ChannelState:
-        """Pins the live release, so that the learner cannot change it, or unpins it. Arguments as of `promote`."""
+        """Pins the live release, so that the learner cannot change it, or unpins it. Arguments as for `promote`."""
         request = move(releases_pb2.PinReleaseRequest, channel, expected_generation, reason, pinned=pinned)
         return channel_state(self._once(self._stubs.releases.PinRelease, request).state)
 
@@ -285,7 +286,7 @@ class Plaudit:
             request.page_token = answer.next_page_token
 
     def _stream(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Iterator[Any]:
-        """The messages of a stream. Its first one is waited for as an answer is: until then nothing has begun."""
+        """The messages of a stream. Until the first one comes nothing has begun, so it is retried like an answer."""
         patience = Patience(self._patience, self._target, timeout or self._timeout)
         try:
             for attempt in tenacity.Retrying(**patience.policy()):

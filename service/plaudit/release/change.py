@@ -77,7 +77,7 @@ def _rollback_target(connection: Connection, state: ChannelState, to_version: in
             if row.state is ReleaseState.RETIRED:
                 return row
     raise WrongState(
-        f"{state.channel} has nothing before version {state.live} to go back to; name a retired version",
+        f"{state.channel} has nothing before version {state.live} to roll back to; name a retired version",
         version=state.live,
         state=str(ReleaseState.LIVE),
         wanted=str(ReleaseState.RETIRED),
