@@ -183,7 +183,7 @@ class Candidate:
     place: int = 0
 
 
-# A caller's own marks on an interaction or an act, in order of their keys.
+# A caller's own tags on an interaction or an act, in order of their keys.
 Tags: TypeAlias = tuple[tuple[str, str], ...]
 
 

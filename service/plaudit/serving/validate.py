@@ -197,7 +197,7 @@ def release_version(field: str, value: int) -> int:
 
 
 def checked_tags(tags: Mapping[str, str]) -> Tags:
-    """The caller's own marks, in order of their keys; what they say is never repeated in a message."""
+    """The caller's own tags, in order of their keys; no message repeats their values."""
     if not tags:
         return ()
     if len(tags) > MAX_TAGS:
