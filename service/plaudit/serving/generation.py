@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from plaudit import ordering
-from plaudit.deciding import Cost, costs_of, decide, labels_of
+from plaudit.deciding import Cost, Costs, costs_of, decide, labels_of
 from plaudit.decoding import channel_spec
 from plaudit.domain import DecodeSpec, DomainPlugin, Mode
 from plaudit.engine.protocol import EncodedPrompt, Engine, Generated, Job, ReleaseKey, Ticket
@@ -48,6 +48,7 @@ from plaudit.types import (
     Consent,
     FeedbackKind,
     Interaction,
+    Option,
     Outcome,
     Prompt,
     Purpose,
@@ -228,12 +229,9 @@ class Generation:
     def choose(self, wanted: ChoiceWanted, call: Call) -> Recorded:
         """Ranks the options by the probability that the policy writes them and nothing else.
 
-        An option's score is the log-probability of its tokens and of the end of turn behind them, under the release's
-        temperature: their sum, or their mean per token if the domain declares that. SERVE shows the most probable
-        first, and decides what is expected to cost least; EXPLORE draws the order (`plaudit.ordering`), records its
-        exact log-probability, and decides the option that was drawn first: whether people act upon the order or the
-        decision, what they act upon was drawn with the probability that the record has. Options that the domain finds
-        invalid come last, and are never the decision, unless all of them are.
+        An option's score is the log-probability of its tokens and of the end of turn after them, under the release's
+        temperature: their sum, or their mean per token if the domain declares that. Options that the domain finds
+        invalid come last, and are never the decision, unless all of them are invalid.
         """
         envelope = wanted.envelope
         plugin = self._plugin(envelope, Action.CHOICE)
@@ -259,47 +257,37 @@ class Generation:
         call.watch([ticket])
         logprobs = call.result(ticket)
         scores = [ordering.score_of(each, plugin.declaration.option_score) for each in logprobs]
-        if envelope.purpose is Purpose.EXPLORE:
-            order = ordering.draw(scores, seed_of(envelope.interaction_id), valid)
-        else:
-            order = ordering.most_probable(scores, valid)
-        probabilities = ordering.first_probabilities(scores, valid)
-        if envelope.purpose is Purpose.EXPLORE:
-            decided = options[order.places[0]]
-        else:
-            labels = labels_of(options, plugin.declaration.labels)
-            decided = options[decide(probabilities, labels=labels, costs=costs, valid=valid)]
-        candidates = []
-        for place, propensity in zip(order.places, order.propensities, strict=True):
-            option, outcome = options[place], outcomes[place]
-            candidates.append(
-                Candidate(
-                    candidate_id=candidate_id(envelope.interaction_id, place, option.option_id),
-                    release_version=release.key.version,
-                    release_digest=release.key.digest,
-                    tokens=(*texts[place], self._engine.end_of_turn),
-                    logprobs_raw=(),
-                    logprobs_sampled=logprobs[place],
-                    text=option.text,
-                    displayed_text=outcome.displayed,
-                    finish_reason=None,
-                    sampling=Sampling(temperature=release.temperature),
-                    seed=seed_of(envelope.interaction_id) if envelope.purpose is Purpose.EXPLORE else 0,
-                    width=0,
-                    probability=probabilities[place],
-                    propensity=propensity,
-                    valid=outcome.valid,
-                    option_id=option.option_id,
-                    place=place,
-                )
+        seed = seed_of(envelope.interaction_id) if envelope.purpose is Purpose.EXPLORE else None
+        ranked = _ranked(options, scores, valid, plugin.declaration.labels, costs, seed)
+        candidates = [
+            Candidate(
+                candidate_id=candidate_id(envelope.interaction_id, place, options[place].option_id),
+                release_version=release.key.version,
+                release_digest=release.key.digest,
+                tokens=(*texts[place], self._engine.end_of_turn),
+                logprobs_raw=(),
+                logprobs_sampled=logprobs[place],
+                text=options[place].text,
+                displayed_text=outcomes[place].displayed,
+                finish_reason=None,
+                sampling=Sampling(temperature=release.temperature),
+                seed=seed or 0,
+                width=0,
+                probability=ranked.probabilities[place],
+                propensity=propensity,
+                valid=valid[place],
+                option_id=options[place].option_id,
+                place=place,
             )
+            for place, propensity in zip(ranked.order.places, ranked.order.propensities, strict=True)
+        ]
         self._metrics.tokens.labels("prompt").inc(len(encoded.tokens))
         whole = dataclasses.replace(
             self._head(envelope, plugin, prompt, encoded, Action.CHOICE),
             candidates=tuple(candidates),
-            order_logprob=order.logprob,
+            order_logprob=ranked.order.logprob,
             answers=(answer_mark(candidates),),
-            decision=decided.option_id,
+            decision=ranked.decided.option_id,
         )
         return self._answer(whole)
 
@@ -384,6 +372,36 @@ def resolve(wish: SamplingWish, spec: DecodeSpec, release_temperature: float, ma
         max_tokens=min(spec.sampling.max_tokens, max_tokens) if wish.max_tokens is None else wish.max_tokens,
         stop=wish.stop or spec.sampling.stop,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """Options in the order to be shown, their probabilities of being first, and the one to act on."""
+
+    order: ordering.Order
+    probabilities: Sequence[float]
+    decided: Option
+
+
+def _ranked(
+    options: Sequence[Option],
+    scores: Sequence[float],
+    valid: Sequence[bool],
+    labels: frozenset[str],
+    costs: Costs,
+    seed: int | None,
+) -> _Ranked:
+    """The most probable option first and the cheapest decision; with a `seed` (EXPLORE) both are drawn.
+
+    The decision is then the option that was drawn first: whether people act on the order or on the decision, it was
+    drawn with the probability that the record has.
+    """
+    probabilities = ordering.first_probabilities(scores, valid)
+    if seed is not None:
+        order = ordering.draw(scores, seed, valid)
+        return _Ranked(order, probabilities, options[order.places[0]])
+    decided = decide(probabilities, labels=labels_of(options, labels), costs=costs, valid=valid)
+    return _Ranked(ordering.most_probable(scores, valid), probabilities, options[decided])
 
 
 def seed_of(interaction_id: str) -> int:
