@@ -19,11 +19,6 @@ def address(host: str, port: int) -> str:
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
-def reachable(host: str) -> str:
-    """Where this machine reaches a server that listens on `host`: loopback if that is every address."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(bare_host(host), host)  # noqa: S104
-
-
 def is_loopback(target: str) -> bool:
     """Whether a gRPC target ("host:port", "dns:///host:port", "unix:...") names this machine itself."""
     if target.startswith("unix:"):

@@ -97,8 +97,8 @@ def test_one_thumb_of_a_rater_counts_nothing():
     assert like.thumbs_contrast_loss(tensor([2.0]), alone, alone, tensor(0.0)).item() == 0
 
 
-def test_demo_is_a_pair_with_margin():
-    loss = like.demo_loss(tensor(1.0), tensor(0.0), margin=0.5)
+def test_a_correction_is_a_pair_with_a_margin():
+    loss = like.pair_loss(tensor(1.0), tensor(0.0), margin=0.5)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.5)))
 
 

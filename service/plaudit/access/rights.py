@@ -76,11 +76,6 @@ class Caller:
     person: str = ""
 
     @property
-    def is_operator(self) -> bool:
-        """Whether an operator's fields are for this caller."""
-        return Role.OPERATOR in self.roles
-
-    @property
     def own_tenant(self) -> str:
         """The tenant that is meant if a request names none, if there is just one; else empty."""
         (only,) = self.tenants if len(self.tenants) == 1 else ("",)

@@ -176,14 +176,6 @@ def thumbs_centred_loss(
     return torch.where(mask & (count >= 2), losses, 0.0).sum(-1)
 
 
-def demo_loss(demo: Tensor, original: Tensor, *, margin: Tensor | float, temperature: float = 1.0) -> Tensor:
-    """The pair loss of a person's text against the completion that it corrects, with the edit's margin.
-
-    demo, original: (...). Methods of correction as preference: the plugin chooses the margin by the size of the edit.
-    """
-    return pair_loss(demo, original, margin=margin, temperature=temperature)
-
-
 def centring_penalty(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """(2 mean r)^2 over the completions of one prompt: (r_a + r_b)^2 for a pair.
 
