@@ -215,9 +215,7 @@ class Metrics:
         )
 
     def _learner(self) -> None:
-        self.turns = self._counter(
-            "learn", "turns", "Turns of the learner, by outcome.", "channel", "outcome"
-        )
+        self.turns = self._counter("learn", "turns", "Turns of the learner, by outcome.", "channel", "outcome")
         self.turn_seconds = self._histogram(
             "learn", "turn_step_seconds", "Seconds of one step of a turn.", _STEP_SECONDS, "step"
         )
