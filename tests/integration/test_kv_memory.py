@@ -5,11 +5,11 @@ import time
 
 import pytest
 import torch
-from plaudit.engine import lanes
+from plaudit.engine import admission, lanes
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import EncodedPrompt, Job, ReleaseKey
 from plaudit.engine.torch_engine import TorchEngine
-from plaudit.errors import Cancelled, Misconfigured, RequestTooLarge
+from plaudit.errors import Cancelled, InternalError, Misconfigured, RequestTooLarge
 from plaudit.settings import EngineSettings, ModelSettings
 from plaudit.testing.models import tiny_family
 from plaudit.testing.training import saved_adapter
@@ -191,6 +191,64 @@ def test_memory_comes_back_whatever_ends_a_job(start):
     for lane in engine._lanes.values():
         lane.shrink()
     assert engine._budget.held == engine._admission._cached
+
+
+def test_a_row_that_was_taken_for_a_short_job_is_not_given_to_a_long_one(start, small_blocks, monkeypatch):
+    """Jobs of one prompt: the first is cancelled while the prompt is computed, and the next needs a longer row."""
+    engine = start(prefill_chunk=16)
+    monkeypatch.setattr(engine.base, "eos_ids", frozenset())
+    short, long = (_job(_prompt(100, 1), max_tokens=most) for most in (4, 200))
+    wanted = engine.submit([long])[0].result(300)
+    compute = admission.Admission._compute
+
+    def cancels(self, groups):
+        for ticket in groups[0].waiting:
+            ticket.cancelled |= ticket.job is short
+        return compute(self, groups)
+
+    monkeypatch.setattr(admission.Admission, "_compute", cancels)
+    tickets = engine.submit([short, long])
+    with pytest.raises(Cancelled):
+        tickets[0].result(300)
+    found = tickets[1].result(300)
+    assert (found.tokens, found.logprobs_raw) == (wanted.tokens, wanted.logprobs_raw)
+    _idle(engine)
+    assert not any(lane.occupied or lane.free < lane.width for lane in engine._lanes.values())
+
+
+def test_less_memory_than_the_budget_says_fails_who_needs_it_and_nobody_else(start, small_blocks, monkeypatch):
+    engine = start()
+    running = engine.submit([_job(_prompt(60, 1), max_tokens=60)])[0]
+    next(running.deltas(300))
+
+    def none_left(self, rows, capacity):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as short:
+        short.setattr(type(engine._layout), "zeros", none_left)
+        with pytest.raises(InternalError, match="RuntimeError"):
+            engine.submit([_job(_prompt(300, 2), max_tokens=100)])[0].result(300)
+    assert len(running.result(300).tokens) > 1
+    assert engine.submit([_job(_prompt(300, 2), max_tokens=100)])[0].result(300).tokens
+    _idle(engine)
+    assert not any(lane.occupied or lane.free < lane.width for lane in engine._lanes.values())
+
+
+def test_what_nobody_foresaw_fails_what_is_under_way_and_not_the_engine(start, monkeypatch):
+    engine = start()
+
+    def breaks(*_):
+        raise ValueError("not a number")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine, "_tell", breaks)
+        tickets = engine.submit([_job(_prompt(20, n), seed=n) for n in range(12)])
+        for ticket in tickets:
+            with pytest.raises(InternalError, match="ValueError"):
+                ticket.result(300)
+    assert engine.submit([_job(_prompt(20))])[0].result(300).tokens
+    _idle(engine)
+    assert engine._slots.of(BASE).jobs == 0
 
 
 def test_prefixes_that_callers_invent_are_forgotten(start):

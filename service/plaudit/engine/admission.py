@@ -214,7 +214,13 @@ class Admission:
             tokens -= min(len(group.missing), self._chunk)
             if found and (tokens < 0 or not self._runner.stands_alone):
                 break
-            if group.row is None and (closed or not self._admit(group, lane)):
+            try:
+                admitted = group.row is not None or (not closed and self._admit(group, lane))
+            except Exception as error:  # there is less memory than the budget says: that is this group's trouble
+                log.exception("no memory for a row", release=str(group.release))
+                self._fail(group, error)
+                continue
+            if not admitted:
                 closed = True
                 continue
             found.append(group)
@@ -236,6 +242,10 @@ class Admission:
         return lane if lane.free else None
 
     def _drop_cancelled(self, group: Group) -> None:
+        if group.row is not None and group.lane is not None and group.waiting and group.waiting[0].cancelled:
+            # Whoever is next may be longer than the row that was taken.
+            group.lane.release(group.row)
+            group.row = None
         for ticket in [t for t in group.waiting if t.cancelled]:
             group.waiting.remove(ticket)
             self.waiting -= 1
@@ -331,6 +341,13 @@ class Admission:
                 group.waiting.popleft()
                 self.waiting -= 1
                 self._rows[lane.width, row] = ticket
+
+    def fail_all(self, error: Exception) -> None:
+        """Give up all groups."""
+        with self._lock:
+            groups = list(self._groups)
+        for group in groups:
+            self._fail(group, error)
 
     def _fail(self, group: Group, error: Exception) -> None:
         with self._lock:

@@ -318,16 +318,34 @@ class TorchEngine:
                         self._lock.wait()
                     if self._ended:
                         return
-                # Between two decode steps stands one piece of work, so that no stream waits for more than that.
-                if self._scores and (self._score_next or not self._admission.pending):
-                    self._score_piece()
-                    self._score_next = False
-                else:
-                    self._admission.prefill()
-                    self._score_next = True
-                for lane in self._lanes.values():
-                    if lane.occupied:
-                        self._step(lane)
+                try:
+                    self._turn()
+                except Exception as error:  # the outermost loop: whoever is served now fails, and the engine goes on
+                    log.exception("the engine failed")
+                    self._fail_all(error)
+
+    def _turn(self) -> None:
+        # Between two decode steps stands one piece of work, so that no stream waits for more than that.
+        if self._scores and (self._score_next or not self._admission.pending):
+            self._score_piece()
+            self._score_next = False
+        else:
+            self._admission.prefill()
+            self._score_next = True
+        for lane in self._lanes.values():
+            if lane.occupied:
+                self._step(lane)
+
+    def _fail_all(self, error: Exception) -> None:
+        """Give up what is under way and what waits."""
+        failed = InternalError(f"the engine failed: {type(error).__name__}")
+        for (width, row), ticket in list(self._rows.items()):
+            ticket.fail(failed)
+            self._free(self._lanes[width], row, ticket)
+        self._admission.fail_all(error)
+        for request in list(self._scores):
+            request.ticket.fail(failed)
+            self._end_score(request)
 
     def _score_piece(self) -> None:
         """Compute one piece of the request that has waited longest."""
@@ -389,7 +407,7 @@ class TorchEngine:
                     ticket.fail(InternalError(f"decoding failed: {type(error).__name__}"))
             return
         self.steps += 1
-        self._tell(lane, tickets)
+        self._tell(lane, tickets, len(rows))
         for at, (row, ticket) in enumerate(zip(rows, drawn, strict=True)):
             if ticket is None:
                 continue
@@ -406,12 +424,12 @@ class TorchEngine:
                 self._free(lane, row, ticket)
                 ticket.finish(reason)
 
-    def _tell(self, lane: Lane, tickets: Sequence[TorchTicket | None]) -> None:
-        """Tell the observer of a step that was just computed."""
+    def _tell(self, lane: Lane, tickets: Sequence[TorchTicket | None], computed: int) -> None:
+        """Tell the observer of a step that was just computed, over so many rows."""
         if self._observer is None:
             return
         now = time.monotonic()
-        self._observer.stepped(lane.since_last(now), lane.occupied, lane.width - lane.occupied)
+        self._observer.stepped(lane.since_last(now), lane.occupied, computed - lane.occupied)
         for ticket in tickets:
             if ticket is not None and not ticket.tokens:
                 self._observer.first_token(now - ticket.submitted)
