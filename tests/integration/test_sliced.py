@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from .test_ranks import CLOSE, ENGINE, LAYERS, MODEL, _started, apart, planted, 
 
 FOLLOWER = """
 import sys
+from types import SimpleNamespace
 from plaudit.engine import sliced, torchrun
 from plaudit.engine.ranks import Here
 from tests.integration.test_sliced import settings_of
@@ -199,3 +201,26 @@ def test_a_base_that_its_own_forward_pass_runs_is_not_sliced(tmp_path):
     (tmp_path / "one.gguf").write_bytes(b"GGUF")
     with pytest.raises(Misconfigured, match="GGUF file cannot be read in slices"):
         sliced.load(settings_of(tmp_path / "one.gguf"), 0, 2)
+
+
+def test_a_signal_amid_a_gather_ends_this_process_which_asks_the_others_for_nothing_more(monkeypatch):
+    slices, asked = sliced.Slices([[None]], torch.device("cpu")), []
+
+    def ended(found, mine):
+        asked.append(int(mine))
+        raise SystemExit(143)
+
+    monkeypatch.setattr(sliced.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(sliced.dist, "all_gather", ended)
+    with pytest.raises(SystemExit), slices.together():
+        slices.take(0)
+    assert asked == [0]
+    # Nor does rank 0 wait for what they made of their shares.
+    leading = object.__new__(torchrun._Leading)
+    leading._here, leading._lost, leading.size = Here(SimpleNamespace(slices=slices), None), None, 2
+    monkeypatch.setattr(leading, "_say", lambda orders: None)
+    slices.lost = False
+    with pytest.raises(SystemExit):
+        leading._made(lambda here, share: slices.take(0), [1, 2], None, gradient=False)
+    with pytest.raises(LearnerProcessLost, match="told to end"):
+        leading.check()

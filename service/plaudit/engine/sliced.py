@@ -46,7 +46,7 @@ class Slices:
         self._parts, self._device = parts, device
         self._held: int | None = None
         self._together = False
-        self._lost = False
+        self.lost = False
         # Rank 0's: tells the others to gather along.
         self.announce: Callable[[], None] | None = None
 
@@ -58,7 +58,7 @@ class Slices:
             yield
         finally:
             try:
-                while not self._lost and self._round(_NOTHING):
+                while not self.lost and self._round(_NOTHING):
                     pass
             finally:
                 self._together = False
@@ -97,8 +97,10 @@ class Slices:
                     self._held = part
                 else:
                     module.reshard()
-        except RuntimeError as error:  # gloo's and NCCL's are no finer
-            self._lost = True
+        except BaseException as error:  # amid a gather; also the SystemExit of a signal
+            self.lost = True  # the others no longer stand at one place with this process
+            if not isinstance(error, RuntimeError):  # gloo's and NCCL's are no finer
+                raise
             raise LearnerProcessLost(
                 "a process that holds a slice of this learner's base went away; start all of them again"
             ) from error

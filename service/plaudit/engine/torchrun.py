@@ -229,9 +229,10 @@ class _Leading:
         finally:  # the others answer, whatever happened here
             total = _gradient(parameters)
             found: list[Any] = [None] * self.size
-            with self._talking():
-                dist.reduce(total, dst=0)
-                dist.gather_object(None, found, dst=0)
+            if self._lost is None:
+                with self._talking():
+                    dist.reduce(total, dst=0)
+                    dist.gather_object(None, found, dst=0)
         _raise_failed(found)
         for parameter, part in zip(parameters, _parts(total, parameters), strict=True):
             parameter.grad = part.to(parameter.device)
@@ -261,8 +262,9 @@ class _Leading:
             with self._computing():
                 own = None if shares[0] is None else work(self._here, shares[0])
         finally:  # the others answer, whatever happened here
-            with self._talking():
-                dist.gather_object(None, found, dst=0)
+            if self._lost is None:
+                with self._talking():
+                    dist.gather_object(None, found, dst=0)
         _raise_failed(found)
         return [own, *found[1:]]
 
@@ -277,6 +279,10 @@ class _Leading:
                 yield
         except LearnerProcessLost as error:
             self._lost = error
+            raise
+        except (SystemExit, KeyboardInterrupt):
+            if self._here.base.slices is not None and self._here.base.slices.lost:  # amid a gather
+                self._lost = LearnerProcessLost("this learner was told to end")
             raise
 
     @contextlib.contextmanager
