@@ -180,6 +180,18 @@ def test_a_process_that_serves_lets_the_wide_weights_go_and_says_the_same(folder
 
 
 @compiled
+def test_a_base_whose_width_is_no_multiple_of_a_group_is_served(tmp_path):
+    folder, found = tiny_model(tmp_path / "tiny", hidden=48), []
+    for how in (INT8, EngineSettings(widths=(8,))):
+        engine = _staged(TorchEngine(_base(folder), how, MODEL), [])
+        try:
+            found.append(engine.submit([_job(KEYS[0], 1)])[0].result(60).logprobs_raw[0])
+        finally:
+            engine.close()
+    assert found[0] == pytest.approx(found[1], abs=0.3)
+
+
+@compiled
 def test_a_base_that_is_not_computed_so_is_refused_with_what_to_do(tmp_path):
     base = Base.load(tiny_family(tmp_path / "qwen3", "qwen3", head_dim=16), device="cpu", dtype="float32")
     with pytest.raises(Misconfigured, match=r"Llama family.*Qwen3.*set engine\.dtype to auto or float32"):

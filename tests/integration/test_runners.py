@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -121,6 +122,18 @@ def test_a_steps_product_is_the_packed_one(outputs, inputs, bias):
     assert torch.allclose(quick(rows[::2]), whole(rows)[::2], atol=1e-4)
     assert stand_alone(quick) or quick is whole
     assert whole.of_step(None) is whole
+
+
+@pytest.mark.skipif(not packed.usable() or kernels.load() is None, reason="no kernels, or nothing packed")
+def test_a_product_that_only_one_of_several_threads_would_compute_is_left_to_onednn(monkeypatch):
+    whole = Packed(torch.randn(128, 64, generator=torch.Generator().manual_seed(0)))
+    monkeypatch.setattr(packed, "shares", lambda: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert whole.of_step(kernels.load()) is whole
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_packed_weights_that_lie_otherwise_are_left_to_those_who_packed_them(monkeypatch):
@@ -313,6 +326,56 @@ def test_a_kernel_that_computes_something_else_does_not_serve(saved, monkeypatch
     runner = choose(base, bank, 2)
     assert isinstance(runner, Fused)
     assert not runner.compiled
+
+
+def _raises(*_):
+    raise TypeError("No matching definition for argument type(s)")
+
+
+def test_a_kernel_that_raises_does_not_serve(saved, monkeypatch):
+    if (good := kernels.load()) is None:
+        pytest.skip("kernels are not compiled here")
+    base, _ = saved
+    monkeypatch.setattr(kernels, "load", lambda: SimpleNamespace(**{**vars(good), "gate": _raises}))
+    runner = choose(base, AdapterBank(base, layers=2, rank=8, slots=1), 2)
+    assert isinstance(runner, Fused)
+    assert not runner.compiled
+
+
+def test_a_base_that_the_quick_runner_breaks_on_runs_by_its_own_modules(tmp_path, monkeypatch):
+    base = Base.load(tiny_model(tmp_path / "tiny"), device="cpu", dtype="float32")
+    monkeypatch.setattr(Fused, "run", _raises)
+    assert isinstance(choose(base, AdapterBank(base, layers=2, rank=8, slots=1), 2), Modules)
+
+
+def test_a_context_that_is_shorter_than_the_probe_is_not_left_by_it(saved, tmp_path):
+    base = Base.load(tiny_model(tmp_path / "tiny"), device="cpu", dtype="float32", context_length=20)
+    seen = []
+    with pytest.MonkeyPatch.context() as watched:
+        run = Fused.run
+        watched.setattr(Fused, "run", lambda self, ids, at, *more: (seen.append(at), run(self, ids, at, *more))[1])
+        runner = choose(base, AdapterBank(base, layers=2, rank=8, slots=1), 2)
+    assert isinstance(runner, Fused)
+    assert runner.compiled == (kernels.load() is not None)
+    assert max(int(at.max()) for at in seen) == 19
+
+
+def test_adapters_of_the_engines_passes_are_not_in_those_of_another_thread(tmp_path):
+    base = Base.load(tiny_model(tmp_path / "tiny"), device="cpu", dtype="float32")
+    bank = AdapterBank(base, layers=2, rank=8, slots=1)
+    for down, up in bank._weights.values():
+        down.fill_(0.1), up.fill_(0.1)
+    bank.hook()
+    ids = torch.arange(3, 9)[None]
+    plain = base.upper(base.trunk(ids, 0), 0)
+    mixture = bank.mixture(torch.ones(6, dtype=torch.long), kernels.load())
+    used = threading.Thread(target=bank.use, args=(mixture,))
+    used.start()
+    used.join()
+    assert torch.equal(base.upper(base.trunk(ids, 0), 0), plain)
+    bank.use(mixture)
+    assert not torch.allclose(base.upper(base.trunk(ids, 0), 0), plain, atol=1e-3)
+    bank.use(None)
 
 
 def test_a_row_is_on_the_adapter_that_its_slot_has_when_it_is_filled(saved):

@@ -41,3 +41,26 @@ def test_a_released_team_is_gone_and_the_next_operation_makes_a_new_one():
 def test_a_base_settles_mkls_kernels_before_it_computes(tiny_base):
     # Which kernel a race would have chosen cannot be provoked at will; that the first calls were made can be seen.
     assert threads.settle_kernels.cache_info().misses == 1
+
+
+COPIES = """
+import ctypes, shutil, sys
+from pathlib import Path
+import torch
+from plaudit.engine import threads
+
+of_torch = next(Path(torch.__file__).parent.rglob("libgomp*"), None)
+if of_torch is not None:
+    other = Path(sys.argv[1]) / "libgomp-0123abcd.so.1"
+    shutil.copy(of_torch, other)
+    ctypes.CDLL(str(other))
+print(of_torch is not None, threads.shares())
+"""
+
+
+def test_torchs_own_team_is_found_beside_another_copy_of_its_library(tmp_path):
+    done = subprocess.run([sys.executable, "-c", COPIES, tmp_path], capture_output=True, text=True, check=True)
+    brings_one, found = done.stdout.split()
+    if brings_one == "False":
+        pytest.skip("torch brings no OpenMP of GNU's here")
+    assert found == "True"

@@ -1,9 +1,12 @@
 """Kernels give what torch's operators give, row by row, and an engine does without them where they do not compile."""
 
 import functools
+import importlib.util
 import math
 import sys
+import tempfile
 import threading
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -239,3 +242,109 @@ def test_one_process_compiles_and_the_others_wait():
         assert not entered.wait(0.2)
     assert entered.wait(60)
     waits.join(60)
+
+
+def test_a_lock_that_is_somebody_elses_is_not_waited_for(monkeypatch, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    # A file of this user, looked at as another one.
+    other = kernels.os.getuid() + 1
+    monkeypatch.setattr(kernels.os, "getuid", lambda: other)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    entered = threading.Event()
+
+    def enters():
+        with kernels._one_compiles():
+            entered.set()
+
+    with (tmp_path / f"plaudit-kernels-{other}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Thread(target=enters, daemon=True).start()
+        assert entered.wait(60)
+
+
+KERNEL = """
+from plaudit.engine.kernels.compiling import kernel
+
+@kernel("int64(int64)")
+def doubled(number):
+    return 2 * number
+"""
+
+
+@pytest.fixture
+def compiling(monkeypatch, tmp_path):
+    """The module, with a folder of its own for what it compiles; `again()` is another start."""
+    numba = pytest.importorskip("numba")
+    from plaudit.engine.kernels import compiling
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.setattr(compiling, "kept", True)
+    source = tmp_path / "some_kernel.py"
+    source.write_text(KERNEL)
+
+    def again():
+        before = compiling.fresh
+        spec = importlib.util.spec_from_file_location(source.stem, source)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, source.stem, module)
+        spec.loader.exec_module(module)
+        assert module.doubled(21) == 42
+        return SimpleNamespace(fresh=compiling.fresh > before, kept=compiling.kept)
+
+    def files(ending):
+        return sorted((tmp_path / "kept").rglob(f"*.{ending}"))
+
+    return SimpleNamespace(again=again, files=files, module=compiling)
+
+
+@compiled
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_what_was_cut_off_is_compiled_and_kept_anew(compiling, ending):
+    """A machine that goes down leaves files without contents, which must not keep later starts from kernels."""
+    assert compiling.again().fresh
+    assert not compiling.again().fresh
+    (file,) = compiling.files(ending)
+    file.write_bytes(b"")
+    assert compiling.again() == SimpleNamespace(fresh=True, kept=True)
+    assert not compiling.again().fresh
+
+
+@compiled
+def test_each_type_of_processor_has_files_of_its_own(compiling, monkeypatch):
+    compiling.again()
+    first = set(compiling.files("nb?"))
+    monkeypatch.setattr(compiling.module, "_processor", lambda: "another")
+    assert compiling.again().fresh
+    assert len(compiling.files("nb?")) == 2 * len(first) == 4
+
+
+@compiled
+def test_what_could_not_be_written_is_not_said_to_be_kept(compiling, monkeypatch):
+    def full(self, sig, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compiling.module.FunctionCache, "save_overload", full)
+    monkeypatch.setattr(compiling.module.FunctionCache, "flush", lambda self: full(self, None, None))
+    assert compiling.again() == SimpleNamespace(fresh=True, kept=False)
+
+
+@compiled
+@pytest.mark.parametrize(("rows", "columns"), [(1, 8), (3, 8), (2, 7), (2, 9)])
+def test_the_kernel_of_adapters_refuses_sizes_that_it_would_leave_memory_with(rows, columns):
+    linears = made.linears([(torch.ones(1, 2, 8), torch.ones(1, 2, 8), 0)], 8)
+    arranged = made.arranged(array(torch.tensor([1, 1])))
+    for own, out in (((rows, columns), (2, 8)), ((2, 8), (rows, columns))):
+        with pytest.raises(ValueError, match="made for 2 tokens"):
+            arranged.add(linears, torch.ones(*own), torch.ones(*out))
+
+
+@compiled
+def test_kernels_without_torchs_team_of_threads_are_told_of(monkeypatch):
+    monkeypatch.setattr(kernels, "shares", lambda: False)
+    before = torch.get_num_threads()
+    for threads, said in ((1, 0), (2, 1)):
+        torch.set_num_threads(threads)
+        with structlog.testing.capture_logs() as lines:
+            assert kernels.load.__wrapped__() is not None
+        assert sum("one thread" in line["event"] for line in lines) == said
+    torch.set_num_threads(before)

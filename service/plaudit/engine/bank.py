@@ -21,6 +21,12 @@ from plaudit.engine.targets import linears, start_layer, targets
 from plaudit.errors import BadArtifact
 
 
+class _Used(threading.local):
+    """Each thread its own: a trainer's passes over the same linears are none of the engine's."""
+
+    mixture: Mixture | None = None
+
+
 class AdapterBank:
     """Slots 1..`slots` of rank `rank` on the top `layers` layers of a base."""
 
@@ -30,7 +36,7 @@ class AdapterBank:
         # The first layer that may have adapters.
         self.start = start_layer(base, layers)
         self._place_of = base.place
-        self._mixture: Mixture | None = None
+        self._used = _Used()
         # Of each linear: (slots, R, inputs) and (slots, R, outputs), the first for slot 1.
         self._weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._linears: dict[str, torch.nn.Linear] = {}
@@ -54,15 +60,15 @@ class AdapterBank:
             linear.register_forward_hook(self._adder(Correction([self._weights[name]])))
 
     def use(self, mixture: Mixture | None) -> None:
-        """The adapters of the tokens of the passes that follow; None while no adapter takes part."""
-        self._mixture = mixture
+        """The adapters of the tokens of this thread's passes that follow; None while no adapter takes part."""
+        self._used.mixture = mixture
 
     def _adder(self, correction: Correction) -> Callable[..., torch.Tensor | None]:
         def add(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-            if self._mixture is None:
+            if (mixture := self._used.mixture) is None:
                 return None
             corrected = output.flatten(0, -2).contiguous()
-            self._mixture.add(correction, inputs[0].flatten(0, -2).contiguous(), corrected)
+            mixture.add(correction, inputs[0].flatten(0, -2).contiguous(), corrected)
             return corrected.view_as(output)
 
         return add

@@ -87,7 +87,8 @@ def apart(mine: torch.Tensor, theirs: torch.Tensor, computed: torch.dtype = torc
 
 def probe(base: Base) -> torch.Tensor:
     """Token ids (1, T) on which two ways to compute a base are compared."""
-    return torch.arange(PROBE_TOKENS, device=base.device)[None] * 7919 % base.vocab_size
+    count = min(PROBE_TOKENS, base.context_length or PROBE_TOKENS)
+    return torch.arange(count, device=base.device)[None] * 7919 % base.vocab_size
 
 
 def check_shape(base: Base) -> None:

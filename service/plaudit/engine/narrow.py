@@ -69,7 +69,7 @@ class Narrow:
         found = self._weights[strips, :, places].float()
         if self._int8:
             found *= self._scales[strips, :, places].float().repeat_interleave(GROUP, 1)
-        return found[:, : self.inputs]
+        return found[:, : self.inputs].contiguous()
 
 
 @functools.cache

@@ -20,6 +20,7 @@ import torch
 
 from plaudit.engine import narrow
 from plaudit.engine.kernels import array
+from plaudit.engine.threads import shares
 from plaudit.errors import Misconfigured
 
 # For how many rows oneDNN chooses the layout: the same kernels then take one row and a thousand, at the same speed.
@@ -107,8 +108,11 @@ class Packed:
     def of_step(self, kernels: Any | None) -> Linear:
         """The product for a decode step: by a kernel (kernels.load) that reads the same memory, or by oneDNN.
 
-        The kernel is taken if it gives the same numbers. With many rows, as in prompts, oneDNN is as quick.
+        The kernel is taken if it gives the same numbers, and torch's team of threads shares it. With many rows, as in
+        prompts, oneDNN is as quick.
         """
+        if torch.get_num_threads() > 1 and not shares():
+            return self
         if kernels is None or (weights := self._strips(kernels.strip)) is None:
             return self
         quick = _OfStep(self, kernels.product(weights, array(self._offset())))

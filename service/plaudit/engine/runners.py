@@ -65,9 +65,19 @@ def _quick(base: Base, bank: AdapterBank, capture_layer: int, dtype: torch.dtype
     return quick
 
 
-@torch.no_grad()
 def _require_same(base: Base, quick: Fused, capture_layer: int) -> None:
-    """Raise Unfit if the runner gives other trunk activations or logits than the base's own pass."""
+    """Raise Unfit if the runner gives other trunk activations or logits than the base's own pass, or none."""
+    try:
+        _compare(base, quick, capture_layer)
+    except Unfit:
+        raise
+    except Exception as error:  # kernels and operators raise what they like for shapes that they do not take
+        lines = str(error).strip().splitlines()
+        raise Unfit(f"{type(error).__name__}: {lines[0][:120] if lines else ''}") from error
+
+
+@torch.no_grad()
+def _compare(base: Base, quick: Fused, capture_layer: int) -> None:
     ids = probe(base)
     trunk = base.trunk(ids, capture_layer)
     last = base.upper(trunk, capture_layer)[0]

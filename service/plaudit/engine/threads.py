@@ -64,13 +64,23 @@ def share(function: int, argument: int, threads: int) -> bool:
     return True
 
 
+def shares() -> bool:
+    """Whether there is a team that `share` lets work."""
+    return _function("GOMP_parallel") is not None
+
+
 @functools.cache
 def _function(name: str) -> Callable[..., int] | None:
-    """A function of the OpenMP library that this process has loaded, if that is GNU's."""
+    """A function of the OpenMP library that torch uses, if that is GNU's."""
     try:
-        loaded = {line.split()[-1] for line in _MAPS.read_text(encoding="utf-8").splitlines() if "libgomp" in line}
-        # With several copies of the library nothing tells which one torch uses.
-        found: Callable[..., int] | None = getattr(ctypes.CDLL(loaded.pop()), name) if len(loaded) == 1 else None
+        lines = _MAPS.read_text(encoding="utf-8").splitlines()
+        loaded = {Path(line.split(maxsplit=5)[5]) for line in lines if "libgomp" in line}
+        # Other packages bring copies, too. Torch uses its own if it is there; otherwise nothing tells which of several.
+        own = {path for path in loaded if path.is_relative_to(Path(torch.__file__).resolve().parent)}
+        candidates = own or loaded
+        found: Callable[..., int] | None = None
+        if len(candidates) == 1:
+            found = getattr(ctypes.CDLL(str(candidates.pop())), name)
     except (OSError, AttributeError):
         return None
     return found

@@ -24,6 +24,8 @@ import numpy as np
 import structlog
 import torch
 
+from plaudit.engine.threads import shares
+
 log = structlog.get_logger(__name__)
 
 
@@ -52,6 +54,8 @@ def load() -> Any | None:
     except Exception as why:  # a compiler may fail in many ways, and none of them may keep an engine from serving
         log.warning("kernels are not compiled here; torch's operators take their place, more slowly", why=str(why))
         return None
+    if torch.get_num_threads() > 1 and not shares():
+        log.warning("kernels compute on one thread: of GNU's OpenMP libraries there is none here, or none is torch's")
     if compiling.fresh or not compiling.kept:
         # Some ten seconds, once for a processor and a version; afterwards they are read from files.
         log.info("kernels were compiled", seconds=round(time.monotonic() - begun, 1), kept=compiling.kept)
@@ -81,6 +85,8 @@ def _one_compiles() -> Iterator[None]:
             path = Path(tempfile.gettempdir()) / f"plaudit-kernels-{user}.lock"
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
             held.callback(os.close, descriptor)
+            if os.fstat(descriptor).st_uid != user:  # somebody else could hold it for ever
+                raise PermissionError(path)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -236,6 +236,7 @@ class Linears:
 
     def __init__(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor, int]], width: int) -> None:
         _, rank, inputs = pairs[0][0].shape
+        self.inputs, self.width = inputs, width
         facts = [len(pairs), rank, inputs, width]
         for down, up, first in pairs:
             facts += [down.data_ptr(), up.data_ptr(), first, up.shape[2]]
@@ -254,13 +255,19 @@ class Arranged:
         places = (self._tiles.ctypes.data, self._order.ctypes.data)
         self._task = (ctypes.c_int64 * TASK)(0, 0, 0, 0, min(count, parts), count, *places, len(slots))
         self._address = ctypes.addressof(self._task)
+        self._tokens = len(slots)
 
     def add(self, linears: Linears, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Add to `out` (N, width) what each token's adapter gives for its input in `rows` (N, inputs).
 
         By the team of threads that torch computes with, or by this thread alone. Raises ValueError unless both are
-        contiguous and in fp32: they are written to by address.
+        contiguous, in fp32 and of these sizes: they are written to by address.
         """
+        if (*rows.shape, *out.shape) != (self._tokens, linears.inputs, self._tokens, linears.width):
+            raise ValueError(
+                f"the kernel of adapters was made for {self._tokens} tokens; its input is {tuple(rows.shape)}, "
+                f"its output {tuple(out.shape)}"
+            )
         if not (rows.dtype == out.dtype == torch.float32 and rows.is_contiguous() and out.is_contiguous()):
             raise ValueError(
                 f"the kernel of adapters takes contiguous float32; its input is {rows.dtype}, its output {out.dtype}"

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 import structlog
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils, sigutils, types
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -43,8 +43,17 @@ kept, fresh = True, 0
 _parts: list[CFunc] = []  # so that their code lives
 
 
+class _Files(CompileResultCacheImpl):  # type: ignore[misc]
+    """Those of one type of processor: of two machines that write one index at once, one may read the other's code."""
+
+    def get_filename_base(self, fullname: str, abiflags: str) -> str:
+        return f"{super().get_filename_base(fullname, abiflags)}-{_processor()}"
+
+
 class _Cache(FunctionCache):  # type: ignore[misc]
     """Numba's own, which knows neither of this file's functions and `vectors` nor of folders that fill up."""
+
+    _impl_class = _Files
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), _shared())
@@ -61,14 +70,28 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with contextlib.suppress(OSError):
-            super().save_overload(sig, data)
+        global kept
+        try:
+            try:
+                super().save_overload(sig, data)
+            except Exception:  # its index cannot be read: it was cut off when the machine went down
+                self.flush()
+                super().save_overload(sig, data)
+        except Exception:  # the folder is full
+            kept = False
 
 
 @functools.cache
 def _shared() -> str:
     here = Path(__file__)
-    return hashlib.sha256(here.read_bytes() + here.with_name("vectors.py").read_bytes()).hexdigest()
+    files = here, here.with_name("vectors.py"), here.parent.with_name("narrow.py")
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@functools.cache
+def _processor() -> str:
+    facts = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
 def kernel(signature: str, *, ordered: bool = False) -> Callable[[Function], Function]:
