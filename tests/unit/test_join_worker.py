@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import pytest
 from plaudit import waiting
 from plaudit.errors import StoreUnavailable
+from plaudit.eventlog.deleting import EmbeddedRecords
 from plaudit.eventlog.protocol import Record, Topic
 from plaudit.eventlog.sqlite import SqliteEventLog
-from plaudit.evidence import worker
+from plaudit.evidence import ingest, places, worker
+from plaudit.evidence import join as join_module
 from plaudit.evidence.ingest import Outcome
 from plaudit.evidence.join import Join
 from plaudit.evidence.store import EvidenceStore
@@ -234,3 +236,151 @@ def test_the_process_ends_when_told_to(tmp_path):
     stop.set()
     thread.join(300)
     assert not thread.is_alive()
+
+
+class Forming:
+    """A member of a group that forms slowly, as Kafka's: it has nothing for some polls, then what its log has."""
+
+    def __init__(self, make, polls):
+        self._make, self._left, self._inner = make, polls, None
+
+    def poll(self, timeout_seconds, max_records):
+        if self._left:
+            self._left -= 1
+            return []
+        if self._inner is None:
+            self._inner = self._make()
+            return []
+        return self._inner.poll(timeout_seconds, max_records)
+
+    def assigned(self):
+        return self._inner.assigned() if self._inner else frozenset()
+
+    def end_positions(self):
+        return self._inner.end_positions() if self._inner else {}
+
+    def lose(self):
+        """Another member gets its partitions."""
+        self.close()
+        self._inner, self._left = None, 1
+
+    def close(self):
+        if self._inner is not None:
+            self._inner.close()
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+class FormingLog:
+    def __init__(self, log, polls=0):
+        self._log, self.polls, self.members = log, polls, []
+
+    def consumer(self, *asked):
+        self.members.append(Forming(lambda: self._log.consumer(*asked), self.polls))
+        return self.members[-1]
+
+    def __getattr__(self, name):
+        return getattr(self._log, name)
+
+
+def forming(started, log, **options):
+    settings = JoinSettings(poll_seconds=0.01, batch_records=2, max_wait_seconds=60)
+    return Join(log, started.store, {"plain": PlainDomain()}, settings, **options)
+
+
+def test_a_join_whose_batch_fails_each_time_does_not_say_in_between_that_it_goes_on(started, monkeypatch):
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "LONGEST_SECONDS", 0.01)
+    said, stop, write = [], threading.Event(), ingest.write_interactions
+
+    def full(connection, arrived):
+        if arrived:
+            raise StoreUnavailable("its disk is full")
+        return write(connection, arrived)
+
+    append(started.log, make_interaction("i"))
+    join = forming(started, FormingLog(started.log, polls=3), waits=said.append)
+    thread = threading.Thread(target=join.run, args=(stop,), daemon=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "write_interactions", full)
+        thread.start()
+        assert eventually(lambda: said.count("STORE_UNAVAILABLE") >= 4)
+        so_far = set(said)
+    assert eventually(lambda: not said[-1])
+    stop.set()
+    thread.join(300)
+    assert so_far == {"STORE_UNAVAILABLE"}
+    assert started.store.counts(CHANNEL).interactions == 1
+
+
+def test_a_join_without_a_partition_goes_on_once_nothing_failed_for_a_while(started, monkeypatch):
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(join_module, "CALM_SECONDS", 0.05)
+    said, stop, fails = [], threading.Event(), [StoreUnavailable("away")]
+
+    def look(join):
+        if fails:
+            raise fails.pop()
+
+    join = forming(started, FormingLog(started.log, polls=1_000_000), waits=said.append, look=look)
+    thread = threading.Thread(target=join.run, args=(stop,), daemon=True)
+    thread.start()
+    assert eventually(lambda: said and not said[-1])
+    stop.set()
+    thread.join(300)
+    assert said[0] == "STORE_UNAVAILABLE"
+
+
+@pytest.mark.parametrize("how", ["its partitions went to another", "it begins anew after an error"])
+def test_who_has_no_partition_finds_no_interaction_missing(started, how):
+    now = [datetime.now(UTC)]
+    log = FormingLog(started.log)
+    join = forming(started, log, now=lambda: now[0])
+    append(started.log, make_feedback("f", "not read yet", Thumbs("a", True)))
+    for _ in range(3):
+        join.run_once(0)
+    now[0] += timedelta(seconds=61)
+    if how == "its partitions went to another":
+        log.members[-1].lose()
+    else:
+        join.close()
+        log.polls = 1
+    join.run_once(0)
+    assert started.store.counts(CHANNEL).waiting == 1
+    for _ in range(3):
+        join.run_once(0)
+    join.close()
+    assert started.store.counts(CHANNEL).rejected == 1, "once it has read all"
+
+
+def test_who_waits_for_partitions_moves_no_place_that_is_anothers_by_now(started, tmp_path, monkeypatch):
+    def away(*_):
+        raise StoreUnavailable("away")
+
+    log = FormingLog(started.log)
+    join = forming(started, log)
+    append(started.log, *[make_feedback(f"f{n}", "late", Thumbs("a", True)) for n in range(4)])
+    while not join.run_once(0):
+        pass
+    join.close()
+    EmbeddedRecords(tmp_path / "log.sqlite").delete(Topic.FEEDBACK, range(3))  # the third is lost: nobody read it
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "skip", away)
+        assert join.run_once(0) == 0
+        with pytest.raises(StoreUnavailable):
+            join.run_once(0)
+    join_all(started.join)
+    log.polls = 1
+    assert join.run_once(0) == 0
+    join.close()
+    assert started.store.lost_to_retention() == 1
+
+
+def test_what_was_gone_before_it_was_ever_read_is_no_lag(started, tmp_path):
+    append(started.log, *[make_feedback(f"f{n}", "late", Thumbs("a", True)) for n in range(5)])
+    EmbeddedRecords(tmp_path / "log.sqlite").delete(Topic.FEEDBACK, range(5))
+    started.join.run_once(0)
+    assert sum(started.join.lag().values()) == 0
+    append(started.log, make_interaction("late"))
+    assert sum(started.join.lag().values()) == 1

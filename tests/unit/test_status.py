@@ -17,7 +17,8 @@ import sqlalchemy as sa
 import structlog
 from plaudit import cli
 from plaudit.errors import LogUnavailable
-from plaudit.eventlog import Topic, open_log
+from plaudit.eventlog import LOG_FILE, Topic, open_log
+from plaudit.eventlog.deleting import EmbeddedRecords
 from plaudit.eventlog.outbox import OutboxLog
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
@@ -104,6 +105,14 @@ def test_status_has_traffic_feedback_what_is_unread_and_what_is_short(settings, 
     assert dict(deployment(settings, PLUGINS).rejected) == {"UNDECODABLE": 1}
     assert "rejected by the join: 1 UNDECODABLE (plaudit rejected list)" in as_text(deployment(settings, PLUGINS))
     json.dumps(found.as_dict(), default=str)
+
+
+def test_records_that_were_gone_before_the_first_was_read_are_not_unread(settings, registry):
+    put(settings, 3, joined=0)
+    assert deployment(settings, PLUGINS).unread == 6
+    for topic in (Topic.INTERACTIONS, Topic.FEEDBACK):
+        EmbeddedRecords(settings.data_dir / LOG_FILE).delete(topic, range(3))
+    assert deployment(settings, PLUGINS).unread == 0
 
 
 def test_a_refusal_is_shown_with_check_value_bound_and_next_step(settings, registry, tmp_path):

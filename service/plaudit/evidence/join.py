@@ -77,6 +77,7 @@ GROUP = "plaudit-join"
 TOPICS = (Topic.INTERACTIONS, Topic.FEEDBACK)
 MAX_ID_BYTES = 512  # ids are UUIDs; far longer ones do not fit a database's index
 PUBLISH_RECORDS = 100  # rejections published at once; each may carry a record of 16 MiB
+CALM_SECONDS = 60.0  # without a failure: then a join goes on, though nothing shows it
 # A rejection's event id is made from its identity, so that one that was published twice can be told.
 REJECTION_IDS = uuid.UUID("5b0c5f6e-6d0f-5d53-9f0e-2f1f3f9a7a10")
 
@@ -128,25 +129,30 @@ class Join:
         self._consumer: Consumer | None = None
         self._positions: dict[tuple[Topic, int], Place] = {}
         self._topic_ids: Mapping[Topic, str] = {}
-        self._firsts: Mapping[tuple[Topic, int], int] = {}  # of new partitions, until their places are looked at
+        self._begins: Mapping[tuple[Topic, int], int] = {}  # first records of the partitions, when it got them
+        self._firsts = self._begins  # the same, until their places are looked at
         self._sweep = True  # feedback of an earlier process may wait
+        self._went_on = False  # in the last batch
         self._take_up_again()
 
     def run(self, stop: threading.Event) -> None:
         """Joins until `stop` is set; waits for a log or a database that is away."""
         try:
-            losses = 0
+            losses, failed_at = 0, time.monotonic()
             while not stop.is_set():
                 try:
                     self.run_once(self._settings.poll_seconds)
                     if self._look is not None:
                         self._look(self)
-                    self._waits("")
-                    losses = 0
+                    # While a group forms, a poll that brings nothing tells nothing of what failed.
+                    if self._went_on or time.monotonic() - failed_at > CALM_SECONDS:
+                        self._waits("")
+                        losses = 0
                 except (LogUnavailable, StoreUnavailable, IntegrityError) as error:
                     losses += 1
                     self._waits(error.reason if isinstance(error, PlauditError) else type(error).__name__)
                     pause("join", stop, error, losses)
+                    failed_at = time.monotonic()
                 except Overtaken as error:
                     _log.warning("join.overtaken", why=str(error))
         finally:
@@ -154,6 +160,7 @@ class Join:
 
     def run_once(self, timeout_seconds: float) -> int:
         """Joins one batch and returns how many records it had; after an error the same records are read again."""
+        self._went_on = False
         try:
             records, caught_up = self._poll(timeout_seconds)
             fail_point("join.1")
@@ -165,6 +172,7 @@ class Join:
             if records and self._consumer is not None:
                 self._consumer.acknowledge(places.next_offsets(self._positions))  # step 9
             fail_point("join.9")
+            self._went_on = bool(records) or caught_up
         except BaseException:
             self.close()  # the consumer stands behind what was lost; a new one begins where the store does
             raise
@@ -177,10 +185,11 @@ class Join:
         assert self._consumer is not None, "_open opens it"
         ends = self._consumer.end_positions()
         read = places.next_offsets(self._positions)
-        return {at: max(0, end - read.get(at, 0)) for at, end in ends.items()}
+        return {at: max(0, end - read.get(at, self._begins.get(at, 0))) for at, end in ends.items()}
 
     def close(self) -> None:
         """Gives the partitions back; the next run_once takes them again."""
+        self._topic_ids, self._firsts = {}, {}  # the next consumer may get other partitions, and has none at first
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
@@ -201,10 +210,10 @@ class Join:
         assert self._consumer is not None, "_open opens it"
         if not self._topic_ids and self._consumer.assigned():
             self._topic_ids = self._consumer.topic_ids()
-            self._firsts = self._consumer.first_positions()
+            self._firsts = self._begins = self._consumer.first_positions()
         records = self._consumer.poll(timeout_seconds, self._settings.batch_records)
         # Who has no partition, or got others within this poll, has not read what there is.
-        caught_up = bool(self._topic_ids) and len(records) < self._settings.batch_records
+        caught_up = bool(self._topic_ids and self._consumer.assigned()) and len(records) < self._settings.batch_records
         return places.unread(records, self._positions), caught_up
 
     def _transact(self, batch: _Batch, caught_up: bool) -> None:

@@ -157,11 +157,11 @@ def _unread(settings: Settings, store: EvidenceStore, running: tuple[Process, ..
         try:
             read = next_offsets(store.positions())
             consumer = log.consumer((Topic.INTERACTIONS, Topic.FEEDBACK), "plaudit-status", dict)
-            ends = consumer.end_positions()
+            firsts, ends = consumer.first_positions(), consumer.end_positions()
             consumer.close()
         finally:
             log.close()
-        return sum(max(0, end - read.get(place, 0)) for place, end in ends.items())
+        return sum(max(0, end - read.get(place, firsts[place])) for place, end in ends.items())
     joins = [each for each in running if each.kind == "join"]
     # The partitions of one that died are another's by now, which counts their records too.
     said = [int(each.facts.get("unread", 0)) for each in joins if not each.lost] or [
