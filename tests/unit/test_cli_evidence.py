@@ -6,11 +6,14 @@ import dataclasses
 import datetime as dt
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import structlog
 from plaudit import cli
 from plaudit.eventlog import Topic, open_log
+from plaudit.eventlog.codec import Rejected, encode_rejected
+from plaudit.evidence import rejected
 from plaudit.evidence.join import Join
 from plaudit.evidence.rejected import read_rejected
 from plaudit.evidence.store import EvidenceStore
@@ -173,8 +176,39 @@ def test_a_rejected_record_is_shown_and_sent_again_as_it_was(run, settings, join
     assert (code, "plaudit rejected list" in err) == (1, True)
 
 
+def test_a_slow_log_shortens_no_list_of_rejections(settings, monkeypatch):
+    log, clock = open_log(settings), [0.0]
+    for offset in range(5):
+        log.append(Topic.REJECTED, f"{offset}", encode_rejected(conflict(offset), producer="test"))
+
+    class Slow:
+        """Each record takes two polls, and each poll ten seconds."""
+
+        def __init__(self, inner):
+            self._inner, self._polls = inner, 0
+
+        def poll(self, timeout_seconds, max_records):
+            clock[0] += 10
+            self._polls += 1
+            return self._inner.poll(0, 1) if self._polls % 2 else []
+
+        def __getattr__(self, name):
+            return getattr(self._inner, name)
+
+    monkeypatch.setattr(rejected, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    slow = SimpleNamespace(consumer=lambda *asked: Slow(log.consumer(*asked)))
+    assert read_rejected(slow, 9).counts == {"ID_CONFLICT": 5}
+    log.close()
+
+
+def conflict(offset):
+    return Rejected(
+        **{"reason": "ID_CONFLICT", "message": "why", "topic": "plaudit.feedback", "partition": 0},
+        **{"offset": offset, "key": b"k", "value": b"v", "rejected_at": START},
+    )
+
+
 def test_rejections_of_a_kafka_log_are_read_too(kafka_bootstrap, kafka_leftovers):
-    from plaudit.eventlog.codec import Rejected, encode_rejected
     from plaudit.eventlog.kafka import KafkaEventLog
     from plaudit.settings import KafkaSettings
 
@@ -182,11 +216,7 @@ def test_rejections_of_a_kafka_log_are_read_too(kafka_bootstrap, kafka_leftovers
     try:
         assert read_rejected(log, 5).newest == ()
         for offset in range(7):
-            said = Rejected(
-                **{"reason": "ID_CONFLICT", "message": "why", "topic": "plaudit.feedback", "partition": 0},
-                **{"offset": offset, "key": b"k", "value": b"v", "rejected_at": START},
-            )
-            log.append(Topic.REJECTED, f"{offset}", encode_rejected(said, producer="test"))
+            log.append(Topic.REJECTED, f"{offset}", encode_rejected(conflict(offset), producer="test"))
         found = read_rejected(log, 5)
         assert (found.counts, len(found.newest)) == ({"ID_CONFLICT": 7}, 5)
     finally:

@@ -15,7 +15,7 @@ from plaudit.errors import LogUnavailable
 from plaudit.eventlog import EventLog, Record, Topic
 from plaudit.eventlog.codec import Rejected, decode
 
-_WAIT_SECONDS = 15.0  # for a broker to hand out the partitions
+_WAIT_SECONDS = 15.0  # for a broker to hand out the partitions, and between two records
 _POLL_SECONDS = 0.5
 _RECORDS = 500
 
@@ -54,23 +54,19 @@ def read_rejected(log: EventLog, most: int, reason: str = "", name: str = "") ->
     consumer = log.consumer((Topic.REJECTED,), f"plaudit-list-{uuid.uuid4().hex}", dict)
     counts: Counter[str] = Counter()
     newest: OrderedDict[tuple[str, int, int, str, int], Rejected] = OrderedDict()
-    read: dict[tuple[Topic, int], int] = {}
     patience = time.monotonic() + _WAIT_SECONDS
     records: Sequence[Record] = ()
     try:
         while True:
             late = not records and time.monotonic() > patience
-            # Asked before each poll, which waits at the end of the log.
-            if consumer.assigned():
-                # Offsets below the end may hold nothing any more (retention): then an empty poll has to do.
-                ends = consumer.end_positions()
-                if late or all(read.get(place, 0) >= end for place, end in ends.items()):
-                    return Rejections(dict(sorted(counts.items())), tuple(newest.values()))
-            elif late:
+            if late and not consumer.assigned():
                 raise LogUnavailable(f"no partition of {Topic.REJECTED} was handed out in {_WAIT_SECONDS:.0f} s; retry")
-            records = consumer.poll(_POLL_SECONDS, _RECORDS)
+            # Asked before each poll, which waits at the end of the log. It is late if nothing came for long.
+            if late or consumer.at_end():
+                return Rejections(dict(sorted(counts.items())), tuple(newest.values()))
+            if records := consumer.poll(_POLL_SECONDS, _RECORDS):
+                patience = time.monotonic() + _WAIT_SECONDS
             for record in records:
-                read[record.topic, record.partition] = record.offset + 1
                 said = decode(record.value)
                 if not isinstance(said, Rejected) or reason not in ("", said.reason):
                     continue
