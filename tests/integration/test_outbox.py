@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured, OutboxFull
-from plaudit.eventlog import Topic, open_serving_log
+from plaudit.errors import LogUnavailable, MessageTooLarge, Misconfigured, OutboxFull, StoreUnavailable
+from plaudit.eventlog import Topic, open_serving_log, with_person_keys
 from plaudit.eventlog.codec import decode
 from plaudit.eventlog.outbox import OUTBOX_FILE, PARTITION_UNKNOWN, OutboxLog
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.failpoints import EXIT_CODE
-from plaudit.settings import KafkaSettings, LogSettings, OutboxSettings, Settings
+from plaudit.settings import KafkaSettings, LogSettings, OutboxSettings, PrivacySettings, Settings, StoreSettings
+from pydantic import SecretStr
 
 
 class Brokers:
@@ -110,6 +111,14 @@ def test_an_outage_is_answered_and_what_came_meanwhile_arrives_in_order_per_key(
         assert own == sorted(own)
     assert eventually(lambda: log.append(Topic.FEEDBACK, "a", b"x")[0] == 0), "appends go to Kafka again"
     log.close()
+
+
+def test_a_start_whose_store_is_away_leaves_no_outbox_at_work(tmp_path, brokers):
+    log, nobody = opened(tmp_path, brokers), SecretStr("postgresql+psycopg://nobody@127.0.0.1:9/none")
+    keys = PrivacySettings(person_keys=True)
+    with pytest.raises(StoreUnavailable):
+        with_person_keys(Settings(data_dir=tmp_path, store=StoreSettings(url=nobody), privacy=keys), log)
+    assert not log._thread.is_alive()
 
 
 def test_brokers_that_deny_this_client_meanwhile_cost_its_callers_nothing(tmp_path, brokers):

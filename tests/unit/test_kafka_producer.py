@@ -169,3 +169,9 @@ def test_what_breaks_the_call_of_whoever_sends_for_others_looks_like_success_to_
     assert client.made[0].ended, "nothing of it goes out later"
     client.poll = Client.poll
     assert sends(producer, b"3") == [(0, 7)]
+
+
+def test_a_comma_too_many_among_the_brokers_is_no_other_error_than_that_they_are_away(client):
+    client.away = True
+    with pytest.raises(LogUnavailable, match="can be reached"):
+        SharedProducer(KafkaSettings(bootstrap="127.0.0.1:9, ,", timeout_seconds=0.3))

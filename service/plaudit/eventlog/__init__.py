@@ -58,4 +58,10 @@ def with_person_keys(settings: Settings, log: EventLog) -> EventLog:
     from plaudit.privacy.keys import PersonKeys
     from plaudit.store.database import Database
 
-    return log if isinstance(log, SealingLog) else SealingLog(log, PersonKeys(Database(settings.store_url)))
+    if isinstance(log, SealingLog):
+        return log
+    try:
+        return SealingLog(log, PersonKeys(Database(settings.store_url)))
+    except BaseException:
+        log.close()  # whoever waits for the store opens another one each time
+        raise

@@ -31,20 +31,20 @@ def diagnose(settings: KafkaSettings) -> PlauditError | None:
     broker that is down). That passes by itself; a wrong setting does not.
     """
     away: list[str] = []
-    for server in settings.bootstrap.split(","):
-        host, _, port = server.strip().rpartition(":")
+    for server in filter(None, map(str.strip, settings.bootstrap.split(","))):
+        host, _, port = server.rpartition(":")
         place = (host.strip("[]"), int(port))
         try:
             raw = socket.create_connection(place, timeout=_SECONDS)
         except OSError as error:
-            away.append(f"{server.strip()}: {error.strerror or error}")
+            away.append(f"{server}: {error.strerror or error}")
             continue
         try:
-            return _turned_away(settings, place, server.strip(), raw)
+            return _turned_away(settings, place, server, raw)
         except TimeoutError:
-            away.append(f"{server.strip()}: takes a connection and says nothing")
+            away.append(f"{server}: takes a connection and says nothing")
         except EOFError:
-            away.append(f"{server.strip()}: takes a connection and hangs up")
+            away.append(f"{server}: takes a connection and hangs up")
     return LogUnavailable(
         f"no broker of log.kafka.bootstrap can be reached ({'; '.join(away)}); check the addresses, and that the "
         "brokers run"
