@@ -18,6 +18,7 @@ from plaudit.errors import (
     GenerationChanged,
     InvalidField,
     LogUnavailable,
+    Misconfigured,
     NotServing,
     ProofFailed,
     ReleaseNotServable,
@@ -156,7 +157,8 @@ def test_a_replica_that_starts_late_serves_the_live_release_from_its_first_call(
         assert client.generate("echo", "Hello", max_tokens=2).completions[0].release_version == row.version
 
 
-def test_a_turn_whose_promotion_the_log_does_not_take_has_promoted_and_is_served(local, client, make_release):
+@pytest.mark.parametrize("error", [LogUnavailable("no broker answers"), Misconfigured("the brokers refuse the user")])
+def test_a_turn_whose_promotion_the_log_does_not_take_has_promoted_and_is_served(local, client, make_release, error):
     from types import SimpleNamespace
 
     from plaudit.learner.outcome import TurnOutcome
@@ -167,7 +169,7 @@ def test_a_turn_whose_promotion_the_log_does_not_take_has_promoted_and_is_served
     row = make_release(local.registry, CHANNEL, 6)
 
     def away(*_):
-        raise LogUnavailable("no broker answers")
+        raise error
 
     learner = SimpleNamespace(
         registry=local.registry,

@@ -176,6 +176,17 @@ def test_pinning_through_the_registry_is_published_on_the_log(plaudit, registry,
     assert change.actor.startswith("operator:")
 
 
+def test_a_move_is_no_failure_if_the_brokers_or_their_settings_let_no_record_through(plaudit, registry, tmp_path):
+    kafka = {"bootstrap": "127.0.0.1:9", "security": "ssl", "ca_file": str(tmp_path / "not there.pem")}
+    given = ["log.kind=kafka", *(f"log.kafka.{name}={value}" for name, value in kafka.items())]
+    options = [part for each in given for part in ("--set", each)]
+    where = ("--data-dir", str(tmp_path / "data"))
+    code, text, said = plaudit("release", "pin", str(CHANNEL), "--json", *where, *options)
+    assert (code, json.loads(text)["pinned"], registry.state(CHANNEL).pinned) == (0, True, True)
+    assert "the change is made" in said
+    assert "ca_file" in said
+
+
 def test_a_move_on_an_old_generation_is_refused(plaudit, registry, tmp_path):
     where = ("--data-dir", str(tmp_path / "data"))
     assert plaudit("release", "pin", str(CHANNEL), *where)[0] == 0

@@ -83,7 +83,7 @@ class RegistryChannels:
 
     def _change(self, channel: str, move: Any, generation: int | None, reason: str) -> dict[str, Any]:
         from plaudit import __version__
-        from plaudit.errors import LogUnavailable
+        from plaudit.errors import PlauditError
         from plaudit.eventlog import open_log
         from plaudit.release.publish import publish
 
@@ -91,14 +91,15 @@ class RegistryChannels:
         change = self._registry.change(
             channel_of(channel), move, expected_generation=generation, actor=actor, reason=reason
         )
-        # The move holds without the record: replicas poll the row. A rollback must work with Kafka down.
+        # The move holds without the record: replicas poll the row. Taken for a failure it would be made again, and a
+        # second rollback goes back one release further.
         try:
             log = open_log(self._settings)
             try:
                 publish(log, change, actor=actor, reason=reason, producer=f"plaudit-cli/{__version__}")
             finally:
                 log.close()
-        except LogUnavailable as error:
+        except PlauditError as error:
             typer.echo(f"the change is made, and replicas learn of it by polling: {error.message}", err=True)
         return _row(change.state)
 

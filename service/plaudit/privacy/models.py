@@ -19,7 +19,7 @@ import sqlalchemy as sa
 import structlog
 
 from plaudit import __version__
-from plaudit.errors import BadArtifact, GenerationChanged, LogUnavailable
+from plaudit.errors import BadArtifact, GenerationChanged, PlauditError
 from plaudit.eventlog import EventLog
 from plaudit.evidence.tables import to_micros
 from plaudit.privacy.tables import ERASED_CHANNEL
@@ -111,7 +111,7 @@ def retire_overdue(registry: Registry, log: EventLog | None, now: dt.datetime) -
             continue
         try:
             publish.publish(log, change, actor=ACTOR, reason=reason, producer=PRODUCER)
-        except LogUnavailable as error:  # replicas poll the state
+        except PlauditError as error:  # replicas poll the state
             _log.warning("erasure.roll_back_not_published", why=error.message)
     return gone
 

@@ -14,7 +14,7 @@ from plaudit.release.moves import Change
 
 
 def publish(log: EventLog, change: Change, *, actor: str, reason: str, producer: str) -> None:
-    """Append the change to `plaudit.releases`; raises LogUnavailable."""
+    """Append the change to `plaudit.releases`; raises what the log raises, and the change holds all the same."""
     state, release = change.state, change.release
     record = ReleaseChange(
         channel=state.channel,

@@ -8,7 +8,7 @@ import datetime as dt
 import structlog
 
 import plaudit
-from plaudit.errors import GenerationChanged, LogUnavailable
+from plaudit.errors import GenerationChanged, PlauditError
 from plaudit.failpoints import fail_point
 from plaudit.learner.context import Learner
 from plaudit.learner.outcome import TurnOutcome
@@ -47,7 +47,7 @@ def promote(learner: Learner, channel: Channel, version: int, generation: int, l
         return TurnOutcome.OVERTAKEN, overtake(learner, channel, version, generation, lease)
     try:
         publish.publish(learner.log, change, actor=ACTOR, reason=reason, producer=PRODUCER)
-    except LogUnavailable as error:  # it is live: replicas find it when they look at the registry
+    except PlauditError as error:  # it is live: replicas find it when they look at the registry
         log.warning("replicas were not told of a release", channel=str(channel), version=version, why=error.message)
     return TurnOutcome.PROMOTED, reason
 
