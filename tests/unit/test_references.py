@@ -94,6 +94,13 @@ def test_answers_of_a_release_are_no_references():
     assert _texts([_interaction(1, "theirs", version=1), _interaction(2, "ours")]) == ["ours"]
 
 
+def test_answers_that_somebody_stopped_are_no_references():
+    stopped = _interaction(1, "I will te")
+    (candidate,) = stopped.candidates
+    candidate = dataclasses.replace(candidate, finish_reason=FinishReason.CANCELLED)
+    assert _texts([dataclasses.replace(stopped, candidates=(candidate,)), _interaction(2, "ours")]) == ["ours"]
+
+
 def test_the_order_in_which_answers_arrived_does_not_matter_and_equal_ones_stay():
     several = [_interaction(1, "a"), _interaction(2, "b"), _interaction(3, "a")]
     assert {tuple(_texts(order)) for order in itertools.permutations(several)} == {("a", "b", "a")}

@@ -20,7 +20,7 @@ from plaudit.release import texts
 from plaudit.reward.completion import Completion
 from plaudit.reward.fit import FIT_REFERENCES
 from plaudit.reward.shown import Text, shown_part, shown_tokens
-from plaudit.types import Outcome, Purpose, Sampling
+from plaudit.types import Candidate, FinishReason, Outcome, Purpose, Sampling
 
 # A request has no more; all of them centre its scores.
 MOST_OPTIONS = 50
@@ -91,16 +91,18 @@ class SampledReferences:
             if interaction.purpose is Purpose.IMPORTED:
                 continue  # no answers of ours
             for candidate in interaction.candidates:
-                if candidate.release_version == 0 and interaction.prompt_tokens and self._is_ours(candidate.sampling):
+                if candidate.release_version == 0 and interaction.prompt_tokens and self._is_ours(candidate):
                     completion = Completion(interaction.prompt_tokens, shown_tokens(self._text, candidate))
                     found = self._found.setdefault(interaction.prompt_group, [])
                     found.append((completion, candidate.displayed_text))
 
-    def _is_ours(self, sampling: Sampling) -> bool:
-        """Whether an answer was sampled as the channel's policy is; the log keeps numbers as float32."""
+    def _is_ours(self, candidate: Candidate) -> bool:
+        """Whether an answer was sampled as the channel's policy is, to its end; the log keeps numbers as float32."""
+        if candidate.finish_reason is FinishReason.CANCELLED:
+            return False  # somebody stopped it: the base would have gone on
         rounded = (
             dataclasses.replace(each, temperature=_as_float32(each.temperature), top_p=_as_float32(each.top_p))
-            for each in (sampling, self._sampling)
+            for each in (candidate.sampling, self._sampling)
         )
         return next(rounded) == next(rounded)
 
