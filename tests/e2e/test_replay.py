@@ -69,7 +69,7 @@ def trained(settings_of, learner_of):
 
 
 def contents(settings):
-    """Every row of the store and every file of the registry, as they are."""
+    """Every row of the store, and every file of the registry and of what turns keep, as they are."""
     store = EvidenceStore(settings.store_url)
     with store.database.reading() as connection:
         rows = {
@@ -78,12 +78,13 @@ def contents(settings):
             if name not in ("process", "lease")
         }
     store.close()
-    files = sorted(path for path in (settings.data_dir / "registry").rglob("*") if path.is_file())
+    files = sorted(p for name in ("registry", "kept") for p in (settings.data_dir / name).rglob("*") if p.is_file())
     return rows, {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_a_release_is_retrained_from_the_log_to_the_same_adapter_and_nothing_changes(trained, monkeypatch):
     before = contents(trained)
+    assert any(path.parent.parent.name == "kept" for path in before[1])
     # What the manifest keeps decides, not what the settings of today are.
     changed = trained.model_copy(update={"policy": trained.policy.model_copy(update={"lr": 0.001, "prompts": 4})})
     found = replay(changed, CHANNEL, 1)

@@ -157,6 +157,14 @@ def test_features_that_were_computed_in_another_number_format_are_not_taken(turn
     assert counted == {(FEATURES, "computed"): 2}
 
 
+@pytest.mark.parametrize("of", ["plaudit", "transformers"])
+def test_features_that_another_version_computed_are_not_taken(turn, base, monkeypatch, of):
+    kept_by_a_turn(turn, base, texts(base, "tea"))
+    monkeypatch.setattr(f"plaudit.learner.kept.{of}.__version__", "0")
+    _, counted = kept_by_a_turn(turn, base, texts(base, "tea"))
+    assert counted == {(FEATURES, "computed"): 2}
+
+
 def test_a_turn_under_way_writes_nothing_after_its_channel_was_forgotten(turn, base, tmp_path):
     kept_by_a_turn(turn, base, texts(base, "tea"))
     kept, _ = turn()

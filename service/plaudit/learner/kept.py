@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import structlog
 import torch
+import transformers
 from torch import Tensor
 
+import plaudit
 from plaudit.engine.base import Base
 from plaudit.engine.protocol import Engine, ReleaseKey
 from plaudit.policy.rollout import TrainPrompt, sample
@@ -182,7 +184,7 @@ class Kept:
             {
                 "base": base.digest,
                 "formats": f"{base.format} {engine.base_dtype}",
-                "torch": torch.__version__,
+                "versions": f"{plaudit.__version__} {torch.__version__} {transformers.__version__}",
                 "processor": f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}",
             }
         )

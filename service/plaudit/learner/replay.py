@@ -151,11 +151,15 @@ def _differences(manifest: Manifest, declaration: Declaration, base: str, no_eng
 
 
 def _beside(learner: Learner, scratch: EvidenceStore) -> Learner:
-    """The learner over another store of evidence; what it would remember is gone with that."""
+    """The learner over another store of evidence; what it would remember, or keep for a next turn, is gone with that.
+
+    It takes over nothing that was kept either: what comes out is computed from the log alone.
+    """
     assert scratch.database.engine.url.database is not None, "a scratch store is a file"
     folder = Path(scratch.database.engine.url.database).parent
     return dataclasses.replace(
         learner,
+        settings=learner.settings.model_copy(update={"data_dir": folder}),
         store=scratch,
         outcomes=TurnOutcomes(scratch.database),
         leases=Leases(scratch.database),
