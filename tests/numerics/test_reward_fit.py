@@ -609,6 +609,25 @@ def test_acts_that_name_nobody_teach_under_one_cap_and_judge_nothing(base: Base)
     assert judges.left_out == {"nameless": 40}
 
 
+def test_acts_of_any_age_have_a_weight(base: Base):
+    asked = [
+        interaction(f"i{n}", "g", [candidate(base, "c0", "tea"), candidate(base, "c1", "cup")], (3, 4))
+        for n in range(3)
+    ]
+    pair = Pair(first="c0", second="c1", outcome=PairOutcome.FIRST)
+    # Four hundred days are forty thousand half-lives: no float holds what is left then.
+    ages = {"old": 400, "older": 500, "fresh": 0}
+    rows = [
+        row(f"i{n}", pair, FeedbackKind.CHOICE, who, Split.TRAIN, accepted_at=NOW - dt.timedelta(days=days))
+        for n, (who, days) in enumerate(ages.items())
+    ]
+    quick = SETTINGS.model_copy(update={"half_life_days": 0.01})
+    weight = {u.event.who: u.event.weight for u in collect(frozen(asked, rows), Split.TRAIN, base, quick).pairs}
+    assert weight == {"fresh": pytest.approx(3), "old": pytest.approx(0), "older": pytest.approx(0)}
+    alone = collect(frozen(asked, rows[:2]), Split.TRAIN, base, quick)
+    assert [u.event.weight for u in alone.pairs] == pytest.approx([1, 1])
+
+
 def test_weights_decay_with_age_are_capped_a_rater_and_have_mean_one(base: Base):
     prompt = (3, 4)
     asked = [

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 
 SECONDS_A_DAY = 86_400.0
+# What is older weighs as if it were so old: a weight of 0 would leave its rater, or the whole set, without a total.
+MOST_HALF_LIVES = 64.0
 # Kinds of act whose outcome depends on where an option stood: people see the first more, and take it more readily.
 PLACED_KINDS = frozenset({FeedbackKind.CHOICE, FeedbackKind.SIGNAL})
 LEAST_PROBABILITY = 1e-30  # Of an option to be first; below it a log-prob says no more than "never".
@@ -94,7 +96,7 @@ def collect(data: FrozenDataSet, split: Split, text: Text, settings: RewardSetti
             row.who,
             row.prompt_group,
             row.kind,
-            2.0 ** (-age / settings.half_life_days),
+            2.0 ** -min(age / settings.half_life_days, MOST_HALF_LIVES),
             row.interaction_id,
         )
         try:
