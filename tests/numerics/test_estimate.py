@@ -260,6 +260,19 @@ def test_probabilities_of_places_agree_with_drawn_orders() -> None:
     assert (found > 0).all()
 
 
+def test_an_option_that_nearly_always_comes_before_has_its_small_probability_in_a_late_place() -> None:
+    # Passed over by three equal ones, then by two, and next: of a thousand drawn orders none has it there.
+    lead = math.exp(7)
+    found = place_probabilities([7.0, 0.0, 0.0, 0.0], 4)
+    assert found[2, 0] == pytest.approx(3 / (lead + 3) * 2 / (lead + 2) * lead / (lead + 1))
+    assert found[3, 0] == pytest.approx(3 / (lead + 3) * 2 / (lead + 2) * 1 / (lead + 1))
+    assert found.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+    # Among options that are not valid, behind the one that is: as likely as without it.
+    lead = math.exp(16)
+    behind = place_probabilities([0.0, 16.0 - 1e4, -1e4, -1e4], 3)
+    assert behind[2, 1] == pytest.approx(2 / (lead + 2) * lead / (lead + 1))
+
+
 def test_an_option_that_comes_last_by_rule_comes_last() -> None:
     # The core lowers an invalid option's score so far that it never stands before a valid one.
     found = place_probabilities([0.0, 0.0, -1e4], 3)

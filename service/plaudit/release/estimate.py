@@ -166,7 +166,23 @@ def place_probabilities(scores: Sequence[float], places: int, *, draws: int = 10
             taken[rows, orders[:, place - 2]] = True
             taken[rows, orders[:, place - 1]] = True
             found[place] = _next(values, taken).mean(axis=0)
+            for option in np.flatnonzero(taken.all(axis=0)):  # it nearly always comes before
+                found[place, option] = _passed_over(values, orders, place, int(option))
     return found
+
+
+def _passed_over(scores: Floats, orders: NDArray[np.intp], place: int, option: int) -> float:
+    """Probability of an option to stand in a place that no drawn order left to it.
+
+    Over the drawn orders (draws, n) of the others: that each of the first `place` is taken before it, and it is next.
+    """
+    others = scores[orders[orders != option].reshape(len(orders), -1)]
+    # Log of what is left of the others when so many of them are taken: (draws, n), nothing in the end.
+    left = np.logaddexp.accumulate(others[:, ::-1], axis=1)[:, ::-1]
+    left = np.pad(left, ((0, 0), (0, 1)), constant_values=-np.inf)
+    own = scores[option]
+    passed = left[:, :place] - np.logaddexp(left[:, :place], own)
+    return float(np.exp(passed.sum(axis=1) + own - np.logaddexp(left[:, place], own)).mean())
 
 
 def _next(scores: Floats, taken: NDArray[np.bool_]) -> Floats:
