@@ -132,6 +132,17 @@ def test_who_agrees_with_nearly_everybody_or_has_said_little_is_no_anomaly():
     assert anomalies([*crowd(), *nameless], **CHECKS) == []
 
 
+def test_what_people_do_is_no_one_answer():
+    """Skips are all of one sign, whoever skips, and of an answer that was made again the last one was kept."""
+    skips = rows_of("skips", [Binary(candidate="a", positive=False, source="skipped")] * 60, 30)
+    again = rows_of("again", [Pair(first="a", second="b", outcome=PairOutcome.SECOND)] * 60, 30)
+    done = [dataclasses.replace(row, kind=FeedbackKind.SIGNAL) for row in (*skips, *again)]
+    sides = [Pair(first="a", second="b", outcome=list(PairOutcome)[index % 2]) for index in range(100)]
+    others = [*crowd(), *rows_of("pairs", sides, 30)]
+    assert anomalies([*others, *done], **CHECKS) == []
+    assert [each.rater for each in anomalies([*others, *skips, *again], **CHECKS)] == ["again", "skips"]
+
+
 @pytest.fixture
 def own_log():
     """A command logs to the runner's standard error, which is gone after it."""

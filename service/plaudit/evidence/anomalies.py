@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from plaudit.evidence.store import EvidenceRow
-from plaudit.types import Binary, Pair, PairOutcome, is_rater
+from plaudit.types import Binary, FeedbackKind, Pair, PairOutcome, is_rater
 
 CHANCE = 1e-6  # of one honest rater in a channel
 _MINUTE_SECONDS = 60.0
@@ -60,6 +60,8 @@ def _one_answer(rows: Iterable[EvidenceRow], least: int) -> Iterator[tuple[str, 
         return
     by_kind: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for row in rows:
+        if row.kind is FeedbackKind.SIGNAL:
+            continue  # what people do points one way: who skips never un-skips, and what was made again was kept
         match row.evidence:
             case Binary(positive=positive):
                 by_kind["thumbs"][row.who]["up" if positive else "down"] += 1
