@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from plaudit.eventlog.sqlite import SqliteEventLog
 from plaudit.evidence.join import Join
 from plaudit.evidence.splits import Split, group_bounds, rater_bounds, rater_split
 from plaudit.evidence.store import EvidenceStore
+from plaudit.learner import look as looking
 from plaudit.learner import needs
-from plaudit.learner.outcome import Need
-from plaudit.learner.survey import survey
+from plaudit.learner.outcome import Need, Result, TurnOutcome
+from plaudit.learner.survey import Survey, survey
+from plaudit.release.moves import ChannelState
 from plaudit.release.registry import Registry
 from plaudit.settings import JoinSettings, Settings
 from plaudit.store.outcomes import TurnOutcomes
@@ -103,3 +106,29 @@ def test_shares_come_from_the_bounds_of_the_splits():
 def test_a_survey_needs_no_torch():
     code = "import plaudit.learner.survey, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_said_of_a_channel_follows_people_who_go_though_the_join_reads_nothing(monkeypatch):
+    """After an erasure, or with somebody in quarantine, fewer events count, and the log is where it was."""
+    left = [Need(needs.EVENTS, 120, 200), Need(needs.EVENTS, 120, 200), Need(needs.EVENTS, 7, 200)]
+    asked = []
+
+    def surveyed(*_):
+        asked.append(left[0].have)
+        return Survey(needs=(left[0],), acts={}, advice="")
+
+    monkeypatch.setattr(looking, "survey", surveyed)
+    learner = SimpleNamespace(
+        store=SimpleNamespace(positions=dict),
+        plugins={CHANNEL.domain: PlainDomain()},
+        settings=SimpleNamespace(for_channel=lambda channel: None),
+        registry=None,
+        outcomes=None,
+    )
+    state, watch, said = ChannelState(CHANNEL, 0, 0), looking.Watch(), []
+    while left:
+        waits = Result(outcome=TurnOutcome.WAITED, reason="", needs=(left[0],))
+        said.append(looking._with_all_needs(learner, state, watch, waits).reason)
+        left.pop(0)
+    assert said == ["waits: 120 of 200 new training events"] * 2 + ["waits: 7 of 200 new training events"]
+    assert asked == [120, 7]

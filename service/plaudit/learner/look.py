@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -19,7 +19,7 @@ import tenacity
 from plaudit.eventlog import Positions
 from plaudit.learner import needs
 from plaudit.learner.context import Learner
-from plaudit.learner.outcome import BREAKS, Result, TurnEnded, TurnOutcome, failed, require
+from plaudit.learner.outcome import BREAKS, Need, Result, TurnEnded, TurnOutcome, failed, require
 from plaudit.learner.recover import is_left, recover
 from plaudit.learner.since import LEASE, learnt_until, settings_digest
 from plaudit.learner.survey import Survey, survey
@@ -52,7 +52,7 @@ class Watch:
     told_reason: str = ""
     told_at: float = -math.inf
     surveyed: Survey | None = None
-    surveyed_at: Positions = field(default_factory=dict)
+    surveyed_at: tuple[Positions, tuple[Need, ...]] | None = None
 
 
 def look(learner: Learner, channel: Channel, watch: Watch, *, force: bool = False) -> Result | None:
@@ -137,15 +137,16 @@ def _require_new_events(learner: Learner, settings: Settings, state: ChannelStat
 def _with_all_needs(learner: Learner, state: ChannelState, watch: Watch, result: Result) -> Result:
     """The result of a look that found too few events, with all that the turn will need, so that nobody meets it singly.
 
-    Evidence is read again only if the join has read on since.
+    Evidence is read again only if the join has read on since, or other events count than then: somebody was erased, put
+    in quarantine, or let out.
     """
-    positions = dict(learner.store.positions())
-    if watch.surveyed is None or watch.surveyed_at != positions:
+    at = (dict(learner.store.positions()), result.needs)
+    if watch.surveyed is None or watch.surveyed_at != at:
         declaration, settings = learner.plugins[state.channel.domain].declaration, learner.settings
         watch.surveyed = survey(
             learner.store, learner.registry, learner.outcomes, settings.for_channel(state.channel), declaration, state
         )
-        watch.surveyed_at = positions
+        watch.surveyed_at = at
     found = watch.surveyed
     # Whether it is enough to look was decided by the count of this look, which `force` may have lowered.
     every = (*result.needs, *(need for need in found.needs if need.what != needs.EVENTS))
