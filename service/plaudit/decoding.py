@@ -32,6 +32,14 @@ def channel_sampling(plugin: DomainPlugin, policy: PolicySettings, prompt: Promp
     return replace(spec.sampling, temperature=temperature)
 
 
+def policy_temperature(plugin: DomainPlugin, policy: PolicySettings) -> float:
+    """The temperature that a channel's releases are given: that of `channel_sampling`.
+
+    The settings' if that is 0: who takes the most probable token draws nothing, and probabilities need a temperature.
+    """
+    return channel_sampling(plugin, policy).temperature or policy.temperature
+
+
 def untruncated(sampling: Sampling) -> Sampling:
     """The same over the whole distribution: ratios and KL are of that, and of what was drawn from it."""
     return replace(sampling, top_p=1.0, top_k=0)

@@ -9,12 +9,14 @@ import pytest
 from plaudit import ordering
 from plaudit.client import Plaudit
 from plaudit.deciding import decide
+from plaudit.decoding import channel_sampling
+from plaudit.domain import DecodeSpec
 from plaudit.errors import InvalidField, Misconfigured
 from plaudit.eventlog import Topic
 from plaudit.plugins import guard
 from plaudit.settings import ChannelSettings, DecisionSettings
 from plaudit.testing.serving import local_server, serve_settings
-from plaudit.types import Option, Purpose, Request
+from plaudit.types import Channel, Option, Purpose, Request
 from plaudit_echo.plugin import EchoChoice
 
 POST = "You are all wonderful."
@@ -152,3 +154,17 @@ def test_the_record_says_what_was_decided_and_by_which_rules(tmp_path, tiny_engi
     assert record.policy_version == "2026-11"
     by_id = {each.option_id: each.probability for each in record.candidates}
     assert list(by_id)[decide(list(by_id.values()))] == record.decision
+
+
+def test_a_channel_begins_at_the_temperature_at_which_its_releases_will_serve(tmp_path, tiny_engine):
+    class Warm(Verdicts):
+        def decode_spec(self, prompt, mode):
+            return DecodeSpec(temperature=1.3)
+
+    settings = serve_settings(tmp_path)
+    plugins = guard([Warm()])
+    with local_server(settings.data_dir, tiny_engine, plugins, settings=settings) as server:
+        with Plaudit(server.target) as client:
+            client.choose("verdicts", POST, [])
+        manifest = server.registry.manifest(Channel("verdicts", "default"), 0)
+    assert manifest.temperature == channel_sampling(plugins["verdicts"], settings.policy).temperature == 1.3

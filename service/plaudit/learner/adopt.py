@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from plaudit.decoding import channel_sampling
+from plaudit.decoding import channel_sampling, policy_temperature
 from plaudit.domain import DomainPlugin
 from plaudit.engine import adapter_files, adapters, foreign
 from plaudit.engine.base import Base
@@ -78,7 +78,7 @@ def adopt(
     base = Base.of(settings)
     config, state = foreign.read(folder, base, settings.model)  # 1
     sampling = channel_sampling(plugin, settings.policy)
-    temperature = sampling.temperature
+    temperature = policy_temperature(plugin, settings.policy)
     engine = TorchEngine(base, settings.engine, settings.model)
     with contextlib.closing(engine), tempfile.TemporaryDirectory(prefix="plaudit-import-") as work:
         artifacts = Path(work) / "release"

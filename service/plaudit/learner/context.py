@@ -149,6 +149,11 @@ class Turn:
         """How the channel's policy is sampled: as callers are served."""
         return channel_sampling(self.plugin, self.settings.policy)
 
+    def served(self, version: int) -> Sampling:
+        """How a release answers callers: at its own temperature, whatever the settings say of the next one."""
+        own = self.learner.registry.manifest(self.channel, version).temperature
+        return channel_sampling(self.plugin, self.settings.policy.model_copy(update={"temperature": own}))
+
     @property
     def start_layer(self) -> int:
         """First layer that carries the policy's adapter."""

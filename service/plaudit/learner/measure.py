@@ -142,6 +142,8 @@ class Measurer:
         self.base, self.engine, self.plugin, self.judge = base, engine, plugin, judge
         self.references, self.sampling = references, sampling
         self.samples, self.start_layer, self.seed = samples, start_layer, seed
+        # Of releases that answer callers otherwise than by `sampling`: at a temperature of their own.
+        self.served: dict[ReleaseKey, Sampling] = {}
         # The base's, and the seed that they are drawn with: candidate and live are probed with the same draws.
         self._answers, self._probe_seed = answers, probe_seed
         self._detail = detail
@@ -154,7 +156,7 @@ class Measurer:
             self.engine,
             prompts,
             release,
-            sampling or self.sampling,
+            sampling or self.served.get(release, self.sampling),
             samples=self.samples,
             seed=self.seed,
             capture=True,
@@ -237,7 +239,7 @@ class Measurer:
             self.engine,
             prompts,
             release,
-            self.sampling,
+            self.served.get(release, self.sampling),
             samples=count,
             first=first,
             seed=self._probe_seed,

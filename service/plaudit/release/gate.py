@@ -46,11 +46,12 @@ class Measurements(Protocol):
 class CompletionMeasurements:
     """What was measured of completions; an empty field is a measurement that is missing, and fails its check.
 
-    If live is the base (`live_is_base`), the numbers against live are those against the base, given twice. Wins are
-    one number per gate prompt (`win_rates`), KL one number per gate prompt in nats per sequence at the policy's
-    temperature. Probes are None if they were not run, and empty if the domain declares none. `live_comparisons` is
-    None if no reward model is live yet. `rater_cap` is that of training. `terms`: for each of the domain's own reward
-    terms the difference between candidate and base, one number per gate prompt whose answers have the term.
+    If live is the base (`live_is_base`), the numbers against live are those against the base, given twice, but for wins
+    if the base answers callers at another temperature. Wins are one number per gate prompt (`win_rates`), KL one number
+    per gate prompt in nats per sequence at the policy's temperature. Probes are None if they were not run, and empty if
+    the domain declares none. `live_comparisons` is None if no reward model is live yet. `rater_cap` is training's.
+    `terms`: for each of the domain's own reward terms the difference between candidate and base, one number per gate
+    prompt whose answers have the term.
     """
 
     wins_base: tuple[float, ...] = ()

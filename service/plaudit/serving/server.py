@@ -26,6 +26,7 @@ from plaudit.access.admission import Admission, check_exposure, say_exposure
 from plaudit.access.limits import Limits
 from plaudit.access.tls import Certificates
 from plaudit.addresses import address
+from plaudit.decoding import policy_temperature
 from plaudit.domain import DomainPlugin
 from plaudit.engine.observing import observe
 from plaudit.engine.protocol import Engine
@@ -128,7 +129,9 @@ class Server:
             domains=tuple(plugins),
             poll_seconds=settings.serve.poll_seconds,
             ready_at_start=settings.engine.adapter_slots,
-            temperature=lambda channel: settings.for_channel(channel).policy.temperature,
+            temperature=lambda channel: policy_temperature(
+                plugins[channel.domain], settings.for_channel(channel).policy
+            ),
             bell=_bell(event_log),
             beat=Beat(registry.database, "serve"),
             look_also=ErasedWatch(registry.database, recorder).look,

@@ -282,6 +282,10 @@ def measure(turn: Turn, frozen: Frozen, fitted: Fitted, optimised: Optimised) ->
     base = Asked(turn.base_key, temperature)
     with staging.candidate(turn, optimised.adapter) as key, staging.live(turn) as live_key:
         candidate, live = Asked(key, None), None if live_key is None else Asked(live_key, None)
+        served = turn.learner.registry.manifest(turn.channel, 0).temperature
+        if live is None and served != temperature:
+            # The base answers callers at another temperature than it is the reference at.
+            live = Asked(turn.base_key, served)
         scores = {
             who: measurer.scores(prompts, release, who)
             for who, release in (("candidate", candidate), ("base", base), ("live", live))

@@ -53,7 +53,8 @@ class Choices:
             if 1 + sum(lengths) > turn.settings.engine.score_tokens:
                 left_out["have options of more tokens than engine.score_tokens"] += 1
                 continue
-            rendered = dataclasses.replace(rendered, options=options)
+            # Its evidence is sorted by the logged group: another version of the plugin may name it otherwise.
+            rendered = dataclasses.replace(rendered, options=options, group=row.group)
             found.append(TrainPrompt(rendered=rendered, encoded=encoded, options=tokens))
         return found, left_out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
@@ -45,6 +46,8 @@ class Completions:
             if channel_sampling(turn.plugin, turn.settings.policy, rendered) != sampling:
                 left_out["are sampled in a way of their own (decode_spec)"] += 1
                 continue
+            # Its evidence is sorted by the logged group: another version of the plugin may name it otherwise.
+            rendered = dataclasses.replace(rendered, group=row.group)
             found.append(TrainPrompt(rendered=rendered, encoded=encoded))
         return found, left_out
 
@@ -125,6 +128,8 @@ class Completions:
                 drawn = measurer.sampled(frozen.gate, key, "candidate, untruncated", untruncated(turn.sampling))
             needed = samples_needed(settings.probe_rate, settings.probe_power)
             with staging.live(turn) as live:
+                if live is not None:
+                    measurer.served[live] = turn.served(live.version)
                 probes, failed = measurer.probes(key, turn.base_key, live, needed, settings.probe_rate)
             proof = measurer.proof(key, "policy", turn.sampling.temperature)
         references.complete(frozen.gate, min(2, settings.samples))
@@ -136,6 +141,10 @@ class Completions:
         wins_live, kl_live = wins_base, kl_base
         if turn.state.live:
             wins_live, kl_live = _against_live(turn, frozen, measurer, scores, rollout)
+        elif (served := turn.served(0)) != turn.sampling:
+            # The base answers callers at another temperature than it is the reference at.
+            live_scores, _ = measurer.judged(measurer.sampled(frozen.gate, turn.base_key, "live", served))
+            wins_live = measurer.wins(scores, live_scores)
         measurements = CompletionMeasurements(
             wins_base=wins_base,
             wins_live=wins_live,
@@ -156,7 +165,7 @@ class Completions:
 def _against_live(
     turn: Turn, frozen: Frozen, measurer: Measurer, scores: list[list[float]], rollout: Rollout
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Win-rates and KL by prompt against the live release."""
+    """Win-rates by prompt against what the live release answers callers, and KL at the policy's temperature."""
     adapter = staging.live_adapter(turn)
     with staging.live(turn) as key:
         assert key is not None, "asked only if a release is live"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from plaudit.engine.sampling import is_greedy
 from plaudit.evidence.anomalies import anomalies
 from plaudit.evidence.quarantine import Quarantine
 from plaudit.evidence.splits import Split, group_split
@@ -11,13 +12,19 @@ from plaudit.evidence.store import FrozenDataSet
 from plaudit.learner import actions, needs
 from plaudit.learner.actions.protocol import Frozen
 from plaudit.learner.context import Turn
-from plaudit.learner.outcome import require
+from plaudit.learner.outcome import TurnEnded, TurnOutcome, require
 from plaudit.policy.rollout import TrainPrompt
 
 
 def freeze(turn: Turn) -> Frozen:
     """Read the channel's evidence and prompts; waits if nothing could be rolled out or asked."""
     turn.begin(1, "freeze")
+    if is_greedy(turn.sampling.temperature):
+        raise TurnEnded(
+            TurnOutcome.WAITED,
+            "waits: the domain takes the most probable token each time (temperature 0 in decode_spec), and a policy "
+            "learns from what it draws; give it a temperature, or leave that to policy.temperature",
+        )
     learner, gate = turn.learner, turn.settings.gate
     declared = turn.plugin.declaration
     few_raters = declared.few_raters
