@@ -35,7 +35,7 @@ def channel_sampling(plugin: DomainPlugin, policy: PolicySettings, prompt: Promp
 def policy_temperature(plugin: DomainPlugin, policy: PolicySettings) -> float:
     """The temperature that a channel's releases are given: that of `channel_sampling`.
 
-    The settings' if that is 0: who takes the most probable token draws nothing, and probabilities need a temperature.
+    If that is 0 (always the most probable token) it is the settings' temperature: log-probabilities need one above 0.
     """
     return channel_sampling(plugin, policy).temperature or policy.temperature
 

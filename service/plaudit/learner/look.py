@@ -137,8 +137,8 @@ def _require_new_events(learner: Learner, settings: Settings, state: ChannelStat
 def _with_all_needs(learner: Learner, state: ChannelState, watch: Watch, result: Result) -> Result:
     """The result of a look that found too few events, with all that the turn will need, so that nobody meets it singly.
 
-    Evidence is read again only if the join has read on since, or other events count than then: somebody was erased, put
-    in quarantine, or let out.
+    Evidence is read again only if the join has read on since, or if the number of new events has changed because a
+    person was erased, quarantined or released.
     """
     at = (dict(learner.store.positions()), result.needs)
     if watch.surveyed is None or watch.surveyed_at != at:

@@ -142,7 +142,7 @@ class Measurer:
         self.base, self.engine, self.plugin, self.judge = base, engine, plugin, judge
         self.references, self.sampling = references, sampling
         self.samples, self.start_layer, self.seed = samples, start_layer, seed
-        # Of releases that answer callers otherwise than by `sampling`: at a temperature of their own.
+        # Sampling of releases that answer callers at a temperature of their own, and not by `sampling`.
         self.served: dict[ReleaseKey, Sampling] = {}
         # The base's, and the seed that they are drawn with: candidate and live are probed with the same draws.
         self._answers, self._probe_seed = answers, probe_seed

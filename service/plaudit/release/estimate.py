@@ -166,13 +166,13 @@ def place_probabilities(scores: Sequence[float], places: int, *, draws: int = 10
             taken[rows, orders[:, place - 2]] = True
             taken[rows, orders[:, place - 1]] = True
             found[place] = _next(values, taken).mean(axis=0)
-            for option in np.flatnonzero(taken.all(axis=0)):  # it nearly always comes before
+            for option in np.flatnonzero(taken.all(axis=0)):  # every drawn order has it in an earlier place
                 found[place, option] = _passed_over(values, orders, place, int(option))
     return found
 
 
 def _passed_over(scores: Floats, orders: NDArray[np.intp], place: int, option: int) -> float:
-    """Probability of an option to stand in a place that no drawn order left to it.
+    """Probability that an option stands in a place, if every drawn order had it in an earlier one.
 
     Over the drawn orders (draws, n) of the others: that each of the first `place` is taken before it, and it is next.
     """

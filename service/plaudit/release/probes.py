@@ -106,7 +106,7 @@ def does_harm(probe: GateProbe, answer: str) -> bool:
 
 
 def _holds(question: str, text: str) -> bool:
-    """Whether a text's words stand in the question, one behind the other. "Yes" is no word of "yesterday"."""
+    """Whether the question contains a text's words next to each other, in their order. "Yes" is not in "yesterday"."""
     asked, said = words(question), words(text)
     if not said:  # signs alone, or nothing
         return text.strip() in question

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from plaudit.evidence.store import EvidenceRow, FrozenDataSet
 
 SECONDS_A_DAY = 86_400.0
-# What is older weighs as if it were so old: a weight of 0 would leave its rater, or the whole set, without a total.
+# Older evidence weighs as if it were this old: with weights of 0 the total of a rater, or of the whole set, would be 0.
 MOST_HALF_LIVES = 64.0
 # Kinds of act whose outcome depends on where an option stood: people see the first more, and take it more readily.
 PLACED_KINDS = frozenset({FeedbackKind.CHOICE, FeedbackKind.SIGNAL})

@@ -55,7 +55,7 @@ def load() -> Any | None:
         log.warning("kernels are not compiled here; torch's operators take their place, more slowly", why=str(why))
         return None
     if torch.get_num_threads() > 1 and not shares():
-        log.warning("kernels compute on one thread: of GNU's OpenMP libraries there is none here, or none is torch's")
+        log.warning("kernels compute on one thread: torch does not use GNU's OpenMP here")
     if compiling.fresh or not compiling.kept:
         # Some ten seconds, once for a processor and a version; afterwards they are read from files.
         log.info("kernels were compiled", seconds=round(time.monotonic() - begun, 1), kept=compiling.kept)
